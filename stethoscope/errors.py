@@ -1,0 +1,68 @@
+"""One exception tree. A user's mistake carries what happened, what was got, what was expected and the next step.
+
+`UserError` and its children print as one line and exit the command line with code 2; the dashboard shows their four
+parts. Everything else that escapes is ours (exit code 1). Programmer mistakes assert.
+"""
+
+
+class StethoscopeError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class Cancelled(StethoscopeError):
+    """The user asked a running job to stop; everything finished so far is stored."""
+
+
+class UserError(StethoscopeError):
+    """A mistake that the user can mend.
+
+    Args:
+        what: what is wrong, naming the thing.
+        got: what was found there.
+        expected: what would have been right.
+        next_step: what to do now.
+    """
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, next_step: str | None = None) -> None:
+        self.what = what
+        self.got = None if got is None else str(got)
+        self.expected = None if expected is None else str(expected)
+        self.next_step = next_step
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.got is not None:
+            parts.append(f"got {self.got}")
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
+        line = "; ".join(parts)
+        return " ".join((f"{line}. {self.next_step}" if self.next_step else line).split())
+
+
+class ProfileError(UserError):
+    """An unknown or broken profile."""
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read, or does not fit the model that it names."""
+
+
+class CheckpointError(UserError):
+    """A model or task-vector checkpoint that is missing, corrupt, not finite or of the wrong shape."""
+
+
+class SaeError(UserError):
+    """A sparse autoencoder that is missing, corrupt or does not fit the model."""
+
+
+class CorpusError(UserError):
+    """Problems or control prompts that are missing, malformed or too few."""
+
+
+class StoreError(UserError):
+    """A stored record that is missing or does not match its content id."""
+
+
+class ResourceError(UserError):
+    """Not enough memory or disk, or a device that is not there."""

@@ -1,0 +1,1 @@
+"""Judging: problems, prompts, grades, and the paired comparison of two arms."""
