@@ -1,0 +1,190 @@
+"""Pico models shared by every test: a tiny random Gemma 3 in hub format, a fine-tune of it, and planted SAE banks.
+
+The pico Gemma 3 has everything that makes the real one hard: local and global attention mixed, a sliding window
+(8 tokens) shorter than most prompts, tied embeddings, RMSNorm gains away from 1, grouped key/value heads, and a
+byte-level tokenizer whose tokens may hold a part of a character. Factories are fixtures that return functions, so a
+test module needs no import from here.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+PICO_LAYERS = 4
+PICO_D_MODEL = 32
+PICO_WINDOW = 8
+PICO_LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention", "sliding_attention")
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
+WORDS = ("Problem", "Solution", ":", " the", " of", " prime", " divisor", " story", " river", " circle", " and", "\n\n")
+
+
+def pico_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole `WORDS` and, for everything else, single bytes; any text round-trips."""
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    pieces = ["".join(piece for piece, _ in cut.pre_tokenize_str(word)) for word in WORDS]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = list(dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *pieces]))
+    vocabulary = {token: i for i, token in enumerate(names)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    core.pre_tokenizer = cut
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+
+
+def pico_model(seed: int = 0, *, n_layers: int = PICO_LAYERS, d_model: int = PICO_D_MODEL) -> Gemma3ForCausalLM:
+    """A random Gemma 3 whose greedy text varies: weights of sd 1.5 / sqrt(fan_in), norm gains 1 or 3 + N(0, 0.2)."""
+    tokenizer = pico_tokenizer()
+    config = Gemma3TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=48,
+        num_hidden_layers=n_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=PICO_WINDOW,
+        layer_types=[PICO_LAYER_TYPES[layer % len(PICO_LAYER_TYPES)] for layer in range(n_layers)],
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model = Gemma3ForCausalLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:  # post-norms near 3: else the embedding wins and the text repeats one token
+                parameter.copy_(0.2 * noise + (2.0 if "post_" in name else 0.0))
+            elif "embed" in name:
+                parameter.copy_(noise * d_model**-0.5)
+            else:
+                parameter.copy_(1.5 * noise * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def save_pico(model: Gemma3ForCausalLM, folder: Path) -> Path:
+    """Write `model` and the pico tokenizer to `folder` in hub format."""
+    model.save_pretrained(folder)
+    pico_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the pico base model. Session scoped: do not write into it (copy it with shutil.copytree)."""
+    return save_pico(pico_model(), tmp_path_factory.mktemp("pico") / "base")
+
+
+@pytest.fixture(scope="session")
+def pico_tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a fine-tune of the pico base: base + N(0, 0.02) on every attention and MLP matrix, embeddings kept."""
+    model = pico_model()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_proj" in name:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return save_pico(model, tmp_path_factory.mktemp("pico_tuned") / "tuned")
+
+
+@pytest.fixture(scope="session")
+def make_pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Factory `make_pico(edit=None, *, seed, n_layers, d_model) -> folder`; `edit(model)` may change the weights."""
+
+    def make(
+        edit: Callable[[Gemma3ForCausalLM], None] | None = None,
+        *,
+        seed: int = 0,
+        n_layers: int = PICO_LAYERS,
+        d_model: int = PICO_D_MODEL,
+    ) -> Path:
+        model = pico_model(seed, n_layers=n_layers, d_model=d_model)
+        if edit is not None:
+            with torch.no_grad():
+                edit(model)
+        return save_pico(model, tmp_path_factory.mktemp("made") / "model")
+
+    return make
+
+
+def write_sae(folder: Path, tensors: Mapping[str, torch.Tensor], **fields: object) -> Path:
+    """Write one SAE in sae_lens' disk format: `folder/cfg.json` and `folder/sae_weights.safetensors`.
+
+    `tensors` holds W_enc [d_model, d_sae], b_enc, W_dec [d_sae, d_model], b_dec and, for JumpReLU, threshold;
+    `fields` overrides entries of cfg.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    d_in, d_sae = tensors["W_enc"].shape
+    config: dict[str, object] = {
+        "architecture": "jumprelu" if "threshold" in tensors else "standard",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.12"},
+    }
+    (folder / "cfg.json").write_text(json.dumps(config | fields), encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+    return folder
+
+
+def random_sae(seed: int, *, d_model: int = PICO_D_MODEL, d_sae: int = 24) -> dict[str, torch.Tensor]:
+    """Tensors of a JumpReLU SAE with random unit directions, tied encoder and threshold 1."""
+    generator = torch.Generator().manual_seed(seed)
+    w_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_model, generator=generator), dim=1)
+    return {
+        "W_enc": w_dec.T.contiguous(),
+        "b_enc": torch.zeros(d_sae),
+        "W_dec": w_dec,
+        "b_dec": 0.1 * torch.randn(d_model, generator=generator),
+        "threshold": torch.ones(d_sae),
+    }
+
+
+@pytest.fixture(scope="session")
+def write_sae_bank() -> Callable[..., Path]:
+    """Factory `write_sae_bank(folder, saes, **cfg_fields) -> folder`; `saes` maps a layer to its tensors.
+
+    An integer instead of the tensors is the seed of a random SAE of 24 latents.
+    """
+
+    def write(folder: Path, saes: Mapping[int, Mapping[str, torch.Tensor] | int], **fields: object) -> Path:
+        for layer, tensors in saes.items():
+            known = random_sae(tensors) if isinstance(tensors, int) else tensors
+            write_sae(folder / f"layer_{layer}", known, **fields)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pico_sae_folder(tmp_path_factory: pytest.TempPathFactory, write_sae_bank: Callable[..., Path]) -> Path:
+    """Folder of a bank of random SAEs (24 latents) for every layer of the pico model, read-only."""
+    return write_sae_bank(tmp_path_factory.mktemp("saes"), {layer: 100 + layer for layer in range(PICO_LAYERS)})
