@@ -1,0 +1,279 @@
+"""Pure statistics on numbers: intervals, paired tests, corrections, the bootstrap and the four verdicts.
+
+A comparison is paired: the same problems were put to both arms, and the 2x2 table counts them as n11 (both right),
+n10 (only the arm right), n01 (only the reference right) and n00 (both wrong). The headline is
+
+    difference = (n10 - n01) / n, with Newcombe's method-10 interval for paired proportions and the exact McNemar p.
+
+Fractions stay in [0, 1]. Counts that cannot be are programmer mistakes and assert.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Real
+from scipy import special
+
+BETTER = "better"
+WORSE = "worse"
+NOT_WORSE = "not worse by more than the margin"
+INCONCLUSIVE = "inconclusive"
+Verdict = Literal["better", "worse", "not worse by more than the margin", "inconclusive"]
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ZTest:
+    """A standard normal statistic and its two-sided p; both NaN where the standard error is zero or undefined."""
+
+    z: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """A difference of two paired quantities with its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeanInterval:
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankTest:
+    """Per column: area under the ROC curve (.5 = no separation) and the two-sided Mann-Whitney p."""
+
+    auroc: Float[np.ndarray, " j"]
+    p: Float[np.ndarray, " j"]
+
+
+def _normal_quantile(level: float) -> float:
+    assert 0 < level < 1, f"level={level} is not in (0, 1)"
+    return float(special.ndtri((1 + level) / 2))
+
+
+def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
+    """Return Wilson's score interval of the proportion correct/n; (0, 1) when n is 0 (Wilson 1927)."""
+    assert 0 <= correct <= n, f"correct={correct} is not in [0, n={n}]"
+    if n == 0:
+        return Interval(0.0, 1.0)
+    z = _normal_quantile(level)
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if correct == 0 else centre - half
+    high = 1.0 if correct == n else centre + half
+    return Interval(max(low, 0.0), min(high, 1.0))
+
+
+def lm_eval_stderr(correct: int, n: int) -> float:
+    """Return lm-eval's standard error of a mean of 0/1 scores, sd with n-1 over sqrt(n); NaN when n < 2."""
+    assert 0 <= correct <= n, f"correct={correct} is not in [0, n={n}]"
+    if n < 2:
+        return math.nan
+    share = correct / n
+    return math.sqrt(share * (1 - share) / (n - 1))
+
+
+def unpooled_z(k1: int, n1: int, k2: int, n2: int) -> ZTest:
+    """Return z = (k2/n2 - k1/n1) / sqrt(se1^2 + se2^2) with lm-eval's standard errors; positive when the second is higher.
+
+    It takes the two samples as independent, which paired problems are not: it is shown for comparability only.
+    """
+    error = math.hypot(lm_eval_stderr(k1, n1), lm_eval_stderr(k2, n2))
+    if not error > 0:
+        return ZTest(math.nan, math.nan)
+    z = (k2 / n2 - k1 / n1) / error
+    return ZTest(z, float(2 * special.ndtr(-abs(z))))
+
+
+def mcnemar_exact(n10: int, n01: int) -> float:
+    """Return the two-sided exact McNemar p: n10 of n10 + n01 discordant pairs against Binomial(1/2); 1 without any."""
+    assert n10 >= 0 and n01 >= 0, f"negative count in n10={n10}, n01={n01}"
+    if n10 == n01:
+        return 1.0
+    return float(min(1.0, 2 * special.bdtr(min(n10, n01), n10 + n01, 0.5)))
+
+
+def newcombe_paired(n11: int, n10: int, n01: int, n00: int, level: float = 0.95) -> PairedDifference:
+    """Return p1 - p2 = (n10 - n01)/n with Newcombe's method-10 interval for paired proportions.
+
+    Source: Newcombe 1998, Statistics in Medicine 17:2635, method 10 (not statsmodels' "newcomb", which is for
+    independent samples). Wilson bounds of the two margins are combined with the continuity-corrected phi.
+    """
+    n = n11 + n10 + n01 + n00
+    assert min(n11, n10, n01, n00) >= 0 and n > 0, f"not a 2x2 table: {n11}, {n10}, {n01}, {n00}"
+    k1, k2 = n11 + n10, n11 + n01
+    p1, p2 = k1 / n, k2 / n
+    first, second = wilson(k1, n, level), wilson(k2, n, level)
+    association = n11 * n00 - n10 * n01
+    margins = k1 * (n - k1) * k2 * (n - k2)
+    if margins == 0 or 0 <= association <= n / 2:
+        phi = 0.0
+    else:
+        phi = (association if association < 0 else association - n / 2) / math.sqrt(margins)
+    below1, above1 = p1 - first.low, first.high - p1
+    below2, above2 = p2 - second.low, second.high - p2
+    down = math.sqrt(max(0.0, below1**2 - 2 * phi * below1 * above2 + above2**2))
+    up = math.sqrt(max(0.0, above1**2 - 2 * phi * above1 * below2 + below2**2))
+    difference = (n10 - n01) / n
+    return PairedDifference(difference, max(-1.0, difference - down), min(1.0, difference + up))
+
+
+def _p_values(p: Sequence[float] | np.ndarray) -> np.ndarray:
+    values = np.asarray(p, dtype=np.float64)
+    assert values.ndim == 1 and bool(np.all((values >= 0) & (values <= 1))), f"not a list of p-values: {values}"
+    return values
+
+
+def holm(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return Holm's step-down adjusted p-values [n], in the order given (Holm 1979); strong control of any error."""
+    values = _p_values(p)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return Benjamini-Hochberg q-values [n], in the order given (1995): q <= .05 holds the false discovery rate at 5%."""
+    values = _p_values(p)
+    order = np.argsort(values, kind="stable")[::-1]
+    ranks = np.arange(len(values), 0, -1)
+    stepped = np.minimum.accumulate(values[order] * len(values) / ranks)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def paired_mean_interval(differences: Sequence[float] | Real[np.ndarray, " n"], *, level: float = 0.95) -> MeanInterval:
+    """Return the mean of paired differences with Student's t interval; NaN bounds when n < 2."""
+    values = np.asarray(differences, dtype=np.float64)
+    assert values.ndim == 1 and len(values) > 0, f"expected a list of differences, got shape {values.shape}"
+    mean = float(values.mean())
+    if len(values) < 2:
+        return MeanInterval(mean, math.nan, math.nan)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * error
+    return MeanInterval(mean, mean - half, mean + half)
+
+
+def stratified_paired_bootstrap(
+    arm: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
+    *,
+    kind: Literal["macro", "micro"] = "macro",
+    draws: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> PairedDifference:
+    """Return arm - reference over all strata with a percentile interval, pairs resampled inside each stratum.
+
+    Macro is the mean of the strata's differences, micro the difference over all pairs. A pair is worth -1, 0 or 1,
+    so that resampling n pairs is one multinomial draw of their three counts: exact, and independent of n.
+
+    Args:
+        arm, reference: right or wrong by stratum, the same problems in the same order (bool [n] each).
+    """
+    assert arm.keys() == reference.keys() and arm, "arm and reference need the same strata, at least one"
+    generator = np.random.default_rng(seed)
+    differences: list[float] = []
+    drawn: list[np.ndarray] = []
+    sizes: list[int] = []
+    for stratum in sorted(arm):
+        ours, theirs = np.asarray(arm[stratum], dtype=bool), np.asarray(reference[stratum], dtype=bool)
+        assert ours.shape == theirs.shape and ours.ndim == 1 and len(ours) > 0, f"{stratum}: not paired"
+        n = len(ours)
+        gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+        counts = generator.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=draws)
+        differences.append((gained - lost) / n)
+        drawn.append((counts[:, 0] - counts[:, 1]) / n)
+        sizes.append(n)
+    weights = np.asarray(sizes, dtype=np.float64) if kind == "micro" else np.ones(len(sizes))
+    weights /= weights.sum()
+    totals = np.stack(drawn, axis=1) @ weights  # [draws]
+    low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
+    return PairedDifference(float(np.dot(differences, weights)), float(low), float(high))
+
+
+def kendall_tau(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Return Kendall's tau-b of two equally long sequences; NaN when one of them is constant."""
+    from scipy import stats  # half a second to import: only where it is used
+
+    assert len(a) == len(b), f"lengths {len(a)} and {len(b)} differ"
+    return float(stats.kendalltau(a, b).statistic)
+
+
+def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"]) -> RankTest:
+    """Return P(x > y) + P(x = y)/2 per column, and its two-sided Mann-Whitney p.
+
+    Normal approximation with tie and continuity correction (Hollander & Wolfe 1999, section 4.1), all columns at
+    once. A column that is constant over both samples has AUROC .5 and p 1.
+
+    Args:
+        x: [n1, j] values of the first sample (documents of the domain), one column a variable.
+        y: [n2, j] values of the second sample.
+    """
+    assert x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1] and len(x) and len(y), f"shapes {x.shape}, {y.shape}"
+    n1, n2 = len(x), len(y)
+    n = n1 + n2
+    values = np.concatenate([x, y])  # [n, j]
+    order = np.argsort(values, axis=0, kind="stable")
+    ranked = np.take_along_axis(values, order, axis=0)
+    position = np.arange(n)[:, None]
+    starts = np.ones(values.shape, dtype=bool)
+    starts[1:] = ranked[1:] != ranked[:-1]
+    first = np.maximum.accumulate(np.where(starts, position, 0), axis=0)
+    ends = np.ones(values.shape, dtype=bool)
+    ends[:-1] = starts[1:]
+    last = np.minimum.accumulate(np.where(ends, position, n - 1)[::-1], axis=0)[::-1]
+    size = last - first + 1  # how many share this value
+    rank_sum = np.where(order < n1, (first + last) / 2 + 1, 0.0).sum(axis=0)  # [j]
+    u = rank_sum - n1 * (n1 + 1) / 2
+    tie_sum = (size.astype(np.float64) ** 2 - 1).sum(axis=0)  # each of t tied values adds t^2 - 1: t^3 - t in all
+    variance = n1 * n2 / 12 * ((n + 1) - tie_sum / (n * max(n - 1, 1)))
+    excess = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0)
+    varies = variance > 1e-9
+    z = np.where(varies, excess / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
+    return RankTest(u / (n1 * n2), np.minimum(2 * special.ndtr(-z), 1.0))
+
+
+def discordant_e_value(gained: int, lost: int) -> float:
+    """Return the anytime-valid e-value 2^(g+l) Beta(g+.5, l+.5) / Beta(.5, .5); 20 or more is evidence of a difference."""
+    log_e = (gained + lost) * math.log(2) + special.betaln(gained + 0.5, lost + 0.5) - special.betaln(0.5, 0.5)
+    return math.exp(min(float(log_e), 700.0))
+
+
+def verdict(low: float, high: float, holm_p: float, margin: float) -> Verdict:
+    """Return the verdict on a paired difference with interval (low, high): one of four, and no other.
+
+    Better and worse need Holm's p below .05 and an interval on that side of zero; "not worse" is a non-inferiority
+    statement, low > -margin, whatever p says.
+    """
+    assert margin > 0, f"margin={margin} must be positive"
+    if holm_p < SIGNIFICANCE and low > 0:
+        return BETTER
+    if holm_p < SIGNIFICANCE and high < 0:
+        return WORSE
+    return NOT_WORSE if low > -margin else INCONCLUSIVE

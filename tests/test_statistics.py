@@ -1,0 +1,194 @@
+"""Statistics against published reference values, statsmodels, scipy, and properties that hold for every table."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from stethoscope import statistics as S
+
+counts = st.integers(0, 60)
+tables = st.tuples(counts, counts, counts, counts).filter(lambda table: sum(table) > 0)
+p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95]))
+@settings(max_examples=60, deadline=None)
+def test_wilson_is_statsmodels(case: tuple[int, int], level: float) -> None:
+    correct, n = case
+    ours = S.wilson(correct, n, level)
+    low, high = proportion_confint(correct, n, alpha=1 - level, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=1e-12)
+    assert 0 <= ours.low <= correct / n <= ours.high <= 1
+    mirrored = S.wilson(n - correct, n, level)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - ours.high, 1 - ours.low), abs=1e-12)
+
+
+def test_wilson_of_nothing_knows_nothing() -> None:
+    assert S.wilson(0, 0) == S.Interval(0.0, 1.0)
+
+
+def test_stderr_is_that_of_the_scores() -> None:
+    scores = np.array([1] * 160 + [0] * 380)
+    assert S.lm_eval_stderr(160, 540) == pytest.approx(scores.std(ddof=1) / math.sqrt(540), rel=1e-12)
+    assert math.isnan(S.lm_eval_stderr(1, 1))
+
+
+def test_unpooled_z_reproduces_the_abstract() -> None:
+    test = S.unpooled_z(160, 540, 213, 540)
+    assert round(test.z, 2) == 3.41
+    assert round(test.p, 4) == 0.0007
+    assert S.unpooled_z(213, 540, 160, 540).z == pytest.approx(-test.z)
+    assert math.isnan(S.unpooled_z(5, 5, 5, 5).z)
+    assert math.isnan(S.unpooled_z(1, 1, 0, 1).p)
+
+
+@given(counts, counts)
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_is_the_binomial_test(n10: int, n01: int) -> None:
+    expected = stats.binomtest(n10, n10 + n01).pvalue if n10 + n01 else 1.0
+    assert S.mcnemar_exact(n10, n01) == pytest.approx(expected, rel=1e-9)
+    assert S.mcnemar_exact(n01, n10) == S.mcnemar_exact(n10, n01)
+
+
+def test_newcombe_reference_value() -> None:
+    paired = S.newcombe_paired(59, 6, 16, 80)
+    assert round(paired.difference, 4) == -0.0621
+    assert (round(paired.low, 4), round(paired.high, 4)) == (-0.1186, -0.0046)
+
+
+def test_newcombe_branches_of_phi() -> None:
+    # Newcombe 1998, table III: an interval without association is that of the square-and-add method.
+    independent = S.newcombe_paired(1, 1, 1, 1)
+    first = S.wilson(2, 4)
+    half = math.sqrt(2 * (first.high - 0.5) ** 2)
+    assert independent.high == pytest.approx(half)
+    # negative association widens, positive narrows
+    assert S.newcombe_paired(0, 10, 10, 0).high > S.newcombe_paired(5, 5, 5, 5).high
+    assert S.newcombe_paired(10, 0, 0, 10).high < S.newcombe_paired(5, 5, 5, 5).high
+    # a margin of zero has phi 0 and still an interval
+    assert S.newcombe_paired(0, 0, 0, 10).high > 0
+
+
+@given(tables, st.sampled_from([0.8, 0.95, 0.99]))
+@settings(max_examples=200, deadline=None)
+def test_newcombe_properties(table: tuple[int, int, int, int], level: float) -> None:
+    n11, n10, n01, n00 = table
+    paired = S.newcombe_paired(n11, n10, n01, n00, level)
+    assert -1 <= paired.low <= paired.difference <= paired.high <= 1
+    swapped = S.newcombe_paired(n11, n01, n10, n00, level)
+    assert (swapped.low, swapped.high) == pytest.approx((-paired.high, -paired.low), abs=1e-12)
+    mirrored = S.newcombe_paired(n00, n10, n01, n11, level)  # right and wrong change names in both arms
+    assert mirrored.difference == pytest.approx(paired.difference)
+    wider = S.newcombe_paired(n11, n10, n01, n00, 0.999)
+    assert wider.low <= paired.low + 1e-12 and wider.high >= paired.high - 1e-12
+
+
+@given(p_lists)
+@settings(max_examples=60, deadline=None)
+def test_corrections_are_statsmodels(p: list[float]) -> None:
+    assert S.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert S.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
+    assert (S.holm(p) >= np.asarray(p)).all()
+
+
+def test_corrections_of_none() -> None:
+    assert len(S.holm([])) == 0
+    assert len(S.benjamini_hochberg([])) == 0
+
+
+def test_paired_mean_interval_is_the_t_test() -> None:
+    differences = np.random.default_rng(1).normal(0.3, 1, 17)
+    ours = S.paired_mean_interval(differences)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((differences.mean(), expected.low, expected.high))
+    assert math.isnan(S.paired_mean_interval([0.5]).low)
+    assert S.paired_mean_interval([0.5]).mean == 0.5
+
+
+def _pairs(table: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    cells = np.repeat(np.array([(1, 1), (1, 0), (0, 1), (0, 0)], dtype=bool), table, axis=0)
+    return cells[:, 0], cells[:, 1]
+
+
+def test_bootstrap_macro_and_micro_weigh_differently() -> None:
+    small, large = _pairs((2, 6, 0, 2)), _pairs((30, 10, 10, 50))
+    arm, reference = {"s": small[0], "l": large[0]}, {"s": small[1], "l": large[1]}
+    macro = S.stratified_paired_bootstrap(arm, reference, kind="macro")
+    micro = S.stratified_paired_bootstrap(arm, reference, kind="micro")
+    assert macro.difference == pytest.approx((0.6 + 0.0) / 2)
+    assert micro.difference == pytest.approx(6 / 110)
+    for total in (macro, micro):
+        assert total.low < total.difference < total.high
+    assert S.stratified_paired_bootstrap(arm, reference, kind="macro") == macro  # seeded
+    swapped = S.stratified_paired_bootstrap(reference, arm, kind="macro")
+    assert swapped.difference == -macro.difference
+    # 3 Monte-Carlo standard errors of a 2.5% quantile at 10,000 draws are below .02 here
+    assert (swapped.low, swapped.high) == pytest.approx((-macro.high, -macro.low), abs=0.02)
+
+
+def test_bootstrap_sd_is_the_paired_one() -> None:
+    """Pairs, not arms, are resampled: the interval's width is that of the paired sd, not of independent arms."""
+    arm, reference = _pairs((80, 10, 4, 106))
+    total = S.stratified_paired_bootstrap({"a": arm}, {"a": reference}, draws=20_000)
+    sd = (arm.astype(int) - reference.astype(int)).std() / math.sqrt(200)
+    assert (total.high - total.low) / (2 * 1.96) == pytest.approx(sd, rel=0.06)  # the steps of 1/200 in the quantiles
+
+
+def test_kendall_tau() -> None:
+    assert S.kendall_tau([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
+    assert S.kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert math.isnan(S.kendall_tau([1, 1, 1], [1, 2, 3]))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_mann_whitney_is_scipy(levels: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, levels, (23, 11)) / levels
+    y = generator.integers(0, levels, (31, 11)) / levels
+    ours = S.mann_whitney_auroc(x, y)
+    theirs = stats.mannwhitneyu(x, y, method="asymptotic", axis=0)
+    assert ours.auroc == pytest.approx(theirs.statistic / (23 * 31))
+    assert ours.p == pytest.approx(theirs.pvalue)
+
+
+def test_mann_whitney_of_a_constant_and_of_a_perfect_column() -> None:
+    x = np.array([[0.0, 5.0], [0.0, 6.0], [0.0, 7.0]])
+    y = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
+    test = S.mann_whitney_auroc(x, y)
+    assert test.auroc.tolist() == [0.5, 1.0]
+    assert test.p[0] == 1.0
+
+
+def test_mann_whitney_p_is_uniform_under_the_null() -> None:
+    generator = np.random.default_rng(3)
+    p = S.mann_whitney_auroc(generator.normal(size=(40, 2000)), generator.normal(size=(40, 2000))).p
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def test_e_value_reference() -> None:
+    assert round(S.discordant_e_value(40, 15), 1) == 38.9
+    assert S.discordant_e_value(0, 0) == pytest.approx(1.0)
+    assert S.discordant_e_value(15, 40) == pytest.approx(S.discordant_e_value(40, 15))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (0.01, 0.10, 0.01, S.BETTER),
+        (-0.10, -0.01, 0.01, S.WORSE),
+        (0.01, 0.10, 0.06, S.NOT_WORSE),  # the sign alone is not enough
+        (-0.02, 0.05, 0.01, S.NOT_WORSE),  # nor is p alone
+        (-0.02, 0.05, 0.50, S.NOT_WORSE),
+        (-0.03, 0.05, 0.50, S.INCONCLUSIVE),  # at the margin is not above it
+        (-0.10, -0.01, 0.06, S.INCONCLUSIVE),
+        (0.01, 0.10, 0.05, S.NOT_WORSE),
+    ],
+)
+def test_the_four_verdicts(low: float, high: float, p: float, expected: str) -> None:
+    assert S.verdict(low, high, p, 0.03) == expected
