@@ -96,9 +96,9 @@ def lm_eval_stderr(correct: int, n: int) -> float:
 
 
 def unpooled_z(k1: int, n1: int, k2: int, n2: int) -> ZTest:
-    """Return z = (k2/n2 - k1/n1) / sqrt(se1^2 + se2^2) with lm-eval's standard errors; positive when the second is higher.
+    """Return z = (k2/n2 - k1/n1) / sqrt(se1^2 + se2^2) with lm-eval's standard errors.
 
-    It takes the two samples as independent, which paired problems are not: it is shown for comparability only.
+    Positive when the second sample is higher. It takes the two samples as independent, which paired problems are not: it is shown for comparability only.
     """
     error = math.hypot(lm_eval_stderr(k1, n1), lm_eval_stderr(k2, n2))
     if not error > 0:
@@ -109,7 +109,7 @@ def unpooled_z(k1: int, n1: int, k2: int, n2: int) -> ZTest:
 
 def mcnemar_exact(n10: int, n01: int) -> float:
     """Return the two-sided exact McNemar p: n10 of n10 + n01 discordant pairs against Binomial(1/2); 1 without any."""
-    assert n10 >= 0 and n01 >= 0, f"negative count in n10={n10}, n01={n01}"
+    assert min(n10, n01) >= 0, f"negative count in n10={n10}, n01={n01}"
     if n10 == n01:
         return 1.0
     return float(min(1.0, 2 * special.bdtr(min(n10, n01), n10 + n01, 0.5)))
@@ -122,7 +122,7 @@ def newcombe_paired(n11: int, n10: int, n01: int, n00: int, level: float = 0.95)
     independent samples). Wilson bounds of the two margins are combined with the continuity-corrected phi.
     """
     n = n11 + n10 + n01 + n00
-    assert min(n11, n10, n01, n00) >= 0 and n > 0, f"not a 2x2 table: {n11}, {n10}, {n01}, {n00}"
+    assert n > 0 <= min(n11, n10, n01, n00), f"not a 2x2 table: {n11}, {n10}, {n01}, {n00}"
     k1, k2 = n11 + n10, n11 + n01
     p1, p2 = k1 / n, k2 / n
     first, second = wilson(k1, n, level), wilson(k2, n, level)
@@ -142,7 +142,8 @@ def newcombe_paired(n11: int, n10: int, n01: int, n00: int, level: float = 0.95)
 
 def _p_values(p: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.asarray(p, dtype=np.float64)
-    assert values.ndim == 1 and bool(np.all((values >= 0) & (values <= 1))), f"not a list of p-values: {values}"
+    assert values.ndim == 1, f"expected a list of p-values, got shape {values.shape}"
+    assert bool(np.all((values >= 0) & (values <= 1))), f"not p-values: {values}"
     return values
 
 
@@ -157,7 +158,7 @@ def holm(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"
 
 
 def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Return Benjamini-Hochberg q-values [n], in the order given (1995): q <= .05 holds the false discovery rate at 5%."""
+    """Return Benjamini-Hochberg q-values [n], in the order given (1995); controls the false discovery rate."""
     values = _p_values(p)
     order = np.argsort(values, kind="stable")[::-1]
     ranks = np.arange(len(values), 0, -1)
@@ -170,7 +171,7 @@ def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np
 def paired_mean_interval(differences: Sequence[float] | Real[np.ndarray, " n"], *, level: float = 0.95) -> MeanInterval:
     """Return the mean of paired differences with Student's t interval; NaN bounds when n < 2."""
     values = np.asarray(differences, dtype=np.float64)
-    assert values.ndim == 1 and len(values) > 0, f"expected a list of differences, got shape {values.shape}"
+    assert values.ndim == 1 <= len(values), f"expected a list of differences, got shape {values.shape}"
     mean = float(values.mean())
     if len(values) < 2:
         return MeanInterval(mean, math.nan, math.nan)
@@ -196,15 +197,16 @@ def stratified_paired_bootstrap(
     Args:
         arm, reference: right or wrong by stratum, the same problems in the same order (bool [n] each).
     """
-    assert arm.keys() == reference.keys() and arm, "arm and reference need the same strata, at least one"
+    assert arm, "no strata to total"
+    assert arm.keys() == reference.keys(), "arm and reference need the same strata"
     generator = np.random.default_rng(seed)
     differences: list[float] = []
     drawn: list[np.ndarray] = []
     sizes: list[int] = []
     for stratum in sorted(arm):
         ours, theirs = np.asarray(arm[stratum], dtype=bool), np.asarray(reference[stratum], dtype=bool)
-        assert ours.shape == theirs.shape and ours.ndim == 1 and len(ours) > 0, f"{stratum}: not paired"
         n = len(ours)
+        assert ours.shape == theirs.shape == (n,) > (0,), f"{stratum}: not paired, {ours.shape} and {theirs.shape}"
         gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
         counts = generator.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=draws)
         differences.append((gained - lost) / n)
@@ -222,7 +224,8 @@ def kendall_tau(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
     from scipy import stats  # half a second to import: only where it is used
 
     assert len(a) == len(b), f"lengths {len(a)} and {len(b)} differ"
-    return float(stats.kendalltau(a, b).statistic)
+    tau, _ = stats.kendalltau(a, b)
+    return float(tau)
 
 
 def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"]) -> RankTest:
@@ -235,7 +238,8 @@ def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"])
         x: [n1, j] values of the first sample (documents of the domain), one column a variable.
         y: [n2, j] values of the second sample.
     """
-    assert x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1] and len(x) and len(y), f"shapes {x.shape}, {y.shape}"
+    assert x.shape[1:] == y.shape[1:] == (x.shape[-1],), f"shapes {x.shape} and {y.shape} do not match"
+    assert min(len(x), len(y)) > 0, "an empty sample has no ranks"
     n1, n2 = len(x), len(y)
     n = n1 + n2
     values = np.concatenate([x, y])  # [n, j]
@@ -260,7 +264,7 @@ def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"])
 
 
 def discordant_e_value(gained: int, lost: int) -> float:
-    """Return the anytime-valid e-value 2^(g+l) Beta(g+.5, l+.5) / Beta(.5, .5); 20 or more is evidence of a difference."""
+    """Return the anytime-valid e-value 2^(g+l) Beta(g+.5, l+.5) / Beta(.5, .5); evidence at 20 or more."""
     log_e = (gained + lost) * math.log(2) + special.betaln(gained + 0.5, lost + 0.5) - special.betaln(0.5, 0.5)
     return math.exp(min(float(log_e), 700.0))
 

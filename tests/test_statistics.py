@@ -86,7 +86,8 @@ def test_newcombe_properties(table: tuple[int, int, int, int], level: float) -> 
     mirrored = S.newcombe_paired(n00, n10, n01, n11, level)  # right and wrong change names in both arms
     assert mirrored.difference == pytest.approx(paired.difference)
     wider = S.newcombe_paired(n11, n10, n01, n00, 0.999)
-    assert wider.low <= paired.low + 1e-12 and wider.high >= paired.high - 1e-12
+    assert wider.low <= paired.low + 1e-12
+    assert wider.high >= paired.high - 1e-12
 
 
 @given(p_lists)
