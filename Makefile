@@ -1,0 +1,36 @@
+# make app: the dashboard on the mini.  make test: everything.  make lint: format, lint, types.
+# The first interpreter that runs and is new enough (a shim on the path may lead nowhere).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN = .venv/bin
+
+.PHONY: app test lint format mini
+app: .venv/app
+	$(BIN)/streamlit run app.py
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+mini: .venv/app
+	$(BIN)/python -m stethoscope.mini.train
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "Stethoscope needs Python 3.11 or 3.12; none was found. Install one, or name it: make app PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/app: requirements.txt | .venv/python
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt requirements.txt | .venv/python
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@ .venv/app

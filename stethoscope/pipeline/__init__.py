@@ -1,0 +1,84 @@
+"""One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
+
+Pages and command line both come in here. Every run but the live probe becomes a record of the history; a diagnosis
+or an energy table of the same spec, weights and problems is taken from the store.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stethoscope.errors import Cancelled, UserError
+from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, info, probe
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import (
+    BenchSpec,
+    CompareTextSpec,
+    DiagnoseSpec,
+    EnergySpec,
+    ExportSpec,
+    InfoSpec,
+    ProbeSpec,
+    Spec,
+)
+from stethoscope.results import BenchResult, Result
+from stethoscope.store.fingerprints import record_fingerprints
+
+RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
+    InfoSpec: info.run,
+    DiagnoseSpec: diagnose.run,
+    EnergySpec: energy.run,
+    ProbeSpec: probe.run,
+    CompareTextSpec: compare_text.run,
+    BenchSpec: bench.run,
+    ExportSpec: export.run,
+}
+KEPT = (DiagnoseSpec, EnergySpec, CompareTextSpec, BenchSpec, ExportSpec)
+REUSED = (DiagnoseSpec, EnergySpec)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result and, where the history keeps it, the run that made it."""
+
+    result: Result
+    run_id: str | None
+
+
+def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
+    """Return the result of `spec`, from the store where the same spec was run on the same weights and problems.
+
+    Raises:
+        UserError: something in the spec does not fit; the run is kept as failed with the message.
+        Cancelled: stopped before there was anything to show.
+    """
+    runner = RUNNERS[type(spec)]
+    if not isinstance(spec, KEPT):
+        return Outcome(runner(spec, context, progress), None)
+    identity = record_fingerprints(spec)
+    if isinstance(spec, REUSED) and (found := context.store.find_result(spec, *identity)) is not None:
+        run_id, result = found
+        return Outcome(result, run_id)
+    run_id = context.store.start_run(spec, *identity)
+    started = time.perf_counter()
+
+    def finish(state: str, result: Result | None = None, error: str | None = None) -> None:
+        elapsed_s = time.perf_counter() - started
+        context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
+
+    try:
+        result = runner(spec, context, progress)
+    except Cancelled as error:
+        finish("cancelled", error=str(error))
+        raise
+    except UserError as error:
+        finish("failed", error=str(error))
+        raise
+    except Exception as error:
+        finish("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    partial = isinstance(result, BenchResult) and not result.complete
+    finish("cancelled" if partial else "done", result)
+    return Outcome(result, run_id)

@@ -1,0 +1,106 @@
+"""What use cases share: the loaded model, its SAEs, task vectors, firing rates and ready patches, each made once.
+
+One context belongs to one worker (or one command). Everything it holds can be made again from the specs; caches
+are keyed by content ids, and a model of another reference replaces the one that is loaded.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from stethoscope.delta.patch import Patch
+from stethoscope.delta.task_vector import TaskVector, open_task_vector
+from stethoscope.minerva.grading import GraderPool
+from stethoscope.model.session import ModelSession, load_session
+from stethoscope.progress import Progress
+from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
+from stethoscope.sae.bank import SaeBank, open_bank
+from stethoscope.sae.counts import FiringRates
+from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.ids import content_id
+from stethoscope.store.runs import RunStore
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass
+class Recent(Generic[K, V]):
+    """A mapping that forgets its least recently used entry above `capacity` entries."""
+
+    capacity: int
+    entries: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
+
+    def get_or_make(self, key: K, make: Callable[[], V]) -> V:
+        """Return the entry of `key`, made by `make` when it is not there."""
+        if key not in self.entries:
+            self.entries[key] = make()
+        self.entries.move_to_end(key)
+        while len(self.entries) > self.capacity:
+            self.entries.popitem(last=False)
+        return self.entries[key]
+
+
+class Context:
+    """The worker's hands: opens what a spec names, and keeps what is likely to be asked for again."""
+
+    def __init__(self, store: RunStore, *, device: str = "auto") -> None:
+        self.store = store
+        self.device = device
+        self._session: ModelSession | None = None
+        self._graders: GraderPool | None = None
+        self._banks: Recent[SaeRef, SaeBank] = Recent(4)
+        self._task_vectors: Recent[str, TaskVector] = Recent(8)
+        self.patches: Recent[str, Patch] = Recent(8)
+        self.rates: Recent[str, FiringRates] = Recent(32)
+        self.base_nll: Recent[str, np.ndarray] = Recent(32)
+        self.base_checksum: str | None = None
+
+    @property
+    def loaded(self) -> ModelSession | None:
+        """The session that is loaded now, if any."""
+        return self._session
+
+    def identity(self, record: Record, *extra: str) -> str:
+        """Return the content id of `record` together with what its locations hold now."""
+        return content_id(record, *record_fingerprints(record), *extra)
+
+    def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
+        """Return the model of `ref`, loading it in place of another one where needed."""
+        if self._session is None or self._session.ref != ref:
+            self.forget_model()
+            self._session = load_session(ref, device=self.device, progress=progress)
+            self.base_checksum = self._session.checksum()
+        return self._session
+
+    def forget_model(self) -> None:
+        """Drop the loaded model and all that was computed with it."""
+        self._session = None
+        self.base_checksum = None
+        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll):
+            cache.entries.clear()
+
+    def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
+        """Return the SAEs of `ref`, checked against the model's width."""
+        return self._banks.get_or_make(ref, lambda: open_bank(ref, session.layout.d_model))
+
+    def task_vector(self, ref: TaskVectorRef, session: ModelSession) -> TaskVector:
+        """Return the task vector of `ref` over the loaded base."""
+        return self._task_vectors.get_or_make(self.identity(ref), lambda: open_task_vector(ref, session))
+
+    @property
+    def graders(self) -> GraderPool:
+        """The grader processes, started on first use."""
+        if self._graders is None:
+            self._graders = GraderPool()
+        return self._graders
+
+    def close(self) -> None:
+        """Stop the grader processes and drop the model."""
+        if self._graders is not None:
+            self._graders.close()
+            self._graders = None
+        self.forget_model()

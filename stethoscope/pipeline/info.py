@@ -1,0 +1,42 @@
+"""Use case: what does a profile hold? Sizes, SAEs, and how far each task vector moves each layer."""
+
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import InfoSpec
+from stethoscope.results import InfoResult, ModelRow, TaskVectorRow
+
+
+def model_row(context: Context) -> ModelRow:
+    """Return identity and size of the loaded model; call after `context.session`."""
+    session = context.loaded
+    assert session is not None
+    assert context.base_checksum is not None
+    parameters = list(session.model.parameters())
+    return ModelRow(
+        id=session.ref.id,
+        revision=session.ref.revision,
+        dtype=session.ref.dtype,
+        n_layers=session.layout.n_layers,
+        d_model=session.layout.d_model,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        device=str(session.device),
+        size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        checksum=context.base_checksum,
+    )
+
+
+def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
+    """Return what the profile holds, loading the model and reading every task vector once."""
+    session = context.session(spec.model, progress)
+    progress.start("Reading task vectors", len(spec.task_vectors))
+    rows = []
+    for ref in spec.task_vectors:
+        progress.check_cancel()
+        task_vector = context.task_vector(ref, session)
+        rows.append(
+            TaskVectorRow(
+                name=ref.name, source=task_vector.source, relative_norm_by_layer=tuple(task_vector.relative_norms())
+            )
+        )
+        progress.advance()
+    return InfoResult(model=model_row(context), saes=context.bank(spec.saes, session).rows, task_vectors=tuple(rows))

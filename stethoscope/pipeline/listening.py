@@ -1,0 +1,99 @@
+"""Listening shared by diagnosis, energy and projected edits: seeded documents, their firing rates, the top latents."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from stethoscope.errors import CorpusError, SaeError
+from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.model.session import ModelSession
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import DiagnoseSpec
+from stethoscope.sae.counts import Document, FiringRates, count_firing
+from stethoscope.sae.specificity import select_latents
+
+
+def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
+    """Return the seeded sample of `spec.documents` texts of a subject or control corpus.
+
+    Raises:
+        CorpusError: fewer texts there than asked for.
+    """
+    location = spec.problems.controls if corpus in spec.problems.control_names else spec.problems.problems
+    sample = sample_problems(load_problems(location, spec.split), corpus, spec.documents, spec.seed)
+    return [Document(problem=problem.problem, solution=problem.solution, subject=corpus) for problem in sample]
+
+
+def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress) -> FiringRates:
+    """Return the firing rates of every SAE's latents on a corpus, per document [n_docs, d_sae] for each layer.
+
+    Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again.
+    """
+    session = context.session(spec.model, progress)
+    neutral = DiagnoseSpec(
+        model=spec.model,
+        saes=spec.saes,
+        problems=spec.problems,
+        control=corpus,
+        documents=spec.documents,
+        split=spec.split,
+        tokens=spec.tokens,
+        seed=spec.seed,
+    )
+    return context.rates.get_or_make(
+        context.identity(neutral),
+        lambda: count_firing(
+            session,
+            context.bank(spec.saes, session),
+            corpus_documents(spec, corpus),
+            tokens=spec.tokens,
+            progress=progress,
+        ),
+    )
+
+
+def selected_latents(
+    spec: DiagnoseSpec, subject: str, top_k: int, context: Context, progress: Progress
+) -> dict[int, np.ndarray]:
+    """Return for each layer the indices of the subject's top latents, largest effect first (all documents used)."""
+    domain = firing_rates(spec, subject, context, progress)
+    control = firing_rates(spec, spec.control, context, progress)
+    return {
+        layer: select_latents(
+            domain.rates[layer],
+            control.rates[layer],
+            top_k,
+            live_share=spec.live_share,
+            dense_rate=spec.dense_rate,
+        )
+        for layer in domain.layers
+    }
+
+
+def decoder_rows(
+    spec: DiagnoseSpec, subject: str, top_k: int, session: ModelSession, context: Context, progress: Progress
+) -> Callable[[int], torch.Tensor]:
+    """Return a function from a layer to its decoder rows [k, d] of the subject's top latents.
+
+    Raises:
+        CorpusError: no latent of the subject is live and sparse in any layer.
+        SaeError: the bank has no SAE for the layer that is asked for.
+    """
+    latents = selected_latents(spec, subject, top_k, context, progress)
+    bank = context.bank(spec.saes, session)
+    if not any(len(chosen) for chosen in latents.values()):
+        raise CorpusError(
+            f"no live, sparse latent stands out for {subject} in any layer",
+            expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
+            f"{spec.dense_rate:.0%} of control tokens",
+            next_step="Lower live_share or raise dense_rate in the profile.",
+        )
+
+    def rows_of_layer(layer: int) -> torch.Tensor:
+        if layer not in latents:
+            raise SaeError(f"layer {layer} has no SAE", expected=f"one of {sorted(latents)}")
+        return bank.load(layer).W_dec[torch.from_numpy(latents[layer])]
+
+    return rows_of_layer

@@ -1,0 +1,75 @@
+"""What a location holds, as one hash, so that a stored result is never shown for other weights.
+
+A local folder is hashed over the names and contents of its files (kept in memory until a file's size or time
+changes); a hub id is its name with its pinned revision.
+"""
+
+import hashlib
+import threading
+from pathlib import Path
+
+from stethoscope.errors import CheckpointError
+from stethoscope.locations import local_path
+from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef
+
+_known: dict[tuple[str, int, int], str] = {}
+_lock = threading.Lock()
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    with _lock:
+        if key in _known:
+            return _known[key]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with _lock:
+        _known[key] = digest
+    return digest
+
+
+def fingerprint(location: str, revision: str | None = None) -> str:
+    """Return a hash of what `location` holds: file names and contents, or hub id and revision.
+
+    Raises:
+        CheckpointError: a local location that does not exist.
+    """
+    path = local_path(location)
+    if path is None:
+        return f"hub:{location}@{revision}"
+    if path.is_file():
+        return f"sha256-{_file_hash(path)}"
+    if not path.is_dir():
+        raise CheckpointError(f"{location} does not exist", next_step="Check the path, or name a hub id.")
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{_file_hash(file)}\n".encode())
+    return f"sha256-{digest.hexdigest()}"
+
+
+def record_fingerprints(record: Record) -> tuple[str, ...]:
+    """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`."""
+    found: dict[str, str] = {}
+
+    def visit(value: object) -> None:
+        match value:
+            case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
+                found[f"{location}@{revision}"] = fingerprint(location, revision)
+            case SaeRef(location=location):
+                found[location] = fingerprint(location)
+            case ProblemsRef(problems=problems, controls=controls, shots=shots):
+                for location in (problems, controls, shots):
+                    found[location] = fingerprint(location)
+            case Record():
+                for name in type(value).model_fields:
+                    visit(getattr(value, name))
+            case dict():
+                for item in value.values():
+                    visit(item)
+            case tuple() | list():
+                for item in value:
+                    visit(item)
+
+    visit(record)
+    return tuple(f"{name}={found[name]}" for name in sorted(found))

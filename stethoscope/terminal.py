@@ -1,0 +1,127 @@
+"""What the command line shows a person: tables on stdout, a line of progress on stderr."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from stethoscope.progress import Progress
+from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, InfoResult
+
+
+class StderrProgress(Progress):
+    """Rewrites one line on stderr with stage, finished items, rate and ETA; quiet where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = time.perf_counter()
+        self._shown = 0.0
+
+    def start(self, stage: str, total: int) -> None:
+        super().start(stage, total)
+        self._started = time.perf_counter()
+        self._show(force=True)
+
+    def advance(self, items: int = 1) -> None:
+        super().advance(items)
+        self._show(force=self.done >= self.total)
+
+    def _show(self, *, force: bool) -> None:
+        now = time.perf_counter()
+        if not sys.stderr.isatty() or (not force and now - self._shown < 0.1):
+            return
+        self._shown = now
+        rate = self.done / (now - self._started) if self.done and now > self._started else 0.0
+        eta = f", {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left" if rate else ""
+        end = "\n" if self.total and self.done >= self.total else ""
+        sys.stderr.write(f"\r\033[K{self.stage}: {self.done}/{self.total}{eta}{end}")
+        sys.stderr.flush()
+
+
+def print_info(console: Console, title: str, site: str, result: InfoResult) -> None:
+    """Draw sizes, SAEs and the relative norm of each task vector by layer."""
+    model = result.model
+    console.print(
+        f"{title}: {model.id}, {model.n_layers} layers, d_model {model.d_model}, "
+        f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
+        f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
+    )
+    table = Table("layer", *(row.name for row in result.task_vectors), title="||tau|| / ||theta|| by layer")
+    for layer in range(model.n_layers):
+        table.add_row(str(layer), *(f"{row.relative_norm_by_layer[layer]:.4f}" for row in result.task_vectors))
+    console.print(table)
+
+
+def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
+    """Draw the subjects x layers table of scores."""
+    table = Table(
+        "subject",
+        *(str(layer) for layer in range(result.n_layers)),
+        title=f"{result.score} against {result.control}, cross-fitted; bold where the 95% interval clears the null",
+        caption=f"{result.formula} Our definition; the paper's is not known to us.",
+    )
+    for subject in result.subjects:
+        cells = sorted((cell for cell in result.cells if cell.subject == subject), key=lambda cell: cell.layer)
+        table.add_row(subject, *(_cell_text(cell.score, cell.ci_low, result.null) for cell in cells))
+    console.print(table)
+
+
+def print_energy(console: Console, result: EnergyResult) -> None:
+    """Draw retention against its null, layer by layer."""
+    table = Table("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "ceiling", title="Energy kept")
+    for cell in result.layers:
+        if cell.retention is not None and cell.null_mean is not None:
+            z = "" if cell.z is None else f"{cell.z:+.1f}"
+            enrichment = "" if cell.enrichment is None else f"{cell.enrichment:.2f}"
+            table.add_row(
+                str(cell.layer),
+                str(cell.k),
+                str(cell.rank),
+                f"{cell.rank / cell.d:.3f}",
+                f"{cell.retention:.3f}",
+                f"{cell.null_mean:.3f} ± {cell.null_sd or 0:.3f}",
+                enrichment,
+                z,
+                f"{cell.ceiling or 0:.3f}",
+            )
+    console.print(table)
+
+
+def print_bench(console: Console, result: BenchResult) -> None:
+    """Draw accuracies and paired differences."""
+    table = Table("arm", "subject", "n", "accuracy", "95% interval", "marked", "cut off", title="Accuracy")
+    for row in result.arms:
+        table.add_row(
+            row.arm,
+            row.subject,
+            str(row.n),
+            f"{row.accuracy:.3f}",
+            f"{row.ci_low:.3f} to {row.ci_high:.3f}",
+            f"{row.marker_rate:.2f}",
+            f"{row.truncation_rate:.2f}",
+        )
+    console.print(table)
+    table = Table("arm", "subject", "difference", "95% interval", "Holm p", "verdict", title="Paired differences")
+    for row in result.comparisons:
+        table.add_row(
+            row.arm,
+            row.subject,
+            f"{row.difference:+.3f}",
+            f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
+            f"{row.holm_p:.4f}",
+            row.verdict,
+        )
+    for total in result.totals:
+        interval = f"{total.ci_low:+.3f} to {total.ci_high:+.3f}"
+        table.add_row(total.arm, f"[{total.kind} total]", f"{total.difference:+.3f}", interval, "", "")
+    console.print(table)
+    if any(row.n < 100 for row in result.arms):
+        console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
+
+
+def _cell_text(score: float | None, ci_low: float | None, null: float) -> str:
+    if score is None:
+        return "–"
+    text = f"{score:.2f}"
+    return f"[bold]{text}[/bold]" if ci_low is not None and ci_low > null else text
