@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
+from stethoscope.model.session import ModelSession, load_session
+from stethoscope.records import ModelRef
+
 torch.set_num_threads(1)
 
 PICO_LAYERS = 4
@@ -188,3 +191,9 @@ def write_sae_bank() -> Callable[..., Path]:
 def pico_sae_folder(tmp_path_factory: pytest.TempPathFactory, write_sae_bank: Callable[..., Path]) -> Path:
     """Folder of a bank of random SAEs (24 latents) for every layer of the pico model, read-only."""
     return write_sae_bank(tmp_path_factory.mktemp("saes"), {layer: 100 + layer for layer in range(PICO_LAYERS)})
+
+
+@pytest.fixture(scope="session")
+def pico_session(pico_folder: Path) -> ModelSession:
+    """The pico base model, loaded in float32 on the CPU. Shared: leave its weights as they are."""
+    return load_session(ModelRef(id=str(pico_folder)), device="cpu")

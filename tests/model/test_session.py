@@ -1,0 +1,189 @@
+"""Loading refuses every broken checkpoint with one line; encoding puts BOS once; the checksum sees every byte."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stethoscope.errors import Cancelled, CheckpointError, ResourceError
+from stethoscope.model.session import ModelSession, checksum, load_session
+from stethoscope.progress import Progress
+from stethoscope.records import ModelRef
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def edit_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def put(name: str, value: float) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[name][3, 4] = value
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    raw = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+
+
+def quantise(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (edit_weights(lambda t: t.pop(DOWN)), f"lacks weights; got 1 missing, the first {DOWN}"),
+    "unexpected": (edit_weights(lambda t: t.update({"foo": torch.ones(2)})), "got 1 unexpected, the first foo"),
+    "shape": (
+        edit_weights(lambda t: t.update({DOWN: torch.ones(2, 3)})),
+        r"wrong shape: model.layers.1.mlp.down_proj.weight; got \(2, 3\); expected \(32, 48\)",
+    ),
+    "nan": (edit_weights(put(DOWN, float("nan"))), f"not finite: {DOWN}; got NaN"),
+    "inf": (edit_weights(put(DOWN, float("-inf"))), f"not finite: {DOWN}; got infinity"),
+    "truncated": (truncate, "corrupt safetensors"),
+    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"xx"), "corrupt safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "not a checkpoint folder"),
+    "bad config": (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
+    "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "zork"}'), "cannot load"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+    "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot read the tokenizer"),
+    "quantised": (quantise, r"is quantised; got quantization_config in config.json \(bitsandbytes\)"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_checkpoint_is_refused_in_one_line(
+    kind: str, pico_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(pico_folder, folder)
+    breaking, message = BROKEN[kind]
+    breaking(folder)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_session(ModelRef(id=str(folder)), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("where", ["embedded:nowhere", "./nowhere", "/nowhere/at/all"])
+def test_a_folder_that_is_not_there_is_refused(where: str) -> None:
+    with pytest.raises(CheckpointError, match=f"no checkpoint folder {where}; got nothing there"):
+        load_session(ModelRef(id=where), device="cpu")
+
+
+def test_an_unknown_device_is_refused(pico_folder: Path) -> None:
+    with pytest.raises(ResourceError, match="no device of that name; got 'gpux'"):
+        load_session(ModelRef(id=str(pico_folder)), device="gpux")
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="no CUDA device"):
+            load_session(ModelRef(id=str(pico_folder)), device="cuda")
+
+
+def test_loading_can_be_cancelled(pico_folder: Path) -> None:
+    progress = Progress()
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        load_session(ModelRef(id=str(pico_folder)), device="cpu", progress=progress)
+
+
+def test_the_session_holds_the_checkpoint_exactly(pico_folder: Path, pico_session: ModelSession) -> None:
+    on_disk = load_file(pico_folder / "model.safetensors")
+    for name, parameter in pico_session.model.named_parameters():
+        assert torch.equal(parameter, on_disk[name]), name
+        assert pico_session.parameter(name) is parameter
+        assert not parameter.requires_grad
+    assert not pico_session.model.training
+    with pytest.raises(KeyError):
+        pico_session.parameter("model.layers.9.mlp.down_proj.weight")
+
+
+def test_another_dtype_is_a_rounding_of_the_same_weights(pico_folder: Path, pico_session: ModelSession) -> None:
+    half = load_session(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="cpu")
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half.parameter(DOWN), pico_session.parameter(DOWN).to(torch.bfloat16))
+
+
+def test_bos_comes_exactly_once(pico_session: ModelSession) -> None:
+    plain, begun, twice = pico_session.encode([" the prime", "<bos> the prime", "<bos><bos> the prime"])
+    assert plain == begun == twice
+    assert plain.count(pico_session.bos_id) == 1
+    assert plain[0] == pico_session.bos_id
+    assert pico_session.encode([" the prime"], add_bos=False) == [plain[1:]]
+    assert pico_session.encode([]) == []
+    assert pico_session.encode([""]) == [[pico_session.bos_id]]
+
+
+@pytest.mark.parametrize("text", ["Problem:\nWhat is $3^2$?\n\nSolution:", " é 😀 the", "a  b \t c"])
+def test_decode_undoes_encode(text: str, pico_session: ModelSession) -> None:
+    assert pico_session.decode(pico_session.encode([text])[0]) == text
+
+
+def test_batches_pad_on_either_side(pico_session: ModelSession) -> None:
+    right = pico_session.batch([[5, 6, 7], [8]])
+    assert right.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert right.attention_mask.tolist() == [[1] * 3, [1, 0, 0]]
+    left = pico_session.batch([[5, 6, 7], [8]], side="left")
+    assert left.input_ids.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert left.attention_mask.tolist() == [[1] * 3, [0, 0, 1]]
+
+
+def test_padding_does_not_change_a_result(pico_session: ModelSession) -> None:
+    """Eager attention gives masked slots weight 0; the tolerance is the rounding of a differently shaped matmul."""
+    rows = pico_session.encode([" the prime divisor of 31 and" * 4, " a river"])
+    batch = pico_session.batch(rows)
+    together = pico_session.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    for row, ids in enumerate(rows):
+        alone = pico_session.model(input_ids=torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(together[row, : len(ids)], alone, atol=1e-5, rtol=0)
+
+
+def test_the_checksum_sees_every_byte_name_dtype_and_shape() -> None:
+    base = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2)}
+    reference = checksum(base.items())
+    assert reference.startswith("sha256-")
+    assert len(reference) == 71
+    assert checksum(reversed(base.items())) == reference
+    assert checksum((base | {"a": base["a"].T.contiguous().T}).items()) == reference  # strides are not content
+    changed = {
+        "sign of zero": base | {"b": -torch.zeros(2)},
+        "one bit": base | {"a": base["a"].nextafter(torch.tensor(9.0))},
+        "shape": base | {"a": base["a"].reshape(3, 2)},
+        "dtype": base | {"b": torch.zeros(2, dtype=torch.int32)},
+        "name": {"a": base["a"], "c": base["b"]},
+        "swapped": {"a": base["b"], "b": base["a"]},
+    }
+    for what, tensors in changed.items():
+        assert checksum(tensors.items()) != reference, what
+
+
+def test_the_session_checksum_reads_the_live_parameters(pico_session: ModelSession) -> None:
+    before, all_before = pico_session.checksum([DOWN]), pico_session.checksum()
+    original = pico_session.parameter(DOWN).data
+    try:
+        pico_session.parameter(DOWN).data = original * 2
+        assert pico_session.checksum([DOWN]) != before
+        assert pico_session.checksum() != all_before
+    finally:
+        pico_session.parameter(DOWN).data = original
+    assert pico_session.checksum([DOWN]) == before
+    assert pico_session.checksum() == all_before
+    assert pico_session.checksum([]) != before
+
+
+def test_eos_ids_are_a_set(pico_session: ModelSession) -> None:
+    assert pico_session.eos_ids == {pico_session.tokenizer.eos_token_id}
