@@ -98,7 +98,8 @@ def lm_eval_stderr(correct: int, n: int) -> float:
 def unpooled_z(k1: int, n1: int, k2: int, n2: int) -> ZTest:
     """Return z = (k2/n2 - k1/n1) / sqrt(se1^2 + se2^2) with lm-eval's standard errors.
 
-    Positive when the second sample is higher. It takes the two samples as independent, which paired problems are not: it is shown for comparability only.
+    Positive when the second sample is higher. It takes the two samples as independent, which paired problems are
+    not: it is shown for comparability only.
     """
     error = math.hypot(lm_eval_stderr(k1, n1), lm_eval_stderr(k2, n2))
     if not error > 0:
@@ -224,8 +225,7 @@ def kendall_tau(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
     from scipy import stats  # half a second to import: only where it is used
 
     assert len(a) == len(b), f"lengths {len(a)} and {len(b)} differ"
-    tau, _ = stats.kendalltau(a, b)
-    return float(tau)
+    return float(np.asarray(stats.kendalltau(a, b))[0])
 
 
 def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"]) -> RankTest:

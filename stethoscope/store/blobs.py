@@ -1,0 +1,93 @@
+"""Blobs: bytes under the name of their own hash, written whole or not at all, checked whenever they are read.
+
+A blob is written to a temporary file beside its place, flushed to disk and renamed, so that a crash or a full disk
+leaves either the whole blob or none. Reading hashes again: a blob that no longer matches its name is an error,
+never a wrong result.
+"""
+
+import errno
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from stethoscope.errors import ResourceError, StoreError, UserError
+from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json
+
+_ID = re.compile(rf"{ID_PREFIX}[0-9a-f]{{64}}")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_failure(what: str, error: OSError) -> UserError:
+    """Return the error to raise when `what` could not be written: a full disk is the machine's, the rest the store's."""
+    if error.errno in _FULL:
+        return ResourceError(
+            f"cannot write {what}", got=error.strerror, expected="free disk space", next_step="Free some and try again."
+        )
+    return StoreError(f"cannot write {what}", got=error.strerror or error, next_step="Check the folder's permissions.")
+
+
+class BlobStore:
+    """Content-addressed files below one folder; safe for many threads and processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, blob_id: str) -> Path:
+        """Return where the blob lies (or would); raise `StoreError` when `blob_id` is no content id."""
+        if not _ID.fullmatch(blob_id):
+            raise StoreError("not a content id", got=repr(blob_id), expected=f"{ID_PREFIX} and 64 hex digits")
+        return self.root / blob_id[len(ID_PREFIX) :][:2] / blob_id
+
+    def put_bytes(self, content: bytes) -> str:
+        """Store `content` and return its id; storing it again changes nothing, unless it was damaged.
+
+        Raises:
+            ResourceError: the disk is full. StoreError: the file cannot be written.
+        """
+        blob_id = bytes_id(content)
+        path = self.path(blob_id)
+        temporary: str | None = None
+        try:
+            if path.exists() and bytes_id(path.read_bytes()) == blob_id:
+                return blob_id
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            raise write_failure(f"blob {blob_id}", error) from error
+        return blob_id
+
+    def get_bytes(self, blob_id: str) -> bytes:
+        """Return the content, verified; raise `StoreError` when it is missing, unreadable or does not match its id."""
+        path = self.path(blob_id)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise StoreError("no such stored blob", got=blob_id, next_step="Run it again.") from error
+        except OSError as error:
+            raise StoreError(f"cannot read blob {blob_id}", got=error.strerror) from error
+        found = bytes_id(content)
+        if found != blob_id:
+            raise StoreError(
+                "stored blob is damaged", got=f"content {found}", expected=blob_id, next_step="Run it again."
+            )
+        return content
+
+    def put_json(self, value: object) -> str:
+        """Store `value` as canonical JSON and return its id."""
+        return self.put_bytes(canonical_json(value))
+
+    def get_json(self, blob_id: str) -> object:
+        """Return the stored JSON value, verified; raise `StoreError` when it is missing, damaged or no JSON."""
+        try:
+            return json.loads(self.get_bytes(blob_id))
+        except ValueError as error:
+            raise StoreError(f"blob {blob_id} is not JSON", got=error) from error

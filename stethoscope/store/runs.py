@@ -1,0 +1,340 @@
+"""The run store: recipes by content, every run with its spec and outcome, graded items as they finish. Nothing is
+ever deleted.
+
+SQLite in WAL mode under one folder, one connection a call, so that any thread or process may use it; results are
+blobs, the tables hold their ids. A result is found again by the content id of its spec (with the extras that the
+caller adds, such as the checksum of the weights). Whatever is read is checked against its id or digest.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from stethoscope import results
+from stethoscope.errors import StoreError
+from stethoscope.records import (
+    BenchSpec,
+    CompareTextSpec,
+    DiagnoseSpec,
+    EditRecipe,
+    EnergySpec,
+    ExportSpec,
+    InfoSpec,
+    ProbeSpec,
+    Spec,
+)
+from stethoscope.results import BenchItem, Result
+from stethoscope.store.blobs import BlobStore, write_failure
+from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json, content_id
+from stethoscope.store.schema import connection, migrate
+
+RunState = Literal["running", "done", "cancelled", "failed"]
+EndState = Literal["done", "cancelled", "failed"]
+
+SPEC_OF_KIND: dict[str, type[Spec]] = {
+    "info": InfoSpec,
+    "diagnose": DiagnoseSpec,
+    "energy": EnergySpec,
+    "probe": ProbeSpec,
+    "compare_text": CompareTextSpec,
+    "bench": BenchSpec,
+    "export": ExportSpec,
+}
+_KIND_OF_SPEC = {spec_class: kind for kind, spec_class in SPEC_OF_KIND.items()}
+_RESULT_CLASSES = (
+    results.InfoResult,
+    results.DiagnosisResult,
+    results.EnergyResult,
+    results.ProbeResult,
+    results.TextComparison,
+    results.BenchResult,
+    results.ExportResult,
+)
+_RESULT_OF_NAME: dict[str, type[Result]] = {result_class.__name__: result_class for result_class in _RESULT_CLASSES}
+_SHORTEST_PREFIX = 4
+
+
+def kind_of(spec: Spec) -> str:
+    """Return the short name of the spec's use case: "diagnose", "bench" and so on."""
+    return _KIND_OF_SPEC[type(spec)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list."""
+
+    run_id: str
+    kind: str
+    spec_json: str
+    spec_id: str
+    state: str
+    created_at: float
+    elapsed_s: float | None
+    result_id: str | None
+    error: str | None
+    title: str | None
+    pinned: bool
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the run; raises `StoreError` when the row is damaged."""
+        spec_class = SPEC_OF_KIND.get(self.kind)
+        if spec_class is None:
+            raise StoreError(f"run {self.run_id} is of an unknown kind", got=self.kind)
+        try:
+            return spec_class.model_validate_json(self.spec_json)
+        except ValidationError as error:
+            raise StoreError(f"the spec of run {self.run_id} is damaged", got=error.errors()[0]["msg"]) from error
+
+
+class StoredRecipe(NamedTuple):
+    """A recipe with its content id and the time (seconds since 1970) when it was first stored."""
+
+    recipe_id: str
+    recipe: EditRecipe
+    created_at: float
+
+
+class FoundResult(NamedTuple):
+    """A stored result and the run that made it."""
+
+    run_id: str
+    result: Result
+
+
+class RunStore:
+    """Recipes, runs, results and graded items below `root`; every method is safe from any thread.
+
+    Raises:
+        StoreError: the folder cannot be used, or its database is damaged or from a newer version.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self.blobs = BlobStore(self.root / "blobs")
+        self._database = self.root / "runs.sqlite3"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_failure(f"folder {self.root}", error) from error
+        migrate(self._database)
+
+    # --- recipes -------------------------------------------------------------------------------------------------
+
+    def put_recipe(self, recipe: EditRecipe) -> str:
+        """Store the recipe and return its content id; storing it again changes nothing."""
+        recipe_id = content_id(recipe)
+        with connection(self._database, write=True) as opened:
+            opened.execute(
+                "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (recipe_id, recipe.model_dump_json(), time.time()),
+            )
+        return recipe_id
+
+    def get_recipe(self, recipe_id: str) -> EditRecipe:
+        """Return the recipe of that id, or of a unique prefix of at least 4 hex digits, verified against its id.
+
+        Raises:
+            StoreError: unknown, ambiguous or damaged.
+        """
+        digits = recipe_id.removeprefix(ID_PREFIX)
+        if len(digits) < _SHORTEST_PREFIX or not set(digits) <= set("0123456789abcdef"):
+            raise StoreError("not a recipe id", got=repr(recipe_id), expected=f"{ID_PREFIX} and hex digits")
+        with connection(self._database) as opened:
+            rows = opened.execute(
+                "SELECT * FROM recipes WHERE recipe_id GLOB ? LIMIT 2", (f"{ID_PREFIX}{digits}*",)
+            ).fetchall()
+        if not rows:
+            raise StoreError("no recipe of that id", got=recipe_id, next_step="Store it first, or list the recipes.")
+        if len(rows) > 1:
+            raise StoreError("more than one recipe begins like that", got=recipe_id, next_step="Give more digits.")
+        return self._read_recipe(rows[0])
+
+    def list_recipes(self) -> list[StoredRecipe]:
+        """Return the stored recipes, newest first; damaged ones are left out (`get_recipe` says why)."""
+        with connection(self._database) as opened:
+            rows = opened.execute("SELECT * FROM recipes ORDER BY created_at DESC, rowid DESC").fetchall()
+        listed: list[StoredRecipe] = []
+        for row in rows:
+            try:
+                listed.append(StoredRecipe(row["recipe_id"], self._read_recipe(row), row["created_at"]))
+            except StoreError:
+                continue
+        return listed
+
+    @staticmethod
+    def _read_recipe(row: sqlite3.Row) -> EditRecipe:
+        try:
+            recipe = EditRecipe.model_validate_json(row["body"])
+        except ValidationError as error:
+            raise StoreError(f"recipe {row['recipe_id']} is damaged", got=error.errors()[0]["msg"]) from error
+        if content_id(recipe) != row["recipe_id"]:
+            raise StoreError("stored recipe is damaged", got=f"content {content_id(recipe)}", expected=row["recipe_id"])
+        return recipe
+
+    # --- runs ----------------------------------------------------------------------------------------------------
+
+    def start_run(self, spec: Spec, *, title: str | None = None, extra: Sequence[str] = ()) -> str:
+        """Record that `spec` starts now and return the new run id, which sorts by time: r20261122-133201-ab12.
+
+        The last four digits are the fraction of the second in 65536ths, moved on while taken. `extra` enters the
+        id under which `find_result` finds the result.
+        """
+        created_at = time.time()
+        body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
+        with connection(self._database, write=True) as opened:
+            tick = int(created_at * 65536)
+            while opened.execute("SELECT 1 FROM runs WHERE run_id = ?", (_run_id(tick),)).fetchone():
+                tick += 1
+            opened.execute(
+                "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at, title) VALUES (?,?,?,?,?,?,?)",
+                (_run_id(tick), kind, spec_id, body, "running", created_at, title),
+            )
+        return _run_id(tick)
+
+    def finish_run(
+        self, run_id: str, *, state: EndState, result: Result | None = None, error: str | None = None, elapsed_s: float
+    ) -> None:
+        """Record how the run ended; the result is stored first, so that a row never names a result that is not there.
+
+        Raises:
+            StoreError: no such run. ResourceError: the disk is full.
+        """
+        result_id = None
+        if result is not None:
+            result_id = self.blobs.put_json({"kind": type(result).__name__, "data": result.model_dump(mode="json")})
+        with connection(self._database, write=True) as opened:
+            changed = opened.execute(
+                "UPDATE runs SET state = ?, result_id = ?, error = ?, elapsed_s = ? WHERE run_id = ?",
+                (state, result_id, error, elapsed_s, run_id),
+            ).rowcount
+        if not changed:
+            raise _no_run(run_id)
+
+    def find_result(self, spec: Spec, *, extra: Sequence[str] = ()) -> FoundResult | None:
+        """Return the newest finished run of the same spec (and extras) whose result can be read, else None."""
+        with connection(self._database) as opened:
+            rows = opened.execute(
+                "SELECT run_id, result_id FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
+                " ORDER BY created_at DESC, rowid DESC",
+                (content_id(spec, *extra),),
+            ).fetchall()
+        for row in rows:
+            try:
+                return FoundResult(row["run_id"], self._read_result(row["result_id"]))
+            except StoreError:
+                continue  # damaged or missing: it can be computed again
+        return None
+
+    def get_run(self, run_id: str) -> RunRecord:
+        """Return one run; raise `StoreError` when there is none of that id or its row is damaged."""
+        with connection(self._database) as opened:
+            row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise _no_run(run_id)
+        record = _run_record(row)
+        _ = record.spec  # raises when damaged
+        return record
+
+    def list_runs(self, kind: str | None = None, limit: int = 200) -> list[RunRecord]:
+        """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`."""
+        where, values = ("WHERE kind = ? ", (kind,)) if kind else ("", ())
+        with connection(self._database) as opened:
+            rows = opened.execute(
+                f"SELECT * FROM runs {where}ORDER BY created_at DESC, rowid DESC LIMIT ?", (*values, limit)
+            ).fetchall()
+        return [_run_record(row) for row in rows]
+
+    def load_result(self, run_id: str) -> Result:
+        """Return the run's result, verified; raise `StoreError` when there is none or it is damaged."""
+        record = self.get_run(run_id)
+        if record.result_id is None:
+            raise StoreError(f"run {run_id} has no result", got=f"state {record.state}", next_step="Run it again.")
+        return self._read_result(record.result_id)
+
+    def set_pinned(self, run_id: str, pinned: bool) -> None:
+        """Pin or unpin a run in the history; raise `StoreError` when there is none of that id."""
+        with connection(self._database, write=True) as opened:
+            changed = opened.execute("UPDATE runs SET pinned = ? WHERE run_id = ?", (int(pinned), run_id)).rowcount
+        if not changed:
+            raise _no_run(run_id)
+
+    def _read_result(self, result_id: str) -> Result:
+        stored = self.blobs.get_json(result_id)
+        result_class = _RESULT_OF_NAME.get(str(stored.get("kind"))) if isinstance(stored, dict) else None
+        if not isinstance(stored, dict) or result_class is None:
+            raise StoreError(f"blob {result_id} is no result", expected="one of " + ", ".join(_RESULT_OF_NAME))
+        try:
+            return result_class.model_validate_json(json.dumps(stored.get("data")))
+        except ValidationError as error:
+            raise StoreError(
+                f"result {result_id} does not fit this version", got=error.errors()[0]["msg"], next_step="Run it again."
+            ) from error
+
+    # --- graded items --------------------------------------------------------------------------------------------
+
+    def put_items(self, evaluation_id: str, items: Sequence[BenchItem]) -> None:
+        """Store a finished block of graded answers, all or none; an item stored before is replaced."""
+        rows = [(evaluation_id, item.problem_id, *_item_body(item)) for item in items]
+        with connection(self._database, write=True) as opened:
+            opened.executemany(
+                "INSERT INTO items (evaluation_id, problem_id, digest, body) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body",
+                rows,
+            )
+
+    def get_items(self, evaluation_id: str) -> dict[str, BenchItem]:
+        """Return the stored items of an evaluation by problem id, in the order first stored; empty when there are none.
+
+        Raises:
+            StoreError: an item is damaged.
+        """
+        with connection(self._database) as opened:
+            rows = opened.execute("SELECT * FROM items WHERE evaluation_id = ? ORDER BY rowid", (evaluation_id,))
+            stored = rows.fetchall()
+        items: dict[str, BenchItem] = {}
+        for row in stored:
+            what = f"graded answer {row['problem_id']}"
+            if bytes_id(str(row["body"]).encode()) != row["digest"]:
+                raise StoreError(f"{what} is damaged", next_step="Run the benchmark under another seed, or anew.")
+            try:
+                items[row["problem_id"]] = BenchItem.model_validate_json(row["body"])
+            except ValidationError as error:
+                raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
+        return items
+
+
+def _item_body(item: BenchItem) -> tuple[str, str]:
+    body = canonical_json(item.model_dump(mode="json"))
+    return bytes_id(body), body.decode()
+
+
+def _run_id(tick: int) -> str:
+    seconds, fraction = divmod(tick, 65536)
+    return time.strftime("r%Y%m%d-%H%M%S", time.gmtime(seconds)) + f"-{fraction:04x}"
+
+
+def _no_run(run_id: str) -> StoreError:
+    return StoreError("no run of that id", got=repr(run_id), next_step="Open the list of runs.")
+
+
+def _run_record(row: sqlite3.Row) -> RunRecord:
+    return RunRecord(
+        run_id=row["run_id"],
+        kind=row["kind"],
+        spec_json=row["spec"],
+        spec_id=row["spec_id"],
+        state=row["state"],
+        created_at=row["created_at"],
+        elapsed_s=row["elapsed_s"],
+        result_id=row["result_id"],
+        error=row["error"],
+        title=row["title"],
+        pinned=bool(row["pinned"]),
+    )

@@ -1,0 +1,85 @@
+"""The tables of the run store and how an older file becomes the newest: ordered migrations, each applied once.
+
+The file carries the number of migrations that it has seen in SQLite's `user_version`; 0 is an empty file. A
+migration is never changed after it was released: the next change of the tables is a new one at the end.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from stethoscope.errors import ResourceError, StoreError, UserError
+
+LOCK_WAIT_S = 30.0
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE recipes (recipe_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL)",
+        """CREATE TABLE runs (
+            run_id TEXT PRIMARY KEY, kind TEXT NOT NULL, spec_id TEXT NOT NULL, spec TEXT NOT NULL,
+            state TEXT NOT NULL, created_at REAL NOT NULL, elapsed_s REAL, result_id TEXT, error TEXT,
+            title TEXT, pinned INTEGER NOT NULL DEFAULT 0)""",
+        "CREATE INDEX runs_by_spec ON runs (spec_id, state, created_at)",
+        "CREATE INDEX runs_by_time ON runs (created_at)",
+    ),
+    (
+        """CREATE TABLE items (
+            evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,
+            PRIMARY KEY (evaluation_id, problem_id))""",
+    ),
+)
+
+
+def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
+    """Return what to raise for SQLite's `error`: a full disk is the machine's, everything else the store's."""
+    if "full" in str(error):
+        return ResourceError(f"cannot write {path.name}", got=error, expected="free disk space")
+    return StoreError(
+        f"cannot use {path.name}", got=error, next_step="Move the file away to start afresh, or restore a copy."
+    )
+
+
+@contextmanager
+def connection(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+    """Yield a connection in one transaction: committed at the end, rolled back on any exception.
+
+    Raises:
+        StoreError: no database, or locked for longer than 30 s. ResourceError: the disk is full.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as opened:
+            opened.row_factory = sqlite3.Row
+            opened.execute("PRAGMA synchronous=NORMAL")
+            opened.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            try:
+                yield opened
+                opened.execute("COMMIT")
+            except BaseException:
+                if opened.in_transaction:
+                    opened.execute("ROLLBACK")
+                raise
+    except sqlite3.Error as error:
+        raise as_user_error(path, error) from error
+
+
+def migrate(path: Path) -> None:
+    """Bring the database at `path` to the newest tables, creating it where there is none; racing callers are safe."""
+    try:
+        with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as opened:
+            opened.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.Error as error:
+        raise as_user_error(path, error) from error
+    with connection(path, write=True) as opened:
+        version = int(opened.execute("PRAGMA user_version").fetchone()[0])
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"{path.name} was written by a newer stethoscope",
+                got=f"version {version}",
+                expected=f"at most {len(MIGRATIONS)}",
+                next_step="Update stethoscope, or set STETHOSCOPE_HOME to another folder.",
+            )
+        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+            for statement in statements:
+                opened.execute(statement)
+            opened.execute(f"PRAGMA user_version={number}")
