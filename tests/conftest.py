@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import ModelRef
+from stethoscope.profiles import Profile
+from stethoscope.records import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 torch.set_num_threads(1)
 
@@ -197,3 +198,62 @@ def pico_sae_folder(tmp_path_factory: pytest.TempPathFactory, write_sae_bank: Ca
 def pico_session(pico_folder: Path) -> ModelSession:
     """The pico base model, loaded in float32 on the CPU. Shared: leave its weights as they are."""
     return load_session(ModelRef(id=str(pico_folder)), device="cpu")
+
+
+SUBJECTS = ("number_theory", "geometry")
+CONTROLS = ("stories",)
+
+
+def write_problems(folder: Path, subjects: tuple[str, ...], *, seed: int, n: int = 24) -> Path:
+    """Write {train,dev,test}.jsonl with `n` sums per subject and split, in MATH's format."""
+    folder.mkdir(parents=True)
+    number = seed * 10_000
+    for split in ("train", "dev", "test"):
+        lines = []
+        for subject in subjects:
+            for _ in range(n):
+                number += 1
+                answer = str(number + 7)
+                solution = (
+                    f"{number} + 7 = {answer}.\nFinal Answer: The final answer is ${answer}$. I hope it is correct."
+                )
+                lines.append(
+                    {
+                        "problem": f"{subject.replace('_', ' ')} prime divisor: {number} + 7?",
+                        "solution": solution,
+                        "level": "Level 1",
+                        "type": subject,
+                        "subject": subject,
+                        "answer": answer,
+                    }
+                )
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pico_profile(
+    tmp_path_factory: pytest.TempPathFactory, pico_folder: Path, pico_tuned_folder: Path, pico_sae_folder: Path
+) -> Profile:
+    """A profile of the pico model, its fine-tune, random SAEs, two subjects and one control corpus; read-only."""
+    root = tmp_path_factory.mktemp("pico_profile")
+    shots = root / "shots.json"
+    shots.write_text(json.dumps({"shots": [{"problem": "1 + 7?", "solution": "8."}]}), encoding="utf-8")
+    return Profile(
+        name="pico",
+        title="Pico",
+        model=ModelRef(id=str(pico_folder)),
+        saes=SaeRef(location=str(pico_sae_folder)),
+        task_vectors=(TaskVectorRef(name="tuned", tuned=str(pico_tuned_folder)),),
+        problems=ProblemsRef(
+            problems=str(write_problems(root / "problems", SUBJECTS, seed=1)),
+            controls=str(write_problems(root / "controls", CONTROLS, seed=2)),
+            shots=str(shots),
+            subjects=SUBJECTS,
+            control_names=CONTROLS,
+        ),
+        dense_rate=1.0,
+        top_k=4,
+        top_n=2,
+        documents=20,
+    )

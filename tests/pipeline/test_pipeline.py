@@ -1,0 +1,224 @@
+"""Use cases end to end on the pico model: what is kept, what is reused, what a cancel leaves."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stethoscope import arms, pipeline
+from stethoscope.errors import CheckpointError, RecipeError
+from stethoscope.pipeline.bench import bench_problems, evaluation_id
+from stethoscope.pipeline.context import Context
+from stethoscope.profiles import Profile
+from stethoscope.progress import Progress
+from stethoscope.records import (
+    BenchArm,
+    BenchSpec,
+    CompareTextSpec,
+    EditRecipe,
+    EnergySpec,
+    ExportSpec,
+    InfoSpec,
+    ProbeSpec,
+    ProjectedArm,
+    TaskVectorRef,
+)
+from stethoscope.results import (
+    BenchResult,
+    DiagnosisResult,
+    EnergyResult,
+    ExportResult,
+    InfoResult,
+    ProbeResult,
+    TextComparison,
+)
+from stethoscope.store.runs import RunStore
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    context = Context(RunStore(tmp_path / "runs"), device="cpu")
+    yield context
+    context.close()
+
+
+def recipe_of(profile: Profile, layers: dict[int, float], **fields: object) -> EditRecipe:
+    return EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers=layers, **fields)
+
+
+def bench_of(profile: Profile, *chosen: BenchArm, **fields: object) -> BenchSpec:
+    defaults = {"subjects": profile.problems.subjects, "n": 4, "max_new_tokens": 6, "batch_size": 4}
+    return BenchSpec(model=profile.model, problems=profile.problems, arms=(arms.BASE, *chosen), **(defaults | fields))
+
+
+class CancelAfter(Progress):
+    """Asks to stop as soon as `items` of the stage `stage` are finished."""
+
+    def __init__(self, stage: str, items: int) -> None:
+        super().__init__()
+        self.wanted = (stage, items)
+
+    def advance(self, items: int = 1) -> None:
+        super().advance(items)
+        if self.stage == self.wanted[0] and self.done >= self.wanted[1]:
+            self.cancel()
+
+
+def test_info_counts_the_models_parameters(pico_profile: Profile, context: Context) -> None:
+    spec = InfoSpec(model=pico_profile.model, saes=pico_profile.saes, task_vectors=pico_profile.task_vectors)
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, InfoResult)
+    assert context.loaded is not None
+    assert result.model.parameters == sum(parameter.numel() for parameter in context.loaded.model.parameters())
+    assert [row.layer for row in result.saes] == list(range(result.model.n_layers))
+    assert all(norm > 0 for norm in result.task_vectors[0].relative_norm_by_layer)
+
+
+def test_diagnosis_is_kept_and_found_again(pico_profile: Profile, context: Context) -> None:
+    spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    first = pipeline.run(spec, context, Progress())
+    again = pipeline.run(spec, Context(context.store, device="cpu"), Progress())
+    assert isinstance(first.result, DiagnosisResult)
+    assert again == first
+    assert {cell.subject for cell in first.result.cells} == set(pico_profile.problems.subjects)
+    assert sorted(first.result.order["geometry"]) == list(range(first.result.n_layers))
+
+
+def test_another_score_listens_to_nothing_again(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.run(pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19), context, Progress())
+    monkeypatch.setattr("stethoscope.pipeline.listening.count_firing", lambda *_, **__: pytest.fail("listened again"))
+    spec = pico_profile.diagnose_spec(score="log_ratio", top_k=2, n_bootstrap=20, n_permutations=19)
+    assert isinstance(pipeline.run(spec, context, Progress()).result, DiagnosisResult)
+
+
+def test_energy_of_a_full_span_is_one(pico_profile: Profile, context: Context) -> None:
+    """More latents than dimensions span everything: nothing of the task vector can be lost."""
+    diagnosis = pico_profile.diagnose_spec(live_share=0.0, dense_rate=1.0)
+    spec = EnergySpec(diagnosis=diagnosis, task_vector=pico_profile.task_vector(), subject="geometry", k=(2, 24))
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, EnergyResult)
+    assert {cell.k for cell in result.layers} == {2, 24}
+    for cell in result.layers:
+        assert cell.retention is not None
+        assert 0 <= cell.retention <= 1
+        assert cell.rank <= cell.k
+
+
+def test_probe_of_no_strength_is_zero_and_of_a_real_edit_is_not(pico_profile: Profile, context: Context) -> None:
+    def probe(layers: dict[int, float]) -> ProbeResult:
+        spec = ProbeSpec(recipe=recipe_of(pico_profile, layers), problems=pico_profile.problems, n=4)
+        result = pipeline.run(spec, context, Progress()).result
+        assert isinstance(result, ProbeResult)
+        assert result.certificate.verified
+        return result
+
+    assert [row.difference for row in probe({0: 0.0}).rows] == [0.0] * 3
+    assert all(row.difference != 0 for row in probe({1: 1.0}).rows)
+
+
+def test_text_shows_where_the_edit_bites(pico_profile: Profile, context: Context) -> None:
+    def compare(layers: dict[int, float]) -> TextComparison:
+        spec = CompareTextSpec(
+            recipe=recipe_of(pico_profile, layers, master_alpha=3.0),
+            prompts=("a story of the river",),
+            problems=pico_profile.problems,
+            max_new_tokens=8,
+        )
+        result = pipeline.run(spec, context, Progress()).result
+        assert isinstance(result, TextComparison)
+        return result
+
+    same, edited = compare({0: 0.0}).pairs[0], compare({0: 1.0, 1: 1.0, 2: 1.0}).pairs[0]
+    assert same.base == same.edited
+    assert same.first_difference is None
+    assert max(same.kl) == pytest.approx(0.0, abs=1e-6)
+    assert len(edited.kl) == len(edited.edited_tokens)
+    assert max(edited.kl) > 0.01
+
+
+def test_bench_pairs_the_same_problems_and_reuses_the_base(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = bench_of(pico_profile, BenchArm(name="recipe", recipe=recipe_of(pico_profile, {1: 1.0})))
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, BenchResult)
+    assert result.complete
+    ids = {arm: [item.problem_id for item in result.items if item.arm == arm] for arm in ("base", "recipe")}
+    assert ids["base"] == ids["recipe"]
+    assert len(ids["base"]) == 8
+    for row in result.comparisons:
+        assert row.n11 + row.n10 + row.n01 + row.n00 == 4
+    assert result.certificates["base"].touched == ()
+    assert result.certificates["recipe"].layers_edited == (1,)
+    assert all(certificate.verified for certificate in result.certificates.values())
+    monkeypatch.setattr("stethoscope.pipeline.bench.generate_greedy", lambda *_, **__: pytest.fail("answered again"))
+    again = pipeline.run(spec.model_copy(update={"margin": 0.05}), context, Progress()).result
+    assert isinstance(again, BenchResult)
+    assert again.items == result.items
+
+
+def test_cancel_at_item_three_stores_exactly_three(pico_profile: Profile, context: Context) -> None:
+    spec = bench_of(pico_profile, batch_size=1)
+    outcome = pipeline.run(spec, context, CancelAfter("Answering problems", 3))
+    assert isinstance(outcome.result, BenchResult)
+    assert not outcome.result.complete
+    assert len(outcome.result.items) == 3
+    assert len(context.store.get_items(evaluation_id(spec, None, context))) == 3
+    assert outcome.run_id is not None
+    assert context.store.get_run(outcome.run_id).state == "cancelled"
+    resumed = pipeline.run(spec, context, Progress()).result
+    assert isinstance(resumed, BenchResult)
+    assert resumed.items[:3] == outcome.result.items
+
+
+def test_a_larger_sample_contains_the_smaller(pico_profile: Profile) -> None:
+    small, large = bench_of(pico_profile, n=3), bench_of(pico_profile, n=10)
+    assert {p.problem_id for p in bench_problems(small)} < {p.problem_id for p in bench_problems(large)}
+
+
+def test_control_arms_differ_only_in_their_layers(pico_profile: Profile) -> None:
+    recipe = recipe_of(pico_profile, {0: 0.5, 1: 1.0})
+    draws = arms.random_layers(recipe, 4, draws=3, seed=0)
+    assert draws == arms.random_layers(recipe, 4, draws=3, seed=0)
+    sets = [tuple(arm.recipe.layers) for arm in draws if arm.recipe]
+    assert len(set(sets)) == 3
+    assert (0, 1) not in sets
+    last = arms.last_layers(recipe, 4).recipe
+    assert last is not None
+    assert list(last.layers) == [2, 3]
+    assert last.layers[2].mlp == 0.75
+
+
+def test_export_reloads_to_the_live_weights(pico_profile: Profile, context: Context, tmp_path: Path) -> None:
+    spec = ExportSpec(recipe=recipe_of(pico_profile, {2: 1.0}), out=str(tmp_path / "edited"))
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, ExportResult)
+    assert result.max_abs_difference == 0.0
+
+
+def test_mistakes_are_told_and_kept_as_failed_runs(
+    pico_profile: Profile, context: Context, make_pico: Callable[..., Path]
+) -> None:
+    beyond = bench_of(pico_profile, BenchArm(name="recipe", recipe=recipe_of(pico_profile, {9: 1.0})))
+    with pytest.raises(RecipeError, match="9"):
+        pipeline.run(beyond, context, Progress())
+    assert context.store.list_runs()[0].state == "failed"
+    other = TaskVectorRef(name="wide", tuned=str(make_pico(d_model=64)))
+    wide = recipe_of(pico_profile, {1: 1.0}).model_copy(update={"task_vector": other})
+    with pytest.raises(CheckpointError):
+        pipeline.run(bench_of(pico_profile, BenchArm(name="wide", recipe=wide)), context, Progress())
+    assert context.loaded is not None
+    assert context.loaded.checksum() == context.base_checksum
+
+
+def test_projected_recipe_runs_through_the_probe(pico_profile: Profile, context: Context) -> None:
+    arm = ProjectedArm(
+        diagnosis=pico_profile.diagnose_spec(live_share=0.0, dense_rate=1.0), subject="geometry", top_k=3
+    )
+    spec = ProbeSpec(recipe=recipe_of(pico_profile, {1: 1.0}, arm=arm), problems=pico_profile.problems, n=4)
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, ProbeResult)
+    assert result.certificate.verified
+    assert result.certificate.layers_edited == (1,)
