@@ -20,7 +20,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_failure(what: str, error: OSError) -> UserError:
-    """Return the error to raise when `what` could not be written: a full disk is the machine's, the rest the store's."""
+    """Return what to raise when `what` could not be written: a full disk is the machine's, the rest the store's."""
     if error.errno in _FULL:
         return ResourceError(
             f"cannot write {what}", got=error.strerror, expected="free disk space", next_step="Free some and try again."

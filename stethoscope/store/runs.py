@@ -289,8 +289,11 @@ class RunStore:
                 rows,
             )
 
-    def get_items(self, evaluation_id: str) -> dict[str, BenchItem]:
+    def get_items(self, evaluation_id: str, *, skip_damaged: bool = False) -> dict[str, BenchItem]:
         """Return the stored items of an evaluation by problem id, in the order first stored; empty when there are none.
+
+        Args:
+            skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
 
         Raises:
             StoreError: an item is damaged.
@@ -300,19 +303,27 @@ class RunStore:
             stored = rows.fetchall()
         items: dict[str, BenchItem] = {}
         for row in stored:
-            what = f"graded answer {row['problem_id']}"
-            if bytes_id(str(row["body"]).encode()) != row["digest"]:
-                raise StoreError(f"{what} is damaged", next_step="Run the benchmark under another seed, or anew.")
             try:
-                items[row["problem_id"]] = BenchItem.model_validate_json(row["body"])
-            except ValidationError as error:
-                raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
+                items[row["problem_id"]] = _read_item(row)
+            except StoreError:
+                if not skip_damaged:
+                    raise
         return items
 
 
 def _item_body(item: BenchItem) -> tuple[str, str]:
     body = canonical_json(item.model_dump(mode="json"))
     return bytes_id(body), body.decode()
+
+
+def _read_item(row: sqlite3.Row) -> BenchItem:
+    what = f"graded answer {row['problem_id']}"
+    if bytes_id(str(row["body"]).encode()) != row["digest"]:
+        raise StoreError(f"{what} is damaged", next_step="Resume the benchmark: it is graded again.")
+    try:
+        return BenchItem.model_validate_json(row["body"])
+    except ValidationError as error:
+        raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
 
 
 def _run_id(tick: int) -> str:
