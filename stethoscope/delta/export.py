@@ -1,0 +1,212 @@
+"""The edited model as a plain checkpoint folder: transformers loads it without this package, at no inference cost.
+
+Written into a hidden folder beside the target, read back and compared tensor by tensor with the live edited model, and
+only then renamed: an interrupted export leaves nothing, a finished one is exact. Weights are stored in the dtype that
+the session runs in (not the base's dtype on disk), so that what is loaded is what was measured; tied embeddings are
+stored once.
+"""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from stethoscope.delta.patch import Patch, applied
+from stethoscope.delta.task_vector import CheckpointTensors
+from stethoscope.errors import ResourceError, StethoscopeError, UserError
+from stethoscope.locations import local_path
+from stethoscope.model.session import ModelSession, quiet_transformers
+from stethoscope.progress import Progress
+from stethoscope.records import EditRecipe, RawArm
+from stethoscope.results import ExportResult
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
+
+
+def export_checkpoint(
+    session: ModelSession,
+    patch: Patch,
+    recipe: EditRecipe,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write the model with `patch` applied to the new folder `out`, verified against the live tensors.
+
+    The patch is applied here: call it while no patch is on.
+
+    Raises:
+        UserError: `out` exists and is not an empty folder.
+        ResourceError: too little disk space, or a place that cannot be written.
+        Cancelled: between steps; nothing is left behind.
+    """
+    progress = Progress() if progress is None else progress
+    out = out.expanduser()
+    _check_target(out)
+    _check_space(session, out)
+    progress.start("export", 4)
+    try:
+        with _sibling(out) as folder:
+            with applied(session, patch):
+                progress.check_cancel()
+                _save_weights(session, folder)
+                progress.advance()
+                progress.check_cancel()
+                difference = _max_abs_difference(session, folder)
+                progress.advance()
+            if difference != 0:
+                raise StethoscopeError(
+                    f"the written weights differ from the live ones by {difference}; nothing was kept"
+                )
+            progress.check_cancel()
+            _save_tokenizer(session, folder)
+            (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(model_card(patch, recipe), encoding="utf-8")
+            progress.advance()
+            progress.check_cancel()
+            folder.replace(out)
+            progress.advance()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {out}", got=error.strerror or error, next_step="Choose another folder, or free some space."
+        ) from error
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return ExportResult(
+        out=str(out),
+        files=tuple(path.relative_to(out).as_posix() for path in files),
+        size_bytes=sum(path.stat().st_size for path in files),
+        max_abs_difference=difference,
+    )
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(
+            f"{out} exists already",
+            got="a folder with files in it" if out.is_dir() else "a file",
+            expected="a new or empty folder",
+            next_step="Nothing is ever overwritten: choose another name.",
+        )
+
+
+def _check_space(session: ModelSession, out: Path) -> None:
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
+    needed = weights + SPARE_BYTES
+    standing = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(standing).free
+    if free < needed:
+        raise ResourceError(
+            f"not enough disk space for {out}",
+            got=f"{free / 2**20:.0f} MiB free",
+            expected=f"{needed / 2**20:.0f} MiB",
+            next_step="Choose another disk, or free some space.",
+        )
+
+
+@contextlib.contextmanager
+def _sibling(out: Path) -> Iterator[Path]:
+    """Yield a new hidden folder beside `out`; where the body fails, remove it and every parent that was made for it."""
+    missing = [folder for folder in out.absolute().parents if not folder.exists()]
+    folder = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in missing:  # innermost first; one that holds something else by now stays
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _save_weights(session: ModelSession, folder: Path) -> None:
+    """Let transformers write weights, config and generation config (it knows the names on disk, ties and shards)."""
+    config = session.model.config
+    dtype = config.dtype
+    try:
+        with quiet_transformers():
+            session.model.save_pretrained(folder)
+    finally:
+        config.dtype = dtype  # save_pretrained leaves a string in the live config
+
+
+def _max_abs_difference(session: ModelSession, folder: Path) -> float:
+    """Return max |written - live| over all parameters as they are now; infinite where one is missing or misshapen."""
+    written = CheckpointTensors(folder, folder.name)
+    worst = 0.0
+    for name, parameter in session.model.named_parameters():
+        stored = written.name_on_disk(name)
+        if stored is None:
+            return float("inf")
+        live = parameter.detach().cpu()
+        tensor = written.read(stored)
+        if tensor.dtype != live.dtype or tensor.shape != live.shape:
+            return float("inf")
+        if not torch.equal(tensor, live):
+            worst = max(worst, float((tensor.double() - live.double()).abs().max()))
+    return worst
+
+
+def _save_tokenizer(session: ModelSession, folder: Path) -> None:
+    """Copy the base's tokenizer files as they are; for a hub model let transformers write them."""
+    base = local_path(session.ref.id)
+    if base is None:
+        with quiet_transformers():
+            session.tokenizer.save_pretrained(folder)
+        return
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+def model_card(patch: Patch, recipe: EditRecipe) -> str:
+    """Return the README of an exported checkpoint: what it is and how it was made, without any claim of quality."""
+    task_vector = recipe.task_vector
+    revision = f" (revision {recipe.model.revision})" if recipe.model.revision else ""
+    lines = [
+        "# An edited model",
+        "",
+        f"`{recipe.model.id}`{revision} with the task vector *{task_vector.name}* (`{task_vector.tuned}` minus",
+        f"the base) added to {len(patch.tensors)} matrices, in {recipe.model.dtype}. {_arm_sentence(recipe)}",
+        "",
+        "It is a plain checkpoint: `transformers` loads it like its base, at no extra cost.",
+        "",
+        "| layer | attention alpha | mlp alpha |",
+        "|---|---|---|",
+    ]
+    for layer in recipe.layers:
+        lines.append(f"| {layer} | {recipe.alpha(layer, 'attention'):g} | {recipe.alpha(layer, 'mlp'):g} |")
+    lines += [
+        "",
+        "Alpha 0 is the base, 1 the full task vector; layers that are not listed, the embeddings and the norms are the",
+        "base's. `recipe.json` holds the whole recipe"
+        + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
+        "",
+        "Not evaluated here: judge it on paired problems before relying on it. The licence of the base model applies.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arm_sentence(recipe: EditRecipe) -> str:
+    arm = recipe.arm
+    if isinstance(arm, RawArm):
+        return "The task vector is injected as it is."
+    return (
+        f"Only its part in the span of the top {arm.top_k} latents for *{arm.subject}* is injected (arm `{arm.kind}`)."
+    )
