@@ -1,0 +1,90 @@
+"""Writing the mini to disk and reading it back: hub format for models and tokenizer, JSONL for problems.
+
+Models are stored in float16: the rounding error of a task vector is .4% of its norm, against 3% in bfloat16.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+
+from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS, MiniProblem, Split, draw_set
+from stethoscope.mini.recipe import MiniRecipe
+
+ARTIFACTS_DIR = Path(__file__).parent / "artifacts"
+MODEL_NAMES = ("base", "math", "forgetting")
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+def save_model(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model (as float16; the model itself stays as it is) and tokenizer in hub format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = Gemma3ForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half = half.to(torch.float16)
+    half.config.dtype = torch.float16
+    half.config.use_cache = True
+    half.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    half.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_model(folder: Path) -> Gemma3ForCausalLM:
+    """Read a model back as float32, in evaluation mode."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert isinstance(model, Gemma3ForCausalLM)
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a model folder."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> list[dict[str, str]]:
+    """Read a file of one JSON object a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_problem_files(out: Path, recipe: MiniRecipe) -> None:
+    """Write problems/ and controls/ {train, dev, test}.jsonl."""
+    counts = {"train": recipe.n_train_problems, "dev": recipe.n_dev_problems, "test": recipe.n_test_problems}
+    for folder, subjects in (("problems", MATH_SUBJECTS), ("controls", CONTROL_SUBJECTS)):
+        for split in SPLITS:
+            drawn: list[MiniProblem] = []
+            for subject in subjects:
+                drawn += draw_set(seed=recipe.problems_seed, subject=subject, split=split, n=counts[split])
+            write_jsonl(out / folder / f"{split}.jsonl", (item.as_record() for item in drawn))
+
+
+def write_shots(out: Path, shots: Sequence[MiniProblem]) -> None:
+    """Write shots.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"shots": [{"problem": shot.problem, "solution": shot.solution} for shot in shots]}
+    (out / "shots.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_shots(out: Path) -> list[tuple[str, str]]:
+    """Read shots.json as (problem, solution) pairs."""
+    record = json.loads((out / "shots.json").read_text(encoding="utf-8"))
+    return [(shot["problem"], shot["solution"]) for shot in record["shots"]]

@@ -1,0 +1,143 @@
+"""What the mini is made of: every size, share, seed and step budget in one frozen record.
+
+Budgets are counted in steps, not seconds, so that the same recipe gives the same data in the same order on any
+machine. `quick()` is the same chain at a size that a test can run in seconds.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from transformers import Gemma3TextConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecipe:
+    """The shape of the model: Gemma 3's block with its five local layers to one global layer."""
+
+    n_layers: int = 10
+    d_model: int = 96
+    d_mlp: int = 288
+    n_heads: int = 2
+    n_kv_heads: int = 1
+    head_dim: int = 48
+    sliding_window: int = 96
+    global_layers: tuple[int, ...] = (5, 9)
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FitRecipe:
+    """One training run: its data, its optimiser and its length."""
+
+    n_steps: int
+    seed: int
+    math_share: float
+    batch_size: int = 3
+    sequence_length: int = 512
+    subject_weights: dict[str, float] = field(default_factory=dict)
+    fixed_shots_share: float = 0.25
+    prompt_weight: float = 0.2
+    matrix_optimizer: str = "muon"
+    matrix_lr: float = 0.02
+    other_lr: float = 3e-3
+    n_warmup_steps: int = 50
+    decay_share: float = 0.33
+    train_embeddings: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SaeRecipe:
+    """The sparse autoencoders: one per layer on the residual stream after the layer."""
+
+    d_sae: int = 512
+    k: int = 24
+    n_train_tokens: int = 600_000
+    batch_size: int = 1024
+    lr: float = 1.5e-3
+    n_refit_tokens: int = 20_000
+    n_heldout_tokens: int = 30_000
+    seed: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MiniRecipe:
+    """The whole chain: model, base, two fine-tunes, SAEs, problem files and the evaluation."""
+
+    model: ModelRecipe
+    base: FitRecipe
+    math: FitRecipe
+    forgetting: FitRecipe
+    saes: SaeRecipe
+    n_train_problems: int = 300
+    n_dev_problems: int = 150
+    n_test_problems: int = 300
+    shot_subjects: tuple[str, ...] = ("prealgebra", "geometry", "number_theory", "algebra")
+    problems_seed: int = 7
+    shots_seed: int = 11
+    n_vocabulary_texts: int = 20_000
+    max_new_tokens: int = 96
+    n_loss_problems: int = 140
+
+
+def full() -> MiniRecipe:
+    """Return the recipe of the shipped artifacts."""
+    return MiniRecipe(
+        model=ModelRecipe(),
+        base=FitRecipe(n_steps=1_800, seed=2, math_share=0.4),
+        math=FitRecipe(
+            n_steps=350,
+            seed=3,
+            math_share=0.95,
+            matrix_optimizer="adamw",
+            matrix_lr=1.5e-3,
+            other_lr=1.5e-3,
+            train_embeddings=False,
+        ),
+        forgetting=FitRecipe(n_steps=350, seed=4, math_share=1.0, train_embeddings=False),
+        saes=SaeRecipe(),
+    )
+
+
+def quick() -> MiniRecipe:
+    """Return a recipe that runs the whole chain in seconds; its artifacts are good for nothing but a test."""
+    recipe = full()
+    short = {"n_steps": 3, "batch_size": 1, "n_warmup_steps": 1, "sequence_length": 400}
+    return replace(
+        recipe,
+        base=replace(recipe.base, **short),
+        math=replace(recipe.math, **short),
+        forgetting=replace(recipe.forgetting, **short),
+        saes=replace(
+            recipe.saes, d_sae=128, k=8, n_train_tokens=2_048, batch_size=512, n_refit_tokens=512, n_heldout_tokens=512
+        ),
+        n_train_problems=12,
+        n_dev_problems=6,
+        n_test_problems=2,
+        max_new_tokens=4,
+        n_loss_problems=4,
+        n_vocabulary_texts=3_000,
+    )
+
+
+def model_config(recipe: ModelRecipe, *, vocab_size: int, bos_id: int, eos_id: int, pad_id: int) -> Gemma3TextConfig:
+    """Return the transformers config; head_dim and query_pre_attn_scalar must both be set (they default to 256)."""
+    layer_types = [
+        "full_attention" if layer in recipe.global_layers else "sliding_attention" for layer in range(recipe.n_layers)
+    ]
+    return Gemma3TextConfig(
+        vocab_size=vocab_size,
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_mlp,
+        num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_kv_heads,
+        head_dim=recipe.head_dim,
+        query_pre_attn_scalar=recipe.head_dim,
+        sliding_window=recipe.sliding_window,
+        layer_types=layer_types,
+        max_position_embeddings=2048,
+        bos_token_id=bos_id,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+        tie_word_embeddings=True,
+        use_cache=True,
+    )
