@@ -45,7 +45,7 @@ def last_boxed(solution: str) -> str | None:
     """Return the content of the last \\boxed{...} (or \\fbox{...}, or "\\boxed x") as lm-eval reads it, else None."""
     if "\\boxed " in solution:
         return solution.split("\\boxed ")[-1].split("$")[0]
-    start = max(solution.rfind("\\boxed{"), -1)
+    start = solution.rfind("\\boxed{")
     if start < 0:
         return None
     depth = 0
@@ -117,6 +117,7 @@ def _parse_line(line: bytes, where: str) -> Problem:
             expected="a field answer, a \\boxed{...} or the final sentence in the solution",
         )
     try:
+        (solution + answer).encode()
         return Problem(problem, solution, subject_of(subject), answer, problem_id_of(problem))
     except UnicodeEncodeError as error:
         raise CorpusError(f"{where} holds half a surrogate pair", got=error.reason) from error

@@ -50,6 +50,7 @@ def connection(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connectio
     try:
         with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as opened:
             opened.row_factory = sqlite3.Row
+            opened.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged row is found by its reader
             opened.execute("PRAGMA synchronous=NORMAL")
             opened.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:

@@ -1,0 +1,193 @@
+"""Problems are read whole or refused by line; samples nest, whatever the order of the file."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stethoscope.errors import CorpusError
+from stethoscope.minerva.problems import (
+    Problem,
+    answer_of,
+    last_boxed,
+    load_problems,
+    load_shots,
+    problem_id_of,
+    sample_problems,
+    subject_of,
+)
+
+SENTENCE = "Final Answer: The final answer is $7$. I hope it is correct."
+LINE = {"problem": "What is 3+4?", "solution": f"3+4=7. {SENTENCE}", "subject": "algebra", "answer": "7"}
+
+
+def write(folder: Path, *lines: object, name: str = "test.jsonl") -> str:
+    raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (folder / name).write_bytes(b"\n".join(raw) + b"\n")
+    return str(folder)
+
+
+def test_a_line_becomes_a_problem(tmp_path: Path) -> None:
+    (problem,) = load_problems(write(tmp_path, LINE), "test")
+    assert problem == Problem(
+        LINE["problem"], LINE["solution"], "algebra", "7", problem_id_of("What is 3+4?")
+    )
+    assert len(problem.problem_id) == 16
+
+
+def test_math_format_without_subject_and_answer(tmp_path: Path) -> None:
+    line = {
+        "problem": "p",
+        "level": "Level 5",
+        "type": "Counting & Probability",
+        "solution": r"So it is $\boxed{\frac{1}{2}}$.",
+    }
+    (problem,) = load_problems(write(tmp_path, line), "test")
+    assert problem.subject == "counting_and_probability"
+    assert problem.answer == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("Algebra", "algebra"),
+        ("Counting & Probability", "counting_and_probability"),
+        ("Intermediate Algebra", "intermediate_algebra"),
+        ("facts_and_stories", "facts_and_stories"),
+    ],
+)
+def test_subject_names(name: str, subject: str) -> None:
+    assert subject_of(name) == subject
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"first \boxed{1} then \boxed{\sqrt{2}}", r"\sqrt{2}"),
+        (r"\boxed 5$ and more", "5"),
+        (f"steps. {SENTENCE}", "7"),
+        ("Final Answer: The final answer is blue. I hope it is correct.", "blue"),
+        ("Final Answer: The final answer is $7$, $8$. I hope it is correct.", "$7$, $8$"[1:-1]),
+        (r"a \boxed{never closed", None),
+        ("nothing", None),
+    ],
+)
+def test_answers_are_read_out_of_solutions(solution: str, answer: str | None) -> None:
+    assert answer_of(solution) == answer
+
+
+@given(st.text("\\boxed{}$ a1", max_size=40).map(lambda text: text + r"\boxed{" + "x}" + text.replace("\\", "")))
+@settings(max_examples=80, deadline=None)
+def test_the_boxed_answer_is_lm_eval_s(solution: str) -> None:
+    from stethoscope.minerva.grader import lm_eval_functions
+
+    reference = lm_eval_functions()
+    boxed = reference.last_boxed_only_string(solution)
+    if boxed is None or not boxed.startswith(("\\boxed{", "\\boxed ")):
+        return
+    try:
+        expected = reference.remove_boxed(boxed)
+    except AssertionError:
+        return
+    assert last_boxed(solution) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{not json", "line 2 of test.jsonl is not JSON"),
+        (b"[" * 100_000, "line 2 of test.jsonl is not JSON"),
+        (b'{"problem": "\xff"}', "line 2 of test.jsonl is not UTF-8"),
+        (b"[1, 2]", "line 2 of test.jsonl is not a JSON object"),
+        ({k: v for k, v in LINE.items() if k != "problem"}, "line 2 of test.jsonl has no problem"),
+        ({k: v for k, v in LINE.items() if k != "solution"}, "has no solution"),
+        ({k: v for k, v in LINE.items() if k != "subject"}, "has no subject"),
+        (LINE | {"problem": 7}, "has a bad problem"),
+        (LINE | {"subject": " "}, "has a bad subject"),
+        (LINE | {"answer": ["7"]}, "has no answer"),
+        ({"problem": "p", "solution": "no answer in it", "subject": "algebra"}, "has no answer"),
+        (LINE | {"problem": "\ud800"}, "surrogate"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        load_problems(write(tmp_path, LINE, line), "test")
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="no test.jsonl"):
+        load_problems(str(tmp_path), "test")
+    with pytest.raises(CorpusError, match="no test.jsonl"):
+        load_problems("some-org/some-dataset", "test")
+    with pytest.raises(CorpusError, match="holds no problems"):
+        load_problems(write(tmp_path, b"", b"  "), "test")
+    (tmp_path / "dev.jsonl").mkdir()
+    with pytest.raises(CorpusError):
+        load_problems(str(tmp_path), "dev")
+
+
+def test_blank_lines_bom_and_repeats(tmp_path: Path) -> None:
+    location = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(LINE).encode(), b"", LINE, LINE | {"problem": "a\u2028b"})
+    assert [problem.problem for problem in load_problems(location, "test")] == ["What is 3+4?", "a\u2028b"]
+
+
+def test_numeric_answers_are_text(tmp_path: Path) -> None:
+    assert load_problems(write(tmp_path, LINE | {"answer": 7}), "test")[0].answer == "7"
+
+
+def make(subject: str, n: int) -> list[Problem]:
+    return [
+        Problem(f"{subject} {number}", "s", subject, "1", problem_id_of(f"{subject} {number}")) for number in range(n)
+    ]
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 1000), st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_samples_nest(small: int, large: int, seed: int, shuffler) -> None:
+    small, large = min(small, large), max(small, large)
+    problems = make("algebra", 30)
+    sample = sample_problems(problems, "algebra", large, seed)
+    assert sample_problems(problems, "algebra", small, seed) == sample[:small]
+    assert len({problem.problem_id for problem in sample}) == large
+    other_order = [*problems, *make("geometry", 5)]
+    shuffler.shuffle(other_order)
+    assert sample_problems(other_order, "algebra", large, seed) == sample
+
+
+def test_seeds_draw_different_samples_evenly() -> None:
+    problems = make("algebra", 40)
+    hits = {problem.problem_id: 0 for problem in problems}
+    for seed in range(400):
+        for problem in sample_problems(problems, "algebra", 10, seed):
+            hits[problem.problem_id] += 1
+    # binomial(400, 1/4): mean 100, sd 8.7; six sd
+    assert max(abs(count - 100) for count in hits.values()) < 52
+
+
+def test_too_few_or_unknown() -> None:
+    with pytest.raises(CorpusError, match="got 5; expected 6"):
+        sample_problems(make("algebra", 5), "algebra", 6, 0)
+    with pytest.raises(CorpusError, match="expected one of algebra"):
+        sample_problems(make("algebra", 5), "geometry", 1, 0)
+
+
+def test_shots(tmp_path: Path) -> None:
+    path = tmp_path / "shots.json"
+    path.write_text(json.dumps([LINE, LINE | {"problem": "q"}]))
+    assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]), ("q", LINE["solution"]))
+    for bad, message in (("{", "not JSON"), ("{}", "not a list"), ('[{"problem": "p"}]', "shot 1 of shots.json")):
+        path.write_text(bad)
+        with pytest.raises(CorpusError, match=message):
+            load_shots(str(path))
+    with pytest.raises(CorpusError, match="no problems at"):
+        load_shots(str(tmp_path / "none.json"))
+
+
+def test_reading_problems_needs_no_sympy() -> None:
+    import subprocess
+
+    code = "import sys, stethoscope.minerva.problems; sys.exit('sympy' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
