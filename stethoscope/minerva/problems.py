@@ -142,18 +142,21 @@ def load_problems(location: str, split: Split) -> list[Problem]:
 
 
 def load_shots(location: str) -> tuple[tuple[str, str], ...]:
-    """Return the few-shot examples (problem, solution) of a JSON list of objects, in its order.
+    """Return the few-shot examples (problem, solution) of a JSON file {"shots": [{...}, ...]}, in its order.
 
     Raises:
-        CorpusError: no such file, or not a list of objects with problem and solution.
+        CorpusError: no such file, or no list of objects with problem and solution in it.
     """
     path = _existing(location)
     try:
-        records = json.loads(_read(path).decode("utf-8"))
+        content = json.loads(_read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path.name} is not JSON", got=error, expected="a list of examples") from error
+    records = content.get("shots") if isinstance(content, dict) else None
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise CorpusError(f"{path.name} is not a list of objects", expected='[{"problem": ..., "solution": ...}, ...]')
+        raise CorpusError(
+            f"{path.name} holds no list of shots", expected='{"shots": [{"problem": ..., "solution": ...}, ...]}'
+        )
     return tuple(
         (
             _text_field(record, "problem", f"shot {number} of {path.name}"),

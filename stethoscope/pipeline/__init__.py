@@ -58,10 +58,10 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     if not isinstance(spec, KEPT):
         return Outcome(runner(spec, context, progress), None)
     identity = record_fingerprints(spec)
-    if isinstance(spec, REUSED) and (found := context.store.find_result(spec, *identity)) is not None:
+    if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
         return Outcome(result, run_id)
-    run_id = context.store.start_run(spec, *identity)
+    run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
 
     def finish(state: str, result: Result | None = None, error: str | None = None) -> None:

@@ -176,9 +176,9 @@ def test_too_few_or_unknown() -> None:
 
 def test_shots(tmp_path: Path) -> None:
     path = tmp_path / "shots.json"
-    path.write_text(json.dumps([LINE, LINE | {"problem": "q"}]))
+    path.write_text(json.dumps({"shots": [LINE, LINE | {"problem": "q"}]}))
     assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]), ("q", LINE["solution"]))
-    for bad, message in (("{", "not JSON"), ("{}", "not a list"), ('[{"problem": "p"}]', "shot 1 of shots.json")):
+    for bad, message in (("{", "not JSON"), ("{}", "no list of shots"), ('{"shots": [{"problem": "p"}]}', "shot 1 of")):
         path.write_text(bad)
         with pytest.raises(CorpusError, match=message):
             load_shots(str(path))
