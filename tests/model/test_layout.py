@@ -38,7 +38,8 @@ def test_gemma_writers_meet_a_post_norm_and_readers_a_pre_norm(pico_session: Mod
     for site in layout.matrices:
         residual_axis = 0 if site.side == "write" else 1
         assert parameters[site.name].shape[residual_axis] == layout.d_model, site.name
-        assert site.gain in parameters and site.gain_offset == 1.0, site.name
+        assert site.gain in parameters, site.name
+        assert site.gain_offset == 1.0, site.name
 
 
 def test_the_gain_reproduces_the_norm(pico_session: ModelSession) -> None:

@@ -1,0 +1,197 @@
+"""Greedy text for many prompts: one shared prefix, right-aligned rows, each row leaving when it is finished.
+
+1. the prompts' common beginning is computed once (`prefix`);
+2. each batch is one block behind that cache: prompts end in the same slot, padding stands on the left;
+3. every step takes the argmax of each row, until the stop string, an end-of-text token or the limit; finished rows
+   are taken out of the batch once they are an eighth of it.
+
+In float32 each row's tokens equal `model.generate(do_sample=False)` on the prompt alone. No logits processors: this
+is the argmax, whatever the checkpoint's generation config suggests.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from stethoscope.model.prefix import Prefix, right_align, share_prefix
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+
+STOP = "Problem:"  # minerva.prompts.STOP_STRING, which stands above this module
+INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
+RETIRE_SHARE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The completion of prompt `index`.
+
+    Attributes:
+        token_ids: the tokens of `text` (the last one may reach into the stop string), without end-of-text.
+        text: decoded completion, cut before the stop string.
+        n_tokens: tokens generated, those of the stop string and end-of-text included.
+        truncated: the limit came before a stop string or an end-of-text token.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    n_tokens: int
+    truncated: bool
+
+
+def generate_greedy(
+    session: ModelSession,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: str | None = STOP,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    on_batch: Callable[[list[Generation]], None] | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[Generation]:
+    """Return the greedy completion of each prompt (text, or token ids taken as they are), in the prompts' order.
+
+    Batches are `batch_size` prompts in the order given; `on_batch` receives each finished one. `on_text(index, delta)`
+    receives text as it is decoded: whole characters, never a part of the stop string; the deltas add up to the text.
+    Counts each finished prompt on `progress` (which the caller has started) and looks for a cancel at every step.
+
+    Raises:
+        Cancelled: asked to stop; the batches handed to `on_batch` are complete.
+    """
+    assert max_new_tokens > 0, max_new_tokens
+    assert batch_size > 0, batch_size
+    progress = progress or Progress()
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
+    assert len(rows) == len(prompts), "prompts are all text or all token ids"
+    assert all(rows), "a prompt without a token"
+    progress.check_cancel()
+    prefix = share_prefix(session, rows)
+    ends = _Ends(session, stop)
+    finished: list[Generation] = []
+    for start in range(0, len(rows), batch_size):
+        drafts = [_Draft(start + i, on_text) for i in range(len(rows[start : start + batch_size]))]
+        _decode_batch(session, rows[start : start + batch_size], drafts, prefix, ends, max_new_tokens, progress)
+        batch = [ends.finish(draft) for draft in drafts]
+        finished.extend(batch)
+        if on_batch is not None:
+            on_batch(batch)
+        progress.advance(len(batch))
+    return finished
+
+
+@dataclass(slots=True)
+class _Draft:
+    """One completion in the making; `sent` characters of its text were handed to `on_text`."""
+
+    index: int
+    on_text: Callable[[int, str], None] | None
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+    sent: int = 0
+
+    def send(self, text: str) -> None:
+        """Hand what is new in `text` to `on_text`."""
+        if self.on_text is not None and len(text) > self.sent:
+            self.on_text(self.index, text[self.sent :])
+            self.sent = len(text)
+
+
+class _Ends:
+    """Knows when a completion is over, and what of it counts."""
+
+    def __init__(self, session: ModelSession, stop: str | None) -> None:
+        self._session = session
+        self._stop = stop
+        self._eos = session.eos_ids
+        self._may_complete: dict[int, bool] = {}
+
+    def take(self, draft: _Draft, token: int) -> None:
+        """Append `token` to `draft`, mark it done at an end, and stream its text."""
+        draft.tokens.append(token)
+        draft.done = token in self._eos or self._stops(draft.tokens)
+        if draft.on_text is not None:
+            text, _ = self._cut(draft.tokens)
+            draft.send(text if draft.done else self._settled(text))
+
+    def finish(self, draft: _Draft) -> Generation:
+        """Return the finished completion, its tokens trimmed to the text that counts."""
+        text, found = self._cut(draft.tokens)
+        tokens = self._without_eos(draft.tokens)
+        while found and tokens and len(self._session.decode(tokens[:-1])) >= len(text):
+            tokens = tokens[:-1]
+        draft.send(text)
+        return Generation(draft.index, tuple(tokens), text, len(draft.tokens), not draft.done)
+
+    def _stops(self, tokens: list[int]) -> bool:
+        """Whether the stop string stands in the text; only the tail is decoded, and only where it may have ended."""
+        if self._stop is None:
+            return False
+        last = tokens[-1]
+        if last not in self._may_complete:
+            text = self._session.decode([last])
+            self._may_complete[last] = self._stop[-1] in text or not self._stop[-1].isascii()
+        if not self._may_complete[last]:
+            return False
+        return self._stop in self._session.decode(tokens[-len(self._stop.encode()) - 4 :])
+
+    def _cut(self, tokens: list[int]) -> tuple[str, bool]:
+        text = self._session.decode(self._without_eos(tokens))
+        if self._stop is None or self._stop not in text:
+            return text, False
+        return text[: text.index(self._stop)], True
+
+    def _without_eos(self, tokens: list[int]) -> list[int]:
+        return tokens[:-1] if tokens and tokens[-1] in self._eos else tokens
+
+    def _settled(self, text: str) -> str:
+        """Hold back a trailing piece of a character, and what may be the beginning of the stop string."""
+        text = text.rstrip(INCOMPLETE)
+        for size in range(min(len(self._stop or "") - 1, len(text)), 0, -1):
+            if self._stop is not None and text.endswith(self._stop[:size]):
+                return text[:-size]
+        return text
+
+
+def _decode_batch(
+    session: ModelSession,
+    rows: Sequence[Sequence[int]],
+    drafts: Sequence[_Draft],
+    prefix: Prefix,
+    ends: _Ends,
+    max_new_tokens: int,
+    progress: Progress,
+) -> None:
+    """Extend each draft token by token until all are done or `max_new_tokens` are reached."""
+    block = right_align(session, rows, prefix)
+    ids, mask, positions = block.input_ids, block.attention_mask, block.position_ids
+    live = list(drafts)
+    for step in range(max_new_tokens):
+        progress.check_cancel()
+        with torch.no_grad():
+            logits = session.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=block.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        chosen = logits[:, -1].argmax(-1)  # [live]
+        for draft, token in zip(live, chosen.tolist(), strict=True):
+            if not draft.done:
+                ends.take(draft, token)
+        keep = [i for i, draft in enumerate(live) if not draft.done]
+        if not keep or step == max_new_tokens - 1:
+            return
+        positions = positions[:, -1:] + 1
+        if (len(live) - len(keep)) * RETIRE_SHARE >= len(live):
+            index = torch.tensor(keep, device=session.device)
+            block.cache.batch_select_indices(index)
+            chosen, mask, positions = chosen[index], mask[index], positions[index]
+            live = [live[i] for i in keep]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)

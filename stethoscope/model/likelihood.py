@@ -1,0 +1,101 @@
+"""How likely the model finds given text: teacher-forced NLL of solutions, and KL between two models' predictions.
+
+    nll = -1/n sum_t log p(y_t | prompt, y_<t)      in nats per solution token
+    kl_t = sum_v p_edited(v) (log p_edited(v) - log p_base(v))
+
+Rows are right-aligned, so that only the last positions' logits are made (at 262k words the others would not fit).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stethoscope.model.prefix import right_align, share_prefix
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+
+
+def solution_nll(
+    session: ModelSession,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, " n"]:
+    """Return the mean NLL per solution token, in nats, of each (prompt, solution); the text is prompt + " " + solution.
+
+    As lm-evaluation-harness does it, the solution's tokens are those of the whole text behind as many as the prompt
+    has. Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
+    """
+    progress = progress or Progress()
+    prompts = session.encode([prompt for prompt, _ in pairs])
+    rows = session.encode([f"{prompt} {solution}" for prompt, solution in pairs])
+    scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    assert all(n > 0 for n in scored), "a solution without a token"
+    nll = np.zeros(len(pairs))
+    contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
+    prefix = share_prefix(session, contexts)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        progress.check_cancel()
+        chosen = order[start : start + batch_size]
+        keep = max(scored[i] for i in chosen) + 1
+        block = right_align(session, [rows[i] for i in chosen], prefix)
+        with torch.no_grad():
+            logits = session.model(
+                input_ids=block.input_ids,
+                attention_mask=block.attention_mask,
+                position_ids=block.position_ids,
+                past_key_values=block.cache,
+                logits_to_keep=keep,
+            ).logits
+        targets = block.input_ids[:, 1 - keep :, None]  # [batch, keep - 1, 1]
+        chances = logits[:, :-1].float().log_softmax(-1).gather(2, targets)[..., 0]  # [batch, keep - 1]
+        for i, row in zip(chosen, chances.double().cpu(), strict=True):
+            nll[i] = -float(row[-scored[i] :].mean())
+        progress.advance(len(chosen))
+    return nll
+
+
+def next_token_logprobs(
+    session: ModelSession,
+    ids_list: Sequence[Sequence[int]],
+    *,
+    last: Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> list[Float[Tensor, "positions vocab"]]:
+    """Return the log-probabilities of each row's tokens 1, 2, ... given those before: [len - 1, vocab], float32, CPU.
+
+    `last` keeps only the predictions of that many last tokens of each row ([last_i, vocab]).
+    """
+    wanted = [len(ids) - 1 for ids in ids_list] if last is None else list(last)
+    assert all(0 <= n < len(ids) for n, ids in zip(wanted, ids_list, strict=True)), "more predictions than tokens"
+    found: list[Tensor] = []
+    for start in range(0, len(ids_list), batch_size):
+        rows = ids_list[start : start + batch_size]
+        counts = wanted[start : start + batch_size]
+        block = right_align(session, rows, share_prefix(session, []))
+        with torch.no_grad():
+            logits = session.model(
+                input_ids=block.input_ids,
+                attention_mask=block.attention_mask,
+                position_ids=block.position_ids,
+                logits_to_keep=max(counts) + 1,
+                use_cache=False,
+            ).logits
+        for row, count in enumerate(counts):
+            found.append(logits[row, logits.shape[1] - 1 - count : -1].float().log_softmax(-1).cpu())
+    return found
+
+
+def kl_per_token(
+    edited: Float[Tensor, "positions vocab"], base: Float[Tensor, "positions vocab"]
+) -> Float[Tensor, " positions"]:
+    """Return KL(edited || base) in nats at each position, from log-probabilities; never below 0."""
+    assert edited.shape == base.shape, (edited.shape, base.shape)
+    difference = edited.double() - base.double()
+    terms = torch.where(edited.isneginf(), 0.0, edited.double().exp() * difference)
+    return terms.sum(-1).clamp(min=0).float()

@@ -1,0 +1,101 @@
+"""Prompts that begin alike are prefilled once: the shared beginning's keys and values serve every row of a batch.
+
+    row i, right-aligned in L = longest row slots:   [ padding | shared prefix | own tokens ]
+                                                       L-len_i    cached         computed in one block
+
+Sliding-window layers count cache *slots*, not positions, so padding may only stand left of the prefix. Keys carry
+their own rotary position, so a row's cached part is the prefix's keys moved right by its padding; the block of the
+last L - P tokens then repeats a few prefix tokens for rows shorter than the longest. This is left padding, computed
+once: the results are those of padding each whole prompt on the left. A prefix belongs to one set of weights: make it
+inside `delta.patch.applied`, and drop it with the edit.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from stethoscope.model.session import ModelSession
+
+MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A shared beginning of `length` tokens, and its keys and values of each layer (empty where length is 0)."""
+
+    length: int
+    keys: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
+    values: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
+
+
+@dataclass(slots=True)
+class Block:
+    """What the model computes for a batch: the last tokens of each row, behind the cached slots.
+
+    Attributes:
+        input_ids: [batch, block].
+        attention_mask: over cached slots and block, 1 = a real token, [batch, slots].
+        position_ids: true positions of the block, [batch, block].
+        cache: keys and values of the cached slots; the forward pass extends it.
+    """
+
+    input_ids: Int[Tensor, "batch block"]
+    attention_mask: Int[Tensor, "batch slots"]
+    position_ids: Int[Tensor, "batch block"]
+    cache: DynamicCache
+
+
+def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix:
+    """Compute the longest common token prefix of `rows`, leaving each row at least one token of its own.
+
+    A prefix under `MIN_PREFIX` tokens, or of a single row, is empty.
+    """
+    if len(rows) < 2:
+        return Prefix(0, (), ())
+    length = min(len(os.path.commonprefix([list(row) for row in rows])), min(len(row) for row in rows) - 1)
+    if length < MIN_PREFIX:
+        return Prefix(0, (), ())
+    ids = torch.tensor([list(rows[0][:length])], device=session.device)
+    cache = DynamicCache()  # without a config it keeps every slot, also in sliding-window layers
+    with torch.no_grad():
+        session.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    keys = tuple(layer.keys for layer in layers if layer.keys is not None)
+    values = tuple(layer.values for layer in layers if layer.values is not None)
+    assert len(keys) == len(values) == session.layout.n_layers, "a layer without cached keys and values"
+    return Prefix(length, keys, values)
+
+
+def right_align(session: ModelSession, rows: Sequence[Sequence[int]], prefix: Prefix) -> Block:
+    """Return the block that computes `rows`, each of which begins with `prefix`."""
+    batch = session.batch(rows, side="left")
+    positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=session.model.config)
+    width = batch.input_ids.shape[1]
+    padding = [width - len(row) for row in rows]
+    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        cache.update(_shift_right(keys, padding), _shift_right(values, padding), layer)
+    return Block(
+        input_ids=batch.input_ids[:, prefix.length :],
+        attention_mask=batch.attention_mask,
+        position_ids=positions[:, prefix.length :],
+        cache=cache,
+    )
+
+
+def _shift_right(
+    states: Float[Tensor, "1 heads prefix head_dim"], padding: Sequence[int]
+) -> Float[Tensor, "batch heads prefix head_dim"]:
+    """Copy `states` to each row, moved right by its padding; what falls off the end is in the row's block."""
+    out = states.new_zeros(len(padding), *states.shape[1:])
+    for row, shift in enumerate(padding):
+        kept = states.shape[2] - shift
+        if kept > 0:
+            out[row, :, shift:] = states[0, :, :kept]
+    return out

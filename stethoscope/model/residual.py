@@ -1,0 +1,58 @@
+"""The residual stream, listened to with hooks while the model runs.
+
+resid_post: what leaves decoder layer l. mlp_out: what the MLP adds to the stream (behind the post-norm where there is
+one, as Gemma Scope has it). attn_out: the input of o_proj, heads x head_dim wide, as Gemma Scope's attention SAEs read
+it. Hooks only listen: they work on offloaded models too and change nothing.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stethoscope.model.session import ModelSession
+from stethoscope.records import Site
+
+
+@contextlib.contextmanager
+def capture_residual(
+    session: ModelSession, layers: Sequence[int], site: Site = "resid_post"
+) -> Iterator[dict[int, Tensor]]:
+    """Yield a dict that each forward pass fills with `layer -> [batch, seq, d]`, float32, detached.
+
+    d is d_model, or heads x head_dim for attn_out. A second forward pass inside replaces the first one's tensors.
+    """
+    captured: dict[int, Tensor] = {}
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in layers:
+            assert 0 <= layer < session.layout.n_layers, f"layer {layer} of {session.layout.n_layers}"
+            module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
+            handles.append(_listen(module, layer, site, captured))
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def site_width(session: ModelSession, site: Site) -> int:
+    """Return the width of `site`: d_model, or the input width of o_proj for attn_out."""
+    if site == "attn_out":
+        return int(session.parameter(f"{session.layout.layers}.0.self_attn.o_proj.weight").shape[1])
+    return session.layout.d_model
+
+
+def _listen(layer_module: nn.Module, layer: int, site: Site, captured: dict[int, Tensor]) -> RemovableHandle:
+    def keep(output: object) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        assert isinstance(tensor, Tensor), type(tensor)
+        captured[layer] = tensor.detach().to(torch.float32)
+
+    if site == "attn_out":
+        return layer_module.get_submodule("self_attn.o_proj").register_forward_pre_hook(lambda _, args: keep(args))
+    name = ""  # the layer itself
+    if site == "mlp_out":
+        name = "post_feedforward_layernorm" if hasattr(layer_module, "post_feedforward_layernorm") else "mlp"
+    return layer_module.get_submodule(name).register_forward_hook(lambda _, args, output: keep(output))

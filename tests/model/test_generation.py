@@ -1,0 +1,175 @@
+"""Batched greedy text equals transformers' generate on each prompt alone, token for token, past the sliding window."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from stethoscope.errors import Cancelled
+from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.model.generation import STOP, Generation, generate_greedy
+from stethoscope.model.prefix import MIN_PREFIX, right_align, share_prefix
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+
+SHOTS = [("What is the prime divisor of 35?", "5 and 7."), ("A river and a circle?", "the circle.")]
+PROBLEMS = ["A story of 4?", "What is 3 and the divisor of 99, the prime and the river and é?", "?", "circle 7", "1+1"]
+FRAMED = [few_shot_prompt(problem, SHOTS) for problem in PROBLEMS]
+UNLIKE = ["a", " the prime divisor of a river and the story", "Problem: é", "Solution: 12 + 7 = 19, the prime circle"]
+
+
+def alone(session: ModelSession, ids: Sequence[int], n: int) -> list[int]:
+    """transformers' own greedy tokens for one unpadded prompt."""
+    prompt = torch.tensor([list(ids)])
+    with torch.no_grad():
+        out = session.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n, do_sample=False
+        )
+    return out[0, len(ids) :].tolist()
+
+
+def test_the_stop_string_is_minervas() -> None:
+    assert STOP == STOP_STRING
+
+
+@pytest.mark.parametrize(
+    "prompts", [FRAMED, UNLIKE, FRAMED + UNLIKE, [FRAMED[0]] * 3], ids=["framed", "unlike", "mixed", "same"]
+)
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_batched_tokens_equal_those_of_generate_alone(
+    prompts: list[str], batch_size: int, pico_session: ModelSession
+) -> None:
+    rows = pico_session.encode(prompts)
+    assert max(len(row) for row in rows) > pico_session.model.config.sliding_window
+    eos = pico_session.tokenizer.eos_token_id
+    found = generate_greedy(pico_session, prompts, max_new_tokens=24, stop=None, batch_size=batch_size)
+    for row, generation in zip(rows, found, strict=True):
+        expected = alone(pico_session, row, 24)
+        ended = expected[-1] == eos
+        assert list(generation.token_ids) == (expected[:-1] if ended else expected)
+        assert generation.n_tokens == len(expected)
+        assert generation.truncated == (not ended)
+        assert generation.text == pico_session.decode(expected)
+    assert [generation.index for generation in found] == list(range(len(prompts)))
+    assert len({generation.token_ids for generation in found}) == len(set(prompts))
+
+
+def test_token_ids_are_taken_as_prompts(pico_session: ModelSession) -> None:
+    texts = generate_greedy(pico_session, FRAMED, max_new_tokens=8)
+    assert generate_greedy(pico_session, pico_session.encode(FRAMED), max_new_tokens=8) == texts
+
+
+def test_the_framed_prompts_do_share_a_prefix(pico_session: ModelSession) -> None:
+    rows = pico_session.encode(FRAMED)
+    prefix = share_prefix(pico_session, rows)
+    assert prefix.length > pico_session.model.config.sliding_window > 0
+    assert right_align(pico_session, rows, prefix).input_ids.shape[1] == max(map(len, rows)) - prefix.length
+    assert share_prefix(pico_session, rows[:1]).length == 0
+    assert share_prefix(pico_session, [row[-5:] for row in rows]).length == 0
+    same = [rows[0][: MIN_PREFIX + 1]] * 2
+    assert share_prefix(pico_session, same).length == MIN_PREFIX  # each row keeps a token of its own
+
+
+def a_stop_in(texts: Sequence[str]) -> str:
+    """Two characters that first appear in the middle of one of the texts."""
+    for text in texts:
+        for start in range(4, len(text) - 2):
+            piece = text[start : start + 2]
+            if text.index(piece) == start and "\ufffd" not in piece:
+                return piece
+    raise AssertionError(texts)
+
+
+def free_text(session: ModelSession, n: int) -> list[Generation]:
+    return generate_greedy(session, [*FRAMED, *UNLIKE], max_new_tokens=n, stop=None)
+
+
+def test_text_is_cut_before_the_stop_string_and_the_row_leaves(pico_session: ModelSession) -> None:
+    whole = [generation.text for generation in free_text(pico_session, 40)]
+    stop = a_stop_in(whole)
+    cut = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=40, stop=stop, batch_size=3)
+    for generation, text in zip(cut, whole, strict=True):
+        assert generation.text == text.split(stop)[0]
+        assert generation.truncated == (stop not in text)
+        assert pico_session.decode(generation.token_ids).startswith(generation.text)
+        if stop in text:
+            assert generation.n_tokens < 40
+            assert len(pico_session.decode(generation.token_ids[:-1])) < len(generation.text) or not generation.text
+    assert any(not generation.truncated for generation in cut)
+
+
+def test_a_stop_at_once_leaves_an_empty_text(pico_session: ModelSession) -> None:
+    first = next(generation for generation in free_text(pico_session, 1) if "\ufffd" not in generation.text)
+    prompt = [*FRAMED, *UNLIKE][first.index]
+    (cut,) = generate_greedy(pico_session, [prompt], max_new_tokens=5, stop=first.text)
+    assert (cut.text, cut.token_ids, cut.n_tokens, cut.truncated) == ("", (), 1, False)
+
+
+def test_end_of_text_stops_a_row(pico_session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = free_text(pico_session, 12)
+    token = plain[0].token_ids[5]
+    monkeypatch.setattr(pico_session.model.generation_config, "eos_token_id", [1, token])
+    for before, after in zip(plain, free_text(pico_session, 12), strict=True):
+        kept = before.token_ids[: before.token_ids.index(token)] if token in before.token_ids else before.token_ids
+        assert after.token_ids == kept
+        assert after.truncated == (token not in before.token_ids)
+
+
+@pytest.mark.parametrize("stop", [None, "Q"])
+def test_streamed_deltas_add_up_to_the_text(stop: str | None, pico_session: ModelSession) -> None:
+    if stop is not None:
+        stop = a_stop_in([generation.text for generation in free_text(pico_session, 40)])
+    streamed: dict[int, list[str]] = {}
+    found = generate_greedy(
+        pico_session,
+        [*FRAMED, *UNLIKE],
+        max_new_tokens=40,
+        stop=stop,
+        on_text=lambda index, delta: streamed.setdefault(index, []).append(delta),
+    )
+    for generation in found:
+        assert "".join(streamed.get(generation.index, [])) == generation.text
+    assert max(len(deltas) for deltas in streamed.values()) > 5
+
+
+def test_streaming_holds_back_split_characters_and_beginnings_of_the_stop(pico_session: ModelSession) -> None:
+    from stethoscope.model.generation import _Draft, _Ends
+
+    deltas: list[str] = []
+    ends, draft = _Ends(pico_session, "Problem:"), _Draft(0, lambda _, delta: deltas.append(delta))
+    for token in pico_session.encode(["aé😀 Pro, Problem:x"], add_bos=False)[0]:
+        if not draft.done:
+            ends.take(draft, token)
+    assert "".join(deltas) == "aé😀 Pro, "
+    assert all("\ufffd" not in delta for delta in deltas)
+    assert draft.done
+    assert ends.finish(draft).text == "aé😀 Pro, "
+
+
+def test_cancel_stops_between_steps_and_keeps_finished_batches(pico_session: ModelSession) -> None:
+    progress, kept = Progress(), list[Generation]()
+    progress.start("write", 9)
+    steps: list[int] = []
+
+    def count(index: int, _: str) -> None:
+        steps.append(index)
+        if index >= 4:
+            progress.cancel()
+
+    with pytest.raises(Cancelled):
+        generate_greedy(
+            pico_session,
+            [*FRAMED, *UNLIKE],
+            max_new_tokens=30,
+            batch_size=2,
+            progress=progress,
+            on_batch=kept.extend,
+            on_text=count,
+        )
+    assert [generation.index for generation in kept] == [0, 1, 2, 3]
+    assert progress.done == 4
+    assert sum(index >= 4 for index in steps) <= 2
+
+
+def test_no_prompts_give_no_text(pico_session: ModelSession) -> None:
+    assert generate_greedy(pico_session, [], max_new_tokens=3) == []

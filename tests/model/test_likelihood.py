@@ -1,0 +1,76 @@
+"""Batched NLL and log-probabilities equal a plain forward pass on each text alone; KL is the textbook sum."""
+
+import numpy as np
+import pytest
+import torch
+
+from stethoscope.errors import Cancelled
+from stethoscope.minerva.prompts import few_shot_prompt
+from stethoscope.model.likelihood import kl_per_token, next_token_logprobs, solution_nll
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+
+SHOTS = [("What is the prime divisor of 35?", "5 and 7.")]
+PAIRS = [
+    (few_shot_prompt("A story?", SHOTS), "the river and the circle of 12."),
+    (few_shot_prompt("What is 3 and 4, the prime and the divisor?", SHOTS), "7"),
+    (few_shot_prompt("?", SHOTS), "é is the story and the prime divisor of the river " * 2),
+    ("no frame", "the end"),
+]
+
+
+def nll_alone(session: ModelSession, prompt: str, solution: str) -> float:
+    ids = torch.tensor(session.encode([f"{prompt} {solution}"]))
+    n = ids.shape[1] - len(session.encode([prompt])[0])
+    logits = session.model(input_ids=ids).logits[0, :-1]
+    return float(torch.nn.functional.cross_entropy(logits[-n:], ids[0, -n:]))
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS[:3], PAIRS[:1]], ids=["mixed", "shared prefix", "single"])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_nll_equals_that_of_each_text_alone(
+    pairs: list[tuple[str, str]], batch_size: int, pico_session: ModelSession
+) -> None:
+    progress = Progress()
+    progress.start("probe", len(pairs))
+    found = solution_nll(pico_session, pairs, batch_size=batch_size, progress=progress)
+    expected = [nll_alone(pico_session, *pair) for pair in pairs]
+    np.testing.assert_allclose(found, expected, atol=2e-5)  # float32 logits up to about 10
+    assert progress.done == len(pairs)
+
+
+def test_nll_of_the_same_pair_twice_is_the_same(pico_session: ModelSession) -> None:
+    found = solution_nll(pico_session, [PAIRS[0], PAIRS[0]])
+    np.testing.assert_allclose(found, nll_alone(pico_session, *PAIRS[0]), atol=2e-5)
+
+
+def test_nll_can_be_cancelled(pico_session: ModelSession) -> None:
+    progress = Progress()
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        solution_nll(pico_session, PAIRS, progress=progress)
+
+
+def test_logprobs_equal_those_of_each_row_alone(pico_session: ModelSession) -> None:
+    rows = pico_session.encode([" the prime divisor of 31 and a river", " a", "Problem: é"])
+    found = next_token_logprobs(pico_session, rows, batch_size=2)
+    last = next_token_logprobs(pico_session, rows, last=[3, 0, 1])
+    for row, logprobs, tail, n in zip(rows, found, last, [3, 0, 1], strict=True):
+        alone = pico_session.model(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+        torch.testing.assert_close(logprobs, alone, atol=2e-5, rtol=0)
+        assert tail.shape == (n, alone.shape[1])
+        torch.testing.assert_close(tail, alone[len(alone) - n :], atol=2e-5, rtol=0)
+
+
+def test_kl_is_the_textbook_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(6, 11, generator=generator).log_softmax(-1)
+    q = torch.randn(6, 11, generator=generator).log_softmax(-1)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=p), torch.distributions.Categorical(logits=q)
+    )
+    torch.testing.assert_close(kl_per_token(p, q), expected)
+    assert kl_per_token(p, p).abs().max() == 0
+    assert not torch.equal(kl_per_token(p, q), kl_per_token(q, p))
+    certain = torch.tensor([[0.0, -torch.inf]])
+    assert float(kl_per_token(certain, torch.tensor([[0.5, 0.5]]).log())) == pytest.approx(np.log(2))
