@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from stethoscope.delta.patch import Patch, applied
 from stethoscope.delta.task_vector import CheckpointTensors
@@ -82,9 +83,11 @@ def export_checkpoint(
             progress.check_cancel()
             folder.replace(out)
             progress.advance()
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
         raise ResourceError(
-            f"cannot write {out}", got=error.strerror or error, next_step="Choose another folder, or free some space."
+            f"cannot write {out}",
+            got=getattr(error, "strerror", None) or error,
+            next_step="Choose another folder, or free some space.",
         ) from error
     files = sorted(path for path in out.rglob("*") if path.is_file())
     return ExportResult(

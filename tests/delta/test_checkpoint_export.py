@@ -1,0 +1,201 @@
+"""An exported checkpoint is the live edited model, plain and whole; an interrupted one is nothing at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stethoscope.delta import export
+from stethoscope.delta.export import export_checkpoint
+from stethoscope.delta.patch import Patch, applied, build_patch
+from stethoscope.delta.task_vector import TaskVector, open_task_vector
+from stethoscope.errors import Cancelled, ResourceError, StethoscopeError, UserError
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+from stethoscope.records import Arm, EditRecipe, TaskVectorRef
+
+MakeRecipe = Callable[..., EditRecipe]
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> EditRecipe:
+    return make_recipe({1: 0.5, 3: {"attention": 0.0, "mlp": 1.0}}, master_alpha=0.8)
+
+
+@pytest.fixture
+def patch(session: ModelSession, task_vector: TaskVector, recipe: EditRecipe) -> Patch:
+    return build_patch(session, task_vector, recipe, recipe_id="sha256-abc")
+
+
+def logits_of(session: ModelSession, model: torch.nn.Module) -> Tensor:
+    batch = session.batch(session.encode(["Problem: the prime divisor of the river"]))
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def test_transformers_loads_the_very_same_model(
+    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+) -> None:
+    before, live_dtype = session.checksum(), session.model.config.dtype
+    out = tmp_path / "deep" / "edited"
+    result = export_checkpoint(session, patch, recipe, out)
+    assert result.max_abs_difference == 0
+    assert result.out == str(out)
+    assert result.size_bytes == sum(path.stat().st_size for path in out.iterdir())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "recipe.json", "README.md"} <= set(result.files)
+    assert sorted(result.files) == sorted(path.name for path in out.iterdir())
+    assert [path.name for path in out.parent.iterdir()] == ["edited"]
+    assert session.checksum() == before
+    assert session.model.config.dtype == live_dtype
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        out, dtype="auto", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    with applied(session, patch):
+        for name, parameter in session.model.named_parameters():
+            assert torch.equal(model.get_parameter(name), parameter)
+        assert torch.equal(logits_of(session, model.eval()), logits_of(session, session.model))
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == session.tokenizer.get_vocab()
+
+
+def test_weights_are_in_the_running_dtype_and_tied_embeddings_stand_once(
+    session: ModelSession,
+    bf16_session: ModelSession,
+    tuned_ref: TaskVectorRef,
+    make_recipe: MakeRecipe,
+    patch: Patch,
+    recipe: EditRecipe,
+    tmp_path: Path,
+) -> None:
+    recipe_16 = make_recipe({0: 1.0}, model=bf16_session.ref)
+    patch_16 = build_patch(bf16_session, open_task_vector(tuned_ref, bf16_session), recipe_16)
+    cases = (
+        (session, patch, recipe, "F32", "float32"),
+        (bf16_session, patch_16, recipe_16, "BF16", "bfloat16"),
+    )
+    for where, edit, made_from, on_disk, in_config in cases:
+        out = tmp_path / in_config
+        assert export_checkpoint(where, edit, made_from, out).max_abs_difference == 0
+        assert json.loads((out / "config.json").read_text())["dtype"] == in_config
+        with safe_open(out / "model.safetensors", framework="pt") as tensors:
+            assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {on_disk}  # noqa: SIM118
+            assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118
+
+
+def test_an_export_can_be_a_task_vector_of_its_own(
+    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+) -> None:
+    export_checkpoint(session, patch, recipe, tmp_path / "edited")
+    again = open_task_vector(TaskVectorRef(name="again", tuned=str(tmp_path / "edited")), session)
+    for name, tensor in patch.tensors.items():
+        assert torch.equal(again.delta(name), tensor - session.parameter(name))
+
+
+def test_recipe_and_card_say_what_it_is(
+    session: ModelSession,
+    patch: Patch,
+    recipe: EditRecipe,
+    make_recipe: MakeRecipe,
+    make_arm: Callable[..., Arm],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "edited"
+    out.mkdir()  # an empty folder is as good as none
+    export_checkpoint(session, patch, recipe, out)
+    assert EditRecipe.model_validate_json((out / "recipe.json").read_text()) == recipe
+    card = (out / "README.md").read_text()
+    assert "| 1 | 0.4 | 0.4 |" in card
+    assert "| 3 | 0 | 0.8 |" in card
+    assert "*math*" in card
+    assert "`sha256-abc`" in card
+    assert "injected as it is" in card
+    config = (out / "config.json").read_text()
+    assert str(Path(session.ref.id).parent) not in config  # where the base lay on this machine is nobody's business
+    projected = make_recipe({1: 1.0}, arm=make_arm(top_k=5))
+    assert "top 5 latents for *algebra*" in export.model_card(patch, projected)
+
+
+def test_the_base_can_be_exported_too(session: ModelSession, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert export_checkpoint(session, Patch(None, {}), make_recipe({}), tmp_path / "base").max_abs_difference == 0
+
+
+def test_nothing_is_overwritten(session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
+    out = tmp_path / "full"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already; got a folder with files"):
+        export_checkpoint(session, patch, recipe, out)
+    with pytest.raises(UserError, match="exists already; got a file"):
+        export_checkpoint(session, patch, recipe, out / "thesis.txt")
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "thesis.txt"]
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_too_little_disk_is_said_before_writing(
+    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
+    with pytest.raises(ResourceError, match="got 3 MiB free; expected 64 MiB"):
+        export_checkpoint(session, patch, recipe, tmp_path / "edited")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", ["_save_weights", "_max_abs_difference", "_save_tokenizer", "model_card"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), SafetensorError("No space left on device")]
+)
+def test_an_interrupted_export_leaves_nothing(
+    session: ModelSession,
+    patch: Patch,
+    recipe: EditRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+    error: BaseException,
+) -> None:
+    before, real = session.checksum(), getattr(export, failing)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        real(*args, **kwargs)
+        raise error
+
+    monkeypatch.setattr(export, failing, fail)
+    expected = (
+        (KeyboardInterrupt, None) if isinstance(error, KeyboardInterrupt) else (ResourceError, "got No space left")
+    )
+    with pytest.raises(expected[0], match=expected[1]):
+        export_checkpoint(session, patch, recipe, tmp_path / "a" / "b" / "edited")
+    assert list(tmp_path.iterdir()) == []
+    assert session.checksum() == before
+
+
+def test_cancel_leaves_nothing(session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
+    class CancelAtOnce(Progress):
+        def advance(self, items: int = 1) -> None:
+            super().advance(items)
+            self.cancel()
+
+    with pytest.raises(Cancelled):
+        export_checkpoint(session, patch, recipe, tmp_path / "edited", progress=CancelAtOnce())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_differs_from_the_live_model_is_not_kept(
+    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_the_base_instead(where: ModelSession, folder: Path) -> None:
+        shutil.copytree(where.ref.id, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(export, "_save_weights", save_the_base_instead)
+    with pytest.raises(StethoscopeError, match="differ from the live ones"):
+        export_checkpoint(session, patch, recipe, tmp_path / "edited")
+    assert list(tmp_path.iterdir()) == []
