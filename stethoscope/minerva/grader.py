@@ -1,0 +1,184 @@
+"""The grader child: `python -m stethoscope.minerva.grader` reads answers as JSON lines and writes grades as JSON lines.
+
+exact_match is lm-evaluation-harness 0.4.13's: its own functions, loaded from the one file that holds them (importing
+the package around it would drag in datasets and torch), so
+
+    correct = is_equiv(normalize(extract(completion)), normalize(gold answer)),
+
+and math_verify is its second metric, verify(parse(gold solution), parse(completion)). Both use signal timeouts,
+which work here because everything runs on the main thread. What they swallow (a timeout, an answer that cannot be
+parsed) they log, and the log decides the status. Each answer gives three lines, so that the parent, who kills a
+child at the deadline, keeps what was already known: extraction, exact_match, math_verify.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stethoscope.minerva.problems import answer_of
+from stethoscope.records import GradeStatus
+
+NOT_EXTRACTED = "[invalidanswer]"  # what lm-eval's get_unnormalized_answer returns without the marker sentence
+_UNDECIDED = ("Failed comparing", "Had some trouble simplifying")
+
+
+def lm_eval_functions() -> ModuleType:
+    """Return lm-eval's module of minerva_math functions, loaded without the packages around it."""
+    package = importlib.util.find_spec("lm_eval")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("lm_eval is not installed; pip install -r requirements.txt")
+    path = Path(next(iter(package.submodule_search_locations))) / "tasks" / "minerva_math" / "utils.py"
+    spec = importlib.util.spec_from_file_location("lm_eval_minerva_math", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Overheard(logging.Handler):
+    """Keeps the templates of the messages that a library logged, such as "Timed out comparing %s and %s"."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.templates: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.templates.append(str(record.msg))
+
+    def heard(self, *beginnings: str) -> bool:
+        return any(template.startswith(beginnings) for template in self.templates)
+
+
+@contextmanager
+def _overhear(logger: logging.Logger) -> Iterator[_Overheard]:
+    heard = _Overheard()
+    logger.addHandler(heard)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(heard)
+
+
+class Grader:
+    """Grades answers one at a time, on the main thread; `patience_s` is the libraries' own timeout in whole seconds."""
+
+    def __init__(self, patience_s: int) -> None:
+        import math_verify
+
+        self._lm_eval = lm_eval_functions()
+        self._math_verify = math_verify
+        self._patience_s = patience_s
+        for logger, level in ((self._lm_eval.eval_logger, logging.DEBUG), (self._math_logger, logging.WARNING)):
+            logger.setLevel(level)
+            logger.propagate = False
+
+    @property
+    def _math_logger(self) -> logging.Logger:
+        return logging.getLogger("math_verify")
+
+    def extract(self, completion: str) -> str | None:
+        """Return the answer behind the marker sentence, normalised by lm-eval; None when there is no such sentence."""
+        found = self._lm_eval.get_unnormalized_answer(completion)
+        return None if found == NOT_EXTRACTED else self._lm_eval.normalize_final_answer(found)
+
+    def exact_match(self, answer: str, gold: str) -> GradeStatus:
+        """Return lm-eval's verdict on a normalised answer against the gold answer's text."""
+        with _overhear(self._lm_eval.eval_logger) as heard:
+            if self._lm_eval.is_equiv(answer, self._lm_eval.normalize_final_answer(gold)):
+                return GradeStatus.CORRECT
+            if heard.heard("Timed out"):
+                return GradeStatus.TIMEOUT
+            if heard.heard(*_UNDECIDED) or (heard.heard("couldn't parse") and not self._parses(answer)):
+                return GradeStatus.UNPARSABLE
+        return GradeStatus.INCORRECT
+
+    def _parses(self, answer: str) -> bool:
+        from sympy import SympifyError
+        from sympy.parsing.latex import LaTeXParsingError
+
+        try:
+            self._lm_eval.parse_latex(answer)
+        except (LaTeXParsingError, SympifyError, TypeError):
+            return False
+        return True
+
+    def math_verify(self, completion: str, solution: str) -> GradeStatus:
+        """Return math_verify's verdict on the whole completion against the whole gold solution, as lm-eval asks it."""
+        with _overhear(self._math_logger) as heard:
+            gold = self._math_verify.parse(solution, parsing_timeout=self._patience_s)
+            target = self._math_verify.parse(completion, parsing_timeout=self._patience_s)
+            if self._math_verify.verify(gold, target, timeout_seconds=self._patience_s):
+                return GradeStatus.CORRECT
+            if heard.heard("Timeout"):
+                return GradeStatus.TIMEOUT
+        if not gold:
+            return GradeStatus.UNPARSABLE
+        return GradeStatus.INCORRECT if target else GradeStatus.NO_ANSWER
+
+    def grade(self, request: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+        """Grade one request {completion, solution, answer | null}, writing each part as soon as it is known."""
+        completion, solution = request["completion"], request["solution"]
+        answer = self.extract(completion)
+        write({"marked": answer is not None, "answer": answer or ""})
+        gold = request["answer"] if request["answer"] is not None else answer_of(solution)
+        if answer is None:
+            status = GradeStatus.NO_ANSWER
+        else:
+            status = GradeStatus.UNPARSABLE if gold is None else self.exact_match(answer, gold)
+        write({"exact_match": status})
+        write({"math_verify": self.math_verify(completion, solution)})
+
+
+def _limit_memory(memory_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(seconds: float) -> None:
+    """Let the system end this process after that much CPU time, should the parent be gone; 0 lifts the limit."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF's default action ends the process
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serve requests from stdin until it closes; stdout carries nothing but answers."""
+    parser = argparse.ArgumentParser(prog="python -m stethoscope.minerva.grader")
+    parser.add_argument("--deadline-s", type=float, required=True)
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    options = parser.parse_args(arguments)
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints goes to stderr
+
+    def write(line: dict[str, Any]) -> None:
+        out.write(json.dumps(line) + "\n")
+        out.flush()
+
+    _limit_memory(options.memory_bytes)
+    grader = Grader(patience_s=math.ceil(options.deadline_s) + 1)  # the parent's deadline comes first
+    warm = {"completion": "Final Answer: The final answer is $x+1$. I hope it is correct.", "solution": "$1+x$"}
+    grader.grade({**warm, "answer": "1+x"}, lambda _: None)  # first use compiles grammars and patterns
+    write({"ready": True})
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _limit_cpu(4 * options.deadline_s + 10)
+        grader.grade(request, lambda part, index=request["index"]: write({"index": index, **part}))
+        _limit_cpu(0)
+
+
+if __name__ == "__main__":
+    main()
