@@ -64,36 +64,27 @@ def _subjects(items: Iterable[Key], order: Collection[str]) -> list[str]:
     return [subject for subject in order if subject in occurring] + [s for s in occurring if s not in order]
 
 
-def arm_rows(
-    items: Iterable[BenchItem],
-    *,
-    recipe_ids: Mapping[str, str | None] | None = None,
-    subjects: Collection[str] = (),
-) -> list[ArmRow]:
-    """Return one row per arm and subject: accuracy with Wilson's interval, math_verify, marker and truncation rates.
+def arm_rows(items: Iterable[BenchItem], recipe_id: str | None = None, subjects: Collection[str] = ()) -> list[ArmRow]:
+    """Return one row per subject of one arm: accuracy with Wilson's interval, math_verify, marker and truncation rates.
 
     Args:
-        items: graded answers of any number of arms; a problem that occurs twice in an arm counts once, the last.
-        recipe_ids: recipe id by arm name (None for the base).
-        subjects: display order.
+        items: graded answers of the arm; a problem that occurs twice counts once, the last.
+        recipe_id: the arm's recipe (None for the base).
+        subjects: display order; subjects without items get no row.
     """
-    of_arm: dict[str, list[BenchItem]] = {}
-    for item in items:
-        of_arm.setdefault(item.arm, []).append(item)
-    rows: list[ArmRow] = []
-    for arm, arm_items in of_arm.items():
-        keyed = _by_key(arm_items)
-        for subject in _subjects(keyed, subjects):
-            chosen = [item for item in keyed.values() if item.subject == subject]
-            rows.append(_arm_row(arm, (recipe_ids or {}).get(arm), subject, chosen))
-    return rows
+    keyed = _by_key(items)
+    assert len({item.arm for item in keyed.values()}) <= 1, "the items of one arm at a time"
+    return [
+        _arm_row(recipe_id, subject, [item for item in keyed.values() if item.subject == subject])
+        for subject in _subjects(keyed, subjects)
+    ]
 
 
-def _arm_row(arm: str, recipe_id: str | None, subject: str, items: list[BenchItem]) -> ArmRow:
+def _arm_row(recipe_id: str | None, subject: str, items: list[BenchItem]) -> ArmRow:
     n, correct = len(items), sum(map(is_correct, items))
     interval = wilson(correct, n)
     return ArmRow(
-        arm=arm,
+        arm=items[0].arm,
         recipe_id=recipe_id,
         subject=subject,
         n=n,

@@ -153,6 +153,8 @@ def load_shots(location: str) -> tuple[tuple[str, str], ...]:
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path.name} is not JSON", got=error, expected="a list of examples") from error
     records = content.get("shots") if isinstance(content, dict) else None
+    if isinstance(records, dict):
+        records = records.get("shots")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise CorpusError(
             f"{path.name} holds no list of shots", expected='{"shots": [{"problem": ..., "solution": ...}, ...]}'

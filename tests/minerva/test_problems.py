@@ -32,9 +32,7 @@ def write(folder: Path, *lines: object, name: str = "test.jsonl") -> str:
 
 def test_a_line_becomes_a_problem(tmp_path: Path) -> None:
     (problem,) = load_problems(write(tmp_path, LINE), "test")
-    assert problem == Problem(
-        LINE["problem"], LINE["solution"], "algebra", "7", problem_id_of("What is 3+4?")
-    )
+    assert problem == Problem(LINE["problem"], LINE["solution"], "algebra", "7", problem_id_of("What is 3+4?"))
     assert len(problem.problem_id) == 16
 
 
@@ -178,12 +176,21 @@ def test_shots(tmp_path: Path) -> None:
     path = tmp_path / "shots.json"
     path.write_text(json.dumps({"shots": [LINE, LINE | {"problem": "q"}]}))
     assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]), ("q", LINE["solution"]))
+    path.write_text(json.dumps({"shots": [LINE]}))
+    assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]),)
     for bad, message in (("{", "not JSON"), ("{}", "no list of shots"), ('{"shots": [{"problem": "p"}]}', "shot 1 of")):
         path.write_text(bad)
         with pytest.raises(CorpusError, match=message):
             load_shots(str(path))
     with pytest.raises(CorpusError, match="no problems at"):
         load_shots(str(tmp_path / "none.json"))
+
+
+def test_the_shipped_problems_and_shots_are_read() -> None:
+    problems = load_problems("embedded:problems", "test")
+    assert len({problem.subject for problem in problems}) == 7
+    assert all(problem.answer == answer_of(problem.solution) for problem in problems)
+    assert len(load_shots("embedded:shots.json")) == 4
 
 
 def test_reading_problems_needs_no_sympy() -> None:
