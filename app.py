@@ -1,0 +1,40 @@
+"""Stethoscope: the navigation and the status strip; every screen is a file of pages/."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages import _jobs, _restore, _status, _ui
+
+HERE = Path(__file__).parent
+LOGO = str(HERE / "static" / "logo.svg")
+
+st.set_page_config(page_title="Stethoscope", page_icon=LOGO, layout="wide")
+st.logo(LOGO, size="large")
+st.html(_ui.STYLE)
+
+SCREENS = {
+    "Listen": [
+        st.Page(HERE / "pages" / "setup.py", title="Setup"),
+        st.Page(HERE / "pages" / "diagnose.py", title="Diagnose", default=True),
+    ],
+    "Inject": [st.Page(HERE / "pages" / "edit.py", title="Edit")],
+    "Judge": [
+        st.Page(HERE / "pages" / "benchmark.py", title="Benchmark"),
+        st.Page(HERE / "pages" / "runs.py", title="Runs"),
+    ],
+}
+
+page = st.navigation(SCREENS)
+_ui.defaults()
+strip = st.container()
+with _ui.guarded():
+    _restore.from_address()
+with _ui.guarded():
+    page.run()
+with strip, _ui.guarded():
+    _status.draw()
+with _ui.guarded():
+    if "warmed" not in st.session_state and _ui.profile().model.id.startswith("embedded:"):
+        _jobs.front().warm_up(_ui.profile())
+        st.session_state["warmed"] = True

@@ -1,0 +1,54 @@
+"""The lower half of Diagnose: how much of the task vector the subject's latents span, against chance."""
+
+import streamlit as st
+
+from pages import _jobs, _ui
+from stethoscope.figures import energy
+from stethoscope.figures.theme import pretty
+from stethoscope.records import EnergySpec
+from stethoscope.results import DiagnosisResult, EnergyResult
+
+
+def draw(diagnosis: DiagnosisResult) -> None:
+    """Ask for the energy of the chosen subject and draw retention curves and enrichment."""
+    profile, subject = _ui.profile(), st.session_state["subject"]
+    chosen = st.session_state
+    spec = EnergySpec(
+        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"])),
+        task_vector=profile.task_vector(chosen["task_vector"]),
+        subject=subject,
+        k=_ui.ENERGY_K,
+    )
+    with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
+        view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
+        if view.error:
+            _ui.banner(view.error)
+            st.button("Try again", key="energy-again", on_click=_jobs.forget, args=("energy",))
+        elif view.active:
+            _jobs.watch(view, key="energy")
+        elif view.stopped:
+            st.caption("Stopped.")
+            st.button("Compute the energy", key="energy-again", on_click=_jobs.forget, args=("energy",))
+        result = view.result
+        if not isinstance(result, EnergyResult):
+            return
+        chosen.setdefault("energy_k", result.k[len(result.k) // 2])
+        if chosen["energy_k"] not in result.k:
+            chosen["energy_k"] = result.k[0]
+        st.segmented_control("k latents", result.k, required=True, **_ui.mirror("energy_k", "energy-k"))
+        k, picked = chosen["energy_k"], chosen["layers"]
+        shown = picked or list(diagnosis.order.get(subject, ())[: profile.top_n])
+        note = energy.caption(result, k)
+        left, right = st.columns(2)
+        with left, st.container(key="retention"):
+            st.markdown("**Energy kept against k**" + ("" if picked else " (best layers; none is picked)"))
+            figure = energy.retention_curves(result, shown, k)
+            st.plotly_chart(figure, key="retention-figure", config=_ui.PLOT_CONFIG, alt=note)
+        with right, st.container(key="enrichment"):
+            st.markdown(f"**Enrichment by layer at k = {k}**")
+            figure = energy.enrichment_bars(result, k, picked)
+            st.plotly_chart(figure, key="enrichment-figure", config=_ui.PLOT_CONFIG, alt=note)
+        st.caption(_ui.escape(note))
+        with st.container(horizontal=True):
+            _ui.csv_button("Layers CSV", result.layers, "energy_layers.csv", "energy-layers-csv")
+            _ui.csv_button("Matrices CSV", result.cells, "energy_matrices.csv", "energy-cells-csv")

@@ -1,0 +1,147 @@
+"""How a page asks the worker: one slot a question; submitted, watched, shown, and never waited for.
+
+A slot whose spec changes cancels its former job and keeps showing the former result (stale) until the new one is
+there. A slot can also hold a stored run (recorded). Only ids go into the session.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import streamlit as st
+
+from pages import _ui
+from stethoscope import jobs
+
+FINISHED = ("done", "cancelled", "failed")
+
+
+@dataclass(frozen=True)
+class View:
+    """What a slot shows: a result (`stale`: of the former spec; `run_id` where it is stored), its job, an error."""
+
+    result: Any = None
+    run_id: str | None = None
+    job: Any = None
+    error: Any = None
+    stale: bool = False
+    recorded: bool = False
+
+    @property
+    def active(self) -> bool:
+        """True while the slot's job is queued or running."""
+        return self.job is not None and self.job.state not in FINISHED
+
+    @property
+    def stopped(self) -> bool:
+        """True when the job was cancelled before there was anything to show."""
+        return self.job is not None and self.job.state == "cancelled" and (self.result is None or self.stale)
+
+
+def front() -> Any:
+    """Return the one jobs front of this process."""
+    return jobs.front()
+
+
+def spec_key(spec: Any) -> str:
+    """Return the text that tells two specs apart."""
+    return f"{type(spec).__name__}:{spec.model_dump_json()}"
+
+
+def ask(slot: str, spec: Any, *, title: str) -> View:
+    """Return the view of `spec` in `slot`, submitting it when the slot holds another one."""
+    held = st.session_state["slots"].get(slot, {})
+    job = front().snapshot(held["job"]) if held.get("job") else None
+    lost = bool(held.get("job")) and job is None
+    overtaken = job is not None and job.state == "cancelled" and job.result is None and not held.get("stopped")
+    if held.get("spec") != spec_key(spec) or lost or overtaken:
+        if job is not None and held.get("spec") != spec_key(spec):
+            front().cancel(job.job_id)
+        job_id = front().submit(spec, interactive=True, title=title)
+        st.session_state["slots"][slot] = {"spec": spec_key(spec), "job": job_id, "shown": held.get("shown")}
+    return look(slot)
+
+
+def begin(slot: str, spec: Any, *, title: str, interactive: bool = False) -> None:
+    """Start `spec` in `slot` because a button said so; a batch job waits behind interactive ones."""
+    hold(slot, job=front().submit(spec, interactive=interactive, title=title))
+
+
+def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any = None) -> None:
+    """Show an existing job or stored run in `slot`; with `spec`, asking for that spec keeps it."""
+    key = None if spec is None else spec_key(spec)
+    st.session_state["slots"][slot] = {"spec": key, "job": job, "run": run}
+
+
+def forget(slot: str) -> None:
+    """Empty `slot`, so that the next `ask` starts again."""
+    st.session_state["slots"].pop(slot, None)
+
+
+def look(slot: str) -> View:
+    """Return the view of whatever `slot` holds, asking for nothing new."""
+    held = st.session_state["slots"].get(slot, {})
+    if held.get("job") is None:
+        run_id = held.get("run")
+        held["shown"] = {"run": run_id} if run_id else held.get("shown")
+        return View(_load(front().store, run_id), run_id, recorded=True) if run_id else View()
+    job = front().snapshot(held["job"])
+    if job is None:
+        forget(slot)
+        return View(error="The server was restarted and no longer knows this job. Finished blocks are stored.")
+    if job.state in FINISHED and job.result is not None:
+        held["shown"] = {"job": job.job_id}
+        return View(job.result, job.run_id, job)
+    return View(_former(held), job=job, error=job.error, stale=True)
+
+
+def _former(held: dict[str, Any]) -> Any:
+    """Result that the slot showed before its present job, if it can still be had."""
+    shown = held.get("shown") or {}
+    if run_id := shown.get("run"):
+        return _load(front().store, run_id)
+    job = front().snapshot(shown["job"]) if shown.get("job") else None
+    return None if job is None else job.result
+
+
+@lru_cache(maxsize=32)
+def _load(store: Any, run_id: str) -> Any:
+    return store.load_result(run_id)
+
+
+def stop(job_id: str) -> None:
+    """Cancel the job because a person said so: no slot starts it again by itself."""
+    front().cancel(job_id)
+    for held in st.session_state["slots"].values():
+        if held.get("job") == job_id:
+            held["stopped"] = True
+
+
+def describe(job: Any) -> str:
+    """Return title, stage, finished items, rate and ETA of `job` in one line."""
+    if job.state == "queued":
+        return f"{job.title} · queued"
+    parts = [job.title, job.stage or "starting"]
+    parts += [f"{job.done} of {job.total}"] if job.total else []
+    parts += [f"{job.rate:.1f} per s"] if job.rate else []
+    parts += [f"about {job.eta_s:.0f} s left"] if job.eta_s is not None else []
+    return " · ".join(parts)
+
+
+def watch(view: View, *, key: str, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
+    """Draw the running job of `view` until it ends, then rerun the page; Stop stands outside the fragment."""
+    job_id = view.job.job_id
+
+    @st.fragment(run_every=every)
+    def live() -> None:
+        job = front().snapshot(job_id)
+        if job is None or job.state in FINISHED:
+            st.rerun()
+        share = min(job.done / job.total, 1.0) if job.total else 0.0
+        st.progress(share, text=_ui.escape(describe(job)))
+        if draw is not None:
+            draw(job)
+
+    live()
+    st.button("Stop", key=f"{key}-stop", on_click=stop, args=(job_id,))

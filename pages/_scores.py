@@ -1,0 +1,101 @@
+"""A finished benchmark: forest plot first, then verdicts, totals and each arm's accuracy."""
+
+import pandas as pd
+import streamlit as st
+
+from pages import _status, _ui
+from stethoscope.figures import forest
+from stethoscope.figures.theme import percent, pretty, shown_p, signed
+from stethoscope.records import BenchSpec
+from stethoscope.results import BenchResult
+
+MARGIN = BenchSpec.model_fields["margin"].default
+
+
+def interval(low: float, high: float) -> str:
+    """Return an interval of fractions in percentage points."""
+    return f"[{signed(100 * low, 1)}, {signed(100 * high, 1)}]"
+
+
+def differences(result: BenchResult) -> pd.DataFrame:
+    """Return the table of paired differences, one row per arm and subject."""
+    rows = [
+        {
+            "arm": row.arm,
+            "subject": pretty(row.subject),
+            "n": row.n11 + row.n10 + row.n01 + row.n00,
+            "difference": signed(100 * row.difference, 1),
+            "95% CI, points": interval(row.ci_low, row.ci_high),
+            "gained": row.n10,
+            "lost": row.n01,
+            "McNemar p": shown_p(row.mcnemar_p).removeprefix("= "),
+            "Holm p": shown_p(row.holm_p).removeprefix("= "),
+            "verdict": row.verdict,
+        }
+        for row in result.comparisons
+    ]
+    return pd.DataFrame(rows)
+
+
+def accuracies(result: BenchResult) -> pd.DataFrame:
+    """Return the table of accuracies, one row per arm and subject, with what else an answer can be."""
+    rows = [
+        {
+            "arm": row.arm,
+            "subject": pretty(row.subject),
+            "n": row.n,
+            "correct": row.correct,
+            "exact match": percent(row.accuracy),
+            "95% CI (Wilson)": f"[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
+            "math-verify": percent(row.math_verify),
+            "marked": percent(row.marker_rate),
+            "truncated": percent(row.truncation_rate),
+            "unscored": row.unscored,
+        }
+        for row in result.arms
+    ]
+    return pd.DataFrame(rows)
+
+
+def totals(result: BenchResult) -> None:
+    """Draw the macro totals as numbers, one an arm; micro stands in the table."""
+    macro = [row for row in result.totals if row.kind == "macro"]
+    with st.container(horizontal=True, key="bench-totals"):
+        for row in macro:
+            st.metric(
+                f"{row.arm}, macro",
+                percent(row.accuracy),
+                f"{signed(100 * row.difference, 1)} points, 95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
+                delta_color="off",
+                delta_arrow="off",
+                border=True,
+                width=300,
+            )
+
+
+def draw(result: BenchResult) -> None:
+    """Draw the benchmark and name its weights in the status strip."""
+    for certificate in [result.certificates[name] for name in ("recipe",) if name in result.certificates]:
+        _status.show_certificate(certificate, None)
+    if any(not certificate.verified for certificate in result.certificates.values()):
+        st.warning("At least one arm's weights could not be verified; do not trust this run.")
+    subjects = list(dict.fromkeys(row.subject for row in result.arms))
+    note = forest.caption(result, MARGIN)
+    smoke = any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms)
+    with _ui.card("Paired differences to the base", key="bench-result"):
+        if not result.complete:
+            st.badge("partial: finished blocks only", color="orange")
+        if smoke:
+            st.badge("smoke test", color="orange")
+        if result.comparisons:
+            _ui.chart(forest.paired_differences(result, subjects, MARGIN), key="forest", caption=note)
+        totals(result)
+        names = ("Verdicts", "Accuracy by arm", "Totals")
+        verdicts, arms, sums = st.tabs(names)
+        verdicts.dataframe(differences(result), hide_index=True, key="verdict-table", alt="Verdict by arm and subject")
+        arms.dataframe(accuracies(result), hide_index=True, key="arm-table", alt="Accuracy by arm and subject")
+        sums.dataframe(pd.DataFrame([row.model_dump() for row in result.totals]), hide_index=True, key="total-table")
+        with st.container(horizontal=True):
+            _ui.csv_button("Differences CSV", result.comparisons, "comparisons.csv", "comparisons-csv")
+            _ui.csv_button("Arms CSV", result.arms, "arms.csv", "arms-csv")
+            _ui.csv_button("Answers CSV", result.items, "answers.csv", "items-csv")

@@ -1,0 +1,75 @@
+"""The status strip of every page: what is loaded, which weights made the result on show, what runs now."""
+
+from typing import Any
+
+import streamlit as st
+
+from pages import _jobs, _ui
+from stethoscope.records import EditRecipe
+from stethoscope.results import Certificate
+
+
+def show_base() -> None:
+    """Say that the result on show is a reading of the base model."""
+    st.session_state["on_show"] = "base"
+
+
+def show_certificate(certificate: Certificate, recipe: EditRecipe | None, *, recorded: bool = False) -> None:
+    """Say which weights made the result on show: the base, or the edit of `recipe`."""
+    label = "BASE verified"
+    if certificate.touched:
+        layers = ",".join(map(str, certificate.layers_edited))
+        alpha = f" · alpha {recipe.master_alpha:g}" if recipe is not None else ""
+        short = (certificate.recipe_id or "").removeprefix("sha256-")[:4]
+        label = f"EDITED: layers {layers}{alpha} · recipe {short}…"
+    if not certificate.verified:
+        label = "NOT VERIFIED: checksums differ"
+    st.session_state["on_show"] = {"label": label, "verified": certificate.verified, "recorded": recorded}
+
+
+def recorded(view: _jobs.View) -> None:
+    """Say whether the result on show is live or a record."""
+    st.session_state["recorded"] = view.recorded
+
+
+def _badge(status: Any) -> tuple[str, str]:
+    """Label and colour of the certificate badge."""
+    shown = st.session_state.get("on_show")
+    if isinstance(shown, dict):
+        edited = shown["label"].startswith("EDITED")
+        return shown["label"], "red" if not shown["verified"] else "orange" if edited else "green"
+    if status.base_verified is None:
+        return "weights not checked yet", "gray"
+    return ("BASE verified", "green") if status.base_verified else ("BASE CHANGED: restart the app", "red")
+
+
+def draw() -> None:
+    """Draw the strip; while something runs it refreshes itself, and Cancel stands outside the fragment."""
+    active = _jobs.front().active()
+
+    @st.fragment(run_every=0.7 if active else None)
+    def live() -> None:
+        status, running = _jobs.front().status(), _jobs.front().active()
+        if active and not running:
+            st.rerun()
+        profile = _ui.profile()
+        model = status.model
+        loaded = f"{model.n_layers} layers · {model.dtype}" if model else "not loaded"
+        loaded = "loading" if status.state == "loading" else loaded
+        with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+            label, colour = _badge(status)
+            with st.container(key="certificate", width="content"):
+                st.badge(label, color=colour)  # pyright: ignore[reportArgumentType]
+            st.badge("recorded" if st.session_state.get("recorded") else "live", color="gray")
+            memory = f"{status.memory_bytes / 1e6:.0f} MB" if status.memory_bytes else ""
+            parts = [f"{profile.title}: {loaded}", f"SAEs {profile.saes.site}"]
+            parts += [f"task vector {st.session_state['task_vector']}"]
+            parts += [" · ".join(part for part in (status.device or "", memory) if part)]
+            st.caption(_ui.escape("  |  ".join(part for part in parts if part)), width="content")
+            if running:
+                st.badge(_ui.escape(_jobs.describe(running[0])), color="blue")
+
+    with st.container(key="status", horizontal=True, vertical_alignment="center", gap="small"):
+        live()
+        if active:
+            st.button("Cancel", key="cancel-job", type="tertiary", on_click=_jobs.stop, args=(active[0].job_id,))

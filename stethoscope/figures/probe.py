@@ -1,0 +1,69 @@
+"""The live probe: did gold solutions become more likely under the edit, subject by subject?
+
+Each row is the mean paired difference of the NLL per solution token (edited minus base, nats) with its 95% interval;
+left of zero is better. Control corpora are drawn hollow and gray: there, right of zero is harm.
+"""
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, signed
+from stethoscope.results import ProbeResult, ProbeRow
+
+
+def describe_probe(row: ProbeRow) -> str:
+    """Return the hover text of `row`: both NLLs, their paired difference with interval, and n."""
+    return "<br>".join(
+        (
+            f"<b>{pretty(row.subject)}</b>{' (control)' if row.is_control else ''}",
+            f"edited − base {signed(row.difference, 4)} nats per token",
+            f"95% CI [{signed(row.ci_low, 4)}, {signed(row.ci_high, 4)}]",
+            f"base {row.base_nll:.4f}, edited {row.edited_nll:.4f} · n = {row.n} items",
+            "<i>mean over items of the NLL per solution token, teacher-forced</i>",
+        )
+    )
+
+
+def differences(result: ProbeResult) -> go.Figure:
+    """Return one dot with interval per subject and control corpus; x is nats per token, zero is no change."""
+    labels = [pretty(row.subject) for row in result.rows]
+    figure = go.Figure()
+    for is_control, colour, name in ((False, ORANGE, "subjects"), (True, GRAY, "control")):
+        rows = [row for row in result.rows if row.is_control == is_control]
+        figure.add_trace(
+            go.Scatter(
+                x=[row.difference for row in rows],
+                y=[pretty(row.subject) for row in rows],
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [row.ci_high - row.difference for row in rows],
+                    "arrayminus": [row.difference - row.ci_low for row in rows],
+                    "color": colour,
+                    "thickness": 1.6,
+                    "width": 5,
+                },
+                mode="markers",
+                marker={"size": 9, "color": colour, "symbol": "diamond-open" if is_control else "circle"},
+                name=name,
+                text=[describe_probe(row) for row in rows],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    apply_layout(figure, height=32 * len(labels) + 92, x_title="NLL, edited − base, nats per token (left is better)")
+    figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], gridcolor=FAINT)
+    figure.add_vline(x=0, line={"color": GRAY, "width": 1})
+    return figure
+
+
+def caption(result: ProbeResult) -> str:
+    """Return what stands under the picture: the mean shift on subjects and on controls, n, and the definition."""
+    subjects = [row.difference for row in result.rows if not row.is_control]
+    controls = [row.difference for row in result.rows if row.is_control]
+    means = [f"subjects {signed(sum(subjects) / len(subjects))}"] if subjects else []
+    means += [f"control {signed(sum(controls) / len(controls))}"] if controls else []
+    n = max((row.n for row in result.rows), default=0)
+    return (
+        f"Mean difference: {', '.join(means)} nats per token. n = {n} dev items per row, the same for every edit; "
+        "paired 95% t-intervals. Left of zero: gold solutions became more likely. "
+        f"Answered in {result.elapsed_s:.1f} s."
+    )

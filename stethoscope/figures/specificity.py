@@ -1,0 +1,219 @@
+"""Layer specificity: the heatmap to pick layers on, and one subject's scores with their intervals.
+
+A click on a plotly heatmap tells Streamlit nothing, so transparent square markers lie on the cells and carry
+(layer, subject) in `customdata`; `layers_from_selection` reads them back. Colour fades to transparent at the null:
+blue above it, orange below. A cell whose interval crosses the null is paler and carries a dot; a layer without an
+SAE says so and is never interpolated.
+"""
+
+from collections.abc import Collection, Mapping
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, pretty, shown_p, signed
+from stethoscope.results import DiagnosisResult, SpecificityCell
+
+DEFINITION_NOTE = "This definition is ours; the paper's formula is not known to us."
+
+
+def crosses_null(cell: SpecificityCell, null: float) -> bool:
+    """True when the cell's interval holds the null, or when there is no interval."""
+    return cell.ci_low is None or cell.ci_high is None or cell.ci_low <= null <= cell.ci_high
+
+
+def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
+    """Return the hover text of `cell`: score, interval, p-values, n and the definition."""
+    interval = f"[{signed(cell.ci_low)}, {signed(cell.ci_high)}]"
+    return "<br>".join(
+        (
+            f"<b>layer {cell.layer} · {pretty(cell.subject)}</b>",
+            f"{pretty(result.score)} {signed(cell.score)}, 95% CI {interval}",
+            f"p {shown_p(cell.p)}, Holm p {shown_p(cell.p_holm)} · null {signed(result.null)}",
+            f"n = {cell.n_documents} documents, and as many of {pretty(result.control)}",
+            f"k = {result.top_k} of {cell.n_live} live latents · {result.site}",
+            f"<i>{result.formula}</i>",
+        )
+    )
+
+
+def diverging_scale(low: float, high: float, null: float) -> list[tuple[float, str]]:
+    """Return a colour scale over [low, high] whose opacity grows alike on both sides of `null`."""
+    span, reach = high - low, max(high - null, null - low)
+    at_null = (null - low) / span
+    below, above = (null - low) / reach, (high - null) / reach
+
+    def tone(rgb: str, strength: float) -> str:
+        return f"rgba({rgb}, {max(strength, 0.03):.3f})"
+
+    blue, deep, orange = "64, 160, 200", "18, 104, 178", "224, 117, 26"
+    stops = [(0.0, tone(orange, below)), (at_null, tone(orange, 0)), (at_null, tone(blue, 0))]
+    stops += [((at_null + 1) / 2, tone(blue, above * 0.55)), (1.0, tone(deep, above))]
+    return [(min(max(position, 0.0), 1.0), colour) for position, colour in stops]
+
+
+def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | None = None) -> go.Figure:
+    """Return the subjects x layers heatmap with `picked` layers outlined and `subject`'s label set bold."""
+    cells = {(cell.subject, cell.layer): cell for cell in result.cells if cell.score is not None}
+    scores = [cell.score for cell in cells.values() if cell.score is not None]
+    low, high = min([*scores, result.null]), max([*scores, result.null + 1e-9])
+    figure = go.Figure()
+    for weak in (False, True):
+        figure.add_trace(
+            go.Heatmap(
+                x=list(range(result.n_layers)),
+                y=list(range(len(result.subjects))),
+                z=[[_score(cells.get((name, layer)), result.null, weak) for layer in range(result.n_layers)]
+                   for name in result.subjects],
+                zmin=low,
+                zmax=high,
+                colorscale=diverging_scale(low, high, result.null),
+                opacity=0.5 if weak else 1.0,
+                showscale=not weak,
+                colorbar={
+                    "thickness": 8,
+                    "outlinewidth": 0,
+                    "len": 0.9,
+                    "tickfont": {"color": GRAY, "size": 11},
+                    "nticks": 5,
+                },
+                xgap=3,
+                ygap=3,
+                hoverinfo="skip",
+            )
+        )  # fmt: skip
+    shown = list(cells.values())
+    rows = {name: row for row, name in enumerate(result.subjects)}
+    weak_cells = [cell for cell in shown if crosses_null(cell, result.null)]
+    figure.add_trace(
+        go.Scatter(
+            x=[cell.layer for cell in weak_cells],
+            y=[rows[cell.subject] for cell in weak_cells],
+            mode="markers",
+            marker={"symbol": "circle", "size": 4, "color": GRAY},
+            hoverinfo="skip",
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[cell.layer for cell in shown],
+            y=[rows[cell.subject] for cell in shown],
+            customdata=[[cell.layer, cell.subject] for cell in shown],
+            mode="markers",
+            marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0)"},
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+            text=[describe_cell(cell, result) for cell in shown],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    apply_layout(figure, height=36 * len(result.subjects) + 62, x_title="layer")
+    labels = [f"<b>{pretty(name)}</b>" if name == subject else pretty(name) for name in result.subjects]
+    figure.update_layout(showlegend=False, clickmode="event+select", dragmode="select", hoverdistance=60)
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(range(result.n_layers)), range=[-0.5, result.n_layers - 0.5], showgrid=False
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(result.subjects))),
+        ticktext=labels,
+        range=[len(result.subjects) - 0.5, -0.5],
+        showgrid=False,
+    )
+    _mark_columns(figure, result, picked, {cell.layer for cell in shown})
+    return figure
+
+
+def _score(cell: SpecificityCell | None, null: float, weak: bool) -> float | None:
+    """Score of `cell` when its strength is the one asked for, else None (drawn empty)."""
+    return cell.score if cell is not None and crosses_null(cell, null) == weak else None
+
+
+def _mark_columns(
+    figure: go.Figure, result: DiagnosisResult, picked: Collection[int], listened: Collection[int]
+) -> None:
+    """Outline the picked layers and write "no SAE" over the layers that nothing was heard from."""
+    bottom = len(result.subjects) - 0.5
+    for layer in sorted(picked):
+        figure.add_shape(
+            type="rect",
+            x0=layer - 0.48,
+            x1=layer + 0.48,
+            y0=-0.48,
+            y1=bottom - 0.02,
+            line={"color": ORANGE, "width": 2},
+        )
+    for layer in sorted(set(range(result.n_layers)) - set(listened)):
+        figure.add_annotation(
+            x=layer, y=(bottom - 0.5) / 2, text="no SAE", textangle=-90, showarrow=False, font={"color": GRAY}
+        )
+
+
+def strip(result: DiagnosisResult, subject: str, picked: Collection[int]) -> go.Figure:
+    """Return `subject`'s score by layer with its 95% interval, the null as a line and picked layers shaded."""
+    cells = [cell for cell in result.cells if cell.subject == subject and cell.score is not None]
+    figure = go.Figure()
+    for weak, name in ((False, "interval clear of the null"), (True, "interval crosses the null")):
+        chosen = [cell for cell in cells if crosses_null(cell, result.null) == weak]
+        figure.add_trace(
+            go.Scatter(
+                x=[cell.layer for cell in chosen],
+                y=[cell.score for cell in chosen],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [(cell.ci_high or 0) - (cell.score or 0) for cell in chosen],
+                    "arrayminus": [(cell.score or 0) - (cell.ci_low or 0) for cell in chosen],
+                    "color": GRAY if weak else BLUE,
+                    "thickness": 1.4,
+                    "width": 4,
+                },
+                mode="markers",
+                name=name,
+                marker={
+                    "size": 8,
+                    "color": GRAY if weak else BLUE,
+                    "symbol": "circle-open" if weak else "circle",
+                },
+                text=[describe_cell(cell, result) for cell in chosen],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    apply_layout(figure, height=230, x_title="layer", y_title=pretty(result.score))
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(range(result.n_layers)), range=[-0.5, result.n_layers - 0.5], showgrid=False
+    )
+    figure.add_hline(y=result.null, line={"color": GRAY, "width": 1, "dash": "dot"})
+    for layer in sorted(picked):
+        figure.add_vrect(x0=layer - 0.45, x1=layer + 0.45, fillcolor=ORANGE, opacity=0.13, line_width=0, layer="below")
+    figure.update_layout(showlegend=True, plot_bgcolor="rgba(0,0,0,0)")
+    figure.update_yaxes(gridcolor=FAINT)
+    return figure
+
+
+def caption(result: DiagnosisResult, subject: str) -> str:
+    """Return what stands under the pictures: definition, n, how weak cells look, and the best layers of `subject`."""
+    documents = max((cell.n_documents for cell in result.cells), default=0)
+    best = ", ".join(str(layer) for layer in result.order.get(subject, ())[:4]) or "none"
+    return (
+        f"Score: {result.formula}. n = {documents} documents per subject and of {pretty(result.control)}; "
+        f"k = {result.top_k}; 95% bootstrap intervals over documents, p by label permutation, Holm over layers. "
+        f"Pale cells with a dot: the interval crosses the null ({signed(result.null)}). "
+        f"Best layers for {pretty(subject)}: {best}."
+    )
+
+
+def layers_from_selection(event: object) -> list[int]:
+    """Return the layers named by a plotly selection event (as Streamlit hands it over), sorted, each once.
+
+    Points without `customdata` (other traces, box-only events) are skipped: they name no layer.
+    """
+    selection = event.get("selection", {}) if isinstance(event, Mapping) else {}
+    points = selection.get("points", []) if isinstance(selection, Mapping) else []
+    layers: set[int] = set()
+    for point in points:
+        data = point.get("customdata")
+        if isinstance(data, Mapping):
+            data = [data[key] for key in sorted(data)]
+        if data:
+            layers.add(int(data[0]))
+    return sorted(layers)

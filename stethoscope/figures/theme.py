@@ -1,0 +1,78 @@
+"""What the pictures share: tones that read on white and on near-black, layout, and how numbers are printed.
+
+Colours set in Python do not follow a theme switch in the browser, so every tone here has a contrast of at least 3 on
+both papers, papers are transparent, and heatmaps fade to transparent at the null instead of to white.
+"""
+
+import plotly.graph_objects as go
+
+BLUE = "#1f83c4"  # base (Okabe-Ito blue, one step lighter)
+ORANGE = "#e0751a"  # edited, picked (Okabe-Ito vermilion, one step lighter)
+GRAY = "#7d8894"
+FAINT = "rgba(125, 136, 148, 0.28)"
+BAND = "rgba(125, 136, 148, 0.20)"
+SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#a8961f", "#d1495b", "#4f9d4f", "#5aa9d6", "#b07a4f")
+
+
+def series_colour(index: int) -> str:
+    """Return the colour of the `index`-th curve or arm (they repeat after ten)."""
+    return SERIES[index % len(SERIES)]
+
+
+def pretty(name: str) -> str:
+    """Return a subject's or corpus' name as it is shown: `number_theory` -> `number theory`."""
+    return name.replace("_", " ")
+
+
+def signed(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """Return `value` with its sign and a true minus, or a dash where it is undefined."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return f"0{unit}"
+    return f"{value:+.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
+
+
+def shown_p(p: float | None) -> str:
+    """Return a p-value as text: "p < .001", "p = .032", or a dash."""
+    if p is None:
+        return "–"
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".", 1)
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Return a fraction in [0, 1] as percent, or a dash."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}%"
+
+
+def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
+    """Set the house layout on `figure` (height in pixels) and return it."""
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13, "color": GRAY},
+        hovermode="closest",
+        dragmode=False,
+        hoverlabel={"align": "left", "font": {"size": 12}},
+        legend={
+            "orientation": "h",
+            "yanchor": "bottom",
+            "y": 1.01,
+            "x": 0,
+            "title": None,
+            "traceorder": "normal",
+            "font": {"color": GRAY},
+        },
+    )
+    axis = {
+        "tickfont": {"color": GRAY, "size": 12},
+        "gridcolor": FAINT,
+        "linecolor": FAINT,
+        "zeroline": False,
+        "automargin": True,
+    }
+    figure.update_xaxes(title={"text": x_title, "font": {"color": GRAY, "size": 12}}, **axis)
+    figure.update_yaxes(title={"text": y_title, "font": {"color": GRAY, "size": 12}}, **axis)
+    return figure

@@ -1,0 +1,406 @@
+"""A jobs front without a worker: synthetic results by spec class, and states that a test can set.
+
+`FakeFront(state="done")` answers every submitted spec at once; "running" leaves it at 3 of 7; "failed" gives a
+four-part error; "cancelled" stops it. The store is a real one in a temporary folder.
+"""
+
+import math
+import random
+import time
+from dataclasses import replace
+
+from stethoscope import records as r
+from stethoscope import results as R
+from stethoscope.jobs import ErrorInfo, JobSnapshot, WorkerStatus
+from stethoscope.profiles import Profile
+from stethoscope.store.runs import RunStore
+
+N_LAYERS = 10
+
+
+MODEL_ROW = R.ModelRow(
+    id="embedded:base",
+    revision=None,
+    dtype="float32",
+    n_layers=N_LAYERS,
+    d_model=96,
+    parameters=1_240_000,
+    device="cpu",
+    size_bytes=4_960_000,
+    checksum="sha256-" + "ab" * 32,
+)
+
+
+def certificate(layers: tuple[int, ...] = (), recipe_id: str | None = None) -> R.Certificate:
+    """A verified certificate of an edit of `layers` (none: the base)."""
+    edited = "sha256-" + ("22" if layers else "11") * 32
+    return R.Certificate(
+        recipe_id=recipe_id,
+        base_checksum="sha256-" + "11" * 32,
+        edited_checksum=edited,
+        restored_checksum="sha256-" + "11" * 32,
+        touched=tuple(f"model.layers.{layer}.mlp.down_proj.weight" for layer in layers),
+        layers_edited=layers,
+    )
+
+
+def info(spec: r.InfoSpec) -> R.InfoResult:
+    """Ten SAEs and a bump of relative norms."""
+    return R.InfoResult(
+        model=MODEL_ROW,
+        saes=tuple(
+            R.SaeRow(layer=layer, site="resid_post", d_sae=768, architecture="jumprelu") for layer in range(N_LAYERS)
+        ),
+        task_vectors=tuple(
+            R.TaskVectorRow(
+                name=ref.name,
+                source=ref.tuned,
+                relative_norm_by_layer=tuple(0.02 + 0.03 * math.exp(-((layer - 6) ** 2) / 8) for layer in range(10)),
+            )
+            for ref in spec.task_vectors
+        ),
+    )
+
+
+def diagnosis(spec: r.DiagnoseSpec) -> R.DiagnosisResult:
+    """A specificity bump whose peak moves with the subject; layers 0 and 1 are noise around the null."""
+    generator = random.Random(spec.seed)
+    cells, order, latents = [], {}, []
+    for row, subject in enumerate(spec.problems.subjects):
+        for layer in range(N_LAYERS):
+            score = 0.42 * math.exp(-((layer - 3.5 - row * 0.6) ** 2) / 6) + generator.gauss(0, 0.02)
+            score = score if layer > 1 else generator.gauss(-0.01, 0.02)
+            half = 0.02 + 0.03 * generator.random()
+            p = 0.005 if score > half else 0.4
+            cells.append(
+                R.SpecificityCell(
+                    layer=layer,
+                    subject=subject,
+                    score=score,
+                    ci_low=score - half,
+                    ci_high=score + half,
+                    p=p,
+                    p_holm=min(1.0, 10 * p),
+                    n_live=310,
+                    n_documents=spec.documents,
+                    p_top=0.1,
+                )
+            )
+            latents += [
+                R.SelectedLatent(
+                    layer=layer,
+                    subject=subject,
+                    latent=7 * j + layer,
+                    domain_rate=0.4,
+                    control_rate=0.05,
+                    effect=0.35,
+                )
+                for j in range(2)
+            ]
+        scored = sorted((c for c in cells if c.subject == subject), key=lambda c: -(c.score or 0))
+        order[subject] = tuple(cell.layer for cell in scored)
+    return R.DiagnosisResult(
+        score=spec.score,
+        formula="T = mean over the k selected latents of (p_j − q_j), cross-fitted",
+        subjects=spec.problems.subjects,
+        control=spec.control,
+        n_layers=N_LAYERS,
+        site="resid_post",
+        top_k=spec.top_k,
+        null=0.0,
+        cells=tuple(cells),
+        order=order,
+        latents=tuple(latents),
+    )
+
+
+def energy(spec: r.EnergySpec) -> R.EnergyResult:
+    """Retention a little above chance; layer 0's readers aside, every layer has a figure."""
+    layers = []
+    for layer in range(N_LAYERS):
+        for k in spec.k:
+            rank, chance = min(k, 90), min(k, 90) / 96
+            kept = min(1.0, chance * (1.15 + 0.4 * math.sin(layer)))
+            layers.append(
+                R.EnergyCell(
+                    layer=layer,
+                    matrix="all",
+                    subject=spec.subject,
+                    k=k,
+                    rank=rank,
+                    d=96,
+                    retention=kept,
+                    null_mean=chance,
+                    null_sd=0.03 * math.sqrt(chance * (1 - chance)),
+                    enrichment=kept / chance,
+                    z=(kept - chance) / 0.02,
+                    ceiling=min(1.0, chance**0.35),
+                )
+            )
+    return R.EnergyResult(
+        task_vector=spec.task_vector.name,
+        subject=spec.subject,
+        control=spec.diagnosis.control,
+        site="resid_post",
+        n_layers=N_LAYERS,
+        d_model=96,
+        k=spec.k,
+        cells=tuple(layers),
+        layers=tuple(layers),
+    )
+
+
+def probe(spec: r.ProbeSpec) -> R.ProbeResult:
+    """Differences that grow with alpha and the number of layers; the control gets a little worse."""
+    strength = sum(spec.recipe.alpha(layer, "mlp") for layer in spec.recipe.layers)
+    names = [*spec.problems.subjects, *spec.problems.control_names]
+    rows = []
+    for index, subject in enumerate(names):
+        is_control = subject in spec.problems.control_names
+        difference = strength * (0.004 if is_control else -0.03 - 0.006 * index)
+        rows.append(
+            R.ProbeRow(
+                subject=subject,
+                is_control=is_control,
+                n=spec.n,
+                base_nll=0.41,
+                edited_nll=0.41 + difference,
+                difference=difference,
+                ci_low=difference - 0.02,
+                ci_high=difference + 0.02,
+            )
+        )
+    recipe_id = "sha256-" + "3f" * 32
+    touched = tuple(layer for layer in spec.recipe.layers if spec.recipe.alpha(layer, "mlp"))
+    return R.ProbeResult(
+        recipe_id=recipe_id, rows=tuple(rows), certificate=certificate(touched, recipe_id), elapsed_s=0.42
+    )
+
+
+def compare(spec: r.CompareTextSpec) -> R.TextComparison:
+    """Two worked solutions; the edited one differs from the sixth token on and holds markup that must stay text."""
+    base = "12 = 4 \u00b7 3 , so gcd = 3 . Final Answer: The final answer is $3$. I hope it is correct."
+    edited = "12 = 4 \u00b7 3 and <b>18</b> = 6 \u00b7 3 , so gcd = 6 . Final Answer: The final answer is $6$."
+    base_tokens = tuple(token + " " for token in base.split(" "))
+    edited_tokens = tuple(token + " " for token in edited.split(" "))
+    kl = tuple(0.02 if i < 5 else abs(math.sin(i)) * 1.8 for i in range(len(edited_tokens)))
+    pair = R.TextPair(
+        prompt=spec.prompts[0],
+        base=base,
+        edited=edited,
+        base_tokens=base_tokens,
+        edited_tokens=edited_tokens,
+        kl=kl,
+        first_difference=5,
+    )
+    return R.TextComparison(recipe_id="sha256-" + "3f" * 32, pairs=(pair,), certificate=certificate((3, 5)))
+
+
+def bench(spec: r.BenchSpec) -> R.BenchResult:
+    """Every later arm gains a little over the first."""
+    generator = random.Random(1)
+    arms, comparisons, totals, items = [], [], [], []
+    n = spec.n
+    for index, arm in enumerate(spec.arms):
+        for subject in spec.subjects:
+            correct = min(n, round(n * (0.35 + 0.08 * (index > 0) + 0.05 * generator.random())))
+            accuracy = correct / n
+            half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n)
+            arms.append(
+                R.ArmRow(
+                    arm=arm.name,
+                    recipe_id=None if arm.recipe is None else "sha256-" + "3f" * 32,
+                    subject=subject,
+                    n=n,
+                    correct=correct,
+                    accuracy=accuracy,
+                    ci_low=max(0, accuracy - half),
+                    ci_high=min(1, accuracy + half),
+                    lm_eval_stderr=0.06,
+                    math_verify=accuracy,
+                    marker_rate=0.98,
+                    truncation_rate=0.01,
+                    unscored=0,
+                )
+            )
+            if index:
+                difference = generator.gauss(0.07, 0.06)
+                better = difference > 0.12
+                comparisons.append(
+                    R.ComparisonRow(
+                        arm=arm.name,
+                        reference=spec.arms[0].name,
+                        subject=subject,
+                        n11=n // 3,
+                        n10=n // 5,
+                        n01=n // 8,
+                        n00=n - n // 3 - n // 5 - n // 8,
+                        difference=difference,
+                        ci_low=difference - 0.11,
+                        ci_high=difference + 0.11,
+                        mcnemar_p=0.003 if better else 0.3,
+                        holm_p=0.02 if better else 1.0,
+                        z_unpooled=1.2,
+                        verdict="better" if better else "inconclusive",
+                    )
+                )
+        if index:
+            totals += [
+                R.TotalRow(
+                    kind=kind,
+                    arm=arm.name,
+                    reference=spec.arms[0].name,
+                    n=n * len(spec.subjects),
+                    accuracy=0.44,
+                    reference_accuracy=0.37,
+                    difference=0.07,
+                    ci_low=0.02,
+                    ci_high=0.12,
+                )
+                for kind in ("macro", "micro")
+            ]
+    items = [
+        R.BenchItem(
+            arm=arm.name,
+            subject=spec.subjects[0],
+            problem_id="0123456789abcdef",
+            problem="What is 2+3?",
+            gold="5",
+            completion="5",
+            n_tokens=9,
+            truncated=False,
+            grade=r.Grade(
+                exact_match=r.GradeStatus.CORRECT, math_verify=r.GradeStatus.CORRECT, marked=True, answer="5"
+            ),
+        )
+        for arm in spec.arms
+    ]
+    return R.BenchResult(
+        arms=tuple(arms),
+        comparisons=tuple(comparisons),
+        totals=tuple(totals),
+        items=tuple(items),
+        certificates={arm.name: certificate((3, 5) if arm.recipe else ()) for arm in spec.arms},
+        complete=True,
+    )
+
+
+ANSWERS = {
+    r.InfoSpec: info,
+    r.DiagnoseSpec: diagnosis,
+    r.EnergySpec: energy,
+    r.ProbeSpec: probe,
+    r.CompareTextSpec: compare,
+    r.BenchSpec: bench,
+}
+
+
+class FakeFront:
+    """`stethoscope.jobs.front()` for tests: see the module."""
+
+    def __init__(self, store: RunStore, state: str = "done", delay_s: float = 0.0) -> None:
+        self.state, self.delay_s = state, delay_s
+        self.store = store
+        self.jobs: dict[str, tuple[JobSnapshot, r.Spec, float]] = {}
+        self.submitted: list[r.Spec] = []
+        self.cancelled: list[str] = []
+        self.warmed: list[str] = []
+        self.worker = WorkerStatus(
+            state="idle",
+            model=MODEL_ROW,
+            device="cpu",
+            memory_bytes=412_000_000,
+            certificate=None,
+            base_verified=True,
+            error=None,
+        )
+
+    def submit(self, spec: r.Spec, *, interactive: bool = True, title: str | None = None) -> str:
+        for job, known, _ in self.jobs.values():
+            if known == spec and job.state in ("queued", "running", "done"):
+                return job.job_id
+        job_id = f"job{len(self.jobs):04d}"
+        self.submitted.append(spec)
+        snapshot = JobSnapshot(
+            job_id=job_id,
+            kind=type(spec).__name__,
+            title=title or type(spec).__name__,
+            state="queued",
+            stage="",
+            done=0,
+            total=0,
+            elapsed_s=0.0,
+            rate=None,
+            eta_s=None,
+            text={},
+            result=None,
+            run_id=None,
+            error=None,
+        )
+        self.jobs[job_id] = (snapshot, spec, time.monotonic())
+        return job_id
+
+    def snapshot(self, job_id: str) -> JobSnapshot | None:
+        if job_id not in self.jobs:
+            return None
+        snapshot, spec, started = self.jobs[job_id]
+        elapsed = time.monotonic() - started
+        state = self.state
+        if snapshot.state in ("done", "failed", "cancelled"):
+            return snapshot
+        slow = isinstance(spec, r.BenchSpec | r.CompareTextSpec)
+        if state == "done" and elapsed < self.delay_s * (8 if slow else 1):
+            state = "running"
+        if state == "done":
+            result = ANSWERS[type(spec)](spec)
+            run_id = None
+            if not isinstance(spec, r.InfoSpec | r.ProbeSpec):
+                run_id = self.store.start_run(spec)
+                self.store.finish_run(run_id, state="done", result=result, elapsed_s=1.5)
+            snapshot = replace(snapshot, state="done", result=result, run_id=run_id, done=7, total=7)
+        elif state == "failed":
+            error = ErrorInfo(
+                what="basis has d_model=640, the model has 96",
+                got="640",
+                expected="96",
+                next_step="Pick an SAE trained on this model.",
+                detail="SaeError: basis has d_model=640",
+            )
+            snapshot = replace(snapshot, state="failed", error=error)
+        else:
+            share = min(0.99, elapsed / max(self.delay_s * (8 if slow else 1), 60))
+            text = {}
+            if isinstance(spec, r.CompareTextSpec):
+                pair = compare(spec).pairs[0]
+                text = {"base": pair.base[: int(len(pair.base) * share)], "edited": pair.edited[: int(40 * share)]}
+            snapshot = replace(
+                snapshot,
+                state=state,
+                stage="generating answers",
+                done=3 + int(4 * share),
+                total=7,
+                elapsed_s=elapsed,
+                eta_s=12.0,
+                rate=1.5,
+                text=text,
+            )
+        self.jobs[job_id] = (snapshot, spec, started)
+        return snapshot
+
+    def cancel(self, job_id: str) -> None:
+        self.cancelled.append(job_id)
+        if job_id in self.jobs:
+            snapshot, spec, started = self.jobs[job_id]
+            self.jobs[job_id] = (replace(snapshot, state="cancelled"), spec, started)
+
+    def active(self) -> list[JobSnapshot]:
+        shown = [self.snapshot(job_id) for job_id in self.jobs]
+        return [job for job in shown if job is not None and job.state in ("queued", "running")]
+
+    def status(self) -> WorkerStatus:
+        return replace(self.worker, state="busy" if self.active() else "idle")
+
+    def warm_up(self, profile: Profile) -> str:
+        self.warmed.append(profile.name)
+        spec = r.InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
+        return self.submit(spec, title=f"Loading {profile.title}")
