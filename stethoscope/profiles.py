@@ -65,16 +65,18 @@ class Profile(Record):
                 expected=" or ".join(self.problems.control_names),
                 next_step="Name one of these with --control.",
             )
-        defaults = {
+        base = {
+            "model": self.model,
+            "saes": self.saes,
+            "problems": self.problems,
+            "control": control,
             "top_k": self.top_k,
             "documents": self.documents,
             "live_share": self.live_share,
             "dense_rate": self.dense_rate,
         }
         chosen = {name: value for name, value in fields.items() if value is not None}
-        return DiagnoseSpec(
-            model=self.model, saes=self.saes, problems=self.problems, control=control, **(defaults | chosen)
-        )
+        return DiagnoseSpec.model_validate(base | chosen)
 
     def check_subjects(self, subjects: tuple[str, ...]) -> tuple[str, ...]:
         """Return `subjects`, or raise `ProfileError` naming the first that the profile does not have."""

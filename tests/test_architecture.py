@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "terminal": {"progress", "results"},
     "cli": GROUND | {"profiles", "recipes", "arms", "terminal", "store", "pipeline"},
     "__main__": {"cli"},
-    "mini": {"errors", "minerva", "model", "sae", "statistics"},
+    "mini": GROUND | {"profiles", "arms", "store", "model", "sae", "delta", "minerva", "pipeline"},
 }
 PAGES_MAY_IMPORT = {
     "errors",

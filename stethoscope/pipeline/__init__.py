@@ -25,6 +25,7 @@ from stethoscope.records import (
 )
 from stethoscope.results import BenchResult, Result
 from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.runs import EndState
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
@@ -64,7 +65,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
 
-    def finish(state: str, result: Result | None = None, error: str | None = None) -> None:
+    def finish(state: EndState, result: Result | None = None, error: str | None = None) -> None:
         elapsed_s = time.perf_counter() - started
         context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
 

@@ -7,15 +7,15 @@ what is missing, and the base is answered once for all recipes.
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stethoscope.delta.certificate import certified
 from stethoscope.delta.patch import Patch
 from stethoscope.errors import Cancelled
 from stethoscope.minerva.comparison import arm_rows, compare
 from stethoscope.minerva.problems import Problem, load_problems, load_shots, sample_problems
-from stethoscope.minerva.prompts import few_shot_prompt
-from stethoscope.model.generation import generate_greedy
-from stethoscope.model.session import ModelSession
+from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.model.generation import Generation, generate_greedy
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.progress import Progress
@@ -42,17 +42,7 @@ def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) 
     return context.identity(neutral)
 
 
-def _answer_block(
-    session: ModelSession, block: Sequence[Problem], arm: str, spec: BenchSpec, context: Context, progress: Progress
-) -> list[BenchItem]:
-    shots = load_shots(spec.problems.shots)
-    generations = generate_greedy(
-        session,
-        [few_shot_prompt(problem.problem, shots) for problem in block],
-        max_new_tokens=spec.max_new_tokens,
-        batch_size=spec.batch_size,
-        progress=_Uncounted(progress),
-    )
+def _graded(arm: str, block: Sequence[Problem], generations: Sequence[Generation], context: Context) -> list[BenchItem]:
     grades = context.graders.grade(
         [(generation.text, problem.answer) for generation, problem in zip(generations, block, strict=True)]
     )
@@ -72,26 +62,17 @@ def _answer_block(
     ]
 
 
-class _Uncounted(Progress):
-    """Passes cancel checks on while the block's own steps stay out of the item count."""
-
-    def __init__(self, outer: Progress) -> None:
-        super().__init__()
-        self._outer = outer
-
-    def check_cancel(self) -> None:
-        self._outer.check_cancel()
+@dataclass(frozen=True)
+class _Answered:
+    items: list[BenchItem]
+    certificate: Certificate | None
+    complete: bool
 
 
 def _run_arm(
-    arm: BenchArm,
-    patch: Patch | None,
-    problems: Sequence[Problem],
-    spec: BenchSpec,
-    context: Context,
-    progress: Progress,
-) -> tuple[list[BenchItem], Certificate | None, bool]:
-    session = context.session(spec.model, progress)
+    arm: BenchArm, problems: Sequence[Problem], spec: BenchSpec, context: Context, progress: Progress
+) -> _Answered:
+    """Return the arm's answers, generating only those that the store does not have."""
     evaluation = evaluation_id(spec, arm.recipe, context)
     stored = context.store.get_items(evaluation)
     items = [
@@ -102,47 +83,68 @@ def _run_arm(
     missing = [problem for problem in problems if problem.problem_id not in stored]
     progress.advance(len(items))
     if not missing:
-        return items, None, True
+        return _Answered(items, None, True)
+    session = context.session(spec.model, progress)
+    patch = Patch(None, {}) if arm.recipe is None else patch_of(arm.recipe, context, progress)
+    shots = load_shots(spec.problems.shots)
+
+    def keep(generations: list[Generation]) -> None:
+        block = [missing[generation.index] for generation in generations]
+        answered = _graded(arm.name, block, generations, context)
+        context.store.put_items(evaluation, answered)
+        items.extend(answered)
+
     complete = True
     with certified(session, patch) as certifying:
         try:
-            for start in range(0, len(missing), spec.batch_size):
-                progress.check_cancel()
-                block = missing[start : start + spec.batch_size]
-                answered = _answer_block(session, block, arm.name, spec, context, progress)
-                context.store.put_items(evaluation, answered)
-                items.extend(answered)
-                progress.advance(len(answered))
+            generate_greedy(
+                session,
+                [few_shot_prompt(problem.problem, shots) for problem in missing],
+                max_new_tokens=spec.max_new_tokens,
+                stop=STOP_STRING,
+                batch_size=spec.batch_size,
+                progress=progress,
+                on_batch=keep,
+            )
         except Cancelled:
             complete = False
-    return items, certifying.certificate, complete
+    return _Answered(items, certifying.certificate, complete)
 
 
 def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     """Answer, grade and compare; a cancelled run returns what is finished, with `complete` False."""
     problems = bench_problems(spec)
-    patches = {
-        arm.name: patch_of(arm.recipe, context, progress) if arm.recipe is not None else None for arm in spec.arms
-    }
+    context.session(spec.model, progress)
+    for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
+        if arm.recipe is not None:
+            patch_of(arm.recipe, context, progress)
     progress.start("Answering problems", len(problems) * len(spec.arms))
     items: dict[str, list[BenchItem]] = {}
     certificates: dict[str, Certificate] = {}
     complete = True
     for arm in spec.arms:
-        answered, certificate, complete = _run_arm(arm, patches[arm.name], problems, spec, context, progress)
-        items[arm.name] = answered
-        if certificate is not None:
-            certificates[arm.name] = certificate
+        answered = _run_arm(arm, problems, spec, context, progress)
+        items[arm.name] = answered.items
+        if answered.certificate is not None:
+            certificates[arm.name] = answered.certificate
+        complete = answered.complete
         if not complete:
             break
+    answered_items = tuple(item for name in items for item in items[name])
     recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in spec.arms}
-    rows = tuple(row for name in items for row in arm_rows(items[name], recipe_ids[name], spec.subjects))
-    comparisons, totals = compare(items, spec.arms[0].name, margin=spec.margin, seed=spec.seed, subjects=spec.subjects)
+    comparison = compare(
+        items,
+        spec.arms[0].name,
+        spec.margin,
+        spec.seed,
+        subjects=spec.subjects,
+        controls=spec.problems.control_names,
+    )
     return BenchResult(
-        arms=rows,
-        comparisons=tuple(comparisons),
-        totals=tuple(totals),
-        items=tuple(item for name in items for item in items[name]),
+        arms=tuple(arm_rows(answered_items, recipe_ids=recipe_ids, subjects=spec.subjects)),
+        comparisons=comparison.comparisons,
+        totals=comparison.totals,
+        items=answered_items,
         certificates=certificates,
         complete=complete,
     )

@@ -65,11 +65,12 @@ def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComp
     base = _stream(session, prompts, BASE_CHANNEL, spec, progress)
     with certified(session, patch) as certifying:
         edited = _stream(session, prompts, EDITED_CHANNEL, spec, progress)
+        lengths = [len(generation.token_ids) for generation in edited]
         full = [ids + list(generation.token_ids) for ids, generation in zip(encoded, edited, strict=True)]
-        edited_logprobs = next_token_logprobs(session, full)
-    base_logprobs = next_token_logprobs(session, full)
+        edited_logprobs = next_token_logprobs(session, full, last=lengths)
+    base_logprobs = next_token_logprobs(session, full, last=lengths)
     pairs = []
     for index, prompt in enumerate(spec.prompts):
-        kl = kl_per_token(edited_logprobs[index], base_logprobs[index])[len(encoded[index]) - 1 :]
+        kl = kl_per_token(edited_logprobs[index], base_logprobs[index])
         pairs.append(_pair(session, prompt, base[index], edited[index], tuple(float(value) for value in kl)))
     return TextComparison(recipe_id=content_id(spec.recipe), pairs=tuple(pairs), certificate=certifying.certificate)

@@ -1,9 +1,6 @@
 """From a recipe to a ready patch: the task vector, the projection's basis where one is asked for, the tensors."""
 
-from collections.abc import Callable
-
-import torch
-
+from stethoscope.delta.energy import RowsOfLayer
 from stethoscope.delta.patch import Patch, build_patch
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
@@ -13,9 +10,7 @@ from stethoscope.records import EditRecipe, NormMatchedArm, ProjectedArm, RawArm
 from stethoscope.store.ids import content_id
 
 
-def _bases(
-    recipe: EditRecipe, session: ModelSession, context: Context, progress: Progress
-) -> Callable[[int], torch.Tensor] | None:
+def _bases(recipe: EditRecipe, session: ModelSession, context: Context, progress: Progress) -> RowsOfLayer | None:
     match recipe.arm:
         case RawArm():
             return None

@@ -13,7 +13,7 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
     session = context.session(spec.diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, session)
     rows = decoder_rows(spec.diagnosis, spec.subject, max(spec.k), session, context, progress)
-    cells, layers = energy_cells(session, task_vector, rows, spec.k, spec.subject, progress)
+    table = energy_cells(session, task_vector, rows, spec.k, spec.subject, progress, sae_site=spec.diagnosis.saes.site)
     return EnergyResult(
         task_vector=spec.task_vector.name,
         subject=spec.subject,
@@ -22,6 +22,6 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
         n_layers=session.layout.n_layers,
         d_model=session.layout.d_model,
         k=spec.k,
-        cells=tuple(cells),
-        layers=tuple(layers),
+        cells=table.cells,
+        layers=table.layers,
     )

@@ -1,11 +1,10 @@
 """Listening shared by diagnosis, energy and projected edits: seeded documents, their firing rates, the top latents."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
-from stethoscope.errors import CorpusError, SaeError
+from stethoscope.delta.energy import RowsOfLayer
+from stethoscope.errors import CorpusError
 from stethoscope.minerva.problems import load_problems, sample_problems
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
@@ -74,12 +73,11 @@ def selected_latents(
 
 def decoder_rows(
     spec: DiagnoseSpec, subject: str, top_k: int, session: ModelSession, context: Context, progress: Progress
-) -> Callable[[int], torch.Tensor]:
-    """Return a function from a layer to its decoder rows [k, d] of the subject's top latents.
+) -> RowsOfLayer:
+    """Return a function from a layer to its decoder rows [k, d] of the subject's top latents, None without an SAE.
 
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.
-        SaeError: the bank has no SAE for the layer that is asked for.
     """
     latents = selected_latents(spec, subject, top_k, context, progress)
     bank = context.bank(spec.saes, session)
@@ -91,9 +89,9 @@ def decoder_rows(
             next_step="Lower live_share or raise dense_rate in the profile.",
         )
 
-    def rows_of_layer(layer: int) -> torch.Tensor:
+    def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:
-            raise SaeError(f"layer {layer} has no SAE", expected=f"one of {sorted(latents)}")
+            return None
         return bank.load(layer).W_dec[torch.from_numpy(latents[layer])]
 
     return rows_of_layer

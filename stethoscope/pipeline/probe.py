@@ -45,6 +45,7 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
     patch = patch_of(recipe, context, progress)
     pairs, subjects = probe_pairs(spec)
     key = f"{context.identity(recipe.model)} {context.identity(spec.problems)} {spec.split} {spec.n} {spec.seed}"
+    progress.start("Scoring gold solutions", len(pairs) * (1 if key in context.base_nll.entries else 2))
     base = context.base_nll.get_or_make(
         key, lambda: solution_nll(session, pairs, batch_size=BATCH_SIZE, progress=progress)
     )

@@ -1,0 +1,196 @@
+"""What the mini shows, measured: does projection keep more than chance, and do specific layers beat other layers?
+
+Run `python -m stethoscope.mini.findings`; it prints the Markdown that stands in docs/findings.md. Layers are picked on
+train documents before anything is graded: the n layers with the highest specificity averaged over the subjects. Every
+arm answers the same seeded test problems.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stethoscope import arms, pipeline
+from stethoscope.pipeline.context import Context
+from stethoscope.profiles import MINI
+from stethoscope.progress import Progress
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe, EnergySpec, LayerAlpha
+from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult
+from stethoscope.statistics import kendall_tau
+from stethoscope.store.home import runs_dir
+from stethoscope.store.runs import RunStore
+
+CONTROL_N = 150
+
+
+class _Lines(Progress):
+    """One line on stderr a stage."""
+
+    def start(self, stage: str, total: int) -> None:
+        super().start(stage, total)
+        sys.stderr.write(f"{stage}: {total}\n")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One study: a task vector, problems per subject and layers per arm."""
+
+    context: Context
+    task_vector: str
+    n: int
+    n_layers: int
+    seed: int
+
+
+def mean_order(result: DiagnosisResult) -> list[int]:
+    """Return the layers by specificity averaged over the subjects, best first."""
+    scores = {layer: 0.0 for layer in range(result.n_layers)}
+    for cell in result.cells:
+        scores[cell.layer] += (cell.score or 0.0) / len(result.subjects)
+    return sorted(scores, key=lambda layer: -scores[layer])
+
+
+def study_arms(setting: Setting, diagnosis: DiagnosisResult) -> list[BenchArm]:
+    """Return base, top-n, its controls and the projected arms, in the order of the table."""
+    order = mean_order(diagnosis)
+    top = EditRecipe(
+        model=MINI.model,
+        task_vector=MINI.task_vector(setting.task_vector),
+        layers=dict.fromkeys(order[: setting.n_layers], LayerAlpha()),
+    )
+    chosen = [
+        arms.BASE,
+        BenchArm(name=f"top {setting.n_layers} ({','.join(map(str, sorted(order[: setting.n_layers])))})", recipe=top),
+        arms.all_layers(top, diagnosis.n_layers),
+        *arms.random_layers(top, diagnosis.n_layers, draws=3, seed=setting.seed),
+        arms.last_layers(top, diagnosis.n_layers),
+        arms.bottom_layers(top, order),
+        *arms.projected(top, MINI.diagnose_spec(), "number_theory", MINI.top_k),
+    ]
+    seen: set[tuple[int, ...]] = set()
+    distinct = []
+    for arm in chosen:
+        key = tuple(arm.recipe.layers) if arm.recipe and arm.recipe.arm.kind == "raw" else (-1, len(distinct))
+        if key not in seen:
+            seen.add(key)
+            distinct.append(arm)
+    return distinct
+
+
+def run_study(setting: Setting, diagnosis: DiagnosisResult, subjects: Sequence[str], n: int) -> BenchResult:
+    """Answer and compare all arms on `n` test problems of each of `subjects`."""
+    spec = BenchSpec(
+        model=MINI.model,
+        problems=MINI.problems,
+        arms=tuple(study_arms(setting, diagnosis)),
+        subjects=tuple(subjects),
+        n=n,
+        batch_size=64,
+        seed=setting.seed,
+    )
+    result = pipeline.run(spec, setting.context, _Lines()).result
+    assert isinstance(result, BenchResult)
+    return result
+
+
+def arms_table(math: BenchResult, control: BenchResult) -> list[str]:
+    """Return one row an arm: micro accuracy, difference with interval, subjects better and worse, control accuracy."""
+    lines = [
+        "| arm | accuracy | difference to base (95%) | better / worse of 7 | marked | control accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    totals = {total.arm: total for total in math.totals if total.kind == "micro"}
+    for arm in dict.fromkeys(row.arm for row in math.arms):
+        rows = [row for row in math.arms if row.arm == arm]
+        n = sum(row.n for row in rows)
+        accuracy = sum(row.correct for row in rows) / n
+        marked = sum(row.marker_rate * row.n for row in rows) / n
+        control_rows = [row for row in control.arms if row.arm == arm]
+        kept = sum(row.correct for row in control_rows) / sum(row.n for row in control_rows)
+        difference, verdicts = "", ""
+        if arm in totals:
+            total = totals[arm]
+            difference = f"{total.difference:+.3f} ({total.ci_low:+.3f} to {total.ci_high:+.3f})"
+            words = [row.verdict for row in math.comparisons if row.arm == arm]
+            verdicts = f"{words.count('better')} / {words.count('worse')}"
+        lines.append(f"| {arm} | {accuracy:.3f} | {difference} | {verdicts} | {marked:.2f} | {kept:.3f} |")
+    return lines
+
+
+def energy_table(setting: Setting) -> list[str]:
+    """Return retention against chance, averaged over layers, for each k (number theory's latents)."""
+    spec = EnergySpec(
+        diagnosis=MINI.diagnose_spec(),
+        task_vector=MINI.task_vector(setting.task_vector),
+        subject="number_theory",
+        k=(4, 8, 16, 32, 48),
+    )
+    result = pipeline.run(spec, setting.context, _Lines()).result
+    assert isinstance(result, EnergyResult)
+    lines = [
+        "| k | rank / d | kept | by chance | enrichment | ceiling | layers with z > 3 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for k in result.k:
+        cells = [cell for cell in result.layers if cell.k == k and cell.retention is not None]
+        if not cells:
+            continue
+
+        def mean(values: list[float]) -> float:
+            return sum(values) / len(values)
+
+        ratio = mean([cell.rank / cell.d for cell in cells])
+        kept = mean([cell.retention or 0.0 for cell in cells])
+        ceiling = mean([cell.ceiling or 0.0 for cell in cells])
+        above = sum((cell.z or 0.0) > 3 for cell in cells)
+        lines.append(
+            f"| {k} | {ratio:.3f} | {kept:.3f} | {mean([cell.null_mean or 0.0 for cell in cells]):.3f} | "
+            f"{kept / ratio:.2f} | {ceiling:.3f} | {above} of {len(cells)} |"
+        )
+    return lines
+
+
+def report(context: Context, *, n: int, n_layers: int, seed: int) -> str:
+    """Return the whole Markdown report, measured now."""
+    started = time.perf_counter()
+    lines: list[str] = []
+    diagnosis = pipeline.run(MINI.diagnose_spec(), context, _Lines()).result
+    assert isinstance(diagnosis, DiagnosisResult)
+    order = mean_order(diagnosis)
+    depth = kendall_tau([order.index(layer) for layer in range(len(order))], list(range(len(order))))
+    lines.append(f"Layers by mean specificity ({diagnosis.score}, against {diagnosis.control}), best first: ")
+    lines.append(f"{', '.join(map(str, order))} (Kendall tau of rank with depth {depth:+.2f}).")
+    for task_vector in MINI.task_vectors:
+        setting = Setting(context, task_vector.name, n, n_layers, seed)
+        lines += ["", f"### Task vector `{task_vector.name}`: energy kept by number theory's top latents", ""]
+        lines += energy_table(setting)
+        math = run_study(setting, diagnosis, MINI.problems.subjects, n)
+        control = run_study(setting, diagnosis, MINI.problems.control_names, min(n, CONTROL_N))
+        lines += ["", f"### Task vector `{task_vector.name}`: raw edits and controls, n = {n} a subject", ""]
+        lines += arms_table(math, control)
+    lines += ["", f"Measured in {time.perf_counter() - started:.0f} s on the CPU, seed {seed}, alpha 1."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure the mini's findings and print them as Markdown.")
+    parser.add_argument("--n", type=int, default=100, help="test problems per subject (default: 100)")
+    parser.add_argument("--layers", type=int, default=4, help="layers per arm (default: 4)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    options = parser.parse_args()
+    context = Context(RunStore(runs_dir()))
+    try:
+        text = report(context, n=options.n, n_layers=options.layers, seed=options.seed)
+    finally:
+        context.close()
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
