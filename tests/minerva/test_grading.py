@@ -1,0 +1,240 @@
+"""Grades are lm-eval's, and no answer can hold up the rest: bombs, kills and crashes cost one answer at most."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from stethoscope.errors import Cancelled, ResourceError
+from stethoscope.minerva import grading
+from stethoscope.minerva.grader import lm_eval_functions
+from stethoscope.minerva.grading import Answer, GraderPool
+from stethoscope.minerva.problems import answer_of
+from stethoscope.progress import Progress
+from stethoscope.records import Grade, GradeStatus
+
+CORRECT, INCORRECT = GradeStatus.CORRECT, GradeStatus.INCORRECT
+NO_ANSWER, UNPARSABLE, TIMEOUT = GradeStatus.NO_ANSWER, GradeStatus.UNPARSABLE, GradeStatus.TIMEOUT
+
+
+def final(answer: str) -> str:
+    return f" Steps. Final Answer: The final answer is ${answer}$. I hope it is correct."
+
+
+GOLD_7 = f"3+4=7.{final('7')}"
+BOMB = final("9^{9^{9^9}}")
+# name, completion, gold solution, exact_match status
+CASES = [
+    ("equal", final("7"), GOLD_7, CORRECT),
+    ("unequal", final("8"), GOLD_7, INCORRECT),
+    ("no marker", " 3+4=7, so it is $7$", GOLD_7, NO_ANSWER),
+    ("empty", "", GOLD_7, NO_ANSWER),
+    ("cut before the last sentence", " Final Answer: The final answer is $7$", GOLD_7, NO_ANSWER),
+    ("cut inside the last sentence", " Final Answer: The final answer is $7$. I hope", GOLD_7, NO_ANSWER),
+    ("first marker counts", final("7") + final("8"), GOLD_7, CORRECT),
+    ("decimal and fraction", final("0.5"), r"It is $\boxed{\frac{1}{2}}$.", CORRECT),
+    ("unsimplified", final(r"\frac{2}{4}"), r"It is $\boxed{\frac12}$.", CORRECT),
+    ("unit", final(r"7\text{ cm}"), r"$\boxed{7}$", CORRECT),
+    ("thousands", final("1,000"), r"$\boxed{1000}$", CORRECT),
+    ("expanded", final("x^2+2x+1"), r"$\boxed{(x+1)^2}$", CORRECT),
+    ("same tuple", final("(1,2)"), r"$\boxed{(1,2)}$", CORRECT),
+    ("other tuple", final("(1,3)"), r"$\boxed{(1,2)}$", UNPARSABLE),
+    ("number for a tuple", final("3"), r"$\boxed{(1,2)}$", INCORRECT),
+    ("word", final("blue"), "The sky is blue." + final("blue"), CORRECT),
+    ("other word", final("green"), "The sky is blue." + final("blue"), INCORRECT),
+    ("garbage", final(r"\frac{1}{"), GOLD_7, UNPARSABLE),
+    ("empty answer", " Final Answer: The final answer is $$. I hope it is correct.", GOLD_7, UNPARSABLE),
+    ("not latin", final("七") + "\u2028\x00\n", GOLD_7, None),
+    ("newline in the marker", " Final Answer: The final answer\nis $7$. I hope it is correct.", GOLD_7, NO_ANSWER),
+]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GraderPool]:
+    with GraderPool(n_workers=1, deadline_s=30.0) as shared:
+        yield shared
+
+
+def test_grades_are_those_of_lm_eval(pool: GraderPool) -> None:
+    reference = lm_eval_functions()
+    grades = pool.grade([(completion, solution) for _, completion, solution, _ in CASES])
+    for (name, completion, solution, expected), grade in zip(CASES, grades, strict=True):
+        gold = reference.normalize_final_answer(answer_of(solution))
+        theirs = reference.process_results({"answer": gold, "solution": solution}, [completion])
+        assert (grade.exact_match is CORRECT) == bool(theirs["exact_match"]), name
+        assert (grade.math_verify is CORRECT) == bool(theirs["math_verify"]), name
+        assert expected is None or grade.exact_match is expected, name
+        assert grade.marked == (grade.exact_match is not NO_ANSWER), name
+
+
+def test_the_two_metrics_differ_where_they_should(pool: GraderPool) -> None:
+    unmarked, nothing = pool.grade([(" 3+4=7, so it is $7$", GOLD_7), (" I do not know", GOLD_7)])
+    assert unmarked == Grade(exact_match=NO_ANSWER, math_verify=CORRECT, marked=False, answer="")
+    assert nothing.math_verify is NO_ANSWER
+
+
+def test_the_gold_answer_can_be_given_and_must_be_somewhere(pool: GraderPool) -> None:
+    given, none = pool.grade([Answer(final("7"), "no answer here", "14/2"), Answer(final("7"), "no answer here")])
+    assert given.exact_match is CORRECT
+    assert given.answer == "7"
+    assert none.exact_match is UNPARSABLE
+    assert given.math_verify is none.math_verify is UNPARSABLE
+
+
+def test_many_answers_keep_their_order(pool: GraderPool) -> None:
+    assert pool.grade([]) == []
+    answers = [(final(str(number)), final(str(number if number % 3 else -1))) for number in range(70)]
+    grades = pool.grade(answers)
+    assert [grade.answer for grade in grades] == [str(number) for number in range(70)]
+    assert [grade.exact_match is CORRECT for grade in grades] == [number % 3 != 0 for number in range(70)]
+
+
+def test_bombs_cost_their_own_deadline_and_nobody_else_s_grade() -> None:
+    """From another thread, as the job worker calls it: signal timeouts would not work there."""
+    bombs = [
+        (BOMB, GOLD_7),
+        (final("{" * 10_000), GOLD_7),
+        (final("9^{" * 300 + "9" + "}" * 300), GOLD_7),
+        (final("7") + "x" * 1_000_000, GOLD_7),
+        ("y" * 1_000_000, GOLD_7),
+        (final("\\frac{1}{" * 2000), GOLD_7),
+    ]
+    answers = [answer for bomb in bombs for answer in (bomb, (final("7"), GOLD_7))]
+    grades: list[Grade] = []
+    with GraderPool(n_workers=1, deadline_s=1.0) as pool:
+        thread = threading.Thread(target=lambda: grades.extend(pool.grade(answers)))
+        started = time.monotonic()
+        thread.start()
+        thread.join(90)
+        elapsed_s = time.monotonic() - started
+    assert [grade.exact_match for grade in grades[1::2]] == [CORRECT] * len(bombs)
+    assert [grade.math_verify for grade in grades[1::2]] == [CORRECT] * len(bombs)
+    assert (grades[0].exact_match, grades[0].math_verify, grades[0].marked) == (TIMEOUT, TIMEOUT, True)
+    for grade in grades[::2]:
+        assert grade.exact_match in (TIMEOUT, UNPARSABLE, NO_ANSWER)
+    assert [grade.marked for grade in grades[6:10:2]] == [True, False]
+    assert elapsed_s < 60  # at most six deadlines of 1 s and six starts of 1 to 3 s
+
+
+def test_what_was_known_before_the_deadline_is_kept() -> None:
+    """exact_match needs no algebra here (equal strings); only math_verify meets the bomb."""
+    with GraderPool(deadline_s=1.0) as pool:
+        (grade,) = pool.grade([Answer(BOMB, GOLD_7, "9^{9^{9^9}}")])
+    assert (grade.exact_match, grade.math_verify) == (CORRECT, TIMEOUT)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_many_threads_share_the_pool(n_workers: int) -> None:
+    found: dict[int, list[str]] = {}
+    with GraderPool(n_workers=n_workers, deadline_s=30.0) as pool:
+
+        def work(number: int) -> None:
+            answers = [(final(str(100 * number + index)), GOLD_7) for index in range(20)]
+            found[number] = [grade.answer for grade in pool.grade(answers)]
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(pool._children) <= n_workers
+    assert found == {number: [str(100 * number + index) for index in range(20)] for number in range(3)}
+
+
+def test_a_killed_child_is_replaced() -> None:
+    with GraderPool(deadline_s=30.0) as pool:
+        assert pool.grade([(final("7"), GOLD_7)])[0].exact_match is CORRECT
+        (child,) = pool._children
+        os.kill(child.process.pid, signal.SIGKILL)
+        assert pool.grade([(final("7"), GOLD_7)])[0].exact_match is CORRECT  # it was idle
+        assert child not in pool._children
+        (child,) = pool._children
+        answers = [(final("7"), GOLD_7)] * 200
+        timer = threading.Timer(0.15, os.kill, (child.process.pid, signal.SIGKILL))
+        timer.start()
+        grades = pool.grade(answers)  # it was busy: at most the answer that it was at is unscored
+        timer.join()
+        assert sum(grade.exact_match is CORRECT and grade.math_verify is CORRECT for grade in grades) >= 199
+
+
+def test_an_answer_that_always_ends_the_child_is_unparsable(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    def die(self: grading._Child, lines: bytes) -> None:
+        sent.append(self.process.pid)
+        raise grading._ChildDied
+
+    monkeypatch.setattr(grading._Child, "send", die)
+    with GraderPool(deadline_s=5.0) as pool:
+        (grade,) = pool.grade([(final("7"), GOLD_7)])
+        assert pool._children == set()
+    assert grade == Grade(exact_match=UNPARSABLE, math_verify=UNPARSABLE, marked=False, answer="")
+    assert len(set(sent)) == 2  # tried once more in a fresh child
+
+
+def test_a_child_that_cannot_start_is_one_clear_error() -> None:
+    with GraderPool(memory_bytes=1 << 20) as pool:
+        with pytest.raises(ResourceError, match="the grader process did not start"):
+            pool.grade([(final("7"), GOLD_7)])
+        assert pool._children == set()
+
+
+def test_cancel_is_seen_between_batches(pool: GraderPool) -> None:
+    progress = Progress()
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        pool.grade([(final("7"), GOLD_7)], progress=progress)
+    assert pool.grade([(final("7"), GOLD_7)])[0].exact_match is CORRECT
+
+
+def test_close_ends_the_children_and_the_pool() -> None:
+    pool = GraderPool(deadline_s=30.0)
+    pool.close()
+    pool = GraderPool(deadline_s=30.0)
+    pool.grade([(final("7"), GOLD_7)])
+    (child,) = pool._children
+    pool.close()
+    pool.close()
+    assert child.process.poll() is not None
+    with pytest.raises(AssertionError, match="closed"):
+        pool.grade([(final("7"), GOLD_7)])
+
+
+def test_children_do_not_outlive_a_killed_parent() -> None:
+    code = (
+        "import os, signal\n"
+        "from stethoscope.minerva.grading import GraderPool\n"
+        "pool = GraderPool(deadline_s=30.0)\n"
+        "pool.grade([('a', 'b')])\n"
+        "print(next(iter(pool._children)).process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pid = int(parent.stdout)
+    for _ in range(100):
+        try:
+            state = open(f"/proc/{pid}/stat").read().split(")")[-1].split()[0]  # noqa: SIM115
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the grader child outlived its parent")
+
+
+def test_the_child_imports_little() -> None:
+    code = (
+        "import sys\n"
+        "from stethoscope.minerva.grader import Grader\n"
+        "Grader(patience_s=5)\n"
+        "heavy = {'torch', 'datasets', 'transformers', 'pandas', 'lm_eval'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
