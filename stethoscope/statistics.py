@@ -242,20 +242,16 @@ def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"])
     assert min(len(x), len(y)) > 0, "an empty sample has no ranks"
     n1, n2 = len(x), len(y)
     n = n1 + n2
-    values = np.concatenate([x, y])  # [n, j]
-    order = np.argsort(values, axis=0, kind="stable")
-    ranked = np.take_along_axis(values, order, axis=0)
-    position = np.arange(n)[:, None]
-    starts = np.ones(values.shape, dtype=bool)
-    starts[1:] = ranked[1:] != ranked[:-1]
-    first = np.maximum.accumulate(np.where(starts, position, 0), axis=0)
-    ends = np.ones(values.shape, dtype=bool)
-    ends[:-1] = starts[1:]
-    last = np.minimum.accumulate(np.where(ends, position, n - 1)[::-1], axis=0)[::-1]
-    size = last - first + 1  # how many share this value
-    rank_sum = np.where(order < n1, (first + last) / 2 + 1, 0.0).sum(axis=0)  # [j]
-    u = rank_sum - n1 * (n1 + 1) / 2
-    tie_sum = (size.astype(np.float64) ** 2 - 1).sum(axis=0)  # each of t tied values adds t^2 - 1: t^3 - t in all
+    values = np.ascontiguousarray(np.concatenate([x, y]).T)  # [j, n]
+    order = np.argsort(values, axis=1)
+    ranked = np.take_along_axis(values, order, axis=1)
+    begins = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
+    begins[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    begin = np.flatnonzero(begins)
+    size = np.diff(np.append(begin, values.size)).astype(np.float64)
+    ranks = np.repeat(begin % n + (size + 1) / 2, size.astype(np.int64)).reshape(values.shape)  # ties share the mean
+    u = np.where(order < n1, ranks, 0.0).sum(axis=1) - n1 * (n1 + 1) / 2  # [j]
+    tie_sum = np.bincount(begin // n, weights=size**3 - size, minlength=len(values))
     variance = n1 * n2 / 12 * ((n + 1) - tie_sum / (n * max(n - 1, 1)))
     excess = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0)
     varies = variance > 1e-9

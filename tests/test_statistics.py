@@ -91,10 +91,10 @@ def test_newcombe_properties(table: tuple[int, int, int, int], level: float) -> 
 
 
 @given(p_lists)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_corrections_are_statsmodels(p: list[float]) -> None:
     assert S.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert S.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1])
+    assert S.benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p))
     assert (S.holm(p) >= np.asarray(p)).all()
 
 
