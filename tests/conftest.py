@@ -155,7 +155,7 @@ def write_sae(folder: Path, tensors: Mapping[str, torch.Tensor], **fields: objec
         "metadata": {"sae_lens_version": "6.54.12"},
     }
     (folder / "cfg.json").write_text(json.dumps(config | fields), encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
     return folder
 
 
