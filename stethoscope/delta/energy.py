@@ -99,7 +99,7 @@ class Chance:
     sd: float
 
 
-def chance(gram: Float64[Tensor, "d d"], rank: float) -> Chance:
+def chance(gram: Float64[Tensor, "d d"], rank: int | float) -> Chance:
     """Return the null of a uniformly random `rank`-dimensional subspace for a matrix with Gram matrix M M^T.
 
     Var = 2 r (d-r) / [d (d-1) (d+2)] * (1/r_eff - 1/d): the second moment of the Haar measure, with
