@@ -1,0 +1,227 @@
+"""The command line: fixed JSON, exit codes, one clear line for each mistake."""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stethoscope.cli import main
+from stethoscope.errors import RecipeError
+from stethoscope.profiles import Profile, load_profile
+from stethoscope.recipes import parse_layers
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def as_toml(profile: Profile) -> str:
+    def value(item: object) -> str:
+        if isinstance(item, dict):
+            return "{" + ", ".join(f"{key} = {value(inner)}" for key, inner in item.items() if inner is not None) + "}"
+        if isinstance(item, list):
+            return "[" + ", ".join(value(inner) for inner in item) + "]"
+        return json.dumps(item)
+
+    return "".join(f"{key} = {value(item)}\n" for key, item in profile.model_dump(mode="json").items())
+
+
+@pytest.fixture
+def profile_file(pico_profile: Profile, tmp_path: Path) -> Path:
+    path = tmp_path / "pico.toml"
+    path.write_text(as_toml(pico_profile), encoding="utf-8")
+    assert Profile.model_validate(tomllib.loads(path.read_text())) == pico_profile
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, profile_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+
+    def invoke(*argv: str, profile: str | None = None) -> tuple[int, str, str]:
+        try:
+            code = main([*argv, "--profile", profile or str(profile_file), "--device", "cpu"])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return invoke
+
+
+def printed(result: tuple[int, str, str]) -> dict[str, object]:
+    code, out, err = result
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_info(run: Run) -> None:
+    info = printed(run("info", "--json"))
+    assert {"profile", "model", "saes", "task_vectors"} <= set(info)
+    assert {"id", "revision", "dtype", "n_layers", "d_model", "parameters"} <= set(info["model"])
+    assert {"layer", "site", "d_sae", "architecture"} <= set(info["saes"][0])
+    assert len(info["task_vectors"][0]["relative_norm_by_layer"]) == info["model"]["n_layers"]
+
+
+def test_diagnose_is_the_same_to_the_byte_in_two_homes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run("diagnose", "--json", "--top-k", "3")
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "other"))
+    assert run("diagnose", "--json", "--top-k", "3")[1] == first[1]
+    result = printed(first)
+    assert {"score", "subjects", "control", "cells", "order"} <= set(result)
+    assert {"layer", "subject", "score", "ci_low", "ci_high", "p", "p_holm"} <= set(result["cells"][0])
+    assert set(result["order"]) == set(result["subjects"])
+
+
+def test_energy(run: Run) -> None:
+    result = printed(run("energy", "--json", "--subject", "geometry", "--k", "2,4"))
+    wanted = {
+        "layer", "matrix", "subject", "k", "rank", "d", "retention", "null_mean", "null_sd", "enrichment", "z",
+        "ceiling",
+    }  # fmt: skip
+    assert wanted <= set(result["cells"][0])
+    assert wanted <= set(result["layers"][0])
+
+
+def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    made = printed(run("recipe", "--json", "--layers", "1,2=0.5", "--alpha", "0.8", "--out", str(recipe)))
+    assert made["recipe"]["layers"]["2"] == {"attention": 0.5, "mlp": 0.5}
+    bench = printed(run("bench", str(recipe), "--json", "--n", "3", "--max-new-tokens", "4", "--controls"))
+    assert {"arms", "comparisons", "totals"} <= set(bench)
+    arm_fields = {"arm", "recipe_id", "subject", "n", "correct", "accuracy", "ci_low", "ci_high"}
+    assert arm_fields | {"marker_rate", "truncation_rate"} <= set(bench["arms"][0])
+    comparison_fields = {
+        "arm", "reference", "subject", "n11", "n10", "n01", "n00", "difference", "ci_low", "ci_high", "mcnemar_p",
+        "holm_p", "z_unpooled", "verdict",
+    }  # fmt: skip
+    assert comparison_fields <= set(bench["comparisons"][0])
+    names = {row["arm"] for row in bench["arms"]}
+    assert {"base", "r", "all layers", "last 2", "bottom 2", "projected"} <= names
+    assert made["recipe_id"] in {row["recipe_id"] for row in bench["arms"]}
+    assert {total["kind"] for total in bench["totals"]} == {"macro", "micro"}
+    exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "edited")))
+    assert exported["max_abs_difference"] == 0.0
+
+
+def test_tables_are_drawn_without_json(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("diagnose", "--top-k", "3")
+    assert code == 0
+    assert "geometry" in out
+    code, out, _ = run("info")
+    assert code == 0
+    assert "tuned" in out
+
+
+def corrupt(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not a safetensors file")
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def wrong_shape(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "down_proj" in name)
+    save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, path, metadata={"format": "pt"})
+
+
+def not_finite(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [corrupt, truncated, wrong_shape, not_finite])
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_a_damaged_checkpoint_is_one_clear_line(
+    run: Run, pico_profile: Profile, tmp_path: Path, damage: Callable[[Path], None], which: str
+) -> None:
+    place = pico_profile.model.id if which == "base" else pico_profile.task_vectors[0].tuned
+    folder = tmp_path / "damaged"
+    shutil.copytree(place, folder)
+    damage(folder)
+    if which == "base":
+        changed = pico_profile.model_copy(update={"model": pico_profile.model.model_copy(update={"id": str(folder)})})
+    else:
+        task_vector = pico_profile.task_vectors[0].model_copy(update={"tuned": str(folder)})
+        changed = pico_profile.model_copy(update={"task_vectors": (task_vector,)})
+    path = tmp_path / "damaged.toml"
+    path.write_text(as_toml(changed), encoding="utf-8")
+    commands = [("info",), ("energy", "--subject", "geometry")]
+    for command in commands:
+        assert_one_line(run(*command, "--json", profile=str(path)))
+
+
+def assert_one_line(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_mistakes_are_one_clear_line_each(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    assert run("recipe", "--layers", "1", "--out", str(recipe))[0] == 0
+    good = json.loads(recipe.read_text())
+
+    def written(content: str) -> str:
+        path = tmp_path / "bad.json"
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    assert "mini" in assert_one_line(run("info", profile="nowhere"))
+    assert_one_line(run("info", profile=str(tmp_path / "none.toml")))
+    (tmp_path / "broken.toml").write_text("name = [", encoding="utf-8")
+    assert_one_line(run("info", profile=str(tmp_path / "broken.toml")))
+    assert "mean_rate_difference" in assert_one_line(run("diagnose", "--score", "astrology"))
+    assert "stories" in assert_one_line(run("diagnose", "--control", "poems"))
+    assert "20" in assert_one_line(run("diagnose", "--documents", "3"))
+    assert_one_line(run("diagnose", "--documents", "9999"))
+    assert "geometry" in assert_one_line(run("energy", "--subject", "alchemy"))
+    assert_one_line(run("energy", "--subject", "geometry", "--k", "0"))
+    assert_one_line(run("recipe", "--layers", "99", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "one", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "1=nan", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "1", "--alpha", "nan", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "1", "--arm", "projected", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "1", "--out", str(tmp_path / "no" / "such" / "r.json")))
+    assert_one_line(run("bench", str(tmp_path / "missing.json")))
+    assert_one_line(run("bench", written("{")))
+    assert "surprise" in assert_one_line(run("bench", written(json.dumps(good | {"surprise": 1}))))
+    assert_one_line(run("bench", written(json.dumps(good | {"layers": {"9": 1.0}}))))
+    assert_one_line(run("bench", written(json.dumps(good | {"master_alpha": float("nan")}))))
+    other = good | {"model": good["model"] | {"id": "embedded:nowhere"}}
+    assert_one_line(run("export", written(json.dumps(other)), "--out", str(tmp_path / "x")))
+    assert_one_line(run("bench", str(recipe), "--n", "9999"))
+    assert_one_line(run("bench", str(recipe), "--subjects", "alchemy"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert_one_line(run("export", str(recipe), "--out", str(tmp_path / "full")))
+    assert_one_line(run("divine"))
+
+
+def test_layer_lists() -> None:
+    strengths = parse_layers("3,5=0.5,7-8=2", 10)
+    assert {layer: alpha.mlp for layer, alpha in strengths.items()} == {3: 1.0, 5: 0.5, 7: 2.0, 8: 2.0}
+    assert sorted(parse_layers("all", 4)) == [0, 1, 2, 3]
+    for bad in ("", "4", "2-1", "x", "1=x", "-1"):
+        with pytest.raises(RecipeError):
+            parse_layers(bad, 4)
+
+
+def test_the_mini_is_a_profile() -> None:
+    assert load_profile("mini").title
