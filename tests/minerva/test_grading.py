@@ -12,7 +12,7 @@ import pytest
 
 from stethoscope.errors import Cancelled, ResourceError
 from stethoscope.minerva import grading
-from stethoscope.minerva.grader import lm_eval_functions
+from stethoscope.minerva.grader import Grader, lm_eval_functions
 from stethoscope.minerva.grading import Answer, GraderPool
 from stethoscope.minerva.problems import answer_of
 from stethoscope.progress import Progress
@@ -40,6 +40,7 @@ CASES = [
     ("decimal and fraction", final("0.5"), r"It is $\boxed{\frac{1}{2}}$.", CORRECT),
     ("unsimplified", final(r"\frac{2}{4}"), r"It is $\boxed{\frac12}$.", CORRECT),
     ("unit", final(r"7\text{ cm}"), r"$\boxed{7}$", CORRECT),
+    ("unit in the gold answer", final("7"), r"$\boxed{7\text{ cm}}$", CORRECT),
     ("thousands", final("1,000"), r"$\boxed{1000}$", CORRECT),
     ("expanded", final("x^2+2x+1"), r"$\boxed{(x+1)^2}$", CORRECT),
     ("same tuple", final("(1,2)"), r"$\boxed{(1,2)}$", CORRECT),
@@ -126,6 +127,18 @@ def test_what_was_known_before_the_deadline_is_kept() -> None:
     with GraderPool(deadline_s=1.0) as pool:
         (grade,) = pool.grade([Answer(BOMB, GOLD_7, "9^{9^{9^9}}")])
     assert (grade.exact_match, grade.math_verify) == (CORRECT, TIMEOUT)
+
+
+def test_what_the_libraries_time_out_by_themselves_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both swallow their own timeouts and say False; here the algebra is made to sleep past a second."""
+    grader = Grader(patience_s=1)
+    reference = grader._lm_eval
+    patient = reference.timeout
+    monkeypatch.setattr(reference, "timeout", lambda seconds: patient(seconds=1))
+    monkeypatch.setattr(reference, "parse_latex", lambda _: time.sleep(5))
+    assert grader.exact_match("8", "7") is TIMEOUT
+    monkeypatch.setattr("math_verify.grader.sympy_expr_eq", lambda *_: time.sleep(5))
+    assert grader.math_verify(final("8"), GOLD_7) is TIMEOUT
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
