@@ -65,14 +65,20 @@ def _measure_models(out: Path, recipe: MiniRecipe, report: Callable[[str], None]
     measured: dict[str, Any] = {}
     for name in MODEL_NAMES:
         model = load_model(out / name)
-        tallies = tally_by_subject(model, tokenizer, math_test + control_test, shots, max_new_tokens=recipe.max_new_tokens)
+        tallies = tally_by_subject(
+            model, tokenizer, math_test + control_test, shots, max_new_tokens=recipe.max_new_tokens
+        )
         in_math = [tallies[subject] for subject in MATH_SUBJECTS]
         pooled = Tally(*(sum(getattr(t, field) for t in in_math) for field in ("n", "n_marked", "n_correct")))
         measured[name] = {
             "subjects": {subject: tally.as_record() for subject, tally in tallies.items()},
             "math_pooled": pooled.as_record(),
-            "answer_loss_math": round(answer_loss(model, tokenizer, _spread(math_test, recipe.n_loss_problems), shots), 4),
-            "answer_loss_control": round(answer_loss(model, tokenizer, _spread(control_test, recipe.n_loss_problems), shots), 4),
+            "answer_loss_math": round(
+                answer_loss(model, tokenizer, _spread(math_test, recipe.n_loss_problems), shots), 4
+            ),
+            "answer_loss_control": round(
+                answer_loss(model, tokenizer, _spread(control_test, recipe.n_loss_problems), shots), 4
+            ),
         }
         if name != "base":
             measured[name]["task_vector"] = dataclasses.asdict(task_vector_norms(base, model))
@@ -152,8 +158,14 @@ def render_card(card: dict[str, Any]) -> str:
     for subject in (*MATH_SUBJECTS, *CONTROL_SUBJECTS):
         cells = [_cell(models[name]["subjects"][subject]) for name in MODEL_NAMES]
         lines.append(f"| {subject} | " + " | ".join(cells) + " |")
-    lines.append("| all seven math subjects | " + " | ".join(_cell(models[m]["math_pooled"]) for m in MODEL_NAMES) + " |")
-    lines += ["", "No test problem (nor dev problem) occurs in training: the split is a hash of the problem's text.", ""]
+    lines.append(
+        "| all seven math subjects | " + " | ".join(_cell(models[m]["math_pooled"]) for m in MODEL_NAMES) + " |"
+    )
+    lines += [
+        "",
+        "No test problem (nor dev problem) occurs in training: the split is a hash of the problem's text.",
+        "",
+    ]
     lines += _format_section(models) + _trivial_section(card) + _sae_section(card) + _training_section(card)
     return "\n".join(lines) + "\n"
 
@@ -213,7 +225,12 @@ def _sae_section(card: dict[str, Any]) -> list[str]:
 
 def _training_section(card: dict[str, Any]) -> list[str]:
     machine, recipe = card["machine"], card["recipe"]
-    lines = ["## Training", "", "| run | steps | tokens | math share | last loss | seconds | seed |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "## Training",
+        "",
+        "| run | steps | tokens | math share | last loss | seconds | seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, row in card["training"].items():
         fit = recipe[name]
         lines.append(

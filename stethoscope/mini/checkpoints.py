@@ -29,7 +29,7 @@ def save_model(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerBase, fol
     folder.mkdir(parents=True, exist_ok=True)
     half = Gemma3ForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
-    half = half.to(torch.float16)
+    half.to(dtype=torch.float16)
     half.config.dtype = torch.float16
     half.config.use_cache = True
     half.generation_config = GenerationConfig(

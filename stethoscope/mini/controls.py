@@ -9,11 +9,22 @@ import random
 from stethoscope.mini.language import Draft, Template
 
 NAMES = (
-    "Anna Ben Carl Dora Emma Finn Greta Hugo Ida Jonas Karin Leo Maja Nils Olga Paul Rosa Sven Tilda Uwe".split()
-)
-OBJECTS = "ring key coin book lamp cup hat spoon letter map pen shoe clock stone bell drum".split()
-PLACES = "box bag drawer kitchen garden cellar attic basket cupboard tower barn desk shelf chest boat shed".split()
-TOWNS = "Lund Oslo Bergen Turku Riga Vilna Bremen Gent Basel Graz Pisa Porto Tours Leeds Cork Bath".split()
+    "Anna", "Ben", "Carl", "Dora", "Emma", "Finn", "Greta", "Hugo",
+    "Ida", "Jonas", "Karin", "Leo", "Maja", "Nils", "Olga", "Paul",
+    "Rosa", "Sven", "Tilda", "Uwe",
+)  # fmt: skip
+OBJECTS = (
+    "ring", "key", "coin", "book", "lamp", "cup", "hat", "spoon",
+    "letter", "map", "pen", "shoe", "clock", "stone", "bell", "drum",
+)  # fmt: skip
+PLACES = (
+    "box", "bag", "drawer", "kitchen", "garden", "cellar", "attic", "basket",
+    "cupboard", "tower", "barn", "desk", "shelf", "chest", "boat", "shed",
+)  # fmt: skip
+TOWNS = (
+    "Lund", "Oslo", "Bergen", "Turku", "Riga", "Vilna", "Bremen", "Gent",
+    "Basel", "Graz", "Pisa", "Porto", "Tours", "Leeds", "Cork", "Bath",
+)  # fmt: skip
 YOUNG = {
     "dog": "puppy", "cat": "kitten", "cow": "calf", "horse": "foal", "sheep": "lamb", "hen": "chick",
     "duck": "duckling", "bear": "cub", "goat": "kid", "deer": "fawn", "pig": "piglet", "swan": "cygnet",
@@ -25,8 +36,9 @@ OPPOSITES = {
     "clean": "dirty", "early": "late", "open": "closed", "strong": "weak", "wide": "narrow",
 }  # fmt: skip
 MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+    "January", "February", "March", "April", "May", "June", "July", "August",
+    "September", "October", "November", "December",
+)  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth")
 
 
@@ -87,9 +99,7 @@ def repeat_word(rng: random.Random) -> Draft:
 def who_lives_where(rng: random.Random) -> Draft:
     (a, b), (s, t) = _two(rng, NAMES), _two(rng, TOWNS)
     who, town = rng.choice([(a, s), (b, t)])
-    return Draft(
-        f"{a} lives in {s} and {b} lives in {t}. Who lives in {town}?", f"{who} lives in {town}.", who
-    )
+    return Draft(f"{a} lives in {s} and {b} lives in {t}. Who lives in {town}?", f"{who} lives in {town}.", who)
 
 
 # --- digits and codes ------------------------------------------------------------------------------------------
@@ -119,9 +129,7 @@ def part_of_code(rng: random.Random) -> Draft:
 def date_to_iso(rng: random.Random) -> Draft:
     day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1900, 2099)
     iso = f"{year}-{month:02d}-{day:02d}"
-    return Draft(
-        f"Write the date {day:02d}/{month:02d}/{year} with the year in front.", f"The date is {iso}.", iso
-    )
+    return Draft(f"Write the date {day:02d}/{month:02d}/{year} with the year in front.", f"The date is {iso}.", iso)
 
 
 def month_name(rng: random.Random) -> Draft:
@@ -153,8 +161,6 @@ def _by_name(*templates: Template) -> dict[str, Template]:
 
 
 CONTROL_TEMPLATES: dict[str, dict[str, Template]] = {
-    "facts_and_stories": _by_name(
-        where_is_it, moved_again, young_animal, opposite_word, repeat_word, who_lives_where
-    ),
+    "facts_and_stories": _by_name(where_is_it, moved_again, young_animal, opposite_word, repeat_word, who_lives_where),
     "digits_and_codes": _by_name(nth_of_list, part_of_code, date_to_iso, month_name, room_of, last_digits),
 }

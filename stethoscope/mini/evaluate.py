@@ -104,7 +104,7 @@ def greedy_completions(
             ids = torch.tensor([questions[index] for index in chunk])
             produced = _finish_batch(model, cache, ids, stop_id=stop_id, max_new_tokens=max_new_tokens)
             for index, row in zip(chunk, produced.tolist(), strict=True):
-                completions[index] = tokenizer.decode(row).split(STOP_STRING)[0]
+                completions[index] = str(tokenizer.decode(row)).split(STOP_STRING)[0]
     return completions
 
 

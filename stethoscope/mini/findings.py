@@ -46,7 +46,7 @@ class Setting:
 
 def mean_order(result: DiagnosisResult) -> list[int]:
     """Return the layers by specificity averaged over the subjects, best first."""
-    scores = {layer: 0.0 for layer in range(result.n_layers)}
+    scores = dict.fromkeys(range(result.n_layers), 0.0)
     for cell in result.cells:
         scores[cell.layer] += (cell.score or 0.0) / len(result.subjects)
     return sorted(scores, key=lambda layer: -scores[layer])

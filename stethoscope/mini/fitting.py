@@ -101,7 +101,9 @@ def fit(
             elapsed_s = time.monotonic() - start
             rate = (step + 1) * tokens_per_step / elapsed_s
             eta_s = elapsed_s / (step + 1) * (recipe.n_steps - step - 1)
-            report(f"{name}: step {step + 1}/{recipe.n_steps} loss {smoothed:.4f} {rate:.0f} tokens/s ETA {eta_s:.0f} s")
+            report(
+                f"{name}: step {step + 1}/{recipe.n_steps} loss {smoothed:.4f} {rate:.0f} tokens/s ETA {eta_s:.0f} s"
+            )
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(True)

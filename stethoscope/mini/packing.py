@@ -28,9 +28,7 @@ class Batch:
 class Packer:
     """Cuts a problem stream into documents and batches."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, shots: Sequence[tuple[str, str]], recipe: FitRecipe
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, shots: Sequence[tuple[str, str]], recipe: FitRecipe) -> None:
         self.tokenizer = tokenizer
         self.recipe = recipe
         self.shot_ids = self._ids(few_shot_prefix(shots))

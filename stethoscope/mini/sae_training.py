@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, JumpReLUSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -127,10 +127,9 @@ def train_sae(acts: Tensor, recipe: SaeRecipe, *, layer: int, folder: Path) -> N
 
 
 @torch.no_grad()
-def refit_threshold(sae: SAE, acts: Tensor, *, l0: float) -> float:
+def refit_threshold(sae: JumpReLUSAE, acts: Tensor, *, l0: float) -> float:
     """Set one threshold for all latents so that `l0` of them fire per token of `acts`; return it."""
-    sae.threshold.zero_()
-    sae.threshold.sub_(1e9)
+    sae.threshold.fill_(-1e9)
     positive = sae.encode(acts).flatten()
     n_firing = int(l0 * len(acts))
     threshold = positive.kthvalue(len(positive) - n_firing).values.clamp(min=0).item()
@@ -146,7 +145,7 @@ def explained_variance(sae: SAE, acts: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_sae(sae: SAE, acts: Tensor, *, layer: int, elapsed_s: float) -> SaeReport:
+def measure_sae(sae: JumpReLUSAE, acts: Tensor, *, layer: int, elapsed_s: float) -> SaeReport:
     """Measure a saved SAE on held-out activations."""
     fired = sae.encode(acts) > 0  # [n_tokens, d_sae]
     return SaeReport(
@@ -183,12 +182,15 @@ def train_saes(
         start = time.monotonic()
         folder = out / f"layer_{layer}"
         train_sae(acts["train"][layer], recipe, layer=layer, folder=folder)
-        sae = SAE.load_from_disk(str(folder))
+        sae = JumpReLUSAE.load_from_disk(str(folder))
         refit_threshold(sae, acts["dev"][layer], l0=recipe.k)
         sae.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
         sae.save_model(folder)
         measured = measure_sae(
-            SAE.load_from_disk(str(folder)), acts["test"][layer], layer=layer, elapsed_s=time.monotonic() - start
+            JumpReLUSAE.load_from_disk(str(folder)),
+            acts["test"][layer],
+            layer=layer,
+            elapsed_s=time.monotonic() - start,
         )
         reports.append(measured)
         report(

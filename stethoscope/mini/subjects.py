@@ -32,9 +32,7 @@ def linear_equation(rng: random.Random) -> Draft:
 
 def linear_value(rng: random.Random) -> Draft:
     a, k, b = rng.randint(2, 9), rng.randint(11, 99), rng.randint(11, 99)
-    return Draft(
-        f"If $f(x)={a}x+{b}$, what is $f({k})$?", f"{times(a, k)}. {a * k}+{b}={a * k + b}.", str(a * k + b)
-    )
+    return Draft(f"If $f(x)={a}x+{b}$, what is $f({k})$?", f"{times(a, k)}. {a * k}+{b}={a * k + b}.", str(a * k + b))
 
 
 def sum_and_difference(rng: random.Random) -> Draft:
@@ -230,9 +228,7 @@ def remainder(rng: random.Random) -> Draft:
     m, q = rng.randint(21, 99), rng.randint(2, 9)
     r = rng.randint(1, m - 1)
     n = m * q + r
-    return Draft(
-        f"What is the remainder when {n} is divided by {m}?", f"{times(q, m)}. {n}-{m * q}={r}.", str(r)
-    )
+    return Draft(f"What is the remainder when {n} is divided by {m}?", f"{times(q, m)}. {n}-{m * q}={r}.", str(r))
 
 
 def lcm_from_gcd(rng: random.Random) -> Draft:
@@ -412,9 +408,7 @@ MATH_TEMPLATES: dict[str, dict[str, Template]] = {
     "intermediate_algebra": _by_name(
         polynomial_remainder, arithmetic_sequence, composition, shifted_square, sum_of_squares
     ),
-    "number_theory": _by_name(
-        remainder, lcm_from_gcd, digit_sum, base_to_decimal, next_multiple, consecutive_sum
-    ),
+    "number_theory": _by_name(remainder, lcm_from_gcd, digit_sum, base_to_decimal, next_multiple, consecutive_sum),
     "prealgebra": _by_name(buy_and_give, boxes_of_pens, percent_more, average_of_three, order_of_operations),
     "precalculus": _by_name(dot_product, determinant, logarithm, imaginary_part, coterminal_angle),
 }

@@ -53,12 +53,13 @@ def make_problems(out: Path, recipe: MiniRecipe) -> None:
 def train_base(out: Path, recipe: MiniRecipe, report: Report) -> FitReport:
     """Train base/ from scratch."""
     tokenizer = make_tokenizer(recipe)
+    vocabulary = tokenizer.get_vocab()
     config = model_config(
         recipe.model,
         vocab_size=len(tokenizer),
-        bos_id=tokenizer.convert_tokens_to_ids("<bos>"),
-        eos_id=tokenizer.convert_tokens_to_ids("<eos>"),
-        pad_id=tokenizer.convert_tokens_to_ids("<pad>"),
+        bos_id=vocabulary["<bos>"],
+        eos_id=vocabulary["<eos>"],
+        pad_id=vocabulary["<pad>"],
     )
     model = initialise_model(config, seed=recipe.model.seed)
     packer = Packer(tokenizer, read_shots(out), recipe.base)
