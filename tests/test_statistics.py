@@ -142,9 +142,9 @@ def test_bootstrap_sd_is_the_paired_one() -> None:
 
 
 def test_kendall_tau() -> None:
-    assert S.kendall_tau([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(1)
-    assert S.kendall_tau([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert math.isnan(S.kendall_tau([1, 1, 1], [1, 2, 3]))
+    assert S.kendall_tau([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]) == pytest.approx(1)
+    assert S.kendall_tau([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]) == pytest.approx(-1)
+    assert math.isnan(S.kendall_tau([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize("levels", [3, 1000])

@@ -339,7 +339,7 @@ def _run_record(row: sqlite3.Row) -> RunRecord:
     return RunRecord(
         run_id=row["run_id"],
         kind=row["kind"],
-        spec_json=row["spec"],
+        spec_json=str(row["spec"]),
         spec_id=row["spec_id"],
         state=row["state"],
         created_at=row["created_at"],

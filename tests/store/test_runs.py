@@ -114,10 +114,10 @@ def test_a_run_from_start_to_found_again(store: RunStore) -> None:
 def test_the_newest_done_run_is_found(store: RunStore) -> None:
     newest = RESULT.model_copy(update={"size_bytes": 4})
     ids = [store.start_run(SPEC) for _ in range(4)]
-    store.finish_run(ids[0], state="done", result=RESULT, elapsed_s=1)
-    store.finish_run(ids[1], state="done", result=newest, elapsed_s=1)
-    store.finish_run(ids[2], state="cancelled", result=RESULT, elapsed_s=1)
-    store.finish_run(ids[3], state="failed", error="what; got x", elapsed_s=1)
+    store.finish_run(ids[0], state="done", result=RESULT, elapsed_s=1.0)
+    store.finish_run(ids[1], state="done", result=newest, elapsed_s=1.0)
+    store.finish_run(ids[2], state="cancelled", result=RESULT, elapsed_s=1.0)
+    store.finish_run(ids[3], state="failed", error="what; got x", elapsed_s=1.0)
     assert store.find_result(SPEC) == (ids[1], newest)
     assert store.load_result(ids[2]) == RESULT  # a partial result is kept too
     assert store.get_run(ids[3]).error == "what; got x"
@@ -151,7 +151,9 @@ def test_list_by_kind_limit_and_pin(store: RunStore) -> None:
             unknown()
 
 
-@pytest.mark.parametrize("change", ["kind = 'magic'", "spec = '{}'", "spec = 'x'", "spec = x'ff00'", "spec = CAST(x'ff00' AS TEXT)"])
+@pytest.mark.parametrize(
+    "change", ["kind = 'magic'", "spec = '{}'", "spec = 'x'", "spec = x'ff00'", "spec = CAST(x'ff00' AS TEXT)"]
+)
 def test_a_damaged_run_does_not_break_the_list(store: RunStore, change: str) -> None:
     run_id, healthy = store.start_run(SPEC), store.start_run(SPEC)
     tamper(store, f"UPDATE runs SET {change} WHERE run_id = '{run_id}'")
@@ -164,8 +166,8 @@ def test_a_damaged_run_does_not_break_the_list(store: RunStore, change: str) -> 
 
 def test_a_damaged_result_is_never_returned(store: RunStore) -> None:
     first, second = store.start_run(SPEC), store.start_run(SPEC)
-    store.finish_run(first, state="done", result=RESULT, elapsed_s=1)
-    store.finish_run(second, state="done", result=RESULT.model_copy(update={"size_bytes": 9}), elapsed_s=1)
+    store.finish_run(first, state="done", result=RESULT, elapsed_s=1.0)
+    store.finish_run(second, state="done", result=RESULT.model_copy(update={"size_bytes": 9}), elapsed_s=1.0)
     blob = store.blobs.path(store.get_run(second).result_id or "")
     blob.write_bytes(blob.read_bytes().replace(b"9", b"8"))
     with pytest.raises(StoreError, match="damaged"):
@@ -207,10 +209,10 @@ def test_a_full_disk_leaves_the_run_without_result(store: RunStore, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", fail)
         with pytest.raises(ResourceError):
-            store.finish_run(run_id, state="done", result=RESULT, elapsed_s=1)
+            store.finish_run(run_id, state="done", result=RESULT, elapsed_s=1.0)
     assert store.get_run(run_id).state == "running"
     assert store.find_result(SPEC) is None
-    store.finish_run(run_id, state="done", result=RESULT, elapsed_s=1)
+    store.finish_run(run_id, state="done", result=RESULT, elapsed_s=1.0)
     assert store.find_result(SPEC) == (run_id, RESULT)
 
 
