@@ -24,7 +24,16 @@ from stethoscope.records import TaskVectorRef
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-SAME_FIELDS = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+SAME_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -165,18 +174,20 @@ def open_task_vector(ref: TaskVectorRef, session: ModelSession) -> TaskVector:
     tensors = CheckpointTensors(folder, ref.tuned)
     _check_config(_read_json(folder / "config.json", ref.tuned), session, ref)
     _check_vocabulary(folder / "tokenizer.json", session, ref)
-    for site in session.layout.matrices:
-        name = tensors.name_on_disk(site.name)
+    embedding = session.model.get_input_embeddings().weight
+    names = [name for name, parameter in session.model.named_parameters() if parameter is embedding]
+    for needed in names + [site.name for site in session.layout.matrices]:
+        name = tensors.name_on_disk(needed)
         if name is None:
             raise CheckpointError(
                 f"checkpoint {ref.tuned} does not fit the base {session.ref.id}",
-                got=f"no tensor {site.name}",
-                expected="every matrix of the base (a LoRA adapter has to be merged first)",
+                got=f"no tensor {needed}",
+                expected="every matrix of the base, and its embedding (a LoRA adapter has to be merged first)",
             )
         shape, dtype = tensors.shape_and_dtype(name)
         if dtype not in FLOAT_DTYPES:
             raise _quantised(ref, f"{name} stored as {dtype}")
-        expected = tuple(session.parameter(site.name).shape)
+        expected = tuple(session.parameter(needed).shape)
         if shape != expected:
             raise CheckpointError(
                 f"checkpoint {ref.tuned} does not fit the base {session.ref.id}",
@@ -211,7 +222,8 @@ def _check_config(config: Mapping[str, Any], session: ModelSession, ref: TaskVec
     base = session.model.config.get_text_config()
     for field in SAME_FIELDS:
         expected = getattr(base, field, None)
-        if expected is not None and text.get(field) != expected:
+        # Hub configs leave defaults out (Gemma 3 4B: even the vocabulary size); then the shapes decide.
+        if expected is not None and text.get(field, expected) != expected:
             raise CheckpointError(
                 f"checkpoint {ref.tuned} does not fit the base {session.ref.id}",
                 got=f"{field} {text.get(field)}",

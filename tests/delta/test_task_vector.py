@@ -160,12 +160,23 @@ def test_a_missing_tensor(session: ModelSession, copy: Path) -> None:
         ("hidden_size", 64),
         ("num_hidden_layers", 5),
         ("vocab_size", 9),
+        ("num_key_value_heads", 4),
         ("intermediate_size", 1),
     ],
 )
 def test_another_architecture(session: ModelSession, copy: Path, field: str, value: object) -> None:
     edit_config(copy, **{field: value})
     with pytest.raises(CheckpointError, match=f"got {field} {value}; expected"):
+        open_at(copy, session)
+
+
+def test_configs_that_leave_fields_out_are_judged_by_their_shapes(session: ModelSession, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config["vocab_size"], config["num_attention_heads"]
+    (copy / "config.json").write_text(json.dumps(config))
+    open_at(copy, session)
+    edit_weights(copy, lambda tensors: tensors.update({"model.embed_tokens.weight": torch.zeros(7, 32)}))
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight of shape \[7, 32\]"):
         open_at(copy, session)
 
 
