@@ -25,7 +25,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stethoscope.minerva.problems import answer_of
 from stethoscope.records import GradeStatus
 
 NOT_EXTRACTED = "[invalidanswer]"  # what lm-eval's get_unnormalized_answer returns without the marker sentence
@@ -127,16 +126,11 @@ class Grader:
         return GradeStatus.INCORRECT if target else GradeStatus.NO_ANSWER
 
     def grade(self, request: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
-        """Grade one request {completion, solution, answer | null}, writing each part as soon as it is known."""
+        """Grade one request {completion, solution, gold}, writing each part as soon as it is known."""
         completion, solution = request["completion"], request["solution"]
         answer = self.extract(completion)
         write({"marked": answer is not None, "answer": answer or ""})
-        gold = request["answer"] if request["answer"] is not None else answer_of(solution)
-        if answer is None:
-            status = GradeStatus.NO_ANSWER
-        else:
-            status = GradeStatus.UNPARSABLE if gold is None else self.exact_match(answer, gold)
-        write({"exact_match": status})
+        write({"exact_match": GradeStatus.NO_ANSWER if answer is None else self.exact_match(answer, request["gold"])})
         write({"math_verify": self.math_verify(completion, solution)})
 
 
@@ -171,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     _limit_memory(options.memory_bytes)
     grader = Grader(patience_s=math.ceil(options.deadline_s) + 1)  # the parent's deadline comes first
     warm = {"completion": "Final Answer: The final answer is $x+1$. I hope it is correct.", "solution": "$1+x$"}
-    grader.grade({**warm, "answer": "1+x"}, lambda _: None)  # first use compiles grammars and patterns
+    grader.grade({**warm, "gold": "1+x"}, lambda _: None)  # first use compiles grammars and patterns
     write({"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stethoscope.errors import ResourceError
+from stethoscope.errors import CorpusError, ResourceError
+from stethoscope.minerva.problems import answer_of
 from stethoscope.minerva.prompts import ANSWER_SENTENCE
 from stethoscope.progress import Progress
 from stethoscope.records import Grade, GradeStatus
@@ -166,6 +167,7 @@ class GraderPool:
 
         Raises:
             ResourceError: the grader process cannot be started. Cancelled: asked to stop.
+            CorpusError: a solution without a readable answer, and none given.
         """
         parts: list[dict[str, Any]] = [{} for _ in answers]
         requests: list[_Request] = []
@@ -175,7 +177,14 @@ class GraderPool:
                 parts[index] = _all(GradeStatus.UNPARSABLE, marked=_MARKER in answer.completion)
                 continue
             completion = answer.completion.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
-            fields = {"completion": completion, "solution": answer.solution, "answer": answer.gold}
+            gold = answer.gold if answer.gold is not None else answer_of(answer.solution)
+            if gold is None:
+                raise CorpusError(
+                    "a gold solution states no answer",
+                    got=repr(answer.solution[:80]),
+                    expected="\\boxed{...} or the final sentence, or the gold answer itself beside the solution",
+                )
+            fields = {"completion": completion, "solution": answer.solution, "gold": gold}
             requests.append(_Request(index, json.dumps({"index": index, **fields}).encode() + b"\n"))
 
         def run(batch: list[_Request]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stethoscope.errors import Cancelled, ResourceError
+from stethoscope.errors import Cancelled, CorpusError, ResourceError
 from stethoscope.minerva import grading
 from stethoscope.minerva.grader import Grader, lm_eval_functions
 from stethoscope.minerva.grading import Answer, GraderPool
@@ -80,11 +80,10 @@ def test_the_two_metrics_differ_where_they_should(pool: GraderPool) -> None:
 
 
 def test_the_gold_answer_can_be_given_and_must_be_somewhere(pool: GraderPool) -> None:
-    given, none = pool.grade([Answer(final("7"), "no answer here", "14/2"), Answer(final("7"), "no answer here")])
-    assert given.exact_match is CORRECT
-    assert given.answer == "7"
-    assert none.exact_match is UNPARSABLE
-    assert given.math_verify is none.math_verify is UNPARSABLE
+    (given,) = pool.grade([Answer(final("7"), "no answer here", "14/2")])
+    assert (given.exact_match, given.math_verify, given.answer) == (CORRECT, UNPARSABLE, "7")
+    with pytest.raises(CorpusError, match="states no answer"):
+        pool.grade([(final("7"), "7")])  # an answer is no solution: it would be graded against nothing
 
 
 def test_many_answers_keep_their_order(pool: GraderPool) -> None:
@@ -223,7 +222,7 @@ def test_children_do_not_outlive_a_killed_parent() -> None:
         "import os, signal\n"
         "from stethoscope.minerva.grading import GraderPool\n"
         "pool = GraderPool(deadline_s=30.0)\n"
-        "pool.grade([('a', 'b')])\n"
+        "pool.grade([('a', '$\\\\boxed{1}$')])\n"
         "print(next(iter(pool._children)).process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
