@@ -41,7 +41,7 @@ class CheckpointTensors:
     """Tensors of a safetensors checkpoint folder (one file or shards), by parameter name, read when asked for.
 
     Multimodal checkpoints keep the text tower under `language_model.model.` on disk and under
-    `model.language_model.` in memory, the text-only class under `model.`; names are looked up in all three forms.
+    `model.language_model.` in memory, the text-only class under `model.`; names are looked up in all these forms.
 
     Raises:
         CheckpointError: a missing folder or file, or files that are not readable safetensors.
@@ -96,7 +96,14 @@ class CheckpointTensors:
     def name_on_disk(self, name: str) -> str | None:
         """Return the name under which parameter `name` is stored, None where it is not."""
         plain = name.removeprefix("model.language_model.").removeprefix("model.")
-        forms = (name, f"model.{plain}", f"language_model.model.{plain}", f"model.language_model.{plain}")
+        forms = (
+            name,
+            f"model.{plain}",
+            f"language_model.model.{plain}",
+            f"model.language_model.{plain}",
+            plain,  # vision tower and projector
+            plain.replace("vision_tower.", "vision_tower.vision_model.", 1),
+        )
         return next((form for form in forms if form in self._file_of), None)
 
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], str]:
