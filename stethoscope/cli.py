@@ -163,7 +163,7 @@ class Commands:
         result = self.result(spec)
         assert isinstance(result, InfoResult)
         print_info(self.console, profile.title, profile.saes.site, result)
-        return {"profile": profile.name} | result.model_dump(mode="json")
+        return {"profile": profile.name, **result.model_dump(mode="json")}
 
     def diagnose(self) -> dict[str, object]:
         """Layer specificity."""

@@ -248,18 +248,20 @@ class JobFront:
             _, _, job_id = self._queue.get()
             with self._lock:
                 job = self._jobs.get(job_id)
-                if job is None or job.state != "queued":
-                    continue
-                job.state, job.started = "running", time.perf_counter()
-                job.progress.start("Starting", 0)
-                self._state = "busy" if context is not None and context.loaded else "loading"
-            try:
-                if context is None:
-                    context = self._open_context()
-                self._run(job, context)
-            except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
-                self._finish(job, "failed", error=describe_error(error))
-            self._check_base(context)
+                waiting = job is not None and job.state == "queued"
+                if job is not None and waiting:
+                    job.state, job.started = "running", time.perf_counter()
+                    job.progress.start("Starting", 0)
+                    self._state = "busy" if context is not None and context.loaded else "loading"
+            if job is not None and waiting:
+                try:
+                    if context is None:
+                        context = self._open_context()
+                    self._run(job, context)
+                except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
+                    self._finish(job, "failed", error=describe_error(error))
+            if context is not None and self._queue.empty():
+                self._rest(context)
 
     def _open_context(self) -> "Context":
         from stethoscope.pipeline.context import Context  # torch and transformers load in the worker, not in a page
@@ -300,14 +302,15 @@ class JobFront:
             if isinstance(certificate, Certificate):
                 self._certificate = certificate
 
-    def _check_base(self, context: "Context | None") -> None:
-        """When nothing waits, hash all weights again: after every job the model must be the base."""
-        verified: bool | None = None
-        if context is not None and context.loaded is not None and self._queue.empty():
-            verified = context.loaded.checksum() == context.base_checksum
+    def _rest(self, context: "Context") -> None:
+        """With nothing waiting, hash all weights again: after every job the model must be the base."""
+        from stethoscope.pipeline.info import model_row
+
+        loaded = context.loaded
+        verified = None if loaded is None else loaded.checksum() == context.base_checksum
+        model = None if loaded is None else model_row(context)
         with self._lock:
-            self._base_verified = verified if verified is not None else self._base_verified
-            self._state = "idle"
+            self._base_verified, self._model, self._state = verified, model, "idle"
 
 
 _front: JobFront | None = None

@@ -13,6 +13,7 @@ from stethoscope.delta.certificate import certified
 from stethoscope.delta.patch import Patch
 from stethoscope.errors import Cancelled
 from stethoscope.minerva.comparison import arm_rows, compare
+from stethoscope.minerva.grading import Answer
 from stethoscope.minerva.problems import Problem, load_problems, load_shots, sample_problems
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
 from stethoscope.model.generation import Generation, generate_greedy
@@ -44,7 +45,10 @@ def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) 
 
 def _graded(arm: str, block: Sequence[Problem], generations: Sequence[Generation], context: Context) -> list[BenchItem]:
     grades = context.graders.grade(
-        [(generation.text, problem.answer) for generation, problem in zip(generations, block, strict=True)]
+        [
+            Answer(generation.text, problem.solution, problem.answer)
+            for generation, problem in zip(generations, block, strict=True)
+        ]
     )
     return [
         BenchItem(
@@ -74,7 +78,7 @@ def _run_arm(
 ) -> _Answered:
     """Return the arm's answers, generating only those that the store does not have."""
     evaluation = evaluation_id(spec, arm.recipe, context)
-    stored = context.store.get_items(evaluation)
+    stored = context.store.get_items(evaluation, skip_damaged=True)
     items = [
         stored[problem.problem_id].model_copy(update={"arm": arm.name})
         for problem in problems
@@ -130,8 +134,8 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         complete = answered.complete
         if not complete:
             break
-    answered_items = tuple(item for name in items for item in items[name])
     recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in spec.arms}
+    rows = [row for name in items for row in arm_rows(items[name], recipe_ids[name], spec.subjects)]
     comparison = compare(
         items,
         spec.arms[0].name,
@@ -141,10 +145,10 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         controls=spec.problems.control_names,
     )
     return BenchResult(
-        arms=tuple(arm_rows(answered_items, recipe_ids=recipe_ids, subjects=spec.subjects)),
+        arms=tuple(rows),
         comparisons=comparison.comparisons,
         totals=comparison.totals,
-        items=answered_items,
+        items=tuple(item for name in items for item in items[name]),
         certificates=certificates,
         complete=complete,
     )

@@ -28,7 +28,8 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
 def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress) -> FiringRates:
     """Return the firing rates of every SAE's latents on a corpus, per document [n_docs, d_sae] for each layer.
 
-    Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again.
+    Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again. Counts the
+    documents on `progress`, which the caller has started.
     """
     session = context.session(spec.model, progress)
     neutral = DiagnoseSpec(
@@ -41,8 +42,11 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
         tokens=spec.tokens,
         seed=spec.seed,
     )
+    key = context.identity(neutral)
+    if key in context.rates.entries:
+        progress.advance(spec.documents)
     return context.rates.get_or_make(
-        context.identity(neutral),
+        key,
         lambda: count_firing(
             session,
             context.bank(spec.saes, session),
@@ -53,12 +57,8 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
     )
 
 
-def selected_latents(
-    spec: DiagnoseSpec, subject: str, top_k: int, context: Context, progress: Progress
-) -> dict[int, np.ndarray]:
-    """Return for each layer the indices of the subject's top latents, largest effect first (all documents used)."""
-    domain = firing_rates(spec, subject, context, progress)
-    control = firing_rates(spec, spec.control, context, progress)
+def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
+    """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
     return {
         layer: select_latents(
             domain.rates[layer],
@@ -79,7 +79,9 @@ def decoder_rows(
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
-    latents = selected_latents(spec, subject, top_k, context, progress)
+    progress.start("Listening", 2 * spec.documents)
+    domain = firing_rates(spec, subject, context, progress)
+    latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
     bank = context.bank(spec.saes, session)
     if not any(len(chosen) for chosen in latents.values()):
         raise CorpusError(

@@ -1,0 +1,105 @@
+"""Use case: which layers are specific to which subject?"""
+
+from stethoscope.errors import UserError
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.listening import firing_rates, top_latents
+from stethoscope.progress import Progress
+from stethoscope.records import DiagnoseSpec
+from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
+from stethoscope.sae.counts import FiringRates
+from stethoscope.sae.specificity import SCORES, specificity
+
+
+def _cells(
+    spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates, progress: Progress
+) -> list[SpecificityCell]:
+    rows = specificity(
+        domain.rates,
+        control.rates,
+        score=spec.score,
+        top_k=spec.top_k,
+        live_share=spec.live_share,
+        dense_rate=spec.dense_rate,
+        n_splits=spec.n_splits,
+        n_bootstrap=spec.n_bootstrap,
+        n_permutations=spec.n_permutations,
+        seed=spec.seed,
+        control_tokens=int(control.n_tokens.sum()),
+        progress=progress,
+    )
+    return [
+        SpecificityCell(
+            layer=row.layer,
+            subject=subject,
+            score=row.score,
+            ci_low=row.ci_low,
+            ci_high=row.ci_high,
+            p=row.p,
+            p_holm=row.p_holm,
+            n_live=row.n_live,
+            n_documents=row.n_documents,
+            p_top=row.p_top,
+        )
+        for row in rows
+    ]
+
+
+def _order(cells: list[SpecificityCell]) -> tuple[int, ...]:
+    """Return the layers of one subject, best first; layers without a live latent come last, ties by depth."""
+    ranked = sorted(cells, key=lambda cell: (cell.score is None, -(cell.score or 0.0), cell.layer))
+    return tuple(cell.layer for cell in ranked)
+
+
+def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates) -> list[SelectedLatent]:
+    chosen = top_latents(spec, spec.top_k, domain, control)
+    rows = []
+    for layer, latents in chosen.items():
+        p, q = domain.rates[layer].mean(0), control.rates[layer].mean(0)
+        rows.extend(
+            SelectedLatent(
+                layer=layer,
+                subject=subject,
+                latent=int(latent),
+                domain_rate=float(p[latent]),
+                control_rate=float(q[latent]),
+                effect=float(p[latent]) - float(q[latent]),
+            )
+            for latent in latents
+        )
+    return rows
+
+
+def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisResult:
+    """Return the score of every layer for every subject, with intervals, p-values and the selected latents."""
+    if spec.score not in SCORES:
+        raise UserError("no layer score of that name", got=repr(spec.score), expected=" or ".join(SCORES))
+    session = context.session(spec.model, progress)
+    subjects = spec.problems.subjects
+    progress.start("Listening", spec.documents * (len(subjects) + 1))
+    control = firing_rates(spec, spec.control, context, progress)
+    domains = {subject: firing_rates(spec, subject, context, progress) for subject in subjects}
+    progress.start("Scoring layers", len(subjects))
+    cells: list[SpecificityCell] = []
+    latents: list[SelectedLatent] = []
+    order: dict[str, tuple[int, ...]] = {}
+    for subject, domain in domains.items():
+        progress.check_cancel()
+        of_subject = _cells(spec, subject, domain, control, progress)
+        cells.extend(of_subject)
+        order[subject] = _order(of_subject)
+        latents.extend(_selected(spec, subject, domain, control))
+        progress.advance()
+    score = SCORES[spec.score]
+    return DiagnosisResult(
+        score=spec.score,
+        formula=score.formula,
+        subjects=subjects,
+        control=spec.control,
+        n_layers=session.layout.n_layers,
+        site=spec.saes.site,
+        top_k=spec.top_k,
+        null=score.null,
+        cells=tuple(cells),
+        order=order,
+        latents=tuple(latents),
+    )
