@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _restore, _status, _ui
+from pages import _jobs, _restore, _session, _status, _ui
 
 HERE = Path(__file__).parent
 LOGO = str(HERE / "static" / "logo.svg")
@@ -26,7 +26,7 @@ SCREENS = {
 }
 
 page = st.navigation(SCREENS)
-_ui.defaults()
+_session.defaults()
 strip = st.container()
 with _ui.guarded():
     _restore.from_address()
@@ -35,6 +35,6 @@ with _ui.guarded():
 with strip, _ui.guarded():
     _status.draw()
 with _ui.guarded():
-    if "warmed" not in st.session_state and _ui.profile().model.id.startswith("embedded:"):
-        _jobs.front().warm_up(_ui.profile())
+    if "warmed" not in st.session_state and _session.profile().model.id.startswith("embedded:"):
+        _jobs.front().warm_up(_session.profile())
         st.session_state["warmed"] = True

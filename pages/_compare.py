@@ -4,7 +4,7 @@ import random
 
 import streamlit as st
 
-from pages import _jobs, _status, _ui
+from pages import _jobs, _session, _status, _ui, _watch
 from stethoscope.errors import CorpusError
 from stethoscope.figures import text
 from stethoscope.figures.theme import pretty
@@ -23,18 +23,19 @@ def dev_problems(location: str, subject: str) -> list[str]:
 
 def prompt_from_controls() -> tuple[str, bool]:
     """Draw the choice of a prompt; return it and whether it is put behind the shots."""
-    profile = _ui.profile()
+    profile = _session.profile()
     st.session_state.setdefault("prompt_kind", "a problem")
     st.session_state.setdefault("free_text", "Problem:\nWhat is 12 + 7?\n\nSolution:")
     st.segmented_control(
-        "Prompt", ["a problem", "free text"], required=True, **_ui.mirror("prompt_kind", "prompt-kind")
+        "Prompt", ["a problem", "free text"], required=True, **_session.mirror("prompt_kind", "prompt-kind")
     )
     if st.session_state["prompt_kind"] == "free text":
-        return st.text_area("Text, given as it is", height=120, **_ui.mirror("free_text", "free-text")), False
+        st.text_area("Text, given as it is", height=120, **_session.mirror("free_text", "free-text"))
+        return st.session_state["free_text"], False
     left, right = st.columns([1, 3])
     st.session_state.setdefault("prompt_subject", profile.problems.subjects[0])
     left.selectbox("Subject", [*profile.problems.subjects], format_func=pretty,
-                   **_ui.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
+                   **_session.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
     try:
         problems = dev_problems(profile.problems.problems, st.session_state["prompt_subject"])
     except CorpusError as error:
@@ -42,7 +43,9 @@ def prompt_from_controls() -> tuple[str, bool]:
         return "", True
     if st.session_state.get("problem") not in problems:
         st.session_state["problem"] = problems[0] if problems else ""
-    right.selectbox("Problem (dev split, put behind the shots)", problems, **_ui.mirror("problem", "prompt-problem"))
+    right.selectbox(
+        "Problem (dev split, put behind the shots)", problems, **_session.mirror("problem", "prompt-problem")
+    )
     return st.session_state["problem"] or "", True
 
 
@@ -75,14 +78,14 @@ def finished(result: TextComparison) -> None:
 def draw(recipe: EditRecipe) -> _jobs.View:
     """Draw prompt, buttons and texts; return what is on show."""
     prompt, framed = prompt_from_controls()
-    spec = CompareTextSpec(recipe=recipe, prompts=(prompt,), problems=_ui.profile().problems, framed=framed)
+    spec = CompareTextSpec(recipe=recipe, prompts=(prompt,), problems=_session.profile().problems, framed=framed)
     view = _jobs.look("compare")
     st.button("Write both", key="run-compare", type="primary", disabled=not prompt.strip() or view.active,
               on_click=_jobs.begin, args=("compare", spec), kwargs={"title": "Text", "interactive": True})  # fmt: skip
     if view.error:
         _ui.banner(view.error)
     elif view.active:
-        _jobs.watch(view, key="compare", draw=streaming, every=0.25)
+        _watch.watch(view, key="compare", draw=streaming, every=0.25)
         return view
     elif view.job is not None and view.job.state == "cancelled":
         st.caption("Stopped; this is what was written.")
@@ -91,7 +94,7 @@ def draw(recipe: EditRecipe) -> _jobs.View:
     if isinstance(view.result, TextComparison):
         finished(view.result)
         if not recipe.layers:
-            _status.show_certificate(view.result.certificate, recipe, recorded=view.recorded)
+            _status.show_certificate(view.result.certificate, recipe)
         stale = view.job is not None and view.run_id and _spec_of(view.run_id) != spec
         if stale:
             st.caption("The recipe or prompt has changed since; press “Write both” to write again.")

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui
+from pages import _jobs, _session, _ui, _watch
 from stethoscope.figures import energy
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
@@ -11,13 +11,13 @@ from stethoscope.results import DiagnosisResult, EnergyResult
 
 def draw(diagnosis: DiagnosisResult) -> None:
     """Ask for the energy of the chosen subject and draw retention curves and enrichment."""
-    profile, subject = _ui.profile(), st.session_state["subject"]
+    profile, subject = _session.profile(), st.session_state["subject"]
     chosen = st.session_state
     spec = EnergySpec(
         diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"])),
         task_vector=profile.task_vector(chosen["task_vector"]),
         subject=subject,
-        k=_ui.ENERGY_K,
+        k=_session.ENERGY_K,
     )
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
@@ -25,7 +25,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
             _ui.banner(view.error)
             st.button("Try again", key="energy-again", on_click=_jobs.forget, args=("energy",))
         elif view.active:
-            _jobs.watch(view, key="energy")
+            _watch.watch(view, key="energy")
         elif view.stopped:
             st.caption("Stopped.")
             st.button("Compute the energy", key="energy-again", on_click=_jobs.forget, args=("energy",))
@@ -35,7 +35,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
         chosen.setdefault("energy_k", result.k[len(result.k) // 2])
         if chosen["energy_k"] not in result.k:
             chosen["energy_k"] = result.k[0]
-        st.segmented_control("k latents", result.k, required=True, **_ui.mirror("energy_k", "energy-k"))
+        st.segmented_control("k latents", result.k, required=True, **_session.mirror("energy_k", "energy-k"))
         k, picked = chosen["energy_k"], chosen["layers"]
         shown = picked or list(diagnosis.order.get(subject, ())[: profile.top_n])
         note = energy.caption(result, k)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui
+from pages import _jobs, _session, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
 from stethoscope.records import EditRecipe, InfoSpec, LayerAlpha, NormMatchedArm, ProjectedArm, RawArm
@@ -11,19 +11,19 @@ from stethoscope.records import EditRecipe, InfoSpec, LayerAlpha, NormMatchedArm
 def known_layers() -> int | None:
     """Return the number of layers of the model, once it is loaded (None before)."""
     model = _jobs.front().status().model
-    return model.n_layers if model is not None and model.id == _ui.profile().model.id else None
+    return model.n_layers if model is not None and model.id == _session.profile().model.id else None
 
 
 def wait_for_model() -> None:
     """Show that the model is loading, or one button that loads it."""
-    profile = _ui.profile()
+    profile = _session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     asked = profile.model.id.startswith("embedded:") or st.session_state.get("load-asked") == profile.name
     view = _jobs.ask("info", spec, title=f"Loading {profile.title}") if asked else _jobs.View()
     if view.error:
         _ui.banner(view.error)
     if view.active:
-        _jobs.watch(view, key="info")
+        _watch.watch(view, key="info")
         return
 
     def load() -> None:

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _status, _ui
+from pages import _jobs, _status, _ui
 from stethoscope.figures import forest
 from stethoscope.figures.theme import percent, pretty, shown_p, signed
 from stethoscope.records import BenchSpec
@@ -63,20 +63,22 @@ def totals(result: BenchResult) -> None:
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
-                f"{row.arm}, macro",
-                percent(row.accuracy),
-                f"{signed(100 * row.difference, 1)} points, 95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
+                f"{row.arm} · macro, n = {row.n}",
+                signed(100 * row.difference, 1, " points"),
+                f"95% CI {interval(row.ci_low, row.ci_high)}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
-                width=300,
+                width=250,
             )
 
 
-def draw(result: BenchResult) -> None:
+def draw(result: BenchResult, run_id: str | None) -> None:
     """Draw the benchmark and name its weights in the status strip."""
-    for certificate in [result.certificates[name] for name in ("recipe",) if name in result.certificates]:
-        _status.show_certificate(certificate, None)
+    spec = _jobs.front().store.get_run(run_id).spec if run_id else None
+    recipes = {arm.name: arm.recipe for arm in spec.arms} if isinstance(spec, BenchSpec) else {}
+    if "recipe" in result.certificates:
+        _status.show_certificate(result.certificates["recipe"], recipes.get("recipe"))
     if any(not certificate.verified for certificate in result.certificates.values()):
         st.warning("At least one arm's weights could not be verified; do not trust this run.")
     subjects = list(dict.fromkeys(row.subject for row in result.arms))

@@ -4,27 +4,27 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _ui
+from pages import _jobs, _session, _ui, _watch
 from stethoscope.records import EditRecipe
 from stethoscope.results import Certificate
 
 
 def show_base() -> None:
     """Say that the result on show is a reading of the base model."""
-    st.session_state["on_show"] = "base"
+    st.session_state.update(on_show=None, recorded=False)
 
 
-def show_certificate(certificate: Certificate, recipe: EditRecipe | None, *, recorded: bool = False) -> None:
+def show_certificate(certificate: Certificate, recipe: EditRecipe | None) -> None:
     """Say which weights made the result on show: the base, or the edit of `recipe`."""
     label = "BASE verified"
     if certificate.touched:
         layers = ",".join(map(str, certificate.layers_edited))
         alpha = f" · alpha {recipe.master_alpha:g}" if recipe is not None else ""
         short = (certificate.recipe_id or "").removeprefix("sha256-")[:4]
-        label = f"EDITED: layers {layers}{alpha} · recipe {short}…"
+        label = f"EDITED: layers {layers}{alpha}" + (f" · recipe {short}…" if short else "")
     if not certificate.verified:
         label = "NOT VERIFIED: checksums differ"
-    st.session_state["on_show"] = {"label": label, "verified": certificate.verified, "recorded": recorded}
+    st.session_state["on_show"] = {"label": label, "verified": certificate.verified}
 
 
 def recorded(view: _jobs.View) -> None:
@@ -52,7 +52,7 @@ def draw() -> None:
         status, running = _jobs.front().status(), _jobs.front().active()
         if active and not running:
             st.rerun()
-        profile = _ui.profile()
+        profile = _session.profile()
         model = status.model
         loaded = f"{model.n_layers} layers · {model.dtype}" if model else "not loaded"
         loaded = "loading" if status.state == "loading" else loaded
@@ -67,7 +67,7 @@ def draw() -> None:
             parts += [" · ".join(part for part in (status.device or "", memory) if part)]
             st.caption(_ui.escape("  |  ".join(part for part in parts if part)), width="content")
             if running:
-                st.badge(_ui.escape(_jobs.describe(running[0])), color="blue")
+                st.badge(_ui.escape(_watch.describe(running[0])), color="blue")
 
     with st.container(key="status", horizontal=True, vertical_alignment="center", gap="small"):
         live()

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _recipe, _scores, _status, _ui
+from pages import _jobs, _recipe, _scores, _session, _status, _ui, _watch
 from stethoscope import arms
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
@@ -14,29 +14,29 @@ CONTROLS = ("all layers", "random layers", "last layers", "bottom layers", "proj
 
 def subjects_and_n() -> None:
     """Draw which problems are asked."""
-    profile, chosen = _ui.profile(), st.session_state
+    profile, chosen = _session.profile(), st.session_state
     everything = [*profile.problems.subjects, *profile.problems.control_names]
     chosen.setdefault("bench_subjects", list(profile.problems.subjects))
     chosen["bench_subjects"] = [name for name in chosen["bench_subjects"] if name in everything]
-    st.multiselect("Subjects", everything, format_func=pretty, **_ui.mirror("bench_subjects", "bench-subjects"))
+    st.multiselect("Subjects", everything, format_func=pretty, **_session.mirror("bench_subjects", "bench-subjects"))
     for name, start in (("bench_n", 50), ("bench_seed", 0), ("bench_draws", 1), ("bench_tokens", 128)):
         chosen.setdefault(name, start)
     columns = st.columns(4)
-    columns[0].number_input("n per subject", 2, 2000, step=10, **_ui.mirror("bench_n", "bench-n"))
-    columns[1].number_input("Seed", 0, 10_000, step=1, **_ui.mirror("bench_seed", "bench-seed"))
-    columns[2].number_input("Random draws", 1, 5, step=1, **_ui.mirror("bench_draws", "bench-draws"))
-    columns[3].number_input("New tokens", 8, 1024, step=8, **_ui.mirror("bench_tokens", "bench-tokens"))
+    columns[0].number_input("n per subject", 2, 2000, step=10, **_session.mirror("bench_n", "bench-n"))
+    columns[1].number_input("Seed", 0, 10_000, step=1, **_session.mirror("bench_seed", "bench-seed"))
+    columns[2].number_input("Random draws", 1, 5, step=1, **_session.mirror("bench_draws", "bench-draws"))
+    columns[3].number_input("New tokens", 8, 1024, step=8, **_session.mirror("bench_tokens", "bench-tokens"))
 
 
 def arms_from_controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     """Draw the choice of control arms and return all arms, the base first."""
-    chosen, profile = st.session_state, _ui.profile()
+    chosen, profile = st.session_state, _session.profile()
     chosen.setdefault("bench_controls", ["all layers", "random layers"])
     diagnosis = _jobs.look("diagnosis").result
     known = [name for name in CONTROLS if name != "bottom layers" or isinstance(diagnosis, DiagnosisResult)]
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in known]
     st.pills("Control arms beside base and recipe", known, selection_mode="multi",
-             **_ui.mirror("bench_controls", "bench-controls"))  # fmt: skip
+             **_session.mirror("bench_controls", "bench-controls"))  # fmt: skip
     wanted, seed = chosen["bench_controls"], int(chosen["bench_seed"])
     chosen_arms = [arms.BASE, BenchArm(name="recipe", recipe=recipe)]
     if "all layers" in wanted and len(recipe.layers) < n_layers:
@@ -58,7 +58,7 @@ def plan(recipe: EditRecipe, n_layers: int, *, busy: bool) -> None:
     """Draw the plan of the benchmark and the button that starts it; nothing else ever starts one."""
     subjects_and_n()
     chosen_arms = arms_from_controls(recipe, n_layers)
-    chosen, profile = st.session_state, _ui.profile()
+    chosen, profile = st.session_state, _session.profile()
     n, subjects = int(chosen["bench_n"]), tuple(chosen["bench_subjects"])
     spec = BenchSpec(
         model=profile.model,
@@ -85,11 +85,11 @@ def outcome(view: _jobs.View) -> None:
         _ui.banner(view.error)
     if view.active:
         with _ui.card("Running"):
-            _jobs.watch(view, key="bench")
+            _watch.watch(view, key="bench")
     elif view.stopped:
         st.caption("Stopped before a block was finished. Run it again: finished answers are kept.")
     if isinstance(view.result, BenchResult) and not view.stale:
-        _scores.draw(view.result)
+        _scores.draw(view.result, view.run_id)
         _status.recorded(view)
     elif not view.active and not view.error:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")
@@ -100,7 +100,7 @@ def main() -> None:
     _ui.heading("Benchmark", "Is it real? Every arm answers the same problems; only paired differences count.")
     _status.show_base()
     n_layers, view = _recipe.known_layers(), _jobs.look("bench")
-    recipe = _recipe.from_session(_ui.profile())
+    recipe = _recipe.from_session(_session.profile())
     if not recipe.layers:
         _ui.empty("No layer is picked, so there is no recipe to judge.", "Pick layers", "bench-pick",
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip
@@ -113,7 +113,7 @@ def main() -> None:
             plan(recipe, n_layers, busy=view.active)
     outcome(view)
     recipe_id = _jobs.front().store.put_recipe(recipe) if recipe.layers else None
-    _ui.link(recipe=recipe_id, run=view.run_id, job=view.job.job_id if view.active else None)
+    _session.link(recipe=recipe_id, run=view.run_id, job=view.job.job_id if view.active else None)
 
 
 main()

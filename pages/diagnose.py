@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _energy, _jobs, _status, _ui
+from pages import _energy, _jobs, _session, _status, _ui, _watch
 from stethoscope.figures import specificity
 from stethoscope.figures.theme import pretty
 from stethoscope.records import DiagnoseSpec
@@ -11,15 +11,20 @@ from stethoscope.results import DiagnosisResult
 
 def spec_from_controls() -> DiagnoseSpec:
     """Draw the controls and return the diagnosis that they describe."""
-    profile = _ui.profile()
+    profile = _session.profile()
     first, second, third, fourth = st.columns([2, 2, 2, 1.4])
-    first.selectbox("Subject", profile.problems.subjects, format_func=pretty, **_ui.mirror("subject", "subject-select"))
-    second.selectbox(
-        "Control corpus", profile.problems.control_names, format_func=pretty, **_ui.mirror("control", "control-select")
+    first.selectbox(
+        "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "subject-select")
     )
-    third.selectbox("Score", _ui.SCORES, format_func=pretty, **_ui.mirror("score", "score-select"))
+    second.selectbox(
+        "Control corpus",
+        profile.problems.control_names,
+        format_func=pretty,
+        **_session.mirror("control", "control-select"),
+    )
+    third.selectbox("Score", _session.SCORES, format_func=pretty, **_session.mirror("score", "score-select"))
     fourth.number_input(
-        "Latents k", 1, 512, step=1, help="Latents selected per layer and subject", **_ui.mirror("top_k", "top-k")
+        "Latents k", 1, 512, step=1, help="Latents selected per layer and subject", **_session.mirror("top_k", "top-k")
     )
     chosen = st.session_state
     return profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"]))
@@ -60,11 +65,11 @@ def picker(result: DiagnosisResult) -> None:
                 "Picked layers: click cells above, or choose here",
                 range(result.n_layers),
                 selection_mode="multi",
-                **_ui.mirror("layers", "layer-pills"),
+                **_session.mirror("layers", "layer-pills"),
             )
             with st.container(horizontal=True, vertical_alignment="bottom", key="pick-row"):
                 order = result.order.get(subject, ())
-                st.number_input("Best n", 1, result.n_layers, step=1, width=110, **_ui.mirror("top_n", "top-n"))
+                st.number_input("Best n", 1, result.n_layers, step=1, width=110, **_session.mirror("top_n", "top-n"))
                 st.button(f"Pick for {pretty(subject)}", key="pick-top", on_click=pick_best, args=(order,))
                 st.button("Clear", key="pick-none", type="tertiary", on_click=st.session_state.update,
                           kwargs={"layers": []})  # fmt: skip
@@ -81,7 +86,7 @@ def picker(result: DiagnosisResult) -> None:
 
 def main() -> None:
     """Draw the page."""
-    _ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; drag a box to pick a range.")
+    _ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; the box tool picks a range.")
     spec = spec_from_controls()
     view = _jobs.ask("diagnosis", spec, title="Diagnosis")
     st.session_state["diagnosis_run"] = view.run_id
@@ -91,12 +96,12 @@ def main() -> None:
         _ui.banner(view.error)
         st.button("Try again", key="diagnose-again", on_click=_jobs.forget, args=("diagnosis",))
     elif view.active:
-        _jobs.watch(view, key="diagnosis")
+        _watch.watch(view, key="diagnosis")
     elif view.stopped:
         _ui.empty("The diagnosis was stopped.", "Listen again", "diagnose-again", lambda: _jobs.forget("diagnosis"))
     if isinstance(view.result, DiagnosisResult):
         picker(view.result)
-    _ui.link(run=view.run_id, job=view.job.job_id if view.active else None)
+    _session.link(run=view.run_id, job=view.job.job_id if view.active else None)
 
 
 main()

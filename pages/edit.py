@@ -2,32 +2,36 @@
 
 import streamlit as st
 
-from pages import _compare, _jobs, _recipe, _status, _ui
+from pages import _compare, _jobs, _recipe, _session, _status, _ui, _watch
 from stethoscope.figures import probe
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EditRecipe, ProbeSpec
 from stethoscope.results import DiagnosisResult, ProbeResult
 
-ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched"}
-
 
 def controls(n_layers: int) -> None:
     """Draw what decides the recipe: layers, master alpha, arm, task vector, and each layer's own strength."""
-    chosen, profile = st.session_state, _ui.profile()
+    chosen, profile = st.session_state, _session.profile()
     chosen["layers"] = [layer for layer in chosen["layers"] if layer < n_layers]
-    st.pills("Layers", list(range(n_layers)), selection_mode="multi", **_ui.mirror("layers", "edit-layer-pills"))
+    st.pills("Layers", list(range(n_layers)), selection_mode="multi", **_session.mirror("layers", "edit-layer-pills"))
     left, middle, right = st.columns([2.2, 2, 1.2])
     left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, 1.5, step=0.05,
-                **_ui.mirror("alpha", "master-alpha"))  # fmt: skip
+                **_session.mirror("alpha", "master-alpha"))  # fmt: skip
     middle.segmented_control(
-        "Arm", list(ARMS), format_func=lambda arm: ARMS[arm], required=True, **_ui.mirror("arm", "arm")
+        "Arm",
+        list(_session.ARMS),
+        format_func=lambda arm: _session.ARMS[arm],
+        required=True,
+        **_session.mirror("arm", "arm-choice"),
     )
-    right.selectbox("Task vector", [ref.name for ref in profile.task_vectors], **_ui.mirror("task_vector", "edit-tau"))
+    right.selectbox(
+        "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
+    )
     if chosen["arm"] != "raw":
         one, two = st.columns([2, 1])
         one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
-                      **_ui.mirror("subject", "edit-subject"))  # fmt: skip
-        two.number_input("Latents k", 1, 512, step=1, **_ui.mirror("edit_k", "edit-k"))
+                      **_session.mirror("subject", "edit-subject"))  # fmt: skip
+        two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
     if chosen["layers"]:
         with st.expander("Strength of each layer (times master alpha)"):
             _recipe.layer_strengths(chosen["layers"])
@@ -45,7 +49,7 @@ def formula(recipe: EditRecipe, recipe_id: str) -> None:
 
 def live_probe(recipe: EditRecipe) -> None:
     """Ask for the probe of `recipe` by itself and draw the newest answer; the former one stays until then."""
-    spec = ProbeSpec(recipe=recipe, problems=_ui.profile().problems)
+    spec = ProbeSpec(recipe=recipe, problems=_session.profile().problems)
     view = _jobs.ask("probe", spec, title="Probe")
 
     @st.fragment(run_every=0.3 if view.active else None)
@@ -53,7 +57,7 @@ def live_probe(recipe: EditRecipe) -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
         if view.active and (job is None or job.state in _jobs.FINISHED):
             st.rerun()
-        st.caption(_ui.escape(f"Updating: {_jobs.describe(job)}") if view.active else "Up to date with the controls.")
+        st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if view.active else "Up to date with the controls.")
 
     if view.error:
         _ui.banner(view.error)
@@ -85,7 +89,7 @@ def main() -> None:
     _ui.heading("Edit", "What if I inject here? The task vector is added to the picked layers while a job runs.")
     if st.session_state.pop("go", None):
         st.switch_page("pages/diagnose.py")
-    profile = _ui.profile()
+    profile = _session.profile()
     n_layers = _recipe.known_layers()
     if n_layers is None:
         _recipe.wait_for_model()
@@ -104,7 +108,7 @@ def main() -> None:
             live_probe(recipe)
     with _ui.card("Base and edited text, side by side"):
         held = _compare.draw(recipe)
-    _ui.link(recipe=recipe_id, run=held.run_id, job=held.job.job_id if held.active else None)
+    _session.link(recipe=recipe_id, run=held.run_id, job=held.job.job_id if held.active else None)
 
 
 main()

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _status, _ui
+from pages import _jobs, _session, _status, _ui, _watch
 from stethoscope.errors import UserError
 from stethoscope.figures import sizes
 from stethoscope.profiles import PROFILES, load_profile
@@ -24,7 +24,9 @@ def choose_profile() -> None:
     if choice == OWN:
         wanted = left.text_input("Path of the TOML file", key="profile-path", placeholder="my_model.toml").strip()
     right.selectbox(
-        "Task vector", [ref.name for ref in _ui.profile().task_vectors], **_ui.mirror("task_vector", "task-vector")
+        "Task vector",
+        [ref.name for ref in _session.profile().task_vectors],
+        **_session.mirror("task_vector", "task-vector"),
     )
     if wanted and wanted != current:
         try:
@@ -72,7 +74,7 @@ def main() -> None:
     _status.show_base()
     with _ui.card("Profile"):
         choose_profile()
-    profile = _ui.profile()
+    profile = _session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     shipped = profile.model.id.startswith("embedded:")
     if shipped or st.session_state.get("load-asked") == profile.name:
@@ -88,12 +90,12 @@ def main() -> None:
         _ui.banner(view.error)
         st.button("Try again", key="load-again", on_click=load)
     elif view.active:
-        _jobs.watch(view, key="info")
+        _watch.watch(view, key="info")
     elif view.result is None:
         _ui.empty(f"{profile.title} is not loaded yet.", "Load the model", "load-model", load)
     if isinstance(view.result, InfoResult) and not view.stale:
         draw_info(view.result)
-    _ui.link()
+    _session.link()
 
 
 main()

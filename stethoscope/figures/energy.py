@@ -58,14 +58,15 @@ def retention_curves(result: EnergyResult, layers: Sequence[int], k: int | None 
                 hovertemplate="%{text}<extra></extra>",
             )
         )
+    for index, cells in enumerate(shown):
         figure.add_trace(
             go.Scatter(
-                x=ks,
+                x=[cell.k for cell in cells],
                 y=[None if cell.ceiling is None else 100 * cell.ceiling for cell in cells],
                 mode="lines",
                 name="ceiling",
                 showlegend=index == 0,
-                line={"color": GRAY if index == 0 else colour, "width": 1, "dash": "dash"},
+                line={"color": series_colour(index), "width": 1, "dash": "dash"},
                 opacity=0.7,
                 hoverinfo="skip",
             )

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import FAINT, GRAY, apply_layout, percent, pretty, series_colour, shown_p, signed
+from stethoscope.figures.theme import (
+    FAINT,
+    GRAY,
+    apply_layout,
+    percent,
+    pretty,
+    series_colour,
+    shown_p,
+    signed,
+    two_lines,
+)
 from stethoscope.results import BenchResult, ComparisonRow
 
 SMOKE_TEST_BELOW = 100
@@ -59,12 +69,12 @@ def paired_differences(result: BenchResult, subjects: Sequence[str], margin: flo
             )
         )
     height = max(34, 20 * len(arms)) * len(rank) + 110
-    apply_layout(figure, height=height, x_title="accuracy, arm − reference, percentage points (right is better)")
+    apply_layout(figure, height=height, x_title="arm − reference, points · better →")
     figure.update_layout(showlegend=True)
     figure.update_yaxes(
         tickmode="array",
         tickvals=list(range(len(rank))),
-        ticktext=[pretty(subject) for subject in rank],
+        ticktext=[two_lines(subject) for subject in rank],
         range=[len(rank) - 0.5, -0.5],
         showgrid=False,
     )

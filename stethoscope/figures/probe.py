@@ -6,7 +6,7 @@ left of zero is better. Control corpora are drawn hollow and gray: there, right 
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, signed
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, signed, two_lines
 from stethoscope.results import ProbeResult, ProbeRow
 
 
@@ -25,14 +25,14 @@ def describe_probe(row: ProbeRow) -> str:
 
 def differences(result: ProbeResult) -> go.Figure:
     """Return one dot with interval per subject and control corpus; x is nats per token, zero is no change."""
-    labels = [pretty(row.subject) for row in result.rows]
+    labels = [two_lines(row.subject) for row in result.rows]
     figure = go.Figure()
     for is_control, colour, name in ((False, ORANGE, "subjects"), (True, GRAY, "control")):
         rows = [row for row in result.rows if row.is_control == is_control]
         figure.add_trace(
             go.Scatter(
                 x=[row.difference for row in rows],
-                y=[pretty(row.subject) for row in rows],
+                y=[two_lines(row.subject) for row in rows],
                 error_x={
                     "type": "data",
                     "symmetric": False,
@@ -49,7 +49,7 @@ def differences(result: ProbeResult) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    apply_layout(figure, height=32 * len(labels) + 92, x_title="NLL, edited − base, nats per token (left is better)")
+    apply_layout(figure, height=32 * len(labels) + 92, x_title="← better · edited − base, nats per token")
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], gridcolor=FAINT)
     figure.add_vline(x=0, line={"color": GRAY, "width": 1})
     return figure

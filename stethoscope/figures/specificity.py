@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, pretty, shown_p, signed
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, pretty, shown_p, signed, two_lines
 from stethoscope.results import DiagnosisResult, SpecificityCell
 
 DEFINITION_NOTE = "This definition is ours; the paper's formula is not known to us."
@@ -45,7 +45,7 @@ def diverging_scale(low: float, high: float, null: float) -> list[tuple[float, s
     def tone(rgb: str, strength: float) -> str:
         return f"rgba({rgb}, {max(strength, 0.03):.3f})"
 
-    blue, deep, orange = "64, 160, 200", "18, 104, 178", "224, 117, 26"
+    blue, deep, orange = "64, 160, 200", "20, 112, 196", "224, 117, 26"
     stops = [(0.0, tone(orange, below)), (at_null, tone(orange, 0)), (at_null, tone(blue, 0))]
     stops += [((at_null + 1) / 2, tone(blue, above * 0.55)), (1.0, tone(deep, above))]
     return [(min(max(position, 0.0), 1.0), colour) for position, colour in stops]
@@ -107,12 +107,19 @@ def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | Non
         )
     )
     apply_layout(figure, height=36 * len(result.subjects) + 62, x_title="layer")
-    labels = [f"<b>{pretty(name)}</b>" if name == subject else pretty(name) for name in result.subjects]
-    figure.update_layout(showlegend=False, clickmode="event+select", dragmode="select", hoverdistance=60)
+    labels = [f"<b>{two_lines(name)}</b>" if name == subject else two_lines(name) for name in result.subjects]
+    figure.update_layout(
+        showlegend=False, clickmode="event+select", dragmode="pan", hoverdistance=60
+    )  # "select" mutes clicks
     figure.update_xaxes(
-        tickmode="array", tickvals=list(range(result.n_layers)), range=[-0.5, result.n_layers - 0.5], showgrid=False
+        tickmode="array",
+        tickvals=list(range(result.n_layers)),
+        range=[-0.5, result.n_layers - 0.5],
+        showgrid=False,
+        fixedrange=True,
     )
     figure.update_yaxes(
+        fixedrange=True,
         tickmode="array",
         tickvals=list(range(len(result.subjects))),
         ticktext=labels,

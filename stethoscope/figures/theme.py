@@ -24,6 +24,15 @@ def pretty(name: str) -> str:
     return name.replace("_", " ")
 
 
+def two_lines(name: str) -> str:
+    """Return a subject's name for an axis: broken near its middle when long, so that narrow screens keep the plot."""
+    words = pretty(name).split(" ")
+    if len(words) == 1 or len(name) < 14:
+        return " ".join(words)
+    cut = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(" ".join(words[i:]))))
+    return " ".join(words[:cut]) + "<br>" + " ".join(words[cut:])
+
+
 def signed(value: float | None, digits: int = 3, unit: str = "") -> str:
     """Return `value` with its sign and a true minus, or a dash where it is undefined."""
     if value is None:
