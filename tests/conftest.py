@@ -155,7 +155,9 @@ def write_sae(folder: Path, tensors: Mapping[str, torch.Tensor], **fields: objec
         "metadata": {"sae_lens_version": "6.54.12"},
     }
     (folder / "cfg.json").write_text(json.dumps(config | fields), encoding="utf-8")
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors"
+    )
     return folder
 
 
@@ -170,6 +172,12 @@ def random_sae(seed: int, *, d_model: int = PICO_D_MODEL, d_sae: int = 24) -> di
         "b_dec": 0.1 * torch.randn(d_model, generator=generator),
         "threshold": torch.ones(d_sae),
     }
+
+
+@pytest.fixture(scope="session")
+def random_sae_tensors() -> Callable[..., dict[str, torch.Tensor]]:
+    """Factory `random_sae_tensors(seed, *, d_model=32, d_sae=24) -> tensors`, to change and hand to write_sae_bank."""
+    return random_sae
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ all documents; dense ones (q_j > `dense_rate`) are never selected. The default s
 
     T = mean over splits s, halves A, B of  1/k sum_{j in S_k(A)} (p_j - q_j)(B),   S_k = the k largest p_j - q_j,
 
-because selecting and scoring on the same documents is above 0 on pure noise. Halves are fixed by document and
-resampled inside (`resampling`): a copy of a document in both halves would leak. The p-value permutes the labels of
+because selecting and scoring on the same documents is above 0 on pure noise. Halves are fixed by document when the
+bootstrap copies documents (`resampling`): a copy in the other half would leak. The p-value permutes the labels of
 documents; Holm runs over the layers. Latents tied at the k-th place count with equal shares. These definitions are
 ours, not a paper's. All layers lie side by side in one matrix, so that every layer sees the same draw.
 """
@@ -98,7 +98,7 @@ class CrossFitted(LayerScore):
         return self._average(sample, observed_halves(sample), Progress())[0]
 
     def bootstrap(self, sample: Sample, draws: int, progress: Progress) -> Float[np.ndarray, "draws n_layers"]:
-        """Return the scores of documents resampled inside their halves."""
+        """Return the scores of resampled documents, each copy in its document's half."""
         return self._average(sample, bootstrap_halves(sample, draws), progress)
 
     def permuted(self, sample: Sample, draws: int, progress: Progress) -> Float[np.ndarray, "draws n_layers"]:
@@ -303,8 +303,8 @@ def _mean_of_top(
     tied = (delta == kth) & np.isfinite(kth)
     n_above, n_tied = above.sum(1), tied.sum(1)
     slots = np.where(n_tied > 0, k - n_above, 0)
-    sum_above = np.einsum("rl,rl->r", above, effect, dtype=np.float64, casting="unsafe")
-    sum_tied = np.einsum("rl,rl->r", tied, effect, dtype=np.float64, casting="unsafe")
+    sum_above = np.einsum("rl,rl->r", above.astype(effect.dtype), effect)
+    sum_tied = np.einsum("rl,rl->r", tied.astype(effect.dtype), effect)
     return (sum_above + slots * sum_tied / np.maximum(n_tied, 1)) / np.maximum(n_above + slots, 1)
 
 

@@ -1,0 +1,284 @@
+"""A planted domain latent puts its layer first; noise scores about 0 with uniform p; naive selection does not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from stethoscope.errors import Cancelled, CorpusError
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+from stethoscope.records import SaeRef
+from stethoscope.sae.bank import open_bank
+from stethoscope.sae.counts import Document, count_firing
+from stethoscope.sae.resampling import Sample, bootstrap_halves, observed_halves, permuted_halves
+from stethoscope.sae.specificity import SCORES, LayerSpecificity, _mean_of_top, _tie_term, select_latents, specificity
+from stethoscope.statistics import mann_whitney_auroc
+
+Rates = dict[int, np.ndarray]
+FEW = {"n_bootstrap": 60, "n_permutations": 99, "top_k": 4, "dense_rate": 0.5}
+
+
+def noise(seed: int, n: int = 60, *, layers: int = 4, latents: int = 80, tokens: int = 20, rate: float = 0.05) -> Rates:
+    """Firing shares of `tokens` tokens per document, alike for every label."""
+    rng = np.random.default_rng(seed)
+    return {
+        layer: (rng.binomial(tokens, rate, size=(n, latents)) / tokens).astype(np.float32) for layer in range(layers)
+    }
+
+
+def plant(rates: Rates, layer: int, latents: list[int], rate: float, seed: int = 9) -> Rates:
+    """Let some latents of a layer fire on `rate` of the tokens."""
+    table = rates[layer].copy()
+    table[:, latents] = np.random.default_rng(seed).binomial(20, rate, size=(len(table), len(latents))) / 20
+    return rates | {layer: table}
+
+
+def scores_of(rows: list[LayerSpecificity]) -> np.ndarray:
+    return np.array([row.score for row in rows], dtype=float)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_planted_layer_comes_first(score: str) -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.3), plant(noise(2), 2, [3, 7, 11, 40], 0.0)
+    rows = specificity(domain, control, score=score, **FEW)
+    best = rows[int(np.argmax(scores_of(rows)))]
+    assert best.layer == 2
+    assert best.p == pytest.approx(1 / 100)
+    assert best.p_holm == pytest.approx(4 / 100)
+    assert best.p_top == 1
+    others = [row for row in rows if row.layer != 2]
+    assert all(row.p_holm is not None and row.p_holm > 0.05 for row in others)
+    assert all(row.ci_low is not None and row.ci_low <= row.score <= row.ci_high for row in rows)
+    assert {(row.n_live, row.n_documents) for row in rows} == {(80, 60)}
+
+
+def test_the_planted_difference_is_the_score() -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.3), plant(noise(2), 2, [3, 7, 11, 40], 0.05, seed=8)
+    rows = specificity(domain, control, **FEW)
+    assert rows[2].score == pytest.approx(0.25, abs=0.02)  # sd of a mean of 4 x 60 documents of 20 tokens: .007
+    log_ratio = specificity(domain, control, score="log_ratio", control_tokens=1200, **FEW)[2]
+    assert log_ratio.score == pytest.approx(np.log(0.3 / 0.05), abs=0.2)
+    share = specificity(domain, plant(control, 2, [3, 7, 11, 40], 0.0), score="specific_share", **FEW)[2]
+    assert share.score == pytest.approx(4 / 80)
+
+
+def test_selecting_and_scoring_on_the_same_documents_is_above_zero_on_noise() -> None:
+    fitted, naive = [], []
+    for seed in range(8):
+        domain, control = noise(seed, 40), noise(100 + seed, 40)
+        few = FEW | {"n_bootstrap": 20, "n_permutations": 19, "seed": seed}
+        fitted.extend(scores_of(specificity(domain, control, **few)))
+        naive.extend(scores_of(specificity(domain, control, cross_fit=False, **few)))
+    sd = float(np.std(fitted))
+    assert abs(np.mean(fitted)) < 3 * sd / np.sqrt(len(fitted))
+    assert np.mean(naive) > 0.01  # the largest 4 of 80 differences of sd .011
+    assert min(naive) > 0
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_shuffled_labels_give_uniform_p(score: str) -> None:
+    found: list[float] = []
+    for seed in range(12):
+        pooled = noise(seed, 60, latents=60)
+        rows = specificity(
+            {layer: table[:30] for layer, table in pooled.items()},
+            {layer: table[30:] for layer, table in pooled.items()},
+            score=score,
+            **(FEW | {"n_bootstrap": 20, "seed": seed}),
+        )
+        found.extend(row.p for row in rows if row.p is not None)
+    if score == "specific_share":  # almost always 0 on noise, and then p = 1
+        assert np.mean(np.array(found) <= 0.1) <= 0.15
+    else:
+        assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def test_the_bootstrap_interval_covers_the_planted_difference() -> None:
+    """95% intervals of a latent that is always selected; 40 of them, so at least 34 cover (binomial p .002)."""
+    covered = 0
+    for seed in range(40):
+        domain = plant(noise(seed, 40, layers=1, latents=10), 0, [4], 0.4, seed=seed)
+        control = plant(noise(500 + seed, 40, layers=1, latents=10), 0, [4], 0.1, seed=900 + seed)
+        few = FEW | {"top_k": 1, "n_bootstrap": 100, "n_permutations": 19}
+        (row,) = specificity(domain, control, **few)
+        covered += row.ci_low <= 0.3 <= row.ci_high
+    assert covered >= 34
+
+
+def test_results_are_seeded() -> None:
+    domain, control = noise(1), noise(2)
+    assert specificity(domain, control, **FEW) == specificity(domain, control, **FEW)
+    assert specificity(domain, control, **FEW) != specificity(domain, control, seed=1, **FEW)
+
+
+def test_dense_and_dead_latents_are_not_selected() -> None:
+    domain, control = noise(1, layers=1), noise(2, layers=1)
+    domain, control = plant(domain, 0, [5], 0.95), plant(control, 0, [5], 0.6)  # dense, with the largest difference
+    domain[0][:, 6] = control[0][:, 6] = 0  # dead
+    rows = specificity(domain, control, **(FEW | {"top_k": 1}))
+    assert rows[0].score < 0.1
+    assert rows[0].n_live == 79
+    assert 5 not in select_latents(domain[0], control[0], 80, dense_rate=0.5)
+    assert 6 not in select_latents(domain[0], control[0], 80, dense_rate=0.5)
+    assert specificity(domain, control, **(FEW | {"top_k": 1, "dense_rate": 1.0}))[0].score > 0.3
+
+
+def test_selected_latents_come_largest_difference_first() -> None:
+    domain, control = plant(plant(noise(1), 0, [9], 0.4), 0, [3], 0.6), noise(2)
+    chosen = select_latents(domain[0], control[0], 5, dense_rate=0.5)
+    delta = domain[0].mean(0) - control[0].mean(0)
+    assert chosen[:2].tolist() == [3, 9]
+    assert np.all(np.diff(delta[chosen]) <= 0)
+    assert len(select_latents(domain[0], control[0], 500, dense_rate=1.0)) == 80
+    assert len(select_latents(np.zeros((20, 3)), np.zeros((20, 3)), 2)) == 0
+
+
+def test_a_layer_without_live_latents_has_no_score() -> None:
+    domain, control = noise(1), noise(2)
+    domain[1], control[1] = np.zeros_like(domain[1]), np.zeros_like(control[1])
+    rows = specificity(domain, control, **FEW)
+    assert rows[1].n_live == 0
+    assert (rows[1].score, rows[1].p, rows[1].p_holm, rows[1].ci_low, rows[1].p_top) == (None,) * 5
+    assert sum(row.p_top or 0 for row in rows) == pytest.approx(1)
+    assert all(row.score is not None for row in rows if row.layer != 1)
+
+
+def test_too_few_documents_are_refused() -> None:
+    with pytest.raises(CorpusError, match="the control corpus is too small .* got 19 documents; expected at least 20"):
+        specificity(noise(1), noise(2, 19), **FEW)
+    with pytest.raises(CorpusError, match="the domain corpus is too small"):
+        specificity(noise(1, 5), noise(2), **FEW)
+
+
+def test_scoring_can_be_cancelled() -> None:
+    progress = Progress()
+    progress.cancel()
+    for score in SCORES:
+        with pytest.raises(Cancelled):
+            specificity(noise(1), noise(2), score=score, progress=progress, **FEW)
+
+
+def a_sample(n_splits: int = 3) -> Sample:
+    domain, control = noise(1, 30, layers=2), noise(2, 25, layers=2)
+    live = [np.ones(80, dtype=bool)] * 2
+    return Sample.of(
+        list(domain.values()),
+        list(control.values()),
+        live=live,
+        top_k=4,
+        dense_rate=0.5,
+        floor=0.01,
+        n_splits=n_splits,
+        seed=0,
+    )
+
+
+def test_halves_part_the_documents_and_resamples_stay_inside() -> None:
+    """Marking half A's documents with 1 shows where every draw's weight comes from."""
+    sample = a_sample()
+    for i, split in enumerate(sample.splits):
+        assert sorted(np.concatenate(split.domain).tolist()) == list(range(30))
+        assert sorted(np.concatenate(split.control).tolist()) == list(range(25))
+        marked = np.zeros_like(sample.pooled)
+        marked[split.domain[0]] = marked[30 + split.control[0]] = 1
+        for halves in (observed_halves, lambda s: bootstrap_halves(s, 5)):
+            drawn = list(halves(replace(sample, pooled=marked)))[i]
+            for rates, expected in ((drawn.a, 1.0), (drawn.b, 0.0)):
+                np.testing.assert_allclose(rates.p, expected, atol=1e-6)
+                np.testing.assert_allclose(rates.q, expected, atol=1e-6)
+
+
+def test_a_permutation_shuffles_alike_in_every_split_and_keeps_the_total() -> None:
+    sample = a_sample()
+    totals = []
+    for split, halves in zip(sample.splits, permuted_halves(sample, 7), strict=True):
+        weighed = [len(split.domain[0]) * halves.a.p, len(split.domain[1]) * halves.b.p]
+        control = [len(split.control[0]) * halves.a.q, len(split.control[1]) * halves.b.q]
+        totals.append(sum(weighed))
+        np.testing.assert_allclose(sum(weighed) + sum(control), np.tile(sample.pooled.sum(0), (7, 1)), rtol=1e-4)
+    np.testing.assert_allclose(totals[0], totals[1], rtol=1e-4)
+    assert not np.allclose(totals[0][0], totals[0][1])
+
+
+def test_top_k_equals_a_sort_and_ties_share_their_slots() -> None:
+    rng = np.random.default_rng(0)
+    delta, effect = rng.random((6, 30)), rng.random((6, 30))
+    by_sort = [effect[i, np.argsort(-delta[i])[:5]].mean() for i in range(6)]
+    np.testing.assert_allclose(_mean_of_top(delta, effect, 5), by_sort)
+    tied = np.array([[3.0, 1.0, 1.0, 1.0, 0.0]])
+    values = np.array([[10.0, 1.0, 2.0, 3.0, 99.0]])
+    np.testing.assert_allclose(_mean_of_top(tied, values, 2), (10 + 2) / 2)
+    few = np.array([[1.0, -np.inf, -np.inf]])
+    np.testing.assert_allclose(_mean_of_top(few, np.array([[4.0, 9.0, 9.0]]), 2), 4)
+    np.testing.assert_allclose(_mean_of_top(few[:, 1:], np.ones((1, 2)), 2), 0)
+
+
+def test_specific_share_agrees_with_mann_whitney_and_benjamini_hochberg() -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), plant(noise(2), 2, [3, 7, 11, 40], 0.005)
+    rows = specificity(domain, control, score="specific_share", **FEW)
+    for layer, row in enumerate(rows):
+        test = mann_whitney_auroc(domain[layer], control[layer])
+        passing = stats.false_discovery_control(test.p) <= 0.05
+        rare = control[layer].mean(0) < 0.01
+        assert row.score == pytest.approx(np.mean(passing & (test.auroc > 0.5) & rare))
+    pooled = np.concatenate([domain[2], control[2]])
+    counted = [sum(int(n) ** 3 - int(n) for n in np.unique(column, return_counts=True)[1]) for column in pooled.T]
+    np.testing.assert_allclose(_tie_term(pooled), counted)
+
+
+def token_reader(
+    session: ModelSession, documents: list[Document], layer: int, word: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Direction, bias and threshold that read `word` off resid_post of `layer` by least squares, on nothing else."""
+    (token,) = session.encode([word], add_bos=False)[0]
+    hidden, is_word = [], []
+    for document in documents:
+        ids = session.encode([document.problem])[0]
+        out = session.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        hidden.append(out.hidden_states[layer + 1][0, 1:])
+        is_word.extend(float(other == token) for other in ids[1:])
+    design = torch.cat([torch.cat(hidden), torch.ones(len(is_word), 1)], dim=1)
+    reader = torch.linalg.lstsq(design, torch.tensor(is_word)[:, None]).solution[:, 0]
+    others = (design @ reader)[torch.tensor(is_word) == 0]
+    return reader[:-1], reader[-1], float(others.max()) + 1e-3
+
+
+def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
+    pico_session: ModelSession,
+    tmp_path: Path,
+    write_sae_bank: Callable[..., Path],
+    random_sae_tensors: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    """Latent 5 of layer 2 reads " prime", which the domain alone says; that of the other layers reads " river"."""
+    words = [" the", " river", " story", " and", " circle", "a", "b", "7", "x", "y"]
+    rng = np.random.default_rng(0)
+
+    def texts(extra: str) -> list[Document]:
+        drawn = [(*rng.choice(words, 8), extra, *rng.choice(words, 3)) for _ in range(24)]
+        return [Document("".join(pieces), None, extra) for pieces in drawn]
+
+    domain, control = texts(" prime"), texts(" divisor")
+    saes = {layer: random_sae_tensors(layer) for layer in range(4)}
+    for layer, tensors in saes.items():
+        direction, bias, threshold = token_reader(
+            pico_session, [*domain, *control], layer, " prime" if layer == 2 else " river"
+        )
+        tensors["threshold"][:] = 1e6
+        tensors["W_enc"][:, 5], tensors["b_enc"][5], tensors["threshold"][5] = direction, bias, threshold
+    bank = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, saes))), 32)
+    p, q = count_firing(pico_session, bank, domain), count_firing(pico_session, bank, control)
+    assert p.rates[2][:, 5].mean() > 0.02  # one token in about 20 is " prime"
+    assert q.rates[2][:, 5].max() == 0
+    assert q.rates[0][:, 5].mean() > 0
+    assert select_latents(p.rates[2], q.rates[2], 1, dense_rate=0.5).tolist() == [5]
+    for score in SCORES:
+        rows = specificity(p.rates, q.rates, score=score, **(FEW | {"top_k": 1}))
+        best = max(rows, key=lambda row: row.score or 0)
+        assert best.layer == 2
+        assert best.p_holm is not None
+        assert best.p_holm < 0.05
