@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
+with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtypes of signatures are checked in tests
+    import stethoscope.pipeline  # noqa: F401
 
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.profiles import Profile

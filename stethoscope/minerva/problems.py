@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from stethoscope.errors import CorpusError
@@ -131,14 +132,22 @@ def load_problems(location: str, split: Split) -> list[Problem]:
     """
     name = f"{split}.jsonl"
     path = _existing(location, name)
+    stat = path.stat()
+    problems = _parse_file(path, stat.st_size, stat.st_mtime_ns)
+    if not problems:
+        raise CorpusError(f"{name} at {location} holds no problems")
+    return list(problems)
+
+
+@lru_cache(maxsize=8)
+def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem, ...]:
+    """Parse a file once; its size and time are part of the key, so that a changed file is read again."""
     problems: dict[tuple[str, str], Problem] = {}
     for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
-            problem = _parse_line(line, f"line {number} of {name}")
+            problem = _parse_line(line, f"line {number} of {path.name}")
             problems.setdefault((problem.subject, problem.problem_id), problem)
-    if not problems:
-        raise CorpusError(f"{name} at {location} holds no problems")
-    return list(problems.values())
+    return tuple(problems.values())
 
 
 def load_shots(location: str) -> tuple[tuple[str, str], ...]:

@@ -43,7 +43,7 @@ class Split:
     """Positions of the documents in half A and half B, for domain and control apart."""
 
     domain: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]
-    control: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]
+    control: tuple[Int[np.ndarray, " c"], Int[np.ndarray, " d"]]
     whole: bool = False  # not cross-fitted: each half is everything
 
 
