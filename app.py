@@ -30,8 +30,12 @@ _session.defaults()
 strip = st.container()
 with _ui.guarded():
     _restore.from_address()
-with _ui.guarded():
-    page.run()
+st.session_state["inside_app"] = True
+try:
+    with _ui.guarded():
+        page.run()
+finally:
+    st.session_state["inside_app"] = False
 with strip, _ui.guarded():
     _status.draw()
 with _ui.guarded():

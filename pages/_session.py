@@ -4,10 +4,11 @@ Keyed widgets lose their value when the page changes, so each is a mirror: its v
 key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and lists go into the session.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from stethoscope.errors import UserError
 from stethoscope.profiles import MINI, Profile, load_profile
@@ -15,6 +16,18 @@ from stethoscope.profiles import MINI, Profile, load_profile
 SCORES = ("mean_rate_difference", "specific_share", "log_ratio")
 ENERGY_K = (4, 8, 16, 32, 64)
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched"}
+
+
+def run_page(main: Callable[[], None]) -> None:
+    """Run `main`, inside app.py.
+
+    Until app.py has called `st.navigation` once in this process, Streamlit takes the folder pages/ for an app of the
+    old kind, and an address such as /edit runs that file alone; then this starts over with app.py.
+    """
+    if not st.session_state.get("inside_app"):
+        PagesManager.uses_pages_directory = False
+        st.rerun()
+    main()
 
 
 def profile() -> Profile:

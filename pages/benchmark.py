@@ -116,4 +116,4 @@ def main() -> None:
     _session.link(recipe=recipe_id, run=view.run_id, job=view.job.job_id if view.active else None)
 
 
-main()
+_session.run_page(main)

@@ -104,4 +104,4 @@ def main() -> None:
     _session.link(run=view.run_id, job=view.job.job_id if view.active else None)
 
 
-main()
+_session.run_page(main)

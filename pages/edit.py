@@ -111,4 +111,4 @@ def main() -> None:
     _session.link(recipe=recipe_id, run=held.run_id, job=held.job.job_id if held.active else None)
 
 
-main()
+_session.run_page(main)

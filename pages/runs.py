@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _restore, _status, _ui
+from pages import _jobs, _restore, _session, _status, _ui
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchSpec, EditRecipe
@@ -113,4 +113,4 @@ def main() -> None:
         detail(by_id[chosen])
 
 
-main()
+_session.run_page(main)

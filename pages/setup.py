@@ -98,4 +98,4 @@ def main() -> None:
     _session.link()
 
 
-main()
+_session.run_page(main)

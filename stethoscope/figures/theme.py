@@ -11,7 +11,7 @@ ORANGE = "#e0751a"  # edited, picked (Okabe-Ito vermilion, one step lighter)
 GRAY = "#7d8894"
 FAINT = "rgba(125, 136, 148, 0.28)"
 BAND = "rgba(125, 136, 148, 0.20)"
-SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#a8961f", "#d1495b", "#4f9d4f", "#5aa9d6", "#b07a4f")
+SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#988714", "#d1495b", "#4f9d4f", "#5b8fa8", "#b07a4f")
 
 
 def series_colour(index: int) -> str:

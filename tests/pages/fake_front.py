@@ -280,7 +280,10 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
         comparisons=tuple(comparisons),
         totals=tuple(totals),
         items=tuple(items),
-        certificates={arm.name: certificate((3, 5) if arm.recipe else ()) for arm in spec.arms},
+        certificates={
+            arm.name: certificate(tuple(arm.recipe.layers), "sha256-" + "3f" * 32) if arm.recipe else certificate()
+            for arm in spec.arms
+        },
         complete=True,
     )
 

@@ -1,0 +1,295 @@
+"""Figures say what the results say: cells, nulls, outlines, intervals, n and definitions; both papers can be read."""
+
+import csv
+import io
+
+import pytest
+
+from stethoscope.figures import energy, forest, probe, sizes, specificity, tables, text
+from stethoscope.figures.theme import BLUE, GRAY, ORANGE, SERIES, shown_p, signed
+from stethoscope.results import (
+    ArmRow,
+    BenchResult,
+    Certificate,
+    ComparisonRow,
+    DiagnosisResult,
+    EnergyCell,
+    EnergyResult,
+    ProbeResult,
+    ProbeRow,
+    SpecificityCell,
+    TaskVectorRow,
+)
+
+SUBJECTS = ("algebra", "number_theory")
+PAPERS = ("#fcfdfe", "#10151c")
+
+
+def diagnosis(null: float = 0.0) -> DiagnosisResult:
+    """Layers 0 to 3; layer 2 has no SAE; number_theory at layer 1 crosses the null."""
+    cells = tuple(
+        SpecificityCell(
+            layer=layer,
+            subject=subject,
+            score=null + 0.1 * layer,
+            ci_low=null + (-0.05 if (layer, subject) == (1, "number_theory") else 0.05) + 0.1 * (layer - 1),
+            ci_high=null + 0.1 * layer + 0.05,
+            p=0.005,
+            p_holm=0.02,
+            n_live=50,
+            n_documents=128,
+        )
+        for subject in SUBJECTS
+        for layer in (0, 1, 3)
+    )
+    return DiagnosisResult(
+        score="mean_rate_difference",
+        formula="T = mean(p - q)",
+        subjects=SUBJECTS,
+        control="facts",
+        n_layers=4,
+        site="resid_post",
+        top_k=16,
+        null=null,
+        cells=cells,
+        order=dict.fromkeys(SUBJECTS, (3, 1, 0)),
+        latents=(),
+    )
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", [BLUE, ORANGE, GRAY, *SERIES])
+@pytest.mark.parametrize("paper", PAPERS)
+def test_tones_can_be_seen_on_both_papers(colour: str, paper: str) -> None:
+    low, high = sorted((luminance(colour), luminance(paper)))
+    assert (high + 0.05) / (low + 0.05) >= 3  # the rule for graphics (WCAG 1.4.11)
+
+
+def test_heatmap_cells_are_strong_or_weak_never_both() -> None:
+    figure = specificity.heatmap(diagnosis(), {3}, "algebra")
+    strong, weak, dots, overlay = figure.data
+    result = diagnosis()
+    for row, subject in enumerate(SUBJECTS):
+        for layer in range(4):
+            cell = next((c for c in result.cells if (c.layer, c.subject) == (layer, subject)), None)
+            crosses = cell is not None and specificity.crosses_null(cell, 0.0)
+            assert (weak.z[row][layer] is not None) == (cell is not None and crosses)
+            assert (strong.z[row][layer] is not None) == (cell is not None and not crosses)
+    assert weak.opacity < strong.opacity
+    assert (weak.zmin, weak.zmax) == (strong.zmin, strong.zmax), "one scale for both"
+    assert len(dots.x) == sum(specificity.crosses_null(c, 0.0) for c in result.cells)
+    assert len(overlay.x) == len(result.cells)
+
+
+def test_heatmap_outlines_the_picked_and_names_missing_saes() -> None:
+    figure = specificity.heatmap(diagnosis(), {1, 3}, "algebra")
+    assert [(round(s.x0 + s.x1) / 2) for s in figure.layout.shapes] == [1, 3]
+    assert [(a.text, a.x) for a in figure.layout.annotations] == [("no SAE", 2)]
+    assert figure.layout.yaxis.ticktext == ("<b>algebra</b>", "number theory")
+    assert figure.layout.dragmode != "select", "Streamlit mutes clicks while the box tool is on"
+
+
+def test_hover_names_definition_interval_p_and_n() -> None:
+    hover = specificity.heatmap(diagnosis(), set()).data[3].text[0]
+    for part in ("layer 0 · algebra", "95% CI", "Holm p", "n = 128", "T = mean(p - q)"):
+        assert part in hover
+
+
+@pytest.mark.parametrize("null", [0.0, 0.5, -0.2])
+def test_the_scale_is_clear_at_the_null(null: float) -> None:
+    scale = specificity.diverging_scale(null - 0.1, null + 0.4, null)
+    positions = [position for position, _ in scale]
+    assert positions == sorted(positions)
+    assert positions[1] == pytest.approx(0.2)
+    assert scale[1][1].endswith("0.030)")
+    assert scale[2][1].endswith("0.030)")
+    assert scale[-1][1].endswith("1.000)")
+
+
+def test_a_click_comes_back_as_its_layer() -> None:
+    overlay = specificity.heatmap(diagnosis(), set()).data[3]
+    point = {"curve_number": 3, "customdata": list(overlay.customdata[5])}
+    assert specificity.layers_from_selection({"selection": {"points": [point]}}) == [3]
+    box = [{"customdata": {"0": 1, "1": "algebra"}}, {"customdata": [0, "algebra"]}, {"curve_number": 0}]
+    assert specificity.layers_from_selection({"selection": {"points": box, "box": [{}]}}) == [0, 1]
+    for nothing in (None, {}, {"selection": {}}, {"selection": {"points": []}}):
+        assert specificity.layers_from_selection(nothing) == []
+
+
+def test_strip_shows_one_subject_with_its_intervals() -> None:
+    figure = specificity.strip(diagnosis(), "number_theory", {3})
+    clear, weak = figure.data
+    assert list(weak.x) == [0, 1]
+    assert list(clear.x) == [3]
+    assert clear.error_y.array[0] == pytest.approx(0.05)
+    assert "n = 128" in specificity.caption(diagnosis(), "algebra")
+
+
+def energies() -> EnergyResult:
+    layers = tuple(
+        EnergyCell(
+            layer=layer,
+            matrix="all",
+            subject="algebra",
+            k=k,
+            rank=k,
+            d=96,
+            retention=0.2 * k / 16,
+            null_mean=k / 96,
+            null_sd=0.01,
+            enrichment=(0.2 * k / 16) / (k / 96),
+            z=2.0,
+            ceiling=0.6,
+        )
+        for layer in (1, 2)
+        for k in (4, 16)
+    )
+    return EnergyResult(
+        task_vector="math",
+        subject="algebra",
+        control="facts",
+        site="resid_post",
+        n_layers=3,
+        d_model=96,
+        k=(4, 16),
+        cells=layers,
+        layers=layers,
+    )
+
+
+def test_retention_stands_beside_null_and_ceiling() -> None:
+    figure = energy.retention_curves(energies(), [1, 2, 0], 16)
+    named = {trace.name: trace for trace in figure.data if trace.name}
+    assert set(named) == {"null ± 2 sd", "layer 1", "layer 2", "ceiling"}
+    assert list(named["layer 1"].y) == pytest.approx([5.0, 20.0])
+    assert list(named["null ± 2 sd"].y) == pytest.approx([100 * (4 / 96 + 0.02), 100 * (16 / 96 + 0.02)])
+    assert list(named["ceiling"].y) == [60.0, 60.0]
+
+
+def test_enrichment_is_against_one() -> None:
+    figure = energy.enrichment_bars(energies(), 16, {2})
+    bars, null = figure.data
+    assert list(bars.y) == pytest.approx([1.2, 1.2])
+    assert list(bars.marker.color) == [BLUE, ORANGE]
+    assert list(null.error_y.array) == pytest.approx([0.02 / (16 / 96)] * 2)
+    assert [a.x for a in figure.layout.annotations if a.text == "no SAE"] == [0]
+    assert "Rank r = 16 of d = 96, so chance is r/d = 16.7%" in energy.caption(energies(), 16)
+
+
+def test_probe_keeps_controls_apart() -> None:
+    certificate = Certificate(
+        recipe_id=None,
+        base_checksum="a",
+        edited_checksum="b",
+        restored_checksum="a",
+        touched=("w",),
+        layers_edited=(1,),
+    )
+    rows = tuple(
+        ProbeRow(
+            subject=subject,
+            is_control=subject == "facts",
+            n=16,
+            base_nll=0.5,
+            edited_nll=0.5 + difference,
+            difference=difference,
+            ci_low=difference - 0.02,
+            ci_high=difference + 0.03,
+        )
+        for subject, difference in (("algebra", -0.1), ("number_theory", -0.2), ("facts", 0.05))
+    )
+    result = ProbeResult(recipe_id="r", rows=rows, certificate=certificate, elapsed_s=0.4)
+    figure = probe.differences(result)
+    subjects, controls = figure.data
+    assert list(subjects.x) == [-0.1, -0.2]
+    assert list(controls.y) == ["facts"]
+    assert list(subjects.error_x.arrayminus) == pytest.approx([0.02, 0.02])
+    assert "subjects −0.150, control +0.050" in probe.caption(result)
+    assert "n = 16" in probe.caption(result)
+
+
+def bench(n: int = 50, *, complete: bool = True) -> BenchResult:
+    comparison = ComparisonRow(
+        arm="recipe",
+        reference="base",
+        subject="algebra",
+        n11=10,
+        n10=12,
+        n01=4,
+        n00=n - 26,
+        difference=8 / n,
+        ci_low=-0.02,
+        ci_high=0.3,
+        mcnemar_p=0.08,
+        holm_p=0.5,
+        z_unpooled=1.5,
+        verdict="inconclusive",
+    )
+    arm = ArmRow(
+        arm="recipe",
+        recipe_id="r",
+        subject="algebra",
+        n=n,
+        correct=22,
+        accuracy=22 / n,
+        ci_low=0.3,
+        ci_high=0.6,
+        lm_eval_stderr=0.07,
+        math_verify=0.5,
+        marker_rate=1.0,
+        truncation_rate=0.0,
+        unscored=0,
+    )
+    return BenchResult(arms=(arm,), comparisons=(comparison,), totals=(), items=(), certificates={}, complete=complete)
+
+
+def test_forest_shows_points_with_newcombe_and_the_margin() -> None:
+    figure = forest.paired_differences(bench(), SUBJECTS, 0.03)
+    assert list(figure.data[0].x) == [16.0]
+    assert figure.data[0].error_x.array[0] == pytest.approx(14.0)
+    assert -3.0 in [shape.x0 for shape in figure.layout.shapes]
+    hover = figure.data[0].text[0]
+    for part in ("gained 12, lost 4", "n = 50", "Newcombe", "inconclusive"):
+        assert part in hover
+
+
+def test_small_or_partial_benchmarks_say_so() -> None:
+    assert "Smoke test" in forest.caption(bench(50), 0.03)
+    assert "Smoke test" not in forest.caption(bench(100), 0.03)
+    assert "Stopped early" in forest.caption(bench(complete=False), 0.03)
+
+
+def test_norm_bars_are_percent() -> None:
+    row = TaskVectorRow(name="math", source="x", relative_norm_by_layer=(0.01, 0.02))
+    assert list(sizes.relative_norms(row, {1}).data[0].y) == [1.0, 2.0]
+    assert "n = 2 layers, 1.00% to 2.00%" in sizes.caption(row)
+
+
+def test_model_text_never_becomes_markup() -> None:
+    body = text.token_html(["<script>", "x"], [3.0, 0.0], 0)
+    assert "<script>" not in body
+    assert "&lt;script&gt;" in body
+    assert 'aria-label="first difference"' in body
+    assert "0.55" in body, "full tint from 2 nats on"
+    assert "<img" not in text.plain_html("<img src=x>")
+
+
+def test_csv_keeps_numbers_unrounded_and_empty_for_undefined() -> None:
+    cell = diagnosis().cells[0].model_copy(update={"score": 1 / 3, "p": None})
+    (row,) = csv.DictReader(io.StringIO(tables.to_csv([cell])))
+    assert float(row["score"]) == 1 / 3
+    assert row["p"] == ""
+    assert tables.to_csv([]) == ""
+
+
+def test_numbers_are_printed_with_a_true_minus() -> None:
+    assert signed(-0.5, 1) == "−0.5"
+    assert signed(0.0) == "0"
+    assert signed(None) == "–"
+    assert shown_p(0.0004) == "< .001"
+    assert shown_p(0.032) == "= .032"
