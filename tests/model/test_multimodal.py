@@ -1,4 +1,4 @@
-"""The class that AutoModelForCausalLM makes of the 4B checkpoint (language model inside a vision wrapper) works alike."""
+"""The class that AutoModelForCausalLM makes of the 4B checkpoint (a language model in a vision wrapper) works alike."""
 
 from collections.abc import Callable
 from pathlib import Path
