@@ -14,6 +14,7 @@ import numpy as np
 from stethoscope.delta.patch import Patch
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
+from stethoscope.model.residual import site_width
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
@@ -85,7 +86,7 @@ class Context:
 
     def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
         """Return the SAEs of `ref`, checked against the model's width."""
-        return self._banks.get_or_make(ref, lambda: open_bank(ref, session.layout.d_model))
+        return self._banks.get_or_make(ref, lambda: open_bank(ref, site_width(session, ref.site)))
 
     def task_vector(self, ref: TaskVectorRef, session: ModelSession) -> TaskVector:
         """Return the task vector of `ref` over the loaded base."""
