@@ -164,6 +164,29 @@ def test_a_damaged_checkpoint_is_one_clear_line(
         assert_one_line(run(*command, "--json", profile=str(path)))
 
 
+def test_damaged_saes_and_problems_are_one_clear_line(run: Run, pico_profile: Profile, tmp_path: Path) -> None:
+    saes, problems = tmp_path / "saes", tmp_path / "problems"
+    shutil.copytree(pico_profile.saes.location, saes)
+    shutil.copytree(pico_profile.problems.problems, problems)
+    path = tmp_path / "damaged.toml"
+    changed = pico_profile.model_copy(
+        update={
+            "saes": pico_profile.saes.model_copy(update={"location": str(saes)}),
+            "problems": pico_profile.problems.model_copy(update={"problems": str(problems)}),
+        }
+    )
+    path.write_text(as_toml(changed), encoding="utf-8")
+    (problems / "train.jsonl").write_bytes(b'{"problem": "1 + 1?"}\n')
+    assert "line 1" in assert_one_line(run("diagnose", "--json", profile=str(path)))
+    shutil.copy(Path(pico_profile.problems.problems) / "train.jsonl", problems)
+    weights = saes / "layer_1" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor[..., :-1].contiguous() for name, tensor in tensors.items()}, weights)
+    assert "layer_1" in assert_one_line(run("diagnose", "--json", profile=str(path)))
+    weights.write_bytes(b"no safetensors")
+    assert "layer_1" in assert_one_line(run("diagnose", "--json", profile=str(path)))
+
+
 def assert_one_line(result: tuple[int, str, str]) -> str:
     code, out, err = result
     assert code == 2, err
