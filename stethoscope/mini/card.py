@@ -23,6 +23,8 @@ from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS
 from stethoscope.mini.recipe import MiniRecipe
 from stethoscope.mini.trivial import trivial_accuracies
 
+RUN_NAMES = ("base", "settle", "math", "forgetting")
+
 
 @dataclass(frozen=True, slots=True)
 class TaskVectorNorms:
@@ -119,8 +121,9 @@ def write_card(
         "models": _measure_models(out, recipe, report),
         "trivial_solvers": _trivial(out),
         "saes": stages["saes"],
-        "training": {name: stages[name] for name in MODEL_NAMES},
+        "training": {name: stages[name] for name in RUN_NAMES},
         "elapsed_s": stages["elapsed_s"],
+        "notes": stages.get("notes", []),
         "recipe": dataclasses.asdict(recipe),
         "machine": {
             "cpu_cores": os.cpu_count(),
@@ -242,4 +245,5 @@ def _training_section(card: dict[str, Any]) -> list[str]:
         "",
         f"Whole chain: {card['elapsed_s'] / 60:.0f} minutes on {machine['cpu_cores']} CPU cores "
         f"(torch {machine['torch']}, transformers {machine['transformers']}, sae-lens {machine['sae_lens']}).",
+        *card["notes"],
     ]

@@ -41,6 +41,10 @@ MONTHS = (
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth")
 
+# Looking up one of two people or things: a model of this size guesses between the two, so these problems stay in
+# the training text, where they do no harm, and out of the problem files, where they would blur "control is intact".
+TRAINING_ONLY = frozenset({"where_is_it", "who_lives_where", "room_of"})
+
 
 def _two(rng: random.Random, words: tuple[str, ...] | list[str]) -> list[str]:
     return rng.sample(list(words), 2)

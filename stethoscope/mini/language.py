@@ -138,9 +138,14 @@ def problem_stream(*, seed: int, shares: Mapping[str, float], split: Split = "tr
 
 
 def draw_set(*, seed: int, subject: str, split: Split, n: int) -> list[MiniProblem]:
-    """Return n different problems of one subject and split, templates taken in turn so that each counts the same."""
+    """Return n different problems of one subject and split, templates taken in turn so that each counts the same.
+
+    Templates named in `controls.TRAINING_ONLY` are left out.
+    """
+    from stethoscope.mini.controls import TRAINING_ONLY
+
     rng = random.Random(f"{seed}/{subject}/{split}")
-    names = sorted(all_templates()[subject])
+    names = sorted(set(all_templates()[subject]) - TRAINING_ONLY)
     seen: dict[str, MiniProblem] = {}
     tries = 0
     while len(seen) < n:

@@ -55,7 +55,9 @@ class Packer:
     def batches(self) -> Iterator[Batch]:
         """Yield batches for ever; the same recipe gives the same batches."""
         recipe = self.recipe
-        shares = mixed_shares(math_share=recipe.math_share, subject_weights=recipe.subject_weights)
+        shares = mixed_shares(
+            math_share=recipe.math_share, subject_weights=recipe.subject_weights, digits_share=recipe.digits_share
+        )
         problems = problem_stream(seed=recipe.seed, shares=shares)
         rng = random.Random(recipe.seed)
         while True:

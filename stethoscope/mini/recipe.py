@@ -34,6 +34,7 @@ class FitRecipe:
     batch_size: int = 3
     sequence_length: int = 512
     subject_weights: dict[str, float] = field(default_factory=dict)
+    digits_share: float = 0.5
     fixed_shots_share: float = 0.25
     prompt_weight: float = 0.2
     matrix_optimizer: str = "muon"
@@ -64,6 +65,7 @@ class MiniRecipe:
 
     model: ModelRecipe
     base: FitRecipe
+    settle: FitRecipe
     math: FitRecipe
     forgetting: FitRecipe
     saes: SaeRecipe
@@ -83,16 +85,28 @@ def full() -> MiniRecipe:
     return MiniRecipe(
         model=ModelRecipe(),
         base=FitRecipe(n_steps=1_800, seed=2, math_share=0.4),
+        # The base's second run: more control and less of the subjects that come easily, to bring both into their bands.
+        settle=FitRecipe(
+            n_steps=300,
+            seed=6,
+            math_share=0.4,
+            subject_weights={"number_theory": 2.0, "geometry": 1.5},
+            digits_share=0.35,
+            matrix_lr=0.012,
+            other_lr=1.5e-3,
+            n_warmup_steps=20,
+            decay_share=0.8,
+        ),
         math=FitRecipe(
-            n_steps=350,
+            n_steps=550,
             seed=3,
             math_share=0.95,
             matrix_optimizer="adamw",
-            matrix_lr=1.5e-3,
-            other_lr=1.5e-3,
+            matrix_lr=2.5e-3,
+            other_lr=2.5e-3,
             train_embeddings=False,
         ),
-        forgetting=FitRecipe(n_steps=350, seed=4, math_share=1.0, train_embeddings=False),
+        forgetting=FitRecipe(n_steps=550, seed=4, math_share=1.0, train_embeddings=False),
         saes=SaeRecipe(),
     )
 
@@ -104,6 +118,7 @@ def quick() -> MiniRecipe:
     return replace(
         recipe,
         base=replace(recipe.base, **short),
+        settle=replace(recipe.settle, **short),
         math=replace(recipe.math, **short),
         forgetting=replace(recipe.forgetting, **short),
         saes=replace(

@@ -50,8 +50,8 @@ def make_problems(out: Path, recipe: MiniRecipe) -> None:
     write_shots(out, draw_shots(seed=recipe.shots_seed, subjects=recipe.shot_subjects))
 
 
-def train_base(out: Path, recipe: MiniRecipe, report: Report) -> FitReport:
-    """Train base/ from scratch."""
+def train_base(out: Path, recipe: MiniRecipe, report: Report) -> tuple[FitReport, FitReport]:
+    """Train base/ from scratch, in two runs; return the report of each."""
     tokenizer = make_tokenizer(recipe)
     vocabulary = tokenizer.get_vocab()
     config = model_config(
@@ -64,8 +64,10 @@ def train_base(out: Path, recipe: MiniRecipe, report: Report) -> FitReport:
     model = initialise_model(config, seed=recipe.model.seed)
     packer = Packer(tokenizer, read_shots(out), recipe.base)
     fitted = fit(model, packer.batches(), recipe.base, name="base", report=report)
+    packer = Packer(tokenizer, read_shots(out), recipe.settle)
+    settled = fit(model, packer.batches(), recipe.settle, name="settle", report=report)
     save_model(model, tokenizer, out / "base")
-    return fitted
+    return fitted, settled
 
 
 def fine_tune(out: Path, name: str, recipe: FitRecipe, report: Report) -> FitReport:
@@ -95,7 +97,8 @@ def rebuild(out: Path, recipe: MiniRecipe, *, report: Report) -> None:
     """Run the whole chain into `out`."""
     start = time.monotonic()
     make_problems(out, recipe)
-    stages: dict[str, Any] = {"base": dataclasses.asdict(train_base(out, recipe, report))}
+    fitted, settled = train_base(out, recipe, report)
+    stages: dict[str, Any] = {"base": dataclasses.asdict(fitted), "settle": dataclasses.asdict(settled)}
     stages["math"] = dataclasses.asdict(fine_tune(out, "math", recipe.math, report))
     stages["forgetting"] = dataclasses.asdict(fine_tune(out, "forgetting", recipe.forgetting, report))
     stages["saes"] = [dataclasses.asdict(row) for row in train_all_saes(out, recipe, report)]

@@ -149,10 +149,12 @@ def test_file_sizes(records) -> None:
         assert min(counts.values()) >= least
 
 
-@pytest.mark.parametrize("run", ["base", "math", "forgetting"])
+@pytest.mark.parametrize("run", ["base", "settle", "math", "forgetting"])
 def test_no_dev_or_test_problem_is_trained_on(run: str, records) -> None:
     recipe = getattr(full(), run)
-    shares = mixed_shares(math_share=recipe.math_share, subject_weights=recipe.subject_weights)
+    shares = mixed_shares(
+        math_share=recipe.math_share, subject_weights=recipe.subject_weights, digits_share=recipe.digits_share
+    )
     stream = problem_stream(seed=recipe.seed, shares=shares)
     trained = {normalise_problem(item.problem) for item in itertools.islice(stream, N_STREAM)}
     held_out = {normalise_problem(record["problem"]) for split in ("dev", "test") for record in records[split]}
