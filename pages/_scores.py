@@ -69,6 +69,7 @@ def totals(result: BenchResult) -> None:
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
+                help=f"Macro accuracy {percent(row.accuracy)}, {row.reference} {percent(row.reference_accuracy)}.",
                 width=250,
             )
 

@@ -49,7 +49,7 @@ def differences(result: ProbeResult) -> go.Figure:
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    apply_layout(figure, height=32 * len(labels) + 92, x_title="← better · edited − base, nats per token")
+    apply_layout(figure, height=38 * len(labels) + 92, x_title="← better · edited − base, nats per token")
     figure.update_yaxes(categoryorder="array", categoryarray=labels[::-1], gridcolor=FAINT)
     figure.add_vline(x=0, line={"color": GRAY, "width": 1})
     return figure

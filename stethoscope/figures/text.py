@@ -26,7 +26,7 @@ def token_html(tokens: Sequence[str], kl: Sequence[float] = (), first_difference
         if index == first_difference:
             style += ";border-bottom:2px solid #e0751a"
             mark = ' aria-label="first difference"'
-        text = html.escape(token)
+        text = html.escape(token if token.strip("\n") else token.replace("\n", "↵\n"))
         spans.append(f'<span style="{style.lstrip(";")}"{title}{mark}>{text}</span>' if style or title else text)
     return f'<div style="{STYLE}">{"".join(spans)}</div>'
 

@@ -63,6 +63,7 @@ def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: 
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 13, "color": GRAY},
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GRAY, "activecolor": BLUE},
         dragmode=False,
         hoverlabel={"align": "left", "font": {"size": 12}},
         legend={
