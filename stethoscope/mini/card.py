@@ -18,7 +18,7 @@ import transformers
 from transformers import Gemma3ForCausalLM
 
 from stethoscope.mini.checkpoints import MODEL_NAMES, load_model, load_tokenizer, read_jsonl, read_shots
-from stethoscope.mini.evaluate import Tally, answer_loss, tally_by_subject
+from stethoscope.mini.evaluate import Tally, answer_loss, greedy_completions, paired_changes, tally_by_subject
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS
 from stethoscope.mini.recipe import MiniRecipe
 from stethoscope.mini.trivial import trivial_accuracies
@@ -63,13 +63,17 @@ def _of_subject(records: Sequence[dict[str, str]], subject: str) -> list[dict[st
 def _measure_models(out: Path, recipe: MiniRecipe, report: Callable[[str], None]) -> dict[str, Any]:
     shots, tokenizer = read_shots(out), load_tokenizer(out / "base")
     math_test, control_test = (read_jsonl(out / folder / "test.jsonl") for folder in ("problems", "controls"))
+    records = math_test + control_test
     base = load_model(out / "base")
     measured: dict[str, Any] = {}
+    base_completions: list[str] = []
     for name in MODEL_NAMES:
         model = load_model(out / name)
-        tallies = tally_by_subject(
-            model, tokenizer, math_test + control_test, shots, max_new_tokens=recipe.max_new_tokens
+        completions = greedy_completions(
+            model, tokenizer, [record["problem"] for record in records], shots, max_new_tokens=recipe.max_new_tokens
         )
+        base_completions = base_completions or completions
+        tallies = tally_by_subject(records, completions)
         in_math = [tallies[subject] for subject in MATH_SUBJECTS]
         pooled = Tally(*(sum(getattr(t, field) for t in in_math) for field in ("n", "n_marked", "n_correct")))
         measured[name] = {
@@ -83,6 +87,8 @@ def _measure_models(out: Path, recipe: MiniRecipe, report: Callable[[str], None]
             ),
         }
         if name != "base":
+            changes = paired_changes(records, base_completions, completions)
+            measured[name]["against_base"] = {key: dataclasses.asdict(change) for key, change in changes.items()}
             measured[name]["task_vector"] = dataclasses.asdict(task_vector_norms(base, model))
         report(f"card: {name} math {pooled.n_correct / pooled.n:.3f} " + _one_line(tallies))
     return measured
@@ -169,13 +175,35 @@ def render_card(card: dict[str, Any]) -> str:
         "No test problem (nor dev problem) occurs in training: the split is a hash of the problem's text.",
         "",
     ]
-    lines += _format_section(models) + _trivial_section(card) + _sae_section(card) + _training_section(card)
+    lines += (
+        _paired_section(models)
+        + _format_section(models)
+        + _trivial_section(card)
+        + _sae_section(card)
+        + _training_section(card)
+    )
     return "\n".join(lines) + "\n"
 
 
 def _cell(record: dict[str, Any]) -> str:
     low, high = record["interval95"]
     return f"{record['accuracy']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _paired_section(models: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Against the base, problem by problem",
+        "",
+        "Newly right, newly wrong, and the exact McNemar p (two-sided, not corrected for nine subjects).",
+        "",
+        "| subject | math | forgetting |",
+        "|---|---|---|",
+    ]
+    for subject in (*MATH_SUBJECTS, *CONTROL_SUBJECTS):
+        rows = [models[name]["against_base"][subject] for name in ("math", "forgetting")]
+        cells = [f"+{row['n_gained']} -{row['n_lost']}, p {row['mcnemar_p']:.2g}" for row in rows]
+        lines.append(f"| {subject} | {cells[0]} | {cells[1]} |")
+    return [*lines, ""]
 
 
 def _format_section(models: dict[str, Any]) -> list[str]:

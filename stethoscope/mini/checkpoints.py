@@ -3,11 +3,13 @@
 Models are stored in float16: the rounding error of a task vector is .4% of its norm, against 3% in bfloat16.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,9 +29,9 @@ SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 def save_model(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write model (as float16; the model itself stays as it is) and tokenizer in hub format."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = Gemma3ForCausalLM(model.config)
+    half = Gemma3ForCausalLM(copy.deepcopy(model.config))
     half.load_state_dict(model.state_dict())
-    half.to(dtype=torch.float16)
+    nn.Module.to(half, torch.float16)
     half.config.dtype = torch.float16
     half.config.use_cache = True
     half.generation_config = GenerationConfig(

@@ -6,6 +6,7 @@ The second is matched for digits and symbols: it is there so that "has digits in
 
 import random
 
+from stethoscope.mini.arithmetic import by_name
 from stethoscope.mini.language import Draft, Template
 
 NAMES = (
@@ -160,11 +161,7 @@ def last_digits(rng: random.Random) -> Draft:
     )
 
 
-def _by_name(*templates: Template) -> dict[str, Template]:
-    return {template.__name__: template for template in templates}
-
-
 CONTROL_TEMPLATES: dict[str, dict[str, Template]] = {
-    "facts_and_stories": _by_name(where_is_it, moved_again, young_animal, opposite_word, repeat_word, who_lives_where),
-    "digits_and_codes": _by_name(nth_of_list, part_of_code, date_to_iso, month_name, room_of, last_digits),
+    "facts_and_stories": by_name(where_is_it, moved_again, young_animal, opposite_word, repeat_word, who_lives_where),
+    "digits_and_codes": by_name(nth_of_list, part_of_code, date_to_iso, month_name, room_of, last_digits),
 }

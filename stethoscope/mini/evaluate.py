@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 from transformers import DynamicCache, Gemma3ForCausalLM, PreTrainedTokenizerBase
 
@@ -108,17 +109,8 @@ def greedy_completions(
     return completions
 
 
-def tally_by_subject(
-    model: Gemma3ForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[dict[str, str]],
-    shots: Sequence[tuple[str, str]],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-) -> dict[str, Tally]:
-    """Return the tally of every subject that occurs in `records` (JSONL lines)."""
-    problems = [record["problem"] for record in records]
-    completions = greedy_completions(model, tokenizer, problems, shots, max_new_tokens=max_new_tokens)
+def tally_by_subject(records: Sequence[dict[str, str]], completions: Sequence[str]) -> dict[str, Tally]:
+    """Return the tally of every subject that occurs in `records` (JSONL lines) with their completions."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for record, completion in zip(records, completions, strict=True):
         answer = extract_answer(completion)
@@ -127,6 +119,33 @@ def tally_by_subject(
         count[1] += answer is not None
         count[2] += answer == record["answer"]
     return {subject: Tally(*count) for subject, count in counts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class PairedChange:
+    """One subject, two models, the same problems: newly right, newly wrong, two-sided exact McNemar p."""
+
+    n_gained: int
+    n_lost: int
+    mcnemar_p: float
+
+
+def paired_changes(
+    records: Sequence[dict[str, str]], before: Sequence[str], after: Sequence[str]
+) -> dict[str, PairedChange]:
+    """Compare the completions of two models, subject by subject."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for record, first, second in zip(records, before, after, strict=True):
+        was_right = extract_answer(first) == record["answer"]
+        is_right = extract_answer(second) == record["answer"]
+        count = counts[record["subject"]]
+        count[0] += is_right and not was_right
+        count[1] += was_right and not is_right
+    changes = {}
+    for subject, (gained, lost) in counts.items():
+        p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+        changes[subject] = PairedChange(n_gained=gained, n_lost=lost, mcnemar_p=p)
+    return changes
 
 
 @torch.no_grad()

@@ -8,18 +8,8 @@ two parts (``7*46=280+42=322``); everything else is one short equation per step.
 import random
 from math import gcd
 
+from stethoscope.mini.arithmetic import PRIMES, by_name, times, times_long
 from stethoscope.mini.language import Draft, Template
-
-PRIMES = frozenset(n for n in range(11, 130) if all(n % d for d in range(2, n)))
-
-
-def times(a: int, b: int) -> str:
-    """Return the worked product of a digit and a number below 1000, as ``7*46=280+42=322``."""
-    tens, ones = b - b % 10, b % 10
-    if b < 10 or ones == 0:
-        return f"{a}*{b}={a * b}"
-    return f"{a}*{b}={a * tens}+{a * ones}={a * b}"
-
 
 # --- algebra ---------------------------------------------------------------------------------------------------
 
@@ -283,14 +273,6 @@ def consecutive_sum(rng: random.Random) -> Draft:
     )
 
 
-def times_long(a: int, b: int) -> str:
-    """Return the worked product of a digit and a number, hundreds first when there are any."""
-    if b < 100:
-        return times(a, b)
-    hundreds, rest = b - b % 100, b % 100
-    return f"{times(a, rest)}. {a}*{hundreds}={a * hundreds}. {a * hundreds}+{a * rest}={a * b}"
-
-
 # --- prealgebra ------------------------------------------------------------------------------------------------
 
 
@@ -397,18 +379,14 @@ def coterminal_angle(rng: random.Random) -> Draft:
     )
 
 
-def _by_name(*templates: Template) -> dict[str, Template]:
-    return {template.__name__: template for template in templates}
-
-
 MATH_TEMPLATES: dict[str, dict[str, Template]] = {
-    "algebra": _by_name(linear_equation, linear_value, sum_and_difference, number_puzzle, expanded_coefficient),
-    "counting_and_probability": _by_name(pick_a_pair, routes, neither, red_ball, inclusive_count),
-    "geometry": _by_name(rectangle_perimeter, third_angle, cut_area, triangle_perimeter, missing_side),
-    "intermediate_algebra": _by_name(
+    "algebra": by_name(linear_equation, linear_value, sum_and_difference, number_puzzle, expanded_coefficient),
+    "counting_and_probability": by_name(pick_a_pair, routes, neither, red_ball, inclusive_count),
+    "geometry": by_name(rectangle_perimeter, third_angle, cut_area, triangle_perimeter, missing_side),
+    "intermediate_algebra": by_name(
         polynomial_remainder, arithmetic_sequence, composition, shifted_square, sum_of_squares
     ),
-    "number_theory": _by_name(remainder, lcm_from_gcd, digit_sum, base_to_decimal, next_multiple, consecutive_sum),
-    "prealgebra": _by_name(buy_and_give, boxes_of_pens, percent_more, average_of_three, order_of_operations),
-    "precalculus": _by_name(dot_product, determinant, logarithm, imaginary_part, coterminal_angle),
+    "number_theory": by_name(remainder, lcm_from_gcd, digit_sum, base_to_decimal, next_multiple, consecutive_sum),
+    "prealgebra": by_name(buy_and_give, boxes_of_pens, percent_more, average_of_three, order_of_operations),
+    "precalculus": by_name(dot_product, determinant, logarithm, imaginary_part, coterminal_angle),
 }
