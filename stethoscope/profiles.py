@@ -108,6 +108,7 @@ MINI = Profile(
         control_names=("facts_and_stories", "digits_and_codes"),
     ),
     dense_rate=0.5,
+    documents=64,
 )
 
 PROFILES = {profile.name: profile for profile in (MINI,)}

@@ -103,7 +103,7 @@ class DiagnoseSpec(Record):
     dense_rate: float = Field(default=0.10, ge=0, le=1)
     n_splits: int = Field(default=8, ge=1)
     n_bootstrap: int = Field(default=200, ge=20)
-    n_permutations: int = Field(default=499, ge=19)
+    n_permutations: int = Field(default=299, ge=19)
     seed: int = 0
 
 

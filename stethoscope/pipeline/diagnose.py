@@ -1,5 +1,7 @@
 """Use case: which layers are specific to which subject?"""
 
+from concurrent.futures import ThreadPoolExecutor
+
 from stethoscope.errors import UserError
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import firing_rates, top_latents
@@ -8,6 +10,8 @@ from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
 from stethoscope.sae.counts import FiringRates
 from stethoscope.sae.specificity import SCORES, specificity
+
+SCORING_THREADS = 2  # numpy leaves the interpreter free; memory grows with each
 
 
 def _cells(
@@ -82,13 +86,17 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     cells: list[SpecificityCell] = []
     latents: list[SelectedLatent] = []
     order: dict[str, tuple[int, ...]] = {}
-    for subject, domain in domains.items():
-        progress.check_cancel()
-        of_subject = _cells(spec, subject, domain, control, progress)
-        cells.extend(of_subject)
-        order[subject] = _order(of_subject)
-        latents.extend(_selected(spec, subject, domain, control))
-        progress.advance()
+
+    def score_subject(subject: str) -> list[SpecificityCell]:
+        return _cells(spec, subject, domains[subject], control, progress)
+
+    with ThreadPoolExecutor(max_workers=min(SCORING_THREADS, len(subjects))) as executor:
+        for subject, of_subject in zip(subjects, executor.map(score_subject, subjects), strict=True):
+            progress.check_cancel()
+            cells.extend(of_subject)
+            order[subject] = _order(of_subject)
+            latents.extend(_selected(spec, subject, domains[subject], control))
+            progress.advance()
     score = SCORES[spec.score]
     return DiagnosisResult(
         score=spec.score,

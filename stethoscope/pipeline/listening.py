@@ -13,6 +13,8 @@ from stethoscope.records import DiagnoseSpec
 from stethoscope.sae.counts import Document, FiringRates, count_firing
 from stethoscope.sae.specificity import select_latents
 
+BATCH_TOKENS = {False: 1024, True: 8192}  # on a CPU small batches stay in the cache; a GPU wants large ones
+
 
 def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
     """Return the seeded sample of `spec.documents` texts of a subject or control corpus.
@@ -52,6 +54,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
             context.bank(spec.saes, session),
             corpus_documents(spec, corpus),
             tokens=spec.tokens,
+            batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
             progress=progress,
         ),
     )
