@@ -105,7 +105,8 @@ def greedy_completions(
             ids = torch.tensor([questions[index] for index in chunk])
             produced = _finish_batch(model, cache, ids, stop_id=stop_id, max_new_tokens=max_new_tokens)
             for index, row in zip(chunk, produced.tolist(), strict=True):
-                completions[index] = str(tokenizer.decode(row)).split(STOP_STRING)[0]
+                kept = row[: row.index(stop_id)] if stop_id in row else row
+                completions[index] = str(tokenizer.decode(kept))
     return completions
 
 
