@@ -4,7 +4,7 @@ Keyed widgets lose their value when the page changes, so each is a mirror: its v
 key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and lists go into the session.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -52,20 +52,44 @@ def defaults() -> None:
         if st.session_state.get(name) not in values:
             st.session_state[name] = values[0]
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
-    for name, value in (starts | {"layers": [], "layer_alpha": {}, "slots": {}}).items():
+    for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 
 
 def mirror(name: str, key: str) -> dict[str, Any]:
-    """Return the keyword arguments that tie the widget `key` to the plain session key `name`."""
-    st.session_state[key] = st.session_state[name]
+    """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
+
+    The widget is written to only where it differs: writing each time would undo what a person does meanwhile.
+    """
+    if key not in st.session_state or st.session_state[key] != st.session_state[name]:
+        st.session_state[key] = st.session_state[name]
     return {"key": key, "on_change": _copy, "args": (name, key)}
 
 
 def _copy(name: str, key: str) -> None:
-    value = st.session_state[key]
-    if value is not None:
-        st.session_state[name] = sorted(value) if name == "layers" else value
+    if (value := st.session_state.get(key)) is not None:
+        st.session_state[name] = value
+
+
+def set_layers(layers: Iterable[int]) -> None:
+    """Pick `layers`; chart and pills get new keys, for a refresh under way still carries the former pills."""
+    st.session_state["layers"] = sorted(layers)
+    st.session_state["picks"] += 1
+
+
+def layer_pills(label: str, n_layers: int, key: str) -> None:
+    """Draw the pills of the picked layers: the one source of truth, and the keyboard way."""
+    inner = f"{key}-{st.session_state['picks']}"
+    st.session_state["layers"] = [layer for layer in st.session_state["layers"] if layer < n_layers]
+    if sorted(st.session_state.get(inner, [-1])) != st.session_state["layers"]:
+        st.session_state[inner] = list(st.session_state["layers"])
+    with st.container(key=key):
+        st.pills(label, list(range(n_layers)), selection_mode="multi", key=inner, on_change=_copy_layers, args=(inner,))
+
+
+def _copy_layers(key: str) -> None:
+    if key.endswith(f"-{st.session_state['picks']}") and key in st.session_state:
+        st.session_state["layers"] = sorted(st.session_state[key])
 
 
 def link(**ids: str | None) -> None:

@@ -31,18 +31,16 @@ def spec_from_controls() -> DiagnoseSpec:
 
 
 def take_click() -> None:
-    """Toggle the layers of the chart's selection; a new chart key clears the selection."""
-    number = st.session_state.get("heatmap_number", 0)
-    clicked = set(specificity.layers_from_selection(st.session_state.get(f"heatmap-{number}")))
+    """Toggle the layers of the chart's selection."""
+    clicked = set(specificity.layers_from_selection(st.session_state.get(f"heatmap-{st.session_state['picks']}")))
     if clicked:
         picked = set(st.session_state["layers"])
-        st.session_state["layers"] = sorted(picked ^ clicked if len(clicked) == 1 else picked | clicked)
-        st.session_state["heatmap_number"] = number + 1
+        _session.set_layers(picked ^ clicked if len(clicked) == 1 else picked | clicked)
 
 
 def pick_best(order: tuple[int, ...]) -> None:
     """Pick the best layers of the subject."""
-    st.session_state["layers"] = sorted(order[: int(st.session_state["top_n"])])
+    _session.set_layers(order[: int(st.session_state["top_n"])])
 
 
 @st.fragment
@@ -55,24 +53,19 @@ def picker(result: DiagnosisResult) -> None:
             with st.container(key="heatmap"):
                 st.plotly_chart(
                     specificity.heatmap(result, st.session_state["layers"], subject),
-                    key=f"heatmap-{st.session_state.get('heatmap_number', 0)}",
+                    key=f"heatmap-{st.session_state['picks']}",
                     on_select=take_click,
                     selection_mode=("points", "box"),
                     config=_ui.PLOT_CONFIG,
                     alt=caption,
                 )
-            st.pills(
-                "Picked layers: click cells above, or choose here",
-                range(result.n_layers),
-                selection_mode="multi",
-                **_session.mirror("layers", "layer-pills"),
-            )
+            _session.layer_pills("Picked layers: click cells above, or choose here", result.n_layers, "layer-pills")
             with st.container(horizontal=True, vertical_alignment="bottom", key="pick-row"):
                 order = result.order.get(subject, ())
                 st.number_input("Best n", 1, result.n_layers, step=1, width=110, **_session.mirror("top_n", "top-n"))
                 st.button(f"Pick for {pretty(subject)}", key="pick-top", on_click=pick_best, args=(order,))
-                st.button("Clear", key="pick-none", type="tertiary", on_click=st.session_state.update,
-                          kwargs={"layers": []})  # fmt: skip
+                st.button("Clear", key="pick-none", type="tertiary", on_click=_session.set_layers,
+                          args=((),))  # fmt: skip
                 _ui.csv_button("Scores CSV", result.cells, "specificity.csv", "cells-csv")
                 _ui.csv_button("Latents CSV", result.latents, "latents.csv", "latents-csv")
             st.caption(_ui.escape(caption))

@@ -12,8 +12,7 @@ from stethoscope.results import DiagnosisResult, ProbeResult
 def controls(n_layers: int) -> None:
     """Draw what decides the recipe: layers, master alpha, arm, task vector, and each layer's own strength."""
     chosen, profile = st.session_state, _session.profile()
-    chosen["layers"] = [layer for layer in chosen["layers"] if layer < n_layers]
-    st.pills("Layers", list(range(n_layers)), selection_mode="multi", **_session.mirror("layers", "edit-layer-pills"))
+    _session.layer_pills("Layers", n_layers, "edit-layer-pills")
     left, middle, right = st.columns([2.2, 2, 1.2])
     left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, 1.5, step=0.05,
                 **_session.mirror("alpha", "master-alpha"))  # fmt: skip
@@ -79,7 +78,7 @@ def pick_best() -> None:
     result = _jobs.look("diagnosis").result
     if isinstance(result, DiagnosisResult):
         order = result.order.get(st.session_state["subject"], ())
-        st.session_state["layers"] = sorted(order[: int(st.session_state["top_n"])])
+        _session.set_layers(order[: int(st.session_state["top_n"])])
     else:
         st.session_state["go"] = "diagnose"
 
