@@ -136,3 +136,13 @@ def test_wilson_reference() -> None:
 )
 def test_extract_answer(text: str, answer: str | None) -> None:
     assert extract_answer(text) == answer
+
+
+def test_residuals_are_the_layer_outputs_without_bos(base, tokenizer, shots) -> None:
+    ids = tokenizer(few_shot_prompt("What is the average of 1, 2 and 3?", shots)).input_ids
+    collected = collect_residuals(base, iter([ids]), n_tokens=len(ids) - 1)
+    with torch.no_grad():
+        states = base(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False).hidden_states
+    assert collected.shape == (N_LAYERS, len(ids) - 1, base.config.hidden_size)
+    for layer in range(N_LAYERS - 1):  # transformers applies the final norm to the last of the states
+        torch.testing.assert_close(collected[layer], states[layer + 1][0, 1:])

@@ -188,3 +188,10 @@ def test_the_same_seed_gives_the_same_stream() -> None:
     assert first == second
     assert sum(shares.values()) == pytest.approx(1)
     assert {item.subject for item in first} & set(CONTROL_SUBJECTS)
+
+
+@pytest.mark.parametrize("subject", MATH_SUBJECTS)
+def test_no_answer_stands_in_its_problem(subject: str) -> None:
+    rng = random.Random(23)
+    drawn = [draw_problem(rng, subject) for _ in range(400)]
+    assert not [item for item in drawn if item.answer in numbers_in(item.problem)]
