@@ -264,8 +264,13 @@ class JobFront:
                 self._rest(context)
 
     def _open_context(self) -> "Context":
-        from stethoscope.pipeline.context import Context  # torch and transformers load in the worker, not in a page
+        import torch  # with transformers behind it: they load in the worker, not in a page
 
+        from stethoscope.pipeline.context import Context
+
+        torch.set_num_threads(
+            max(1, (os.cpu_count() or 2) - 1)
+        )  # one core stays with the pages; sharing it stalls both
         context = Context(self.store, device=self._device)
         gc.collect()
         gc.freeze()

@@ -6,7 +6,7 @@ blue above it, orange below. A cell whose interval crosses the null is paler and
 SAE says so and is never interpolated.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -56,56 +56,10 @@ def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | Non
     cells = {(cell.subject, cell.layer): cell for cell in result.cells if cell.score is not None}
     scores = [cell.score for cell in cells.values() if cell.score is not None]
     low, high = min([*scores, result.null]), max([*scores, result.null + 1e-9])
-    figure = go.Figure()
-    for weak in (False, True):
-        figure.add_trace(
-            go.Heatmap(
-                x=list(range(result.n_layers)),
-                y=list(range(len(result.subjects))),
-                z=[[_score(cells.get((name, layer)), result.null, weak) for layer in range(result.n_layers)]
-                   for name in result.subjects],
-                zmin=low,
-                zmax=high,
-                colorscale=diverging_scale(low, high, result.null),
-                opacity=0.5 if weak else 1.0,
-                showscale=not weak,
-                colorbar={
-                    "thickness": 8,
-                    "outlinewidth": 0,
-                    "len": 0.9,
-                    "tickfont": {"color": GRAY, "size": 11},
-                    "nticks": 5,
-                },
-                xgap=3,
-                ygap=3,
-                hoverinfo="skip",
-            )
-        )  # fmt: skip
+    figure = go.Figure([_strength(result, cells, (low, high), weak) for weak in (False, True)])
     shown = list(cells.values())
     rows = {name: row for row, name in enumerate(result.subjects)}
-    weak_cells = [cell for cell in shown if crosses_null(cell, result.null)]
-    figure.add_trace(
-        go.Scatter(
-            x=[cell.layer for cell in weak_cells],
-            y=[rows[cell.subject] for cell in weak_cells],
-            mode="markers",
-            marker={"symbol": "circle", "size": 4, "color": GRAY},
-            hoverinfo="skip",
-        )
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=[cell.layer for cell in shown],
-            y=[rows[cell.subject] for cell in shown],
-            customdata=[[cell.layer, cell.subject] for cell in shown],
-            mode="markers",
-            marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0)"},
-            selected={"marker": {"opacity": 0}},
-            unselected={"marker": {"opacity": 0}},
-            text=[describe_cell(cell, result) for cell in shown],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
+    figure.add_traces(_marks(result, shown, rows))
     apply_layout(figure, height=36 * len(result.subjects) + 62, x_title="layer")
     labels = [f"<b>{two_lines(name)}</b>" if name == subject else two_lines(name) for name in result.subjects]
     figure.update_layout(
@@ -128,6 +82,63 @@ def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | Non
     )
     _mark_columns(figure, result, picked, {cell.layer for cell in shown})
     return figure
+
+
+def _strength(
+    result: DiagnosisResult,
+    cells: Mapping[tuple[str, int], SpecificityCell],
+    limits: tuple[float, float],
+    weak: bool,
+) -> go.Heatmap:
+    """Draw the cells whose interval crosses the null (`weak`, pale) or the others."""
+    low, high = limits
+    return go.Heatmap(
+        x=list(range(result.n_layers)),
+        y=list(range(len(result.subjects))),
+        z=[
+            [_score(cells.get((name, layer)), result.null, weak) for layer in range(result.n_layers)]
+            for name in result.subjects
+        ],
+        zmin=low,
+        zmax=high,
+        colorscale=diverging_scale(low, high, result.null),
+        opacity=0.5 if weak else 1.0,
+        showscale=not weak,
+        colorbar={
+            "thickness": 8,
+            "outlinewidth": 0,
+            "len": 0.9,
+            "tickfont": {"color": GRAY, "size": 11},
+            "nticks": 5,
+        },
+        xgap=3,
+        ygap=3,
+        hoverinfo="skip",
+    )
+
+
+def _marks(result: DiagnosisResult, shown: Sequence[SpecificityCell], rows: Mapping[str, int]) -> list[go.Scatter]:
+    """Return a dot on each weak cell, and the transparent squares that take clicks and hover."""
+    weak_cells = [cell for cell in shown if crosses_null(cell, result.null)]
+    dots = go.Scatter(
+        x=[cell.layer for cell in weak_cells],
+        y=[rows[cell.subject] for cell in weak_cells],
+        mode="markers",
+        marker={"symbol": "circle", "size": 4, "color": GRAY},
+        hoverinfo="skip",
+    )
+    squares = go.Scatter(
+        x=[cell.layer for cell in shown],
+        y=[rows[cell.subject] for cell in shown],
+        customdata=[[cell.layer, cell.subject] for cell in shown],
+        mode="markers",
+        marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0)"},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        text=[describe_cell(cell, result) for cell in shown],
+        hovertemplate="%{text}<extra></extra>",
+    )
+    return [dots, squares]
 
 
 def _score(cell: SpecificityCell | None, null: float, weak: bool) -> float | None:

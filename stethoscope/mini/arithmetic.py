@@ -1,6 +1,6 @@
 """How the worked solutions write products, and how templates are listed by name."""
 
-from stethoscope.mini.language import Template
+from stethoscope.mini.drafts import Template
 
 PRIMES = frozenset(n for n in range(11, 130) if all(n % d for d in range(2, n)))
 

@@ -7,7 +7,7 @@ The second is matched for digits and symbols: it is there so that "has digits in
 import random
 
 from stethoscope.mini.arithmetic import by_name
-from stethoscope.mini.language import Draft, Template
+from stethoscope.mini.drafts import Draft, Template
 
 NAMES = (
     "Anna", "Ben", "Carl", "Dora", "Emma", "Finn", "Greta", "Hugo",

@@ -11,11 +11,14 @@ so no problem of dev or test can ever come out of a training stream, whatever th
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from stethoscope.minerva.prompts import ANSWER_SENTENCE
+from stethoscope.mini.controls import CONTROL_TEMPLATES, TRAINING_ONLY
+from stethoscope.mini.drafts import Template
+from stethoscope.mini.subjects import MATH_TEMPLATES
 
 Split = Literal["train", "dev", "test"]
 
@@ -35,15 +38,6 @@ CONTROL_TYPES: dict[str, str] = {
 MATH_SUBJECTS = tuple(MATH_TYPES)
 CONTROL_SUBJECTS = tuple(CONTROL_TYPES)
 SUBJECTS = MATH_SUBJECTS + CONTROL_SUBJECTS
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a template returns: the problem, the worked steps without the final sentence, and the answer."""
-
-    problem: str
-    steps: str
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +68,6 @@ class MiniProblem:
         }
 
 
-Template = Callable[[random.Random], Draft]
-
-
 def normalise_problem(problem: str) -> str:
     """Return the text whose hash decides the split: lower case, runs of white space as one space."""
     return re.sub(r"\s+", " ", problem).strip().lower()
@@ -96,9 +87,6 @@ def numbers_in(text: str) -> list[str]:
 
 def all_templates() -> dict[str, dict[str, Template]]:
     """Return every template by subject and name."""
-    from stethoscope.mini.controls import CONTROL_TEMPLATES
-    from stethoscope.mini.subjects import MATH_TEMPLATES
-
     return {**MATH_TEMPLATES, **CONTROL_TEMPLATES}
 
 
@@ -142,8 +130,6 @@ def draw_set(*, seed: int, subject: str, split: Split, n: int) -> list[MiniProbl
 
     Templates named in `controls.TRAINING_ONLY` are left out.
     """
-    from stethoscope.mini.controls import TRAINING_ONLY
-
     rng = random.Random(f"{seed}/{subject}/{split}")
     names = sorted(set(all_templates()[subject]) - TRAINING_ONLY)
     seen: dict[str, MiniProblem] = {}

@@ -9,7 +9,7 @@ import random
 from math import gcd
 
 from stethoscope.mini.arithmetic import PRIMES, by_name, times, times_long
-from stethoscope.mini.language import Draft, Template
+from stethoscope.mini.drafts import Draft, Template
 
 # --- algebra ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+from threadpoolctl import threadpool_limits
+
 from stethoscope.errors import UserError
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import firing_rates, top_latents
@@ -11,7 +13,7 @@ from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
 from stethoscope.sae.counts import FiringRates
 from stethoscope.sae.specificity import SCORES, specificity
 
-SCORING_THREADS = 2  # numpy leaves the interpreter free; memory grows with each
+SCORING_THREADS = 2  # subjects side by side, one BLAS thread each: threads inside threads would wait for each other
 
 
 def _cells(
@@ -90,7 +92,7 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     def score_subject(subject: str) -> list[SpecificityCell]:
         return _cells(spec, subject, domains[subject], control, progress)
 
-    with ThreadPoolExecutor(max_workers=min(SCORING_THREADS, len(subjects))) as executor:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(SCORING_THREADS) as executor:
         for subject, of_subject in zip(subjects, executor.map(score_subject, subjects), strict=True):
             progress.check_cancel()
             cells.extend(of_subject)
