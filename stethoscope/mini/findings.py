@@ -2,17 +2,21 @@
 
 Run `python -m stethoscope.mini.findings`; it prints the Markdown that stands in docs/findings.md. Layers are picked on
 train documents before anything is graded: the n layers with the highest specificity averaged over the subjects. Every
-arm answers the same seeded test problems.
+arm answers the same seeded test problems. Whether the *choice* of layers matters is the difference of the picked layers
+to the mean of equally many random ones, with an interval that resamples problems and draws.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from stethoscope import arms, pipeline
+from stethoscope.minerva.comparison import is_correct
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
@@ -22,7 +26,9 @@ from stethoscope.statistics import kendall_tau
 from stethoscope.store.home import runs_dir
 from stethoscope.store.runs import RunStore
 
-CONTROL_N = 150
+CONTROL_N = 100
+BOOTSTRAP_DRAWS = 4_000
+RANDOM = "random"
 
 
 class _Lines(Progress):
@@ -41,6 +47,7 @@ class Setting:
     task_vector: str
     n: int
     n_layers: int
+    draws: int
     seed: int
 
 
@@ -64,19 +71,11 @@ def study_arms(setting: Setting, diagnosis: DiagnosisResult) -> list[BenchArm]:
         arms.BASE,
         BenchArm(name=f"top {setting.n_layers} ({','.join(map(str, sorted(order[: setting.n_layers])))})", recipe=top),
         arms.all_layers(top, diagnosis.n_layers),
-        *arms.random_layers(top, diagnosis.n_layers, draws=3, seed=setting.seed),
         arms.last_layers(top, diagnosis.n_layers),
         arms.bottom_layers(top, order),
         *arms.projected(top, MINI.diagnose_spec(), "number_theory", MINI.top_k),
     ]
-    seen: set[tuple[int, ...]] = set()
-    distinct = []
-    for arm in chosen:
-        key = tuple(arm.recipe.layers) if arm.recipe and arm.recipe.arm.kind == "raw" else (-1, len(distinct))
-        if key not in seen:
-            seen.add(key)
-            distinct.append(arm)
-    return distinct
+    return chosen + list(arms.random_layers(top, diagnosis.n_layers, draws=setting.draws, seed=setting.seed))
 
 
 def run_study(setting: Setting, diagnosis: DiagnosisResult, subjects: Sequence[str], n: int) -> BenchResult:
@@ -102,7 +101,7 @@ def arms_table(math: BenchResult, control: BenchResult) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     totals = {total.arm: total for total in math.totals if total.kind == "micro"}
-    for arm in dict.fromkeys(row.arm for row in math.arms):
+    for arm in dict.fromkeys(row.arm for row in math.arms if not row.arm.startswith(RANDOM)):
         rows = [row for row in math.arms if row.arm == arm]
         n = sum(row.n for row in rows)
         accuracy = sum(row.correct for row in rows) / n
@@ -117,6 +116,36 @@ def arms_table(math: BenchResult, control: BenchResult) -> list[str]:
             verdicts = f"{words.count('better')} / {words.count('worse')}"
         lines.append(f"| {arm} | {accuracy:.3f} | {difference} | {verdicts} | {marked:.2f} | {kept:.3f} |")
     return lines
+
+
+def correct_by_arm(result: BenchResult) -> dict[str, np.ndarray]:
+    """Return for each arm 1 or 0 for each problem, problems in the same order."""
+    table: dict[str, dict[str, bool]] = {}
+    for item in result.items:
+        table.setdefault(item.arm, {})[item.problem_id] = is_correct(item)
+    problems = sorted(next(iter(table.values())))
+    return {arm: np.array([answers[problem] for problem in problems], dtype=float) for arm, answers in table.items()}
+
+
+def layer_choice(math: BenchResult, top: str) -> list[str]:
+    """Return how the picked layers stand among equally many random ones."""
+    correct = correct_by_arm(math)
+    random_arms = np.stack([answers for arm, answers in correct.items() if arm.startswith(RANDOM)])  # [draws, n]
+    gains = random_arms.mean(1) - correct["base"].mean()
+    difference = correct[top].mean() - random_arms.mean()
+    rng = np.random.default_rng(0)
+    n_draws, n = random_arms.shape
+    resampled = np.empty(BOOTSTRAP_DRAWS)
+    for i in range(BOOTSTRAP_DRAWS):
+        problems, draws = rng.integers(n, size=n), rng.integers(n_draws, size=n_draws)
+        resampled[i] = correct[top][problems].mean() - random_arms[np.ix_(draws, problems)].mean()
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    better = int((random_arms.mean(1) >= correct[top].mean()).sum())
+    return [
+        f"Random layers, {n_draws} draws of equal size: difference to base {gains.mean():+.3f} on average, "
+        f"{gains.min():+.3f} to {gains.max():+.3f}. {top[0].upper() + top[1:]} against their mean: {difference:+.3f} "
+        f"({low:+.3f} to {high:+.3f}); {better} of {n_draws} draws do as well or better."
+    ]
 
 
 def energy_table(setting: Setting) -> list[str]:
@@ -152,7 +181,7 @@ def energy_table(setting: Setting) -> list[str]:
     return lines
 
 
-def report(context: Context, *, n: int, n_layers: int, seed: int) -> str:
+def report(context: Context, *, n: int, n_layers: int, draws: int, seed: int) -> str:
     """Return the whole Markdown report, measured now."""
     started = time.perf_counter()
     lines: list[str] = []
@@ -163,13 +192,14 @@ def report(context: Context, *, n: int, n_layers: int, seed: int) -> str:
     lines.append(f"Layers by mean specificity ({diagnosis.score}, against {diagnosis.control}), best first: ")
     lines.append(f"{', '.join(map(str, order))} (Kendall tau of rank with depth {depth:+.2f}).")
     for task_vector in MINI.task_vectors:
-        setting = Setting(context, task_vector.name, n, n_layers, seed)
+        setting = Setting(context, task_vector.name, n, n_layers, draws, seed)
         lines += ["", f"### Task vector `{task_vector.name}`: energy kept by number theory's top latents", ""]
         lines += energy_table(setting)
         math = run_study(setting, diagnosis, MINI.problems.subjects, n)
-        control = run_study(setting, diagnosis, MINI.problems.control_names, min(n, CONTROL_N))
+        few = replace(setting, draws=1)
+        control = run_study(few, diagnosis, MINI.problems.control_names, min(n, CONTROL_N))
         lines += ["", f"### Task vector `{task_vector.name}`: raw edits and controls, n = {n} a subject", ""]
-        lines += arms_table(math, control)
+        lines += [*arms_table(math, control), "", *layer_choice(math, math.comparisons[0].arm)]
     lines += ["", f"Measured in {time.perf_counter() - started:.0f} s on the CPU, seed {seed}, alpha 1."]
     return "\n".join(lines) + "\n"
 
@@ -179,12 +209,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the mini's findings and print them as Markdown.")
     parser.add_argument("--n", type=int, default=100, help="test problems per subject (default: 100)")
     parser.add_argument("--layers", type=int, default=4, help="layers per arm (default: 4)")
+    parser.add_argument("--draws", type=int, default=20, help="sets of random layers (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     options = parser.parse_args()
     context = Context(RunStore(runs_dir()))
     try:
-        text = report(context, n=options.n, n_layers=options.layers, seed=options.seed)
+        text = report(context, n=options.n, n_layers=options.layers, draws=options.draws, seed=options.seed)
     finally:
         context.close()
     print(text)
