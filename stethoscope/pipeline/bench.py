@@ -87,7 +87,7 @@ def _run_arm(
     missing = [problem for problem in problems if problem.problem_id not in stored]
     progress.advance(len(items))
     if not missing:
-        return _Answered(items, None, True)
+        return _Answered(items, context.store.get_certificate(evaluation), True)
     session = context.session(spec.model, progress)
     patch = Patch(None, {}) if arm.recipe is None else patch_of(arm.recipe, context, progress)
     shots = load_shots(spec.problems.shots)
@@ -112,6 +112,7 @@ def _run_arm(
             )
         except Cancelled:
             complete = False
+    context.store.put_certificate(evaluation, certifying.certificate)
     return _Answered(items, certifying.certificate, complete)
 
 

@@ -29,7 +29,7 @@ from stethoscope.records import (
     ProbeSpec,
     Spec,
 )
-from stethoscope.results import BenchItem, Result
+from stethoscope.results import BenchItem, Certificate, Result
 from stethoscope.store.blobs import BlobStore, write_failure
 from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json, content_id
 from stethoscope.store.schema import connection, migrate
@@ -309,6 +309,25 @@ class RunStore:
                 if not skip_damaged:
                     raise
         return items
+
+    def put_certificate(self, evaluation_id: str, certificate: Certificate) -> None:
+        """Store which weights gave an evaluation's answers; the newest pass replaces the one before."""
+        body = canonical_json(certificate.model_dump(mode="json"))
+        with connection(self._database, write=True) as opened:
+            opened.execute(
+                "INSERT INTO certificates (evaluation_id, digest, body) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body",
+                (evaluation_id, bytes_id(body), body.decode()),
+            )
+
+    def get_certificate(self, evaluation_id: str) -> Certificate | None:
+        """Return the certificate stored with an evaluation's answers; None where there is none, or it is damaged."""
+        with connection(self._database) as opened:
+            rows = opened.execute("SELECT * FROM certificates WHERE evaluation_id = ?", (evaluation_id,))
+            row = rows.fetchone()
+        if row is None or bytes_id(str(row["body"]).encode()) != row["digest"]:
+            return None
+        return Certificate.model_validate_json(row["body"])
 
 
 def _item_body(item: BenchItem) -> tuple[str, str]:

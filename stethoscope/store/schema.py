@@ -28,6 +28,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,
             PRIMARY KEY (evaluation_id, problem_id))""",
     ),
+    ("CREATE TABLE certificates (evaluation_id TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL)",),
 )
 
 

@@ -157,6 +157,7 @@ def test_bench_pairs_the_same_problems_and_reuses_the_base(
     again = pipeline.run(spec.model_copy(update={"margin": 0.05}), context, Progress()).result
     assert isinstance(again, BenchResult)
     assert again.items == result.items
+    assert again.certificates == result.certificates
 
 
 def test_cancel_at_item_three_stores_exactly_three(pico_profile: Profile, context: Context) -> None:
