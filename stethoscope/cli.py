@@ -119,8 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--split", choices=("dev", "test"), default="test")
-    bench.add_argument("--max-new-tokens", type=_positive, default=128)
-    bench.add_argument("--batch-size", type=_positive, default=32)
+    bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
+    bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
     bench.add_argument("--controls", action="store_true", help="add all, random, last and bottom layers, and projected")
 
     export = add("export", "write the edited model as a plain checkpoint")

@@ -114,7 +114,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
         )
     for total in result.totals:
         interval = f"{total.ci_low:+.3f} to {total.ci_high:+.3f}"
-        table.add_row(total.arm, f"[{total.kind} total]", f"{total.difference:+.3f}", interval, "", "")
+        table.add_row(total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", "")
     console.print(table)
     if any(row.n < 100 for row in result.arms):
         console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
