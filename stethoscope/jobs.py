@@ -6,6 +6,7 @@ named channels and stop when asked to. A job carries its whole spec, so no edit 
 see each other's.
 """
 
+import atexit
 import gc
 import itertools
 import os
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 JobState = Literal["queued", "running", "done", "cancelled", "failed"]
 KEPT_JOBS = 256
-INTERACTIVE, BATCH = 0, 1
+STOP, INTERACTIVE, BATCH = -1, 0, 1
+CLOSE_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -242,10 +244,23 @@ class JobFront:
         for job_id in finished[: max(0, len(self._jobs) - KEPT_JOBS)]:
             del self._jobs[job_id]
 
+    def close(self) -> None:
+        """Cancel everything, stop the worker and its grader processes, and wait for it; stored items stay."""
+        with self._lock:
+            jobs = list(self._jobs)
+        for job_id in jobs:
+            self.cancel(job_id)
+        self._queue.put((STOP, next(self._order), ""))
+        self._thread.join(timeout=CLOSE_TIMEOUT_S)
+
     def _work(self) -> None:
         context: Context | None = None
         while True:
-            _, _, job_id = self._queue.get()
+            priority, _, job_id = self._queue.get()
+            if priority == STOP:
+                if context is not None:
+                    context.close()
+                return
             with self._lock:
                 job = self._jobs.get(job_id)
                 waiting = job is not None and job.state == "queued"
@@ -328,4 +343,5 @@ def front() -> JobFront:
     with _front_lock:
         if _front is None:
             _front = JobFront(RunStore(runs_dir()))
+            atexit.register(_front.close)  # a thread that is inside torch when the interpreter ends aborts the process
         return _front

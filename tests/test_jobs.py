@@ -1,7 +1,7 @@
 """The worker: order, cancel, errors that leave it alive, and the base verified after every job."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,11 @@ from stethoscope.store.runs import RunStore
 
 
 @pytest.fixture
-def front(tmp_path: Path) -> JobFront:
-    return JobFront(RunStore(tmp_path / "runs"), device="cpu")
+def front(tmp_path: Path) -> Iterator[JobFront]:
+    front = JobFront(RunStore(tmp_path / "runs"), device="cpu")
+    yield front
+    front.close()
+    assert front.active() == []
 
 
 def finished(front: JobFront, job_id: str, *, patience_s: float = 60.0) -> JobSnapshot:
