@@ -283,9 +283,8 @@ class JobFront:
 
         from stethoscope.pipeline.context import Context
 
-        torch.set_num_threads(
-            max(1, (os.cpu_count() or 2) - 1)
-        )  # one core stays with the pages; sharing it stalls both
+        cores = os.cpu_count() or 2
+        torch.set_num_threads(max(1, cores - 1))  # one core stays with the pages; sharing it stalls both
         context = Context(self.store, device=self._device)
         gc.collect()
         gc.freeze()
