@@ -76,8 +76,8 @@ def symbols(recipe: EditRecipe) -> str:
         "projected": r"P_\ell\,\tau_\ell",
         "projected-norm-matched": r"\tfrac{\lVert\tau_\ell\rVert}{\lVert P_\ell\tau_\ell\rVert}\,P_\ell\,\tau_\ell",
     }[recipe.arm.kind]
-    layers = ",".join(map(str, recipe.layers)) or r"\varnothing"
-    return rf"\theta'_\ell = \theta_\ell + {recipe.master_alpha:g}\; a_\ell\; {vector},\qquad \ell \in \{{{layers}\}}"
+    layers = rf"\{{{','.join(map(str, recipe.layers))}\}}" if recipe.layers else r"\varnothing"
+    return rf"\theta'_\ell = \theta_\ell + {recipe.master_alpha:g}\; a_\ell\; {vector},\qquad \ell \in {layers}"
 
 
 def words(recipe: EditRecipe) -> str:
