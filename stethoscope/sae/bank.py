@@ -25,6 +25,11 @@ from stethoscope.locations import local_path
 from stethoscope.records import SaeRef, Site
 from stethoscope.results import SaeRow
 
+SITE_OF_HOOK: dict[str, Site] = {
+    "hook_resid_post": "resid_post",
+    "hook_mlp_out": "mlp_out",
+    "attn.hook_z": "attn_out",
+}
 ARCHITECTURES = ("jumprelu", "standard")
 CACHE_BYTES = 1 << 30
 
@@ -177,7 +182,24 @@ def _read_row(ref: SaeRef, layer: int, folder: Path, d_model: int) -> SaeRow:
             expected=d_model,
             next_step="Pick SAEs trained on this model and site.",
         )
+    _check_hook(name, config, ref, layer)
     return SaeRow(layer=layer, site=ref.site, d_sae=config["d_sae"], architecture=config["architecture"])
+
+
+def _check_hook(name: str, config: dict[str, Any], ref: SaeRef, layer: int) -> None:
+    """Refuse an SAE whose file says that it was trained on another site or layer; a file that says nothing passes."""
+    metadata = config.get("metadata")
+    hook = (metadata if isinstance(metadata, dict) else config).get("hook_name")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook) if isinstance(hook, str) else None
+    if match is None or match[2] not in SITE_OF_HOOK:
+        return
+    if (int(match[1]), SITE_OF_HOOK[match[2]]) != (layer, ref.site):
+        raise SaeError(
+            f"{name} was trained on another place in the model",
+            got=hook,
+            expected=f"{ref.site} of layer {layer}",
+            next_step=f"Name SAEs trained on {ref.site}, or the site that these read.",
+        )
 
 
 def _read_sae(ref: SaeRef, folder: Path, row: SaeRow, d_model: int) -> Sae:

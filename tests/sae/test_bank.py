@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stethoscope.errors import SaeError
-from stethoscope.records import SaeRef
+from stethoscope.records import SaeRef, Site
 from stethoscope.sae.bank import open_bank
 
 D_MODEL, D_SAE = 6, 10
@@ -125,3 +125,25 @@ def test_a_missing_bank_or_layer_is_refused(tmp_path: Path, write_sae_bank: Call
     folder = write_sae_bank(tmp_path, {1: tensors(1), 3: tensors(3)})
     with pytest.raises(SaeError, match="no SAE for layer 2 in .*; got layers 1, 3"):
         open_bank(SaeRef(location=str(folder)), D_MODEL).load(2)
+
+
+@pytest.mark.parametrize(
+    ("hook", "site", "fits"),
+    [
+        ("blocks.3.hook_resid_post", "resid_post", True),
+        ("blocks.3.hook_resid_post", "mlp_out", False),
+        ("blocks.2.hook_resid_post", "resid_post", False),
+        ("blocks.3.attn.hook_z", "attn_out", True),
+        ("somewhere else", "mlp_out", True),
+    ],
+)
+def test_an_sae_of_another_site_or_layer_is_refused(
+    hook: str, site: Site, fits: bool, tmp_path: Path, write_sae_bank: Callable[..., Path]
+) -> None:
+    folder = write_sae_bank(tmp_path, {3: tensors(3)}, metadata={"hook_name": hook})
+    ref = SaeRef(location=str(folder), site=site)
+    if fits:
+        assert open_bank(ref, D_MODEL).layers == (3,)
+    else:
+        with pytest.raises(SaeError, match=f"got {hook}; expected {site} of layer 3"):
+            open_bank(ref, D_MODEL)
