@@ -121,7 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--split", choices=("dev", "test"), default="test")
     bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
     bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
-    bench.add_argument("--controls", action="store_true", help="add all, random, last and bottom layers, and projected")
+    bench.add_argument(
+        "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
+    )
 
     export = add("export", "write the edited model as a plain checkpoint")
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
@@ -231,16 +233,16 @@ class Commands:
         options, profile = self.options, self.profile
         recipes = [(Path(path).stem, read_recipe(path)) for path in options.recipes]
         every = profile.problems.subjects
-        subjects = every if options.subjects == "all" else tuple(options.subjects.split(","))
+        subjects = every if options.subjects == "all" else profile.check_subjects(tuple(options.subjects.split(",")))
         chosen = [arms.BASE, *(BenchArm(name=name, recipe=recipe) for name, recipe in recipes)]
         if options.controls:
-            for _, recipe in recipes[:1]:
-                chosen.extend(self._controls(recipe, subjects[0]))
+            domains = [subject for subject in subjects if subject in every]
+            chosen.extend(self._controls(recipes[0][1], domains[0] if domains else every[0]))
         spec = BenchSpec(
             model=recipes[0][1].model,
             problems=profile.problems,
             arms=tuple(chosen),
-            subjects=profile.check_subjects(subjects),
+            subjects=subjects,
             n=options.n,
             split=options.split,
             max_new_tokens=options.max_new_tokens,

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 from stethoscope.errors import Cancelled, ResourceError, UserError
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import DiagnoseSpec, EnergySpec, InfoSpec, Spec
-from stethoscope.results import BenchResult, Certificate, InfoResult, ModelRow, Result
+from stethoscope.records import DiagnoseSpec, EnergySpec, ExportSpec, InfoSpec, Spec
+from stethoscope.results import Certificate, InfoResult, ModelRow, Result
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
@@ -184,7 +184,7 @@ class JobFront:
         content = content_id(spec)
         with self._lock:
             for job in self._jobs.values():
-                if job.content == content and job.state in ("queued", "running", "done") and self._repeats(job):
+                if job.content == content and self._may_stand_for_another(job):
                     return job.job_id
             number = next(self._order)
             job = _Job(f"j{number:05d}-{content[-6:]}", spec, title or type(spec).__name__, content)
@@ -194,10 +194,9 @@ class JobFront:
         return job.job_id
 
     @staticmethod
-    def _repeats(job: _Job) -> bool:
-        """Whether a done job may stand for a new one: an export has effects, a cancelled benchmark is not finished."""
-        partial = isinstance(job.result, BenchResult) and not job.result.complete
-        return not partial and (job.state != "done" or type(job.spec).__name__ != "ExportSpec")
+    def _may_stand_for_another(job: _Job) -> bool:
+        """Whether a new job of the same spec would only repeat this one; a done export has effects to be had again."""
+        return job.state in ("queued", "running") or (job.state == "done" and not isinstance(job.spec, ExportSpec))
 
     def snapshot(self, job_id: str) -> JobSnapshot | None:
         """Return the job as it stands, or None for an id of another process or one long forgotten."""
@@ -298,8 +297,8 @@ class JobFront:
         except Cancelled:
             self._finish(job, "cancelled")
             return
-        partial = isinstance(outcome.result, BenchResult) and not outcome.result.complete
-        self._finish(job, "cancelled" if partial else "done", result=outcome.result, run_id=outcome.run_id)
+        state = "done" if outcome.complete else "cancelled"
+        self._finish(job, state, result=outcome.result, run_id=outcome.run_id)
 
     def _finish(
         self,

@@ -110,6 +110,13 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     assert exported["max_abs_difference"] == 0.0
 
 
+def test_controls_beside_a_control_corpus_alone(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    printed(run("recipe", "--json", "--layers", "1", "--out", str(recipe)))
+    argv = ("bench", str(recipe), "--json", "--subjects", "stories", "--n", "2", "--max-new-tokens", "2", "--controls")
+    assert {row["subject"] for row in printed(run(*argv))["arms"]} == {"stories"}
+
+
 def test_tables_are_drawn_without_json(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("diagnose", "--top-k", "3")
     assert code == 0
@@ -231,6 +238,7 @@ def test_mistakes_are_one_clear_line_each(run: Run, tmp_path: Path) -> None:
     assert_one_line(run("export", written(json.dumps(other)), "--out", str(tmp_path / "x")))
     assert_one_line(run("bench", str(recipe), "--n", "9999"))
     assert_one_line(run("bench", str(recipe), "--subjects", "alchemy"))
+    assert "alchemy" in assert_one_line(run("bench", str(recipe), "--subjects", "alchemy", "--controls"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert_one_line(run("export", str(recipe), "--out", str(tmp_path / "full")))

@@ -18,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS, MiniProblem, Split, draw_set
+from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS, MiniProblem, draw_set
 from stethoscope.mini.recipe import MiniRecipe
+from stethoscope.records import Split
 
 ARTIFACTS_DIR = Path(__file__).parent / "artifacts"
 MODEL_NAMES = ("base", "math", "forgetting")

@@ -13,14 +13,12 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from stethoscope.minerva.prompts import ANSWER_SENTENCE
 from stethoscope.mini.controls import CONTROL_TEMPLATES, TRAINING_ONLY
 from stethoscope.mini.drafts import Template
 from stethoscope.mini.subjects import MATH_TEMPLATES
-
-Split = Literal["train", "dev", "test"]
+from stethoscope.records import Split
 
 MATH_TYPES: dict[str, str] = {
     "algebra": "Algebra",

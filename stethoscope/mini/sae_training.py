@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import Gemma3ForCausalLM, PreTrainedTokenizerBase
 
 from stethoscope.minerva.prompts import EXAMPLE_SEPARATOR, few_shot_prefix, frame_example
-from stethoscope.mini.language import Split, mixed_shares, problem_stream
+from stethoscope.mini.language import mixed_shares, problem_stream
 from stethoscope.mini.recipe import SaeRecipe
+from stethoscope.records import Split
 
 DOCUMENT_TOKENS = 512
 

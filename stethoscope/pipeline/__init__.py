@@ -47,6 +47,11 @@ class Outcome:
     result: Result
     run_id: str | None
 
+    @property
+    def complete(self) -> bool:
+        """False for a benchmark that was stopped half-way and shows what it has."""
+        return not isinstance(self.result, BenchResult) or self.result.complete
+
 
 def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     """Return the result of `spec`, from the store where the same spec was run on the same weights and problems.
@@ -80,6 +85,6 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     except Exception as error:
         finish("failed", error=f"{type(error).__name__}: {error}")
         raise
-    partial = isinstance(result, BenchResult) and not result.complete
-    finish("cancelled" if partial else "done", result)
-    return Outcome(result, run_id)
+    outcome = Outcome(result, run_id)
+    finish("done" if outcome.complete else "cancelled", result)
+    return outcome
