@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from stethoscope.errors import Cancelled, ResourceError, UserError
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import DiagnoseSpec, EnergySpec, ExportSpec, InfoSpec, Spec
+from stethoscope.records import ExportSpec, InfoSpec, Spec
 from stethoscope.results import Certificate, InfoResult, ModelRow, Result
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id
@@ -82,7 +82,6 @@ class WorkerStatus:
     memory_bytes: int
     certificate: Certificate | None
     base_verified: bool | None
-    error: ErrorInfo | None
 
 
 class _JobProgress(Progress):
@@ -175,7 +174,6 @@ class JobFront:
         self._model: ModelRow | None = None
         self._certificate: Certificate | None = None
         self._base_verified: bool | None = None
-        self._error: ErrorInfo | None = None
         self._thread = threading.Thread(target=self._work, name="stethoscope-worker", daemon=True)
         self._thread.start()
 
@@ -230,7 +228,6 @@ class JobFront:
                 memory_bytes=memory_bytes(),
                 certificate=self._certificate,
                 base_verified=self._base_verified,
-                error=self._error,
             )
 
     def warm_up(self, profile: Profile) -> str:
@@ -313,9 +310,8 @@ class JobFront:
             job.result, job.run_id, job.error = result, run_id, error
             job.finished = time.perf_counter()
             job.state = state
-            self._error = error if isinstance(job.spec, InfoSpec | DiagnoseSpec | EnergySpec) else self._error
             if isinstance(result, InfoResult):
-                self._model, self._error = result.model, None
+                self._model = result.model
             certificate = getattr(result, "certificate", None)
             if isinstance(certificate, Certificate):
                 self._certificate = certificate

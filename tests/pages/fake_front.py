@@ -315,7 +315,6 @@ class FakeFront:
             memory_bytes=412_000_000,
             certificate=None,
             base_verified=True,
-            error=None,
         )
 
     def submit(self, spec: r.Spec, *, interactive: bool = True, title: str | None = None) -> str:
