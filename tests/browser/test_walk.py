@@ -29,7 +29,7 @@ def click_cell(page: Any, layer: int, row: int = 2) -> None:
 
 def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> None:
     page.goto(app_url)
-    expect(page.locator(".st-key-heatmap .js-plotly-plot")).to_be_visible(timeout=SLOW_MS)
+    expect(page.locator(".st-key-heatmap .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
     expect(page.locator(".st-key-certificate")).to_contain_text("BASE")
 
     for layers in (["3"], ["3", "6"]):
@@ -38,7 +38,7 @@ def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> Non
         expect(pressed).to_have_text(layers, timeout=SLOW_MS)
 
     open_page(page, "Edit")
-    expect(page.locator(".st-key-probe .js-plotly-plot")).to_be_visible(timeout=SLOW_MS)
+    expect(page.locator(".st-key-probe .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
     expect(page.locator(".st-key-certificate")).to_contain_text("EDITED: layers 3,6", timeout=SLOW_MS)
     before = page.locator(".st-key-probe").inner_text()
     slider = page.locator(".st-key-master-alpha input[type='range']")
@@ -58,7 +58,7 @@ def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> Non
     count.press("Enter")
     expect(page.locator(".st-key-run-bench button")).to_be_enabled(timeout=SLOW_MS)
     page.locator(".st-key-run-bench button").click()
-    expect(page.locator(".st-key-forest .js-plotly-plot")).to_be_visible(timeout=SLOW_MS)
+    expect(page.locator(".st-key-forest .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
     expect(page.locator(".st-key-bench-totals")).to_contain_text("95% CI", timeout=SLOW_MS)
     shown = page.locator(".st-key-bench-totals").inner_text()
     assert "run=" in page.url
@@ -80,4 +80,4 @@ def test_a_broken_profile_is_a_message_and_the_app_goes_on(page: Any, app_url: s
     expect(page.get_by_test_id("stAlert").first).to_be_visible(timeout=SLOW_MS)
     assert "Traceback" not in page.inner_text("body")
     open_page(page, "Diagnose")
-    expect(page.locator(".st-key-heatmap .js-plotly-plot")).to_be_visible(timeout=SLOW_MS)
+    expect(page.locator(".st-key-heatmap .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
