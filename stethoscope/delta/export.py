@@ -21,7 +21,7 @@ from stethoscope.errors import ResourceError, StethoscopeError, UserError
 from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession, quiet_transformers
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, RawArm
+from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm
 from stethoscope.results import ExportResult
 
 TOKENIZER_FILES = (
@@ -210,6 +210,8 @@ def _arm_sentence(recipe: EditRecipe) -> str:
     arm = recipe.arm
     if isinstance(arm, RawArm):
         return "The task vector is injected as it is."
+    if isinstance(arm, RandomSubspaceArm):
+        return f"Only its part in a random subspace of {arm.rank} dimensions is injected (arm `{arm.kind}`)."
     return (
         f"Only its part in the span of the top {arm.top_k} latents for *{arm.subject}* is injected (arm `{arm.kind}`)."
     )

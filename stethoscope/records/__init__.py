@@ -1,0 +1,56 @@
+"""What a user types or a store keeps: references, recipes and specs, all frozen, typed and hashed whole.
+
+A *spec* is everything that decides a result. Pages and the command line build the same spec and hand it to the same
+`pipeline.run`, so a result can be found again by the content id of its spec.
+"""
+
+from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none
+from stethoscope.records.diagnosis import DiagnoseSpec, EnergySpec, LatentExamplesSpec, LatentsSpec, StabilitySpec
+from stethoscope.records.grade import Grade, GradeStatus
+from stethoscope.records.recipe import (
+    Arm,
+    EditRecipe,
+    LayerAlpha,
+    NormMatchedArm,
+    Prediction,
+    ProjectedArm,
+    RandomSubspaceArm,
+    RawArm,
+)
+from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.records.specs import BenchArm, BenchSpec, CompareTextSpec, ExportSpec, InfoSpec, ProbeSpec, Spec
+
+__all__ = [
+    "Arm",
+    "BenchArm",
+    "BenchSpec",
+    "CompareTextSpec",
+    "DiagnoseSpec",
+    "Dtype",
+    "EditRecipe",
+    "EnergySpec",
+    "ExportSpec",
+    "Grade",
+    "GradeStatus",
+    "InfoSpec",
+    "LatentExamplesSpec",
+    "LatentsSpec",
+    "LayerAlpha",
+    "ModelRef",
+    "NormMatchedArm",
+    "Prediction",
+    "ProbeSpec",
+    "ProblemsRef",
+    "ProjectedArm",
+    "RandomSubspaceArm",
+    "RawArm",
+    "Record",
+    "SCHEMA_VERSION",
+    "SaeRef",
+    "Site",
+    "Spec",
+    "Split",
+    "StabilitySpec",
+    "TaskVectorRef",
+    "finite_or_none",
+]

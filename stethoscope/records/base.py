@@ -1,0 +1,23 @@
+"""What every record shares: frozen, typed, no unknown fields, no NaN; hashed whole. Fractions stay in [0, 1]."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Site = Literal["resid_post", "mlp_out", "attn_out"]
+Split = Literal["train", "dev", "test"]
+
+
+class Record(BaseModel):
+    """Base of every persisted record: frozen, no unknown fields, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return `value`, or None where it is NaN or infinite (JSON has no such numbers)."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,91 @@
+"""What decides a diagnosis and what hangs on it: stability, latents, energy. Layers are counted from 0."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stethoscope.records.base import Record, Split
+from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+
+
+class DiagnoseSpec(Record):
+    """Which layers are specific to which subject: everything that decides the scores.
+
+    Attributes:
+        score: name of the layer score (see `sae.specificity.SCORES`).
+        top_k: number of latents selected per layer and subject.
+        control: control corpus that the domain is compared with.
+        documents: documents per subject, and of the control corpus.
+        split: split that the documents are drawn from (diagnosis uses train).
+        tokens: statistics on the problem's tokens, or on the solution's too.
+        live_share: a latent is live when it fires in at least this share of documents.
+        dense_rate: a latent whose control firing rate exceeds this is dense and not selected.
+        n_splits: seeded halvings for cross-fitting.
+        n_bootstrap: document bootstrap draws for the interval of each cell.
+        n_permutations: label permutations for the p-value of each cell.
+    """
+
+    model: ModelRef
+    saes: SaeRef
+    problems: ProblemsRef
+    control: str
+    score: str = "mean_rate_difference"
+    top_k: int = Field(default=16, ge=1)
+    documents: int = Field(default=128, ge=20)
+    split: Split = "train"
+    tokens: Literal["prompt", "all"] = "prompt"
+    live_share: float = Field(default=0.01, ge=0, le=1)
+    dense_rate: float = Field(default=0.10, ge=0, le=1)
+    n_splits: int = Field(default=8, ge=1)
+    n_bootstrap: int = Field(default=200, ge=20)
+    n_permutations: int = Field(default=299, ge=19)
+    seed: int = 0
+
+
+class StabilitySpec(Record):
+    """Does the order of the layers survive another score, another k, another control corpus?
+
+    Attributes:
+        diagnosis: the diagnosis whose order the variants are compared with.
+        ks: numbers of selected latents to try.
+    """
+
+    diagnosis: DiagnoseSpec
+    ks: tuple[int, ...] = (4, 8, 16, 32, 64)
+
+
+class LatentsSpec(Record):
+    """Every live latent of one layer for one subject: rates, effect, AUROC, Mann-Whitney p and its BH q-value."""
+
+    diagnosis: DiagnoseSpec
+    subject: str
+    layer: int = Field(ge=0)
+
+
+class LatentExamplesSpec(Record):
+    """Where one latent fires: the documents with its strongest activations, token by token.
+
+    Attributes:
+        n: documents of the subject, and as many of the control corpus.
+    """
+
+    diagnosis: DiagnoseSpec
+    subject: str
+    layer: int = Field(ge=0)
+    latent: int = Field(ge=0)
+    n: int = Field(default=4, ge=1)
+
+
+class EnergySpec(Record):
+    """How much of the task vector's energy the span of the top-k latents keeps, for each k."""
+
+    diagnosis: DiagnoseSpec
+    task_vector: TaskVectorRef
+    subject: str
+    k: tuple[int, ...] = (4, 8, 16, 32, 64)
+
+    @model_validator(mode="after")
+    def _check_k(self) -> "EnergySpec":
+        if not self.k or any(k < 1 for k in self.k) or list(self.k) != sorted(set(self.k)):
+            raise ValueError("k must be increasing positive integers")
+        return self

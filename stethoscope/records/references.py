@@ -1,0 +1,48 @@
+"""Where things lie: a model, its SAEs, a task vector, problems."""
+
+from stethoscope.records.base import Dtype, Record, Site
+
+
+class ModelRef(Record):
+    """A base model: `embedded:NAME`, a local folder or a hub id, with its revision and the dtype it runs in."""
+
+    id: str
+    revision: str | None = None
+    dtype: Dtype = "float32"
+
+
+class SaeRef(Record):
+    """One SAE a layer: the folder (or release) that holds `layer_{l}` and the site that they read."""
+
+    location: str
+    site: Site = "resid_post"
+
+
+class TaskVectorRef(Record):
+    """A task vector over the recipe's model: where its fine-tune lies, and how it is called.
+
+    `tuned` is a checkpoint (tau = fine-tuned - base), a LoRA adapter in peft format (tau = scale * B A), or a
+    safetensors delta (tau as it is): a folder or file, `embedded:NAME`, or a hub id with its revision.
+    """
+
+    name: str
+    tuned: str
+    revision: str | None = None
+
+
+class ProblemsRef(Record):
+    """Problems and control texts as JSONL folders with train, dev and test splits, and the shots of the prompt.
+
+    Attributes:
+        problems: folder of {train,dev,test}.jsonl in MATH's format plus `subject`.
+        controls: folder of the same files whose `subject` names the control corpus.
+        shots: JSON file with the few-shot examples.
+        subjects: subjects in display order.
+        control_names: control corpora in display order; the first is the default.
+    """
+
+    problems: str
+    controls: str
+    shots: str
+    subjects: tuple[str, ...]
+    control_names: tuple[str, ...]

@@ -1,0 +1,101 @@
+"""What a job is asked: probe, text, benchmark, export, info. Each decides its result as a whole."""
+
+from pydantic import Field, model_validator
+
+from stethoscope.records.base import Record, Split
+from stethoscope.records.diagnosis import (
+    DiagnoseSpec,
+    EnergySpec,
+    LatentExamplesSpec,
+    LatentsSpec,
+    StabilitySpec,
+)
+from stethoscope.records.recipe import EditRecipe
+from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+
+
+class ProbeSpec(Record):
+    """Teacher-forced NLL of gold solutions, edited minus base, on a fixed seeded set of problems and controls."""
+
+    recipe: EditRecipe
+    problems: ProblemsRef
+    split: Split = "dev"
+    n: int = Field(default=16, ge=2)
+    seed: int = 0
+
+
+class CompareTextSpec(Record):
+    """Greedy text of the base and of the edited model for the same prompts.
+
+    Attributes:
+        prompts: the texts as typed; with `framed` each is a problem put behind the shots.
+    """
+
+    recipe: EditRecipe
+    prompts: tuple[str, ...]
+    problems: ProblemsRef
+    framed: bool = True
+    max_new_tokens: int = Field(default=128, ge=1)
+
+
+class BenchArm(Record):
+    """One arm of a benchmark: a name and its recipe (None is the base)."""
+
+    name: str
+    recipe: EditRecipe | None = None
+
+
+class BenchSpec(Record):
+    """A paired comparison of arms on the same seeded problems; the first arm is the reference.
+
+    Attributes:
+        n: problems per subject; a larger n with the same seed contains the smaller sample.
+        margin: non-inferiority margin, as a fraction.
+    """
+
+    model: ModelRef
+    problems: ProblemsRef
+    arms: tuple[BenchArm, ...]
+    subjects: tuple[str, ...]
+    n: int = Field(default=50, ge=1)
+    split: Split = "test"
+    max_new_tokens: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    margin: float = Field(default=0.03, gt=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_arms(self) -> "BenchSpec":
+        names = [arm.name for arm in self.arms]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("arms need at least one entry and distinct names")
+        return self
+
+
+class ExportSpec(Record):
+    """Write the edited model as a plain checkpoint folder."""
+
+    recipe: EditRecipe
+    out: str
+
+
+class InfoSpec(Record):
+    """What a profile holds: sizes, SAEs and the relative norm of each task vector by layer."""
+
+    model: ModelRef
+    saes: SaeRef
+    task_vectors: tuple[TaskVectorRef, ...]
+
+
+Spec = (
+    InfoSpec
+    | DiagnoseSpec
+    | StabilitySpec
+    | LatentsSpec
+    | LatentExamplesSpec
+    | EnergySpec
+    | ProbeSpec
+    | CompareTextSpec
+    | BenchSpec
+    | ExportSpec
+)

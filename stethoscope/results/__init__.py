@@ -1,0 +1,63 @@
+"""What the pipeline returns: plain pydantic rows, no torch, so that pages, figures and replays stay light.
+
+Field names are those of the command line's JSON. Fractions stay in [0, 1]; an undefined number is None.
+"""
+
+from stethoscope.results.bench import ArmRow, BenchItem, BenchResult, ComparisonRow, TotalRow
+from stethoscope.results.diagnosis import (
+    DiagnosisResult,
+    LatentExample,
+    LatentExamplesResult,
+    LatentRow,
+    LatentsResult,
+    SelectedLatent,
+    SpecificityCell,
+    StabilityResult,
+    StabilityRow,
+)
+from stethoscope.results.edit import Certificate, ExportResult, ProbeResult, ProbeRow, TextComparison, TextPair
+from stethoscope.results.energy import EnergyCell, EnergyResult
+from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
+
+Result = (
+    InfoResult
+    | DiagnosisResult
+    | StabilityResult
+    | LatentsResult
+    | LatentExamplesResult
+    | EnergyResult
+    | ProbeResult
+    | TextComparison
+    | BenchResult
+    | ExportResult
+)
+
+__all__ = [
+    "ArmRow",
+    "BenchItem",
+    "BenchResult",
+    "Certificate",
+    "ComparisonRow",
+    "DiagnosisResult",
+    "EnergyCell",
+    "EnergyResult",
+    "ExportResult",
+    "InfoResult",
+    "LatentExample",
+    "LatentExamplesResult",
+    "LatentRow",
+    "LatentsResult",
+    "ModelRow",
+    "ProbeResult",
+    "ProbeRow",
+    "Result",
+    "SaeRow",
+    "SelectedLatent",
+    "SpecificityCell",
+    "StabilityResult",
+    "StabilityRow",
+    "TaskVectorRow",
+    "TextComparison",
+    "TextPair",
+    "TotalRow",
+]

@@ -1,0 +1,131 @@
+"""What listening returns: layer specificity, its stability, latents, energy retention."""
+
+from typing import Literal
+
+from stethoscope.records import Record
+
+
+class SpecificityCell(Record):
+    """Score of one layer for one subject, with bootstrap interval, permutation p and Holm p over the layers.
+
+    `n_live` latents were candidates, `n_documents` domain documents (and as many of control) were listened to.
+    `p_top` is the share of bootstrap draws in which this layer comes first for its subject.
+    """
+
+    layer: int
+    subject: str
+    score: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p: float | None
+    p_holm: float | None
+    n_live: int
+    n_documents: int
+    p_top: float | None = None
+
+
+class SelectedLatent(Record):
+    """One selected latent: p_j on the domain, q_j on the control, effect = p_j - q_j."""
+
+    layer: int
+    subject: str
+    latent: int
+    domain_rate: float
+    control_rate: float
+    effect: float
+
+
+class DiagnosisResult(Record):
+    """Layer specificity by subject; `order` lists the layers of each subject, best first."""
+
+    score: str
+    formula: str
+    subjects: tuple[str, ...]
+    control: str
+    n_layers: int
+    site: str
+    top_k: int
+    null: float
+    cells: tuple[SpecificityCell, ...]
+    order: dict[str, tuple[int, ...]]
+    latents: tuple[SelectedLatent, ...]
+
+
+class StabilityRow(Record):
+    """One variant of a subject's diagnosis: its order of the layers and Kendall's tau to the reference order."""
+
+    subject: str
+    kind: Literal["score", "k", "control"]
+    variant: str
+    kendall_tau: float | None
+    order: tuple[int, ...]
+    scores: tuple[float | None, ...]
+
+
+class StabilityResult(Record):
+    """How much of each subject's order survives another score, k or control; `scores` of a row are by layer.
+
+    The reference variant of each kind stands among the rows, with tau 1.
+    """
+
+    score: str
+    top_k: int
+    control: str
+    n_layers: int
+    rows: tuple[StabilityRow, ...]
+
+
+class LatentRow(Record):
+    """One live latent: p_j on the domain, q_j on the control, and how well its rate tells the documents apart.
+
+    `auroc` is that of its firing rate, domain against control; `p` the tie-corrected two-sided Mann-Whitney p;
+    `q_value` Benjamini-Hochberg over the layer's live latents. `mass` is its mean activation per domain token times
+    the norm of its decoder row. `dense` latents are not selected.
+    """
+
+    latent: int
+    domain_rate: float
+    control_rate: float
+    effect: float
+    auroc: float
+    p: float
+    q_value: float
+    mass: float
+    dense: bool
+    selected: bool
+
+
+class LatentsResult(Record):
+    """The live latents of one layer for one subject, largest effect first.
+
+    `link` is an address with `{latent}` in it where the SAE's registry has a page for each latent.
+    """
+
+    layer: int
+    subject: str
+    control: str
+    site: str
+    n_documents: int
+    d_sae: int
+    n_dead: int
+    fdr: float
+    link: str | None
+    rows: tuple[LatentRow, ...]
+
+
+class LatentExample(Record):
+    """One document: its tokens (as text, special characters kept) and the latent's activation at each."""
+
+    corpus: str
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+
+class LatentExamplesResult(Record):
+    """The documents on which a latent fires most strongly, of the subject and of the control corpus."""
+
+    layer: int
+    latent: int
+    subject: str
+    control: str
+    examples: tuple[LatentExample, ...]
