@@ -18,7 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stethoscope.delta.energy import RowsOfLayer, SpanBasis, facing_basis, gain_of, layer_basis, project_delta, serving
+from stethoscope.delta.projection import (
+    RowsOfLayer,
+    SpanBasis,
+    facing_basis,
+    gain_of,
+    layer_basis,
+    project_delta,
+    serving,
+)
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError, StethoscopeError, UserError
 from stethoscope.model.layout import MatrixSite

@@ -1,7 +1,7 @@
 """From a recipe to a ready patch: the task vector, the projection's basis where one is asked for, the tensors."""
 
-from stethoscope.delta.energy import RowsOfLayer
 from stethoscope.delta.patch import Patch, build_patch
+from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import decoder_rows

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stethoscope.delta.energy import RowsOfLayer
+from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.errors import CorpusError
 from stethoscope.minerva.problems import load_problems, sample_problems
 from stethoscope.model.session import ModelSession

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stethoscope.delta.energy import (
-    EnergyTable,
+from stethoscope.delta.energy import EnergyTable, energy_cells
+from stethoscope.delta.projection import (
     cumulative_energy,
-    energy_cells,
     facing_basis,
     gain_of,
     serving,

@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stethoscope.delta.energy import energy_cells, gain_of
+from stethoscope.delta.energy import energy_cells
 from stethoscope.delta.export import export_checkpoint
 from stethoscope.delta.patch import applied, build_patch
+from stethoscope.delta.projection import gain_of
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.records import EditRecipe, ModelRef, TaskVectorRef

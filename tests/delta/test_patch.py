@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stethoscope.delta.energy import (
+from stethoscope.delta.patch import Patch, applied, build_patch
+from stethoscope.delta.projection import (
     cumulative_energy,
     facing_basis,
     gain_of,
@@ -18,7 +19,6 @@ from stethoscope.delta.energy import (
     serving,
     span_basis,
 )
-from stethoscope.delta.patch import Patch, applied, build_patch
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import RecipeError, SaeError, StethoscopeError, UserError
 from stethoscope.model.session import ModelSession, load_session

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stethoscope.delta.energy import (
+from stethoscope.delta.chance import best_energy, chance
+from stethoscope.delta.projection import (
     Serving,
-    best_energy,
-    chance,
     cumulative_energy,
     facing_basis,
     inverse_gain,
