@@ -4,7 +4,8 @@
 
 Base weights are never written: `applied` points each touched parameter's `.data` at the patch and points it back at the
 very same storage in `finally`. Adding and subtracting would not undo anything: rounding differs on the way back. The
-Parameter objects stay, so tied embeddings stay tied; and embeddings, norms and biases are never touched.
+Parameter objects stay, so tied embeddings stay tied; and embeddings, norms and biases are never touched. `lifted` takes
+a patch off for a while, so that another job can pass between two steps of the one that applied it.
 """
 
 import contextlib
@@ -212,8 +213,28 @@ def _project_layer(source: _Source, layer: int, sae_site: Site, top_k: int) -> _
     return _Projection(edits, raw_energy, kept_energy)
 
 
-_edited: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_edited_lock = threading.Lock()
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """A patch that is on: the touched parameters, and the base's own tensors to go back to."""
+
+    parameters: Mapping[str, nn.Parameter]
+    base: Mapping[str, Tensor]
+    edited: Mapping[str, Tensor]
+
+    def point_at(self, tensors: Mapping[str, Tensor]) -> None:
+        """Point every touched parameter at its tensor."""
+        for name, parameter in self.parameters.items():
+            parameter.data = tensors[name]
+
+    def check(self, tensors: Mapping[str, Tensor], whose: str) -> None:
+        """Raise unless every touched parameter lies in the storage of its tensor."""
+        for name, parameter in self.parameters.items():
+            if parameter.data_ptr() != tensors[name].data_ptr():
+                raise StethoscopeError(f"{name} does not hold the {whose} weights; the edit cannot go on")
+
+
+_on: "weakref.WeakKeyDictionary[nn.Module, _Swap]" = weakref.WeakKeyDictionary()
+_on_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -221,27 +242,50 @@ def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
     """Run the body with the patch's tensors in place of the base's; the base's own storage is back afterwards, always.
 
     Raises:
-        StethoscopeError: a patch is on already (edits do not nest).
+        StethoscopeError: a patch is on already (edits do not nest, except inside `lifted`).
         UserError: a parameter that is offloaded, or of another shape, dtype or device than the patch's tensor.
     """
-    model = session.model
     parameters = {name: session.parameter(name) for name in patch.tensors}
     for name, parameter in parameters.items():
         _check_swap(name, parameter, patch.tensors[name])
-    originals = {name: parameter.data for name, parameter in parameters.items()}
-    with _edited_lock:
-        if model in _edited:
+    swap = _Swap(parameters, {name: parameter.data for name, parameter in parameters.items()}, patch.tensors)
+    with _on_lock:
+        if session.model in _on:
             raise StethoscopeError("a patch is already applied to this model; edits do not nest: leave the first one")
-        _edited.add(model)
+        _on[session.model] = swap
     try:
-        for name, parameter in parameters.items():
-            parameter.data = patch.tensors[name]
+        swap.point_at(swap.edited)
         yield
     finally:
-        for name, parameter in parameters.items():
-            parameter.data = originals[name]
-        with _edited_lock:
-            _edited.discard(model)
+        swap.point_at(swap.base)
+        with _on_lock:
+            _on.pop(session.model, None)
+
+
+@contextlib.contextmanager
+def lifted(session: ModelSession) -> Iterator[None]:
+    """Run the body on the base: the patch that is on, if any, is taken off and put back afterwards, by pointers only.
+
+    Inside, other patches may be applied. Both swaps are checked: off goes what the patch holds, and it goes back onto
+    the base's own storage, whatever happened in between.
+
+    Raises:
+        StethoscopeError: a touched parameter lies elsewhere than the patch, or afterwards than the base.
+    """
+    with _on_lock:
+        swap = _on.pop(session.model, None)
+    if swap is None:
+        yield
+        return
+    try:
+        swap.check(swap.edited, "edited")
+        swap.point_at(swap.base)
+        yield
+    finally:
+        with _on_lock:
+            _on[session.model] = swap
+        swap.check(swap.base, "base")
+        swap.point_at(swap.edited)
 
 
 def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:
