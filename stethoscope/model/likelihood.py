@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stethoscope.model.prefix import right_align, share_prefix
@@ -31,10 +31,7 @@ def solution_nll(
     has. Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
     """
     progress = progress or Progress()
-    prompts = session.encode([prompt for prompt, _ in pairs])
-    rows = session.encode([f"{prompt} {solution}" for prompt, solution in pairs])
-    scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
-    assert all(n > 0 for n in scored), "a solution without a token"
+    rows, scored = encode_solutions(session, pairs)
     nll = np.zeros(len(pairs))
     contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
     prefix = share_prefix(session, contexts)
@@ -52,12 +49,31 @@ def solution_nll(
                 past_key_values=block.cache,
                 logits_to_keep=keep,
             ).logits
-        targets = block.input_ids[:, 1 - keep :, None]  # [batch, keep - 1, 1]
-        chances = logits[:, :-1].float().log_softmax(-1).gather(2, targets)[..., 0]  # [batch, keep - 1]
-        for i, row in zip(chosen, chances.double().cpu(), strict=True):
-            nll[i] = -float(row[-scored[i] :].mean())
+        nll[chosen] = mean_nll(logits, block.input_ids, [scored[i] for i in chosen]).cpu().numpy()
         progress.advance(len(chosen))
     return nll
+
+
+def encode_solutions(session: ModelSession, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+    """Return the tokens of each prompt + " " + solution, and how many of its last tokens are the solution's."""
+    prompts = session.encode([prompt for prompt, _ in pairs])
+    rows = session.encode([f"{prompt} {solution}" for prompt, solution in pairs])
+    scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    assert all(n > 0 for n in scored), "a solution without a token"
+    return rows, scored
+
+
+def mean_nll(
+    logits: Float[Tensor, "batch keep vocab"], input_ids: Int[Tensor, "batch block"], scored: Sequence[int]
+) -> Float[Tensor, " batch"]:
+    """Return the mean NLL, in nats and float64, of the `scored[i]` last tokens of each right-aligned row.
+
+    `logits` are those of the last `keep` positions, keep = max(scored) + 1: each predicts the token after it.
+    """
+    keep = logits.shape[1]
+    targets = input_ids[:, 1 - keep :, None]  # [batch, keep - 1, 1]
+    chances = logits[:, :-1].float().log_softmax(-1).gather(2, targets)[..., 0].double()  # [batch, keep - 1]
+    return torch.stack([-row[-n:].mean() for row, n in zip(chances, scored, strict=True)])
 
 
 def next_token_logprobs(

@@ -1,0 +1,121 @@
+"""First-order effect of a weight edit on the NLL of each text, from one backward pass a batch.
+
+For a matrix W applied as y_t = W x_t, and its edit tau,
+
+    d NLL_i / d alpha  of  W + alpha tau  =  <dNLL_i/dW, tau>  =  sum_t <dNLL_i/dy_t, tau x_t>
+
+over the tokens t of text i. A hook on y takes this inner product as soon as dNLL/dy is known, so that no gradient of a
+weight is ever made and each text keeps its own number (a weight's gradient would have summed them over the batch).
+One tau matrix is in memory at a time. Parameters need no gradient: the graph begins at the embeddings.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stethoscope.errors import CheckpointError
+from stethoscope.model.likelihood import encode_solutions, mean_nll
+from stethoscope.model.prefix import right_align, share_prefix
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+
+Delta = Callable[[str], Float[Tensor, "out in"]]
+
+
+def first_order_effects(
+    session: ModelSession,
+    pairs: Sequence[tuple[str, str]],
+    delta: Delta,
+    *,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "n n_layers"]:
+    """Return d NLL / d alpha at alpha = 0 of each (prompt, solution), for injecting alpha * tau into each layer alone.
+
+    In nats per solution token, as `likelihood.solution_nll`; the gain to first order is its negative times alpha.
+    Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
+
+    Args:
+        delta: tau of a parameter, by name, in float32 (`TaskVector.delta`).
+
+    Raises:
+        CheckpointError: a gradient that is not finite.
+        Cancelled: asked to stop.
+    """
+    progress = progress or Progress()
+    rows, scored = encode_solutions(session, pairs)
+    effects = np.zeros((len(pairs), session.layout.n_layers))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        progress.check_cancel()
+        chosen = order[start : start + batch_size]
+        block = right_align(session, [rows[i] for i in chosen], share_prefix(session, []))
+        counts = [scored[i] for i in chosen]
+        taken = torch.zeros(len(chosen), session.layout.n_layers, dtype=torch.float64)
+        with torch.enable_grad(), _embeddings_with_graph(session), _take_products(session, delta, taken):
+            logits = session.model(
+                input_ids=block.input_ids,
+                attention_mask=block.attention_mask,
+                position_ids=block.position_ids,
+                logits_to_keep=max(counts) + 1,
+                use_cache=False,
+            ).logits
+            mean_nll(logits, block.input_ids, counts).sum().backward()
+        if not bool(torch.isfinite(taken).all()):
+            raise CheckpointError(
+                "the gradient of the NLL is not finite",
+                got=f"NaN or infinity in {session.dtype}",
+                next_step="Run the model in float32 or bfloat16.",
+            )
+        effects[chosen] = taken.numpy()
+        progress.advance(len(chosen))
+    return effects
+
+
+@contextlib.contextmanager
+def _embeddings_with_graph(session: ModelSession) -> Iterator[None]:
+    """Let the graph begin at the embeddings' output, so that the activations have gradients and no parameter does."""
+    embedding = session.model.get_input_embeddings()
+
+    def begin(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        return output.detach().requires_grad_(True)
+
+    handle = embedding.register_forward_hook(begin)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _take_products(session: ModelSession, delta: Delta, taken: Float[Tensor, "batch n_layers"]) -> Iterator[None]:
+    """Add <dNLL_i/dy, tau x> of every matrix to `taken` (a row a text, a column a layer) during the backward pass."""
+    handles: list[RemovableHandle] = []
+
+    def listen(name: str, layer: int) -> None:
+        def forward(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach()  # [batch, seq, in]
+
+            def backward(gradient: Tensor) -> None:  # [batch, seq, out]
+                with torch.no_grad():
+                    moved = x.float() @ delta(name).to(x.device, torch.float32).T  # [batch, seq, out]
+                    products = (gradient.float() * moved).sum(dim=-1, dtype=torch.float64).sum(dim=-1)
+                    taken[:, layer] += products.cpu()
+
+            output.register_hook(backward)
+
+        module = session.model.get_submodule(name.removesuffix(".weight"))
+        handles.append(module.register_forward_hook(forward))
+
+    try:
+        for site in session.layout.matrices:
+            listen(site.name, site.layer)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
