@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _session, _strengths, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
-from stethoscope.records import EditRecipe, InfoSpec, LayerAlpha, NormMatchedArm, ProjectedArm, RawArm
+from stethoscope.recipes import shown_layers
+from stethoscope.records import Arm, EditRecipe, InfoSpec, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm
 
 
 def known_layers() -> int | None:
@@ -33,40 +34,59 @@ def wait_for_model() -> None:
     _ui.empty(f"{profile.title} is not loaded yet.", "Load the model", "load-model", load)
 
 
-def layer_strengths(layers: list[int]) -> None:
-    """Draw the strengths of each layer, attention and MLP apart, and keep them in the session."""
-    kept = st.session_state["layer_alpha"]
-    columns = st.columns(min(4, len(layers)))
-    for index, layer in enumerate(layers):
-        with columns[index % len(columns)]:
-            values = []
-            for part, start in zip(("attention", "MLP"), kept.get(str(layer), [1.0, 1.0]), strict=True):
-                key = f"alpha-{layer}-{part.lower()}"
-                st.session_state.setdefault(key, float(start))
-                values.append(st.number_input(f"layer {layer} {part}", -2.0, 2.0, step=0.1, key=key))
-            kept[str(layer)] = values
-
-
 def from_session(profile: Profile) -> EditRecipe:
     """Return the recipe that the session describes."""
     chosen = st.session_state
-    strengths = {}
-    for layer in chosen["layers"]:
-        attention, mlp = chosen["layer_alpha"].get(str(layer), (1.0, 1.0))
-        strengths[layer] = LayerAlpha(attention=attention, mlp=mlp)
-    arm: RawArm | ProjectedArm | NormMatchedArm = RawArm()
-    if chosen["arm"] != "raw":
-        k = int(chosen["edit_k"])
-        diagnosis = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
-        kind = ProjectedArm if chosen["arm"] == "projected" else NormMatchedArm
-        arm = kind(diagnosis=diagnosis, subject=chosen["subject"], top_k=k)
     return EditRecipe(
         model=profile.model,
         task_vector=profile.task_vector(chosen["task_vector"]),
-        layers=strengths,
+        layers=_strengths.picked(),
         master_alpha=round(float(chosen["alpha"]), 4),
-        arm=arm,
+        arm=_arm(profile),
+        norms=bool(chosen["norms"]),
+        embeddings=bool(chosen["embeddings"]),
     )
+
+
+def _arm(profile: Profile) -> Arm:
+    chosen = st.session_state
+    k = int(chosen["edit_k"])
+    if chosen["arm"] == "raw":
+        return RawArm()
+    if chosen["arm"] == "random-subspace":
+        return RandomSubspaceArm(rank=k, site=profile.saes.site, seed=int(chosen["arm_seed"]))
+    diagnosis = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
+    kind = ProjectedArm if chosen["arm"] == "projected" else NormMatchedArm
+    return kind(diagnosis=diagnosis, subject=chosen["subject"], top_k=k)
+
+
+def controls(n_layers: int) -> None:
+    """Draw what decides the recipe: layers, master alpha, arm, task vector, what else moves."""
+    chosen, profile = st.session_state, _session.profile()
+    _session.layer_pills("Layers", n_layers, "edit-layer-pills")
+    left, right = st.columns([3, 1.2])
+    left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, 1.5, step=0.05,
+                **_session.mirror("alpha", "master-alpha"))  # fmt: skip
+    right.selectbox(
+        "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.segmented_control("Arm", list(_session.ARMS), format_func=lambda arm: _session.ARMS[arm], required=True,
+                             **_session.mirror("arm", "arm-choice"))  # fmt: skip
+        st.checkbox("Norms, too", help="The norm weights of the picked layers move with them.",
+                    **_session.mirror("norms", "edit-norms"))  # fmt: skip
+        st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",
+                    **_session.mirror("embeddings", "edit-embeddings"))  # fmt: skip
+    if chosen["arm"] == "raw":
+        return
+    one, two = st.columns([2, 1])
+    if chosen["arm"] == "random-subspace":
+        one.number_input("Seed of the random subspace", 0, 10_000, step=1, **_session.mirror("arm_seed", "edit-seed"))
+        two.number_input("Dimensions", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
+        return
+    one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
+                  **_session.mirror("subject", "edit-subject"))  # fmt: skip
+    two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
 
 
 def symbols(recipe: EditRecipe) -> str:
@@ -74,24 +94,30 @@ def symbols(recipe: EditRecipe) -> str:
     vector = {
         "raw": r"\tau_\ell",
         "projected": r"P_\ell\,\tau_\ell",
+        "random-subspace": r"R_\ell\,\tau_\ell",
         "projected-norm-matched": r"\tfrac{\lVert\tau_\ell\rVert}{\lVert P_\ell\tau_\ell\rVert}\,P_\ell\,\tau_\ell",
     }[recipe.arm.kind]
-    layers = rf"\{{{','.join(map(str, recipe.layers))}\}}" if recipe.layers else r"\varnothing"
+    spans = shown_layers(recipe.layers).replace("-", r"\text{–}")
+    layers = rf"\{{{spans}\}}" if recipe.layers else r"\varnothing"
     return rf"\theta'_\ell = \theta_\ell + {recipe.master_alpha:g}\; a_\ell\; {vector},\qquad \ell \in {layers}"
 
 
 def words(recipe: EditRecipe) -> str:
     """Return the edit as a sentence."""
     if not recipe.layers:
-        return "Nothing is added anywhere: this is the base."
+        return "No layer is picked: this is the base."
     what = f"the task vector {recipe.task_vector.name}"
-    if not isinstance(recipe.arm, RawArm):
+    if isinstance(recipe.arm, RandomSubspaceArm):
+        what = f"the part of {what} in a random subspace of {recipe.arm.rank} dimensions (seed {recipe.arm.seed})"
+    elif not isinstance(recipe.arm, RawArm):
         what = f"the part of {what} in the span of the top {recipe.arm.top_k} {pretty(recipe.arm.subject)} latents"
         if isinstance(recipe.arm, NormMatchedArm):
             what += ", scaled back to the raw norm"
-    layers = ", ".join(map(str, recipe.layers))
+    layers = shown_layers(recipe.layers)
     own = {(strength.attention, strength.mlp) for strength in recipe.layers.values()} != {(1.0, 1.0)}
+    moved = [name for name, on in (("norms", recipe.norms), ("embeddings", recipe.embeddings)) if on]
     return (
         f"In layer{'s' if len(recipe.layers) > 1 else ''} {layers}: base plus {recipe.master_alpha:g} times {what}"
-        f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}."
+        f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}"
+        f"{'; ' + ' and '.join(moved) + ' move, too' if moved else ''}."
     )

@@ -7,17 +7,20 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs
-from stethoscope.errors import StoreError
+from pages import _jobs, _session, _ui
+from stethoscope.errors import RecipeError, StethoscopeError, StoreError
+from stethoscope.recipes import LINK_PREFIX, from_link
 from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,
     DiagnoseSpec,
     EditRecipe,
     EnergySpec,
+    ModelRef,
     NormMatchedArm,
     ProbeSpec,
     ProjectedArm,
+    RandomSubspaceArm,
 )
 
 SLOTS = {"DiagnoseSpec": "diagnosis", "EnergySpec": "energy", "CompareTextSpec": "compare", "BenchSpec": "bench"}
@@ -25,14 +28,23 @@ SCREEN = {"DiagnoseSpec": "diagnose", "EnergySpec": "diagnose", "CompareTextSpec
 
 
 def from_address() -> None:
-    """Once per session, restore what the address names: ?recipe=, ?run= and ?job=."""
-    if st.session_state.get("restored"):
-        return
-    st.session_state["restored"] = True
+    """Once per session, restore what the address names: ?recipe=, ?run=, ?job=; a failure stays until dismissed."""
+    if not st.session_state.get("restored"):
+        st.session_state["restored"] = True
+        try:
+            _follow()
+        except StethoscopeError as error:
+            st.session_state["link_error"] = error
+    if error := st.session_state.get("link_error"):
+        _ui.banner(error)
+        st.button("Dismiss", key="dismiss-link", on_click=st.session_state.pop, args=("link_error",))
+
+
+def _follow() -> None:
     parameters = st.query_params.to_dict()
     front = _jobs.front()
-    if recipe_id := parameters.get("recipe"):
-        take_recipe(front.store.get_recipe(recipe_id))
+    if named := parameters.get("recipe"):
+        take_recipe(from_link(named) if named.startswith(LINK_PREFIX) else front.store.get_recipe(named))
     if run_id := parameters.get("run"):
         open_run(front.store.get_run(run_id))
     if (job_id := parameters.get("job")) and (job := front.snapshot(job_id)) is not None and job.kind in SLOTS:
@@ -68,14 +80,36 @@ def take_diagnosis(spec: DiagnoseSpec) -> None:
 
 
 def take_recipe(recipe: EditRecipe) -> None:
-    """Set the layers, strengths, arm and task vector of the session to those of `recipe`."""
+    """Set the layers, strengths, arm and task vector of the session to those of `recipe`.
+
+    Raises:
+        RecipeError: a recipe for another model, or with a task vector that the profile does not have.
+    """
+    profile = _session.profile()
+    if recipe.model != profile.model:
+        raise RecipeError("the recipe is for another model", got=_called(recipe.model), expected=_called(profile.model),
+                          next_step="Load the profile with that model on the Setup page first.")  # fmt: skip
+    if recipe.task_vector not in profile.task_vectors:
+        raise RecipeError("the recipe's task vector is not among the profile's",
+                          got=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
+                          expected=" or ".join(ref.name for ref in profile.task_vectors),
+                          next_step="Add it on the Setup page, then load the recipe again.")  # fmt: skip
     st.session_state.update(
+        norms=recipe.norms,
+        embeddings=recipe.embeddings,
+        strength_edits=st.session_state.get("strength_edits", 0) + 1,
         layers=sorted(recipe.layers),
         layer_alpha={str(layer): [alpha.attention, alpha.mlp] for layer, alpha in recipe.layers.items()},
         alpha=recipe.master_alpha,
         task_vector=recipe.task_vector.name,
         arm=recipe.arm.kind,
     )
+    if isinstance(recipe.arm, RandomSubspaceArm):
+        st.session_state.update(edit_k=recipe.arm.rank, arm_seed=recipe.arm.seed)
     if isinstance(recipe.arm, ProjectedArm | NormMatchedArm):
         st.session_state.update(subject=recipe.arm.subject, edit_k=recipe.arm.top_k)
         take_diagnosis(recipe.arm.diagnosis)
+
+
+def _called(model: ModelRef) -> str:
+    return f"{model.id} {model.revision or ''} in {model.dtype}".replace("  ", " ")

@@ -15,7 +15,7 @@ from stethoscope.profiles import MINI, Profile, load_profile
 
 SCORES = ("mean_rate_difference", "specific_share", "log_ratio")
 ENERGY_K = (4, 8, 16, 32, 64)
-ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched"}
+ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
 
 
 def run_page(main: Callable[[], None]) -> None:
@@ -52,6 +52,7 @@ def defaults() -> None:
         if st.session_state.get(name) not in values:
             st.session_state[name] = values[0]
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
+    starts |= {"norms": False, "embeddings": False, "arm_seed": 0}
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 

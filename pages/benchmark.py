@@ -6,6 +6,7 @@ from pages import _jobs, _recipe, _scores, _session, _status, _ui, _watch
 from stethoscope import arms
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
+from stethoscope.recipes import to_link
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe
 from stethoscope.results import BenchResult, DiagnosisResult
 
@@ -112,8 +113,9 @@ def main() -> None:
         with _ui.card("Plan"):
             plan(recipe, n_layers, busy=view.active)
     outcome(view)
-    recipe_id = _jobs.front().store.put_recipe(recipe) if recipe.layers else None
-    _session.link(recipe=recipe_id, run=view.run_id, job=view.job.job_id if view.active else None)
+    _session.link(
+        recipe=to_link(recipe) if recipe.layers else None, run=view.run_id, job=view.job.job_id if view.active else None
+    )
 
 
 _session.run_page(main)

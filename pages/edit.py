@@ -2,48 +2,18 @@
 
 import streamlit as st
 
-from pages import _compare, _jobs, _recipe, _session, _status, _ui, _watch
+from pages import _compare, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch
 from stethoscope.figures import probe
-from stethoscope.figures.theme import pretty
+from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe, ProbeSpec
 from stethoscope.results import DiagnosisResult, ProbeResult
+from stethoscope.store.ids import content_id, short_id
 
 
-def controls(n_layers: int) -> None:
-    """Draw what decides the recipe: layers, master alpha, arm, task vector, and each layer's own strength."""
-    chosen, profile = st.session_state, _session.profile()
-    _session.layer_pills("Layers", n_layers, "edit-layer-pills")
-    left, middle, right = st.columns([2.2, 2, 1.2])
-    left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, 1.5, step=0.05,
-                **_session.mirror("alpha", "master-alpha"))  # fmt: skip
-    middle.segmented_control(
-        "Arm",
-        list(_session.ARMS),
-        format_func=lambda arm: _session.ARMS[arm],
-        required=True,
-        **_session.mirror("arm", "arm-choice"),
-    )
-    right.selectbox(
-        "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
-    )
-    if chosen["arm"] != "raw":
-        one, two = st.columns([2, 1])
-        one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
-                      **_session.mirror("subject", "edit-subject"))  # fmt: skip
-        two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
-    if chosen["layers"]:
-        with st.expander("Strength of each layer (times master alpha)"):
-            _recipe.layer_strengths(chosen["layers"])
-
-
-def formula(recipe: EditRecipe, recipe_id: str) -> None:
-    """Say the edit in words and symbols, and offer the recipe as JSON."""
+def formula(recipe: EditRecipe) -> None:
+    """Say the edit in words and symbols."""
     st.latex(_recipe.symbols(recipe))
     st.caption(_ui.escape(_recipe.words(recipe)))
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button("Recipe JSON", recipe.model_dump_json(indent=2), "recipe.json", "application/json",
-                           key="recipe-json", on_click="ignore")  # fmt: skip
-        st.caption(f"recipe {recipe_id.removeprefix('sha256-')[:8]}", width="content")
 
 
 def live_probe(recipe: EditRecipe) -> None:
@@ -94,10 +64,15 @@ def main() -> None:
         _recipe.wait_for_model()
         return
     with _ui.card("Recipe"):
-        controls(n_layers)
+        _recipe.controls(n_layers)
         recipe = _recipe.from_session(profile)
-        recipe_id = _jobs.front().store.put_recipe(recipe)
-        formula(recipe, recipe_id)
+        _strengths.draw(recipe, n_layers)
+        formula(recipe)
+        _history.remember(recipe)
+        with st.container(horizontal=True, vertical_alignment="center", key="recipe-row"):
+            _history.buttons()
+            _share.draw(recipe)
+            st.caption(f"recipe {short_id(content_id(recipe))}", width="content")
     if not recipe.layers:
         _status.show_base()
         _ui.empty("No layer is picked, so the model answers as the base.", "Pick the best layers", "edit-pick",
@@ -107,7 +82,7 @@ def main() -> None:
             live_probe(recipe)
     with _ui.card("Base and edited text, side by side"):
         held = _compare.draw(recipe)
-    _session.link(recipe=recipe_id, run=held.run_id, job=held.job.job_id if held.active else None)
+    _session.link(recipe=to_link(recipe), run=held.run_id, job=held.job.job_id if held.active else None)
 
 
 _session.run_page(main)

@@ -1,11 +1,18 @@
-"""Reading what a person wrote: recipe files, and layer lists such as `3,5=0.5`."""
+"""Reading what a person wrote or was sent: recipe files and links, layer lists such as `3,5=0.5`; what differs."""
 
+import base64
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from stethoscope.errors import RecipeError
 from stethoscope.records import EditRecipe, LayerAlpha
+
+LINK_PREFIX = "z."
+MAX_LINK_BYTES = 1_000_000
 
 
 def read_recipe(path: str) -> EditRecipe:
@@ -54,3 +61,72 @@ def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:
             raise RecipeError("layer out of range", got=span, expected=f"0 to {n_layers - 1}")
         strengths |= dict.fromkeys(layers, chosen)
     return strengths
+
+
+def shown_layers(layers: Iterable[int]) -> str:
+    """Return layers as a person writes them: `0-3, 7`; `parse_layers` reads it back."""
+    spans: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if spans and layer == spans[-1][-1] + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    return ", ".join(", ".join(map(str, span)) if len(span) < 3 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def to_link(recipe: EditRecipe) -> str:
+    """Return the whole recipe as text for an address: "z." and URL-safe base64 of its deflated JSON.
+
+    The link needs no store: whoever opens it gets the recipe itself, not its name.
+    """
+    packed = zlib.compress(recipe.model_dump_json().encode(), 9)
+    return LINK_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def from_link(text: str) -> EditRecipe:
+    """Return the recipe in `text`, which `to_link` made; raise `RecipeError` where it is cut, altered or too large."""
+    body = text.removeprefix(LINK_PREFIX)
+    try:
+        packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        unpacker = zlib.decompressobj()
+        content = unpacker.decompress(packed, MAX_LINK_BYTES)
+        if not unpacker.eof:
+            raise ValueError("cut off, or too large")
+    except (ValueError, zlib.error) as error:
+        raise RecipeError(
+            "the link's recipe cannot be read",
+            got=error,
+            next_step="Copy the whole link again, or use the recipe file.",
+        ) from error
+    return parse_recipe(content, source="in the link")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between two recipes: a field's path and both values as text; a missing one is "–"."""
+
+    field: str
+    before: str
+    after: str
+
+
+def differences(before: EditRecipe, after: EditRecipe) -> list[Change]:
+    """Return what changed from `before` to `after`, in the order of the fields.
+
+    Equal recipes have no difference, and recipes without a difference are equal.
+    """
+    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    return [
+        Change(field, old.get(field, "–"), new.get(field, "–"))
+        for field in dict.fromkeys([*old, *new])
+        if old.get(field) != new.get(field)
+    ]
+
+
+def _flat(value: object, path: str = "") -> dict[str, str]:
+    if isinstance(value, dict) and value:
+        flat: dict[str, str] = {}
+        for name, inner in value.items():
+            flat |= _flat(inner, f"{path}.{name}" if path else str(name))
+        return flat
+    return {path: "none" if value is None else str(value)}

@@ -1,0 +1,111 @@
+"""A recipe leaves and comes back: saved, loaded, as a file, as a link, exported; and what differs from another."""
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from pages import _jobs, _restore, _ui, _watch
+from stethoscope.errors import StethoscopeError
+from stethoscope.recipes import differences, parse_recipe, shown_layers, to_link
+from stethoscope.records import EditRecipe, ExportSpec
+from stethoscope.results import ExportResult
+from stethoscope.store.ids import content_id, short_id
+
+
+def name_of(recipe: EditRecipe) -> str:
+    """Return a recipe's short name: layers, alpha, arm and the first digits of its id."""
+    layers = shown_layers(recipe.layers) or "none"
+    parts = (recipe.task_vector.name, f"layers {layers}", f"alpha {recipe.master_alpha:g}", recipe.arm.kind)
+    return " · ".join((*parts, short_id(content_id(recipe))))
+
+
+def _take(recipe: EditRecipe) -> None:
+    try:
+        _restore.take_recipe(recipe)
+    except StethoscopeError as error:
+        st.session_state["share-error"] = error
+
+
+def _take_upload() -> None:
+    upload = st.session_state.get("recipe-upload")
+    if upload is None:
+        return
+    try:
+        _restore.take_recipe(parse_recipe(upload.getvalue(), source=upload.name))
+        st.session_state.pop("share-error", None)
+    except StethoscopeError as error:
+        st.session_state["share-error"] = error
+
+
+def files(recipe: EditRecipe) -> None:
+    """Draw save, download, upload and link."""
+    store = _jobs.front().store
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Save recipe", key="save-recipe", on_click=store.put_recipe, args=(recipe,), disabled=not recipe.layers
+        )
+        st.download_button("Recipe JSON", recipe.model_dump_json(indent=2), "recipe.json", "application/json",
+                           key="recipe-json", on_click="ignore")  # fmt: skip
+    st.caption("A link to this recipe. It carries the recipe itself, so it works in another person’s dashboard, too.")
+    st.code(f"/edit?recipe={to_link(recipe)}", language=None, wrap_lines=True)
+    st.file_uploader("Load a recipe file", type="json", key="recipe-upload", on_change=_take_upload)
+    if error := st.session_state.get("share-error"):
+        _ui.banner(error)
+    saved = {stored.recipe_id: stored.recipe for stored in store.list_recipes()}
+    if saved:
+        chosen = st.selectbox("Saved recipes", list(saved), key="saved-recipe",
+                              format_func=lambda recipe_id: name_of(saved[recipe_id]))  # fmt: skip
+        st.button("Load", key="load-recipe", on_click=_take, args=(saved[chosen],))
+
+
+def changes(before: EditRecipe, after: EditRecipe) -> None:
+    """Draw what changed from one recipe to another as a table."""
+    rows = differences(before, after)
+    if not rows:
+        st.caption("The two recipes are the same.")
+        return
+    frame = pd.DataFrame([{"field": row.field, "before": row.before, "now": row.after} for row in rows])
+    st.dataframe(frame, hide_index=True, key="recipe-diff", alt="What differs between the two recipes")
+
+
+def compare(recipe: EditRecipe) -> None:
+    """Draw the choice of a recipe to compare with: one of this session's, or a saved one."""
+    past = [parse_recipe(body.encode(), source="of the history") for body in st.session_state.get("edits", [])]
+    others = {f"now · {name_of(other)}": other for other in reversed(past) if other != recipe}
+    others |= {f"saved · {name_of(stored.recipe)}": stored.recipe for stored in _jobs.front().store.list_recipes()
+               if stored.recipe != recipe}  # fmt: skip
+    if not others:
+        st.caption("There is no other recipe yet: change something, or save one.")
+        return
+    chosen = st.selectbox("Compare with", list(others), key="diff-with")
+    changes(others[chosen], recipe)
+
+
+def export(recipe: EditRecipe) -> None:
+    """Draw where the edited model is written to, the button, progress and outcome."""
+    st.session_state.setdefault("export_out", f"exports/{short_id(content_id(recipe))}")
+    out = st.text_input("New folder, on the machine that runs the dashboard", key="export-out",
+                        value=st.session_state["export_out"])  # fmt: skip
+    view = _jobs.look("export")
+    spec = ExportSpec(recipe=recipe, out=str(Path(out).expanduser()))
+    st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not out.strip(),
+              on_click=_jobs.begin, args=("export", spec), kwargs={"title": "Export"})  # fmt: skip
+    if view.error:
+        _ui.banner(view.error)
+    elif view.active:
+        _watch.watch(view, key="export")
+    elif isinstance(view.result, ExportResult):
+        result = view.result
+        st.success(f"Written to {result.out}: {len(result.files)} files, {result.size_bytes / 1e6:.1f} MB; reloaded "
+                   f"and compared, largest difference {result.max_abs_difference:g}.")  # fmt: skip
+
+
+def draw(recipe: EditRecipe) -> None:
+    """Draw the three popovers."""
+    with st.popover("Save, load, share", key="share", width="content"):
+        files(recipe)
+    with st.popover("What changed", key="diff", width="content"):
+        compare(recipe)
+    with st.popover("Export the model", key="export", width="content"):
+        export(recipe)

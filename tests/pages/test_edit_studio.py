@@ -1,0 +1,101 @@
+"""The edit studio: presets, bulk changes, undo and redo, files, links, differences, export."""
+
+from collections.abc import Callable
+
+from fake_front import FakeFront
+from streamlit.testing.v1 import AppTest
+
+from stethoscope.profiles import MINI
+from stethoscope.recipes import from_link, to_link
+from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, ProbeSpec, RandomSubspaceArm, TaskVectorRef
+
+Open = Callable[..., AppTest]
+
+
+def recipe(**fields: object) -> EditRecipe:
+    layers = {3: LayerAlpha(attention=0.5), 5: LayerAlpha()}
+    start = {"model": MINI.model, "task_vector": MINI.task_vectors[0], "layers": layers, "master_alpha": 0.7}
+    return EditRecipe.model_validate(start | fields)
+
+
+def current(app: AppTest) -> EditRecipe:
+    """The recipe that the page's address carries."""
+    return from_link(app.query_params["recipe"][0] if isinstance(app.query_params["recipe"], list)
+                     else app.query_params["recipe"])  # fmt: skip
+
+
+def test_the_address_carries_the_whole_recipe_and_restores_it(front: FakeFront, open_page: Open) -> None:
+    wanted = recipe(arm=RandomSubspaceArm(rank=12, seed=4), norms=True)
+    app = open_page("edit", query={"recipe": to_link(wanted)})
+    assert not app.exception
+    assert current(app) == wanted
+    assert [spec.recipe for spec in front.submitted if isinstance(spec, ProbeSpec)] == [wanted]
+    assert front.store.list_recipes() == []  # looking at a link stores nothing
+
+
+def test_presets_and_bulk_changes(open_page: Open) -> None:
+    app = open_page("edit", layers=[2, 4])
+    app.button(key="preset-attention").click().run()
+    assert current(app).layers == dict.fromkeys((2, 4), LayerAlpha(attention=1, mlp=0))
+    app.number_input(key="bulk-value").set_value(0.3)
+    app.selectbox(key="bulk-part").set_value("mlp").run()
+    app.button(key="bulk-set").click().run()
+    assert current(app).layers == dict.fromkeys((2, 4), LayerAlpha(attention=1, mlp=0.3))
+    app.button(key="bulk-multiply").click().run()
+    assert current(app).layers[2].mlp == 0.09
+    app.button(key="preset-ramp").click().run()
+    assert current(app).layers[4].mlp == round(4 / 9, 4)
+    app.button(key="preset-all").click().run()
+    assert current(app).layers == dict.fromkeys(range(10), LayerAlpha())
+    assert not app.exception
+
+
+def test_top_and_bottom_come_from_the_diagnosis(front: FakeFront, open_page: Open) -> None:
+    app = open_page("edit", layers=[2])
+    order = next(
+        view.result.order["algebra"] for view in map(front.snapshot, front.jobs) if hasattr(view.result, "order")
+    )
+    app.button(key="preset-top").click().run()
+    assert set(current(app).layers) == set(order[: MINI.top_n])
+    app.button(key="preset-bottom").click().run()
+    assert set(current(app).layers) == set(order[-MINI.top_n :])
+
+
+def test_undo_and_redo(open_page: Open) -> None:
+    app = open_page("edit", layers=[2])
+    first = current(app)
+    app.slider(key="master-alpha").set_value(0.4).run()
+    second = current(app)
+    app.button(key="preset-all").click().run()
+    app.button(key="undo").click().run()
+    assert current(app) == second
+    app.button(key="undo").click().run()
+    assert current(app) == first
+    assert app.button(key="undo").disabled
+    app.button(key="redo").click().run()
+    assert current(app) == second
+    app.slider(key="master-alpha").set_value(1.2).run()
+    assert app.button(key="redo").disabled  # what was undone is forgotten
+
+
+def test_saved_recipes_can_be_loaded_and_compared(front: FakeFront, open_page: Open) -> None:
+    app = open_page("edit", query={"recipe": to_link(recipe())})
+    app.button(key="save-recipe").click().run()
+    assert [stored.recipe for stored in front.store.list_recipes()] == [recipe()]
+    app.slider(key="master-alpha").set_value(1.5).run()
+    table = next(frame.value for frame in app.dataframe if "field" in frame.value.columns)
+    assert table.to_dict("records") == [{"field": "master_alpha", "before": "0.7", "now": "1.5"}]
+    app.button(key="load-recipe").click().run()
+    assert current(app) == recipe()
+
+
+def test_a_recipe_that_does_not_fit_gets_one_clear_message(open_page: Open) -> None:
+    for wrong, said in (
+        (recipe(model=ModelRef(id="other/model")), "the recipe is for another model"),
+        (recipe(task_vector=TaskVectorRef(name="x", tuned="y")), "task vector is not among the profile's"),
+    ):
+        app = open_page("edit", query={"recipe": to_link(wrong)})
+        assert not app.exception
+        assert any(said in error.value.replace("\\", "") for error in app.error)
+    app = open_page("edit", query={"recipe": to_link(recipe())[:-9]})
+    assert any("cannot be read" in error.value for error in app.error)
