@@ -19,7 +19,7 @@ from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
-from stethoscope.sae.counts import FiringRates
+from stethoscope.sae.rates import FiringRates
 from stethoscope.store.fingerprints import record_fingerprints
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore

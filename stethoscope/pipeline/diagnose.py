@@ -10,7 +10,7 @@ from stethoscope.pipeline.listening import firing_rates, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
-from stethoscope.sae.counts import FiringRates
+from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.specificity import SCORES, specificity
 
 SCORING_THREADS = 2  # subjects side by side, one BLAS thread each: threads inside threads would wait for each other
@@ -20,8 +20,8 @@ def _cells(
     spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates, progress: Progress
 ) -> list[SpecificityCell]:
     rows = specificity(
-        domain.rates,
-        control.rates,
+        {layer: domain.dense(layer) for layer in domain.layers},
+        {layer: control.dense(layer) for layer in control.layers},
         score=spec.score,
         top_k=spec.top_k,
         live_share=spec.live_share,
@@ -60,7 +60,7 @@ def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: Fi
     chosen = top_latents(spec, spec.top_k, domain, control)
     rows = []
     for layer, latents in chosen.items():
-        p, q = domain.rates[layer].mean(0), control.rates[layer].mean(0)
+        p, q = domain.mean_rate(layer), control.mean_rate(layer)
         rows.extend(
             SelectedLatent(
                 layer=layer,

@@ -10,10 +10,12 @@ from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
-from stethoscope.sae.counts import Document, FiringRates, count_firing
+from stethoscope.sae.counts import Document, count_firing
+from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.specificity import select_latents
 
 BATCH_TOKENS = {False: 1024, True: 8192}  # on a CPU small batches stay in the cache; a GPU wants large ones
+CAPTURED_BYTES = {False: 1 << 30, True: 4 << 30}  # more reads each SAE fewer times
 
 
 def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
@@ -28,7 +30,7 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
 
 
 def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress) -> FiringRates:
-    """Return the firing rates of every SAE's latents on a corpus, per document [n_docs, d_sae] for each layer.
+    """Return the firing rates and mass of every SAE's latents on a corpus, per document.
 
     Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again. Counts the
     documents on `progress`, which the caller has started.
@@ -55,6 +57,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
             corpus_documents(spec, corpus),
             tokens=spec.tokens,
             batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
+            capture_bytes=CAPTURED_BYTES[session.device.type == "cuda"],
             progress=progress,
         ),
     )
@@ -64,8 +67,8 @@ def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: Fi
     """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
     return {
         layer: select_latents(
-            domain.rates[layer],
-            control.rates[layer],
+            domain.dense(layer),
+            control.dense(layer),
             top_k,
             live_share=spec.live_share,
             dense_rate=spec.dense_rate,

@@ -100,6 +100,20 @@ class SaeBank:
         """Layers that have an SAE, in order."""
         return tuple(row.layer for row in self.rows)
 
+    def row(self, layer: int) -> SaeRow:
+        """Return what the SAE of `layer` is, without reading its weights.
+
+        Raises:
+            SaeError: no SAE for this layer.
+        """
+        if layer not in self.layers:
+            raise SaeError(
+                f"no SAE for layer {layer} in {self.ref.location}",
+                got=f"layers {', '.join(map(str, self.layers))}",
+                next_step="Leave this layer out, or name a bank that has it.",
+            )
+        return self.rows[self.layers.index(layer)]
+
     def load(self, layer: int) -> Sae:
         """Return the SAE of `layer`, checked, in float32 on the CPU.
 
@@ -109,13 +123,7 @@ class SaeBank:
         if layer in self._loaded:
             self._loaded.move_to_end(layer)
             return self._loaded[layer]
-        if layer not in self.layers:
-            raise SaeError(
-                f"no SAE for layer {layer} in {self.ref.location}",
-                got=f"layers {', '.join(map(str, self.layers))}",
-                next_step="Leave this layer out, or name a bank that has it.",
-            )
-        sae = _read_sae(self.ref, self._folder / f"layer_{layer}", self.rows[self.layers.index(layer)], self.d_model)
+        sae = _read_sae(self.ref, self._folder / f"layer_{layer}", self.row(layer), self.d_model)
         self._loaded[layer] = sae
         while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self._cache_bytes:
             self._loaded.popitem(last=False)

@@ -224,7 +224,7 @@ def specificity(
     cross_fit: bool = True,
     progress: Progress | None = None,
 ) -> list[LayerSpecificity]:
-    """Score every layer for one subject from firing rates per document (`FiringRates.rates`), in layer order.
+    """Score every layer for one subject from firing rates per document (`FiringRates.dense`), in layer order.
 
     `control_tokens` sets the log-ratio's floor e = 1 / (2 control_tokens); where None, documents are counted instead.
     `cross_fit=False` selects and scores on the same documents (biased; for comparison only).

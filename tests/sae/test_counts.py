@@ -1,5 +1,7 @@
-"""Firing rates equal a naive loop over documents and tokens; BOS and padding never count."""
+"""Firing rates and mass equal a naive loop over documents and tokens, whatever the batches; BOS never counts."""
 
+import gc
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +13,10 @@ from stethoscope.errors import Cancelled, CorpusError, SaeError
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
-from stethoscope.sae.bank import SaeBank, open_bank
-from stethoscope.sae.counts import Document, count_firing
+from stethoscope.results import SaeRow
+from stethoscope.sae import bank as bank_module
+from stethoscope.sae.bank import Sae, SaeBank, open_bank
+from stethoscope.sae.counts import Document, count_firing, sum_by_document
 
 DOCUMENTS = [
     Document(" the prime divisor of 31 and a river", "12 and the circle.", "number_theory"),
@@ -27,21 +31,29 @@ def bank(pico_sae_folder: Path) -> SaeBank:
     return open_bank(SaeRef(location=str(pico_sae_folder)), 32)
 
 
-def naive(session: ModelSession, bank: SaeBank, layer: int, text: str) -> np.ndarray:
-    """One document at a time, one token at a time, without padding."""
+def naive(session: ModelSession, bank: SaeBank, layer: int, text: str) -> torch.Tensor:
+    """Activations [n_tokens, d_sae] of one document at a time, one token at a time, without padding."""
     ids = session.encode([text])[0]
     hidden = session.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
-    sae = bank.load(layer)
-    fired = [(sae.encode(hidden[t]) > 0).numpy() for t in range(1, len(ids))]
-    return np.mean(fired, axis=0)
+    return torch.stack([bank.load(layer).encode(hidden[t]) for t in range(1, len(ids))]).detach()
 
 
+@pytest.mark.parametrize("capture_bytes", [1, 10_000, 1 << 30])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 8192])
 @pytest.mark.parametrize("tokens", ["prompt", "all"])
-def test_rates_equal_a_naive_loop(batch_tokens: int, tokens: str, pico_session: ModelSession, bank: SaeBank) -> None:
+def test_rates_equal_a_naive_loop(
+    capture_bytes: int, batch_tokens: int, tokens: str, pico_session: ModelSession, bank: SaeBank
+) -> None:
     progress = Progress()
     found = count_firing(
-        pico_session, bank, DOCUMENTS, layers=[0, 2], tokens=tokens, batch_tokens=batch_tokens, progress=progress
+        pico_session,
+        bank,
+        DOCUMENTS,
+        layers=[0, 2],
+        tokens=tokens,
+        batch_tokens=batch_tokens,
+        capture_bytes=capture_bytes,
+        progress=progress,
     )
     assert progress.done == len(DOCUMENTS)
     assert found.layers == (0, 2)
@@ -50,11 +62,13 @@ def test_rates_equal_a_naive_loop(batch_tokens: int, tokens: str, pico_session: 
         text = f"{document.problem}\n\n{document.solution}" if both else document.problem
         assert found.n_tokens[i] == len(pico_session.encode([text], add_bos=False)[0])
         for layer in found.layers:
-            np.testing.assert_allclose(found.rates[layer][i], naive(pico_session, bank, layer, text), atol=1e-6)
-    assert 0 < found.rates[0].mean() < 1
-    some = found.of([3, 1])
-    np.testing.assert_array_equal(some.rates[2], found.rates[2][[3, 1]])
-    np.testing.assert_array_equal(some.n_tokens, found.n_tokens[[3, 1]])
+            activations = naive(pico_session, bank, layer, text)
+            counts = (activations > 0).sum(0).numpy()
+            np.testing.assert_array_equal(np.rint(found.dense(layer)[i] * found.n_tokens[i]), counts)
+            mass = activations.mean(0) * bank.load(layer).W_dec.norm(dim=1)
+            np.testing.assert_allclose(found.mass(layer)[i], mass, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found.total_mass(layer)[i], mass.sum(), rtol=1e-5)
+    assert 0 < found.dense(0).mean() < 1
 
 
 def test_every_layer_of_the_bank_by_default(pico_session: ModelSession, bank: SaeBank) -> None:
@@ -76,7 +90,7 @@ def test_a_latent_that_fires_on_bos_alone_never_counts(
     }
     planted = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, {0: sae}))), 32)
     assert planted.load(0).fires(hidden)[:, 0].tolist() == [True] + [False] * (len(hidden) - 1)
-    assert count_firing(pico_session, planted, DOCUMENTS[:1]).rates[0].item() == 0
+    assert count_firing(pico_session, planted, DOCUMENTS[:1]).dense(0).item() == 0
 
 
 def test_what_does_not_fit_is_refused(
@@ -96,3 +110,104 @@ def test_counting_can_be_cancelled(pico_session: ModelSession, bank: SaeBank) ->
     progress.cancel()
     with pytest.raises(Cancelled):
         count_firing(pico_session, bank, DOCUMENTS, progress=progress)
+
+
+def random_sae(kind: str, random_sae_tensors: Callable[..., dict[str, torch.Tensor]]) -> Sae:
+    tensors = random_sae_tensors(3)
+    generator = torch.Generator().manual_seed(0)
+    if kind == "jumprelu":
+        tensors["threshold"] = torch.rand(24, generator=generator) - 0.2  # some below 0, where relu decides
+    elif kind == "relu":
+        tensors["threshold"] = torch.zeros(24)
+    else:  # a BatchTopK, as it is saved: one threshold for all, set so that 3 of 24 fire on average
+        tensors["threshold"] = torch.full((24,), 1.15)
+    tensors["b_enc"] = 0.1 * torch.randn(24, generator=generator)
+    tensors["W_dec"] = tensors["W_dec"] * torch.rand(24, 1, generator=generator)
+    return Sae(layer=0, site="resid_post", apply_b_dec_to_input=kind == "relu", **tensors)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 512])
+@pytest.mark.parametrize("kind", ["jumprelu", "relu", "batch_topk"])
+def test_sums_equal_those_of_encode(
+    kind: str, chunk_tokens: int, random_sae_tensors: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    """Documents shorter and longer than a chunk; one whose only token fires nothing."""
+    sae = random_sae(kind, random_sae_tensors)
+    n_tokens = np.array([3, 40, 1, 1, 12])
+    x = torch.randn(57, 32, generator=torch.Generator().manual_seed(1))
+    x[44] = -10 * sae.W_enc.sum(1)
+    activations = sae.encode(x)
+    table = sum_by_document(sae, x, n_tokens, chunk_tokens=chunk_tokens)
+    counts = np.stack([(part > 0).sum(0).numpy() for part in activations.split(n_tokens.tolist())])
+    means = np.stack([part.mean(0).numpy() for part in activations.split(n_tokens.tolist())])
+    found = table.spread(table.rates, None) * n_tokens[:, None]
+    assert 0.05 < (activations > 0).float().mean() < 0.6
+    np.testing.assert_array_equal(np.rint(found), counts)
+    np.testing.assert_allclose(
+        table.spread(table.masses, None), means * sae.W_dec.norm(dim=1).numpy(), rtol=1e-5, atol=1e-6
+    )
+    assert (table.rates > 0).all()
+
+
+def test_a_planted_latent_is_counted_exactly(random_sae_tensors: Callable[..., dict[str, torch.Tensor]]) -> None:
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in random_sae_tensors(0).items()}
+    tensors["W_enc"][4, 9] = 1.0  # latent 9 reads coordinate 4
+    tensors["W_dec"][9, 4] = 2.0
+    tensors["threshold"] += 0.5
+    sae = Sae(layer=0, site="resid_post", apply_b_dec_to_input=False, **tensors)
+    x = torch.zeros(10, 32)
+    x[[0, 1, 8], 4] = torch.tensor([1.0, 3.0, 0.75])
+    x[5, 4] = 0.5  # at the threshold: does not fire
+    table = sum_by_document(sae, x, np.array([4, 5, 1]), chunk_tokens=3)
+    assert table.starts.tolist() == [0, 1, 2, 2]
+    assert table.latents.tolist() == [9, 9]
+    assert table.rates.tolist() == pytest.approx([2 / 4, 1 / 5])
+    assert table.masses.tolist() == pytest.approx([2 * 4 / 4, 2 * 0.75 / 5])
+
+
+MANY = [Document(" the prime divisor of" * (1 + i % 5), None, "algebra") for i in range(40)]
+
+
+def live_vectors(d_model: int) -> int:
+    """Bytes of all tensors that hold a vector for each token, shared storages once."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if tensor.dtype == torch.float32 and tensor.ndim in (2, 3) and tensor.shape[-1] == d_model
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("capture_bytes", [20_000, 60_000])
+def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the_bound(
+    capture_bytes: int, pico_session: ModelSession, pico_sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = open_bank(SaeRef(location=str(pico_sae_folder)), 32, cache_bytes=0)
+    reads: Counter[int] = Counter()
+    read = bank_module._read_sae
+
+    def counted(ref: SaeRef, folder: Path, row: SaeRow, d_model: int) -> Sae:
+        reads[row.layer] += 1
+        seen.append(live_vectors(32))
+        return read(ref, folder, row, d_model)
+
+    seen: list[int] = []
+    monkeypatch.setattr(bank_module, "_read_sae", counted)
+    watch = pico_session.model.register_forward_hook(lambda *_: seen.append(live_vectors(32)))
+    before = live_vectors(32)
+    try:
+        few = count_firing(pico_session, bank, MANY, batch_tokens=40, capture_bytes=capture_bytes)
+    finally:
+        watch.remove()
+    bytes_in_all = 4 * 32 * 4 * int(few.n_tokens.sum())
+    assert len(set(reads.values())) == 1
+    assert bytes_in_all / capture_bytes <= reads[0] <= 3 * bytes_in_all / capture_bytes
+    besides = bank.load(0).W_dec.nbytes + 40 * 32 * 4  # one SAE stays loaded; the model holds its last hidden state
+    assert capture_bytes / 3 < max(seen) - before <= capture_bytes + besides
+    monkeypatch.undo()
+    whole = count_firing(pico_session, bank, MANY)
+    for layer in whole.layers:
+        np.testing.assert_array_equal(few.dense(layer), whole.dense(layer))
+        np.testing.assert_allclose(few.mass(layer), whole.mass(layer), rtol=1e-5)

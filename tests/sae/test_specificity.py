@@ -15,6 +15,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
 from stethoscope.sae.bank import open_bank
 from stethoscope.sae.counts import Document, count_firing
+from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.resampling import Sample, bootstrap_halves, observed_halves, permuted_halves
 from stethoscope.sae.specificity import SCORES, LayerSpecificity, _mean_of_top, _tie_term, select_latents, specificity
 from stethoscope.statistics import mann_whitney_auroc
@@ -272,12 +273,16 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
         tensors["W_enc"][:, 5], tensors["b_enc"][5], tensors["threshold"][5] = direction, bias, threshold
     bank = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, saes))), 32)
     p, q = count_firing(pico_session, bank, domain), count_firing(pico_session, bank, control)
-    assert p.rates[2][:, 5].mean() > 0.02  # one token in about 20 is " prime"
-    assert q.rates[2][:, 5].max() == 0
-    assert q.rates[0][:, 5].mean() > 0
-    assert select_latents(p.rates[2], q.rates[2], 1, dense_rate=0.5).tolist() == [5]
+    assert p.dense(2)[:, 5].mean() > 0.02  # one token in about 20 is " prime"
+    assert q.dense(2)[:, 5].max() == 0
+    assert q.dense(0)[:, 5].mean() > 0
+    assert select_latents(p.dense(2), q.dense(2), 1, dense_rate=0.5).tolist() == [5]
+
+    def dense(rates: FiringRates) -> dict[int, np.ndarray]:
+        return {layer: rates.dense(layer) for layer in rates.layers}
+
     for score in SCORES:
-        rows = specificity(p.rates, q.rates, score=score, **(FEW | {"top_k": 1}))
+        rows = specificity(dense(p), dense(q), score=score, **(FEW | {"top_k": 1}))
         best = max(rows, key=lambda row: row.score or 0)
         assert best.layer == 2
         assert best.p_holm is not None
