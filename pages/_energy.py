@@ -40,15 +40,12 @@ def draw(diagnosis: DiagnosisResult) -> None:
         shown = picked or list(diagnosis.order.get(subject, ())[: profile.top_n])
         note = energy.caption(result, k)
         left, right = st.columns(2)
-        with left, st.container(key="retention"):
+        with left:
             st.markdown("**Energy kept against k**" + ("" if picked else " (best layers; none is picked)"))
             figure = energy.retention_curves(result, shown, k)
-            st.plotly_chart(figure, key="retention-figure", config=_ui.PLOT_CONFIG, alt=note)
-        with right, st.container(key="enrichment"):
+            _ui.chart(figure, key="retention", caption=note, rows=result.layers, more={"Matrices": result.cells})
+        with right:
             st.markdown(f"**Enrichment by layer at k = {k}**")
             figure = energy.enrichment_bars(result, k, picked)
-            st.plotly_chart(figure, key="enrichment-figure", config=_ui.PLOT_CONFIG, alt=note)
-        st.caption(_ui.escape(note))
-        with st.container(horizontal=True):
-            _ui.csv_button("Layers CSV", result.layers, "energy_layers.csv", "energy-layers-csv")
-            _ui.csv_button("Matrices CSV", result.cells, "energy_matrices.csv", "energy-cells-csv")
+            rows = [cell for cell in result.layers if cell.k == k]
+            _ui.chart(figure, key="enrichment", caption=note, rows=rows)

@@ -91,14 +91,12 @@ def draw(result: BenchResult, run_id: str | None) -> None:
         if smoke:
             st.badge("smoke test", color="orange")
         if result.comparisons:
-            _ui.chart(forest.paired_differences(result, subjects, MARGIN), key="forest", caption=note)
+            figure = forest.paired_differences(result, subjects, MARGIN)
+            more = {"Arms": result.arms, "Answers": result.items}
+            _ui.chart(figure, key="forest", caption=note, rows=result.comparisons, more=more)
         totals(result)
         names = ("Verdicts", "Accuracy by arm", "Totals")
         verdicts, arms, sums = st.tabs(names)
         verdicts.dataframe(differences(result), hide_index=True, key="verdict-table", alt="Verdict by arm and subject")
         arms.dataframe(accuracies(result), hide_index=True, key="arm-table", alt="Accuracy by arm and subject")
         sums.dataframe(pd.DataFrame([row.model_dump() for row in result.totals]), hide_index=True, key="total-table")
-        with st.container(horizontal=True):
-            _ui.csv_button("Differences CSV", result.comparisons, "comparisons.csv", "comparisons-csv")
-            _ui.csv_button("Arms CSV", result.arms, "arms.csv", "arms-csv")
-            _ui.csv_button("Answers CSV", result.items, "answers.csv", "items-csv")

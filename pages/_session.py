@@ -52,7 +52,7 @@ def defaults() -> None:
         if st.session_state.get(name) not in values:
             st.session_state[name] = values[0]
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
-    starts |= {"norms": False, "embeddings": False, "arm_seed": 0}
+    starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "picture": "PNG"}
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 

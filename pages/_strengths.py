@@ -91,8 +91,9 @@ def draw(recipe: EditRecipe, n_layers: int) -> None:
     """Draw presets, the picture of effective strengths, and the table behind an expander."""
     presets(n_layers)
     if recipe.layers:
-        note = caption(recipe)
-        _ui.chart(effective(recipe, n_layers), key="strengths", caption=note)
+        rows = [{"layer": layer, "attention": recipe.alpha(layer, "attention"), "mlp": recipe.alpha(layer, "mlp")}
+                for layer in range(n_layers)]  # fmt: skip
+        _ui.chart(effective(recipe, n_layers), key="strengths", caption=caption(recipe), rows=rows)
         with st.expander("Strength of each layer (times master alpha)"):
             bulk()
             table()

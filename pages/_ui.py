@@ -1,17 +1,20 @@
 """What pages draw alike: headings, cards, charts with captions, downloads, empty states and error banners."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import streamlit as st
 
+from pages import _session
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.tables import to_csv
 from stethoscope.jobs import describe_error
 from stethoscope.records import Record
 
+Rows = Sequence[Record | Mapping[str, object]]
+PICTURES = ("PNG", "SVG")
 PLOT_CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]}
 STYLE = """<style>
 .block-container, [data-testid="stMainBlockContainer"] {padding-top: 4.1rem; max-width: 1280px}
@@ -19,6 +22,8 @@ STYLE = """<style>
 .st-key-status [data-testid="stMarkdownContainer"], .st-key-status [data-testid="stCaptionContainer"] {margin-bottom: 0}
 .st-key-status p {margin: 0}
 [data-testid="stCaptionContainer"] p {line-height: 1.45}
+[class*="-foot"].stHorizontalBlock, [class*="-foot"][class*="st-key-"] {flex-wrap: nowrap}
+[class*="-foot"][class*="st-key-"] > [data-testid="stElementContainer"] {min-width: 0}
 </style>"""
 
 
@@ -35,11 +40,60 @@ def card(title: str, key: str | None = None) -> Any:
     return box
 
 
-def chart(figure: go.Figure, *, key: str, caption: str) -> None:
-    """Draw `figure` with its caption, which is its text alternative, too."""
+def chart(
+    figure: go.Figure,
+    *,
+    key: str,
+    caption: str,
+    rows: Rows,
+    more: Mapping[str, Rows] | None = None,
+    note: str = "",
+    figure_key: str | None = None,
+    on_select: Callable[[], None] | Literal["ignore"] = "ignore",
+    selection_mode: Sequence[Literal["points", "box"]] = ("points", "box"),
+) -> None:
+    """Draw `figure` with its caption, which is its text alternative, too, and what saves it as PNG, SVG and CSV.
+
+    Args:
+        key: names the card's elements and the saved files.
+        rows: what the figure draws, for its CSV file.
+        more: further tables that belong to it, by the label of their button.
+        note: one more caption line.
+        figure_key: key of the plotly element, where it must change to clear a selection.
+        on_select: what to do with a selection (its event stands in the session under `figure_key`).
+    """
     with st.container(key=key):
-        st.plotly_chart(figure, key=f"{key}-figure", config=PLOT_CONFIG, alt=caption)
-        st.caption(escape(caption))
+        st.plotly_chart(
+            figure,
+            key=figure_key or f"{key}-figure",
+            on_select=on_select,
+            selection_mode=selection_mode,
+            config=plot_config(key),
+            alt=caption,
+        )
+        with st.container(horizontal=True, gap="small", key=f"{key}-foot"):
+            st.caption(escape(caption) + (f"  \n{escape(note)}" if note else ""), width="stretch")
+            save_menu(key, rows, more or {})
+
+
+def plot_config(name: str) -> dict[str, Any]:
+    """Return plotly's settings; the camera saves `name` at twice its size on a transparent paper."""
+    picture = {"format": st.session_state["picture"].lower(), "filename": name, "scale": 2}
+    return PLOT_CONFIG | {"toImageButtonOptions": picture}
+
+
+def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
+    """Draw the menu that saves a figure: the format of its picture, and its numbers as CSV."""
+    with st.popover("Save", type="tertiary", key=f"{key}-save"):
+        st.segmented_control(
+            "Picture: the camera above the chart saves it as",
+            PICTURES,
+            required=True,
+            **_session.mirror("picture", f"{key}-picture"),
+        )
+        csv_button("Numbers as CSV", rows, f"{key}.csv", f"{key}-csv")
+        for label, others in more.items():
+            csv_button(f"{label} as CSV", others, f"{key}_{label.lower().replace(' ', '_')}.csv", f"{key}-{label}-csv")
 
 
 def escape(text: str) -> str:
@@ -47,9 +101,9 @@ def escape(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "\\`*_[]$<>~#|" else letter for letter in text)
 
 
-def csv_button(label: str, rows: Sequence[Record], file_name: str, key: str) -> None:
-    """Offer `rows` as a CSV file."""
-    st.download_button(label, to_csv(rows), file_name, "text/csv", key=key, on_click="ignore")
+def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
+    """Offer `rows` as a CSV file, written only when it is asked for."""
+    st.download_button(label, lambda: to_csv(rows), file_name, "text/csv", key=key, on_click="ignore")
 
 
 def banner(error: object) -> None:

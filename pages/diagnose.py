@@ -50,15 +50,16 @@ def picker(result: DiagnosisResult) -> None:
         subject = st.session_state["subject"]
         caption = specificity.caption(result, subject)
         with _ui.card("Specificity by subject and layer"):
-            with st.container(key="heatmap"):
-                st.plotly_chart(
-                    specificity.heatmap(result, st.session_state["layers"], subject),
-                    key=f"heatmap-{st.session_state['picks']}",
-                    on_select=take_click,
-                    selection_mode=("points", "box"),
-                    config=_ui.PLOT_CONFIG,
-                    alt=caption,
-                )
+            _ui.chart(
+                specificity.heatmap(result, st.session_state["layers"], subject),
+                key="heatmap",
+                caption=caption,
+                rows=result.cells,
+                more={"Latents": result.latents},
+                note=specificity.DEFINITION_NOTE,
+                figure_key=f"heatmap-{st.session_state['picks']}",
+                on_select=take_click,
+            )
             _session.layer_pills("Picked layers: click cells above, or choose here", result.n_layers, "layer-pills")
             with st.container(horizontal=True, vertical_alignment="bottom", key="pick-row"):
                 order = result.order.get(subject, ())
@@ -66,14 +67,11 @@ def picker(result: DiagnosisResult) -> None:
                 st.button(f"Pick for {pretty(subject)}", key="pick-top", on_click=pick_best, args=(order,))
                 st.button("Clear", key="pick-none", type="tertiary", on_click=_session.set_layers,
                           args=((),))  # fmt: skip
-                _ui.csv_button("Scores CSV", result.cells, "specificity.csv", "cells-csv")
-                _ui.csv_button("Latents CSV", result.latents, "latents.csv", "latents-csv")
-            st.caption(_ui.escape(caption))
-            st.caption(specificity.DEFINITION_NOTE)
         with _ui.card(f"{pretty(subject).capitalize()}: score by layer with its interval"):
             figure = specificity.strip(result, subject, st.session_state["layers"])
             note = f"{pretty(subject)}: {result.formula}; 95% bootstrap intervals; shaded layers are picked."
-            _ui.chart(figure, key="strip", caption=note)
+            rows = [cell for cell in result.cells if cell.subject == subject]
+            _ui.chart(figure, key="strip", caption=note, rows=rows)
         _energy.draw(result)
 
 

@@ -37,8 +37,8 @@ def live_probe(recipe: EditRecipe) -> None:
     else:
         line()
     if isinstance(view.result, ProbeResult):
-        _ui.chart(probe.differences(view.result), key="probe", caption=probe.caption(view.result))
-        _ui.csv_button("CSV", view.result.rows, "probe.csv", "probe-csv")
+        figure, note = probe.differences(view.result), probe.caption(view.result)
+        _ui.chart(figure, key="probe", caption=note, rows=view.result.rows)
         if not view.stale:
             _status.show_certificate(view.result.certificate, recipe)
 

@@ -55,10 +55,8 @@ def draw_info(info: InfoResult) -> None:
     if row is not None:
         with _ui.card(f"Relative size of the task vector {row.name}, by layer"):
             figure = sizes.relative_norms(row, st.session_state["layers"])
-            _ui.chart(figure, key="norms", caption=sizes.caption(row))
             rows = [{"layer": layer, "relative_norm": norm} for layer, norm in enumerate(row.relative_norm_by_layer)]
-            csv = pd.DataFrame(rows).to_csv(index=False)
-            st.download_button("CSV", csv, "task_vector.csv", "text/csv", key="norms-csv", on_click="ignore")
+            _ui.chart(figure, key="norms", caption=sizes.caption(row), rows=rows)
     with _ui.card("Sparse autoencoders"):
         table = pd.DataFrame([sae.model_dump() for sae in info.saes])
         names = {"layer": "layer", "site": "site", "d_sae": "latents", "architecture": "architecture"}

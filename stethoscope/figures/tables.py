@@ -2,14 +2,17 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stethoscope.records import Record
 
 
-def to_csv(rows: Sequence[Record]) -> str:
-    """Return `rows` (all of one class) as CSV with a header; None is empty, nested records are flattened by a dot."""
-    flat = [_flatten(row.model_dump(mode="json")) for row in rows]
+def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:
+    """Return `rows` (records of one class, or mappings of one set of names) as CSV with a header.
+
+    None is empty, nested records are flattened by a dot.
+    """
+    flat = [_flatten(row.model_dump(mode="json") if isinstance(row, Record) else row) for row in rows]
     if not flat:
         return ""
     stream = io.StringIO()
@@ -19,7 +22,7 @@ def to_csv(rows: Sequence[Record]) -> str:
     return stream.getvalue()
 
 
-def _flatten(fields: dict[str, object], prefix: str = "") -> dict[str, object]:
+def _flatten(fields: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for name, value in fields.items():
         if isinstance(value, dict):
