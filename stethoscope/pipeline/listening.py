@@ -48,7 +48,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
     )
     key = context.identity(neutral)
     if key in context.rates.entries:
-        progress.advance(spec.documents)
+        progress.skip(spec.documents)
     return context.rates.get_or_make(
         key,
         lambda: count_firing(

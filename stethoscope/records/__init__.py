@@ -4,7 +4,7 @@ A *spec* is everything that decides a result. Pages and the command line build t
 `pipeline.run`, so a result can be found again by the content id of its spec.
 """
 
-from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none
+from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none, nested_records
 from stethoscope.records.diagnosis import DiagnoseSpec, EnergySpec, LatentExamplesSpec, LatentsSpec, StabilitySpec
 from stethoscope.records.grade import Grade, GradeStatus
 from stethoscope.records.recipe import (
@@ -53,4 +53,5 @@ __all__ = [
     "StabilitySpec",
     "TaskVectorRef",
     "finite_or_none",
+    "nested_records",
 ]
