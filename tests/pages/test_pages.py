@@ -279,10 +279,3 @@ assert fake.warmed == ["mini"], "app.py has run around the page"
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-
-
-def test_the_scores_on_offer_are_those_that_exist() -> None:
-    from pages._session import SCORES
-    from stethoscope.sae import specificity
-
-    assert set(SCORES) == set(specificity.SCORES)
