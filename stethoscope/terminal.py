@@ -15,10 +15,12 @@ class StderrProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__()
+        self._started = time.perf_counter()
         self._shown = 0.0
 
     def start(self, stage: str, total: int) -> None:
         super().start(stage, total)
+        self._started = time.perf_counter()
         self._show(force=True)
 
     def advance(self, items: int = 1) -> None:
@@ -30,7 +32,8 @@ class StderrProgress(Progress):
         if not sys.stderr.isatty() or (not force and now - self._shown < 0.1):
             return
         self._shown = now
-        eta = "" if self.eta_s is None else f", {self.rate:.1f}/s, {self.eta_s:.0f} s left"
+        rate = self.done / (now - self._started) if self.done and now > self._started else 0.0
+        eta = f", {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left" if rate else ""
         end = "\n" if self.total and self.done >= self.total else ""
         sys.stderr.write(f"\r\033[K{self.stage}: {self.done}/{self.total}{eta}{end}")
         sys.stderr.flush()
@@ -65,24 +68,33 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
 
 
 def print_energy(console: Console, result: EnergyResult) -> None:
-    """Draw retention against its null, layer by layer."""
-    table = Table("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "ceiling", title="Energy kept")
+    """Draw retention against its null and its references, layer by layer."""
+    table = Table(
+        *("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"),
+        *("components", "random latents", "control"),
+        title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
+    )
     for cell in result.layers:
-        if cell.retention is not None and cell.null_mean is not None:
-            z = "" if cell.z is None else f"{cell.z:+.1f}"
-            enrichment = "" if cell.enrichment is None else f"{cell.enrichment:.2f}"
-            table.add_row(
-                str(cell.layer),
-                str(cell.k),
-                str(cell.rank),
-                f"{cell.rank / cell.d:.3f}",
-                f"{cell.retention:.3f}",
-                f"{cell.null_mean:.3f} ± {cell.null_sd or 0:.3f}",
-                enrichment,
-                z,
-                f"{cell.ceiling or 0:.3f}",
-            )
+        table.add_row(
+            str(cell.layer),
+            str(cell.k),
+            str(cell.rank),
+            f"{cell.rank / cell.d:.3f}",
+            _number(cell.retention),
+            f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
+            _number(cell.enrichment, ".2f"),
+            _number(cell.z, "+.1f"),
+            _number(cell.percentile),
+            _number(cell.ceiling),
+            _number(cell.components),
+            _number(cell.random_mean),
+            _number(cell.control),
+        )
     console.print(table)
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
 
 
 def print_bench(console: Console, result: BenchResult) -> None:

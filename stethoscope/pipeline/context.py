@@ -4,21 +4,19 @@ One context belongs to one worker (or one command). Everything it holds can be m
 are keyed by content ids, and a model of another reference replaces the one that is loaded.
 """
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from stethoscope.delta.patch import Patch, lifted
+from stethoscope.delta.parts import LayerSpectra
+from stethoscope.delta.patch import Patch
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
-from stethoscope.errors import Cancelled
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.residual import site_width
-from stethoscope.model.session import ModelSession, checksum, load_session
+from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
@@ -29,13 +27,19 @@ from stethoscope.store.runs import RunStore
 
 K = TypeVar("K")
 V = TypeVar("V")
+SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spectra of 200 kB
 
 
 @dataclass
 class Recent(Generic[K, V]):
-    """A mapping that forgets its least recently used entry above `capacity` entries."""
+    """A mapping that forgets its least recently used entries above `capacity`; the newest one always stays.
+
+    Attributes:
+        capacity: number of entries, or the sum of what `weigh` returns for each (bytes, for instance).
+    """
 
     capacity: int
+    weigh: Callable[[V], int] = lambda _: 1
     entries: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
@@ -43,7 +47,7 @@ class Recent(Generic[K, V]):
         if key not in self.entries:
             self.entries[key] = make()
         self.entries.move_to_end(key)
-        while len(self.entries) > self.capacity:
+        while len(self.entries) > 1 and sum(map(self.weigh, self.entries.values())) > self.capacity:
             self.entries.popitem(last=False)
         return self.entries[key]
 
@@ -61,8 +65,8 @@ class Context:
         self.patches: Recent[str, Patch] = Recent(8)
         self.rates: Recent[str, FiringRates] = Recent(32)
         self.base_nll: Recent[str, np.ndarray] = Recent(32)
+        self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
         self.base_checksum: str | None = None
-        self._in_use = False
 
     @property
     def loaded(self) -> ModelSession | None:
@@ -76,7 +80,6 @@ class Context:
     def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
         """Return the model of `ref`, loading it in place of another one where needed."""
         if self._session is None or self._session.ref != ref:
-            assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.checksum()
@@ -86,41 +89,8 @@ class Context:
         """Drop the loaded model and all that was computed with it."""
         self._session = None
         self.base_checksum = None
-        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll):
+        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll, self.spectra):
             cache.entries.clear()
-
-    @contextlib.contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Let other jobs run in the body: the running job's edit is lifted, and its model stays loaded.
-
-        Raises:
-            StethoscopeError: the weights were not what the running job had put there, or not the base's afterwards.
-        """
-        assert self._session is not None, "no job can be set aside before its model is loaded"
-        assert not self._in_use, "a job is set aside already"
-        with lifted(self._session):
-            self._in_use = True
-            try:
-                yield
-            finally:
-                self._in_use = False
-
-    def base_verified(self, *, go_on: Callable[[], bool]) -> bool | None:
-        """Return whether all weights hash to what was loaded; None without a model, or when `go_on` says no first."""
-        session = self._session
-        if session is None:
-            return None
-
-        def parameters() -> Iterator[tuple[str, Tensor]]:
-            for name, parameter in session.model.named_parameters():
-                if not go_on():
-                    raise Cancelled("another job came first")
-                yield name, parameter
-
-        try:
-            return checksum(parameters()) == self.base_checksum
-        except Cancelled:
-            return None
 
     def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
         """Return the SAEs of `ref`, checked against the model's width."""

@@ -12,7 +12,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.sae.counts import Document, count_firing
 from stethoscope.sae.rates import FiringRates
-from stethoscope.sae.selection import select_latents
+from stethoscope.sae.specificity import select_latents
 
 BATCH_TOKENS = {False: 1024, True: 8192}  # on a CPU small batches stay in the cache; a GPU wants large ones
 CAPTURED_BYTES = {False: 1 << 30, True: 4 << 30}  # more reads each SAE fewer times
@@ -48,7 +48,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
     )
     key = context.identity(neutral)
     if key in context.rates.entries:
-        progress.skip(spec.documents)
+        progress.advance(spec.documents)
     return context.rates.get_or_make(
         key,
         lambda: count_firing(
@@ -66,9 +66,36 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
 def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
     """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
     return {
-        layer: select_latents(domain, control, layer, top_k, live_share=spec.live_share, dense_rate=spec.dense_rate)
+        layer: select_latents(
+            domain.dense(layer),
+            control.dense(layer),
+            top_k,
+            live_share=spec.live_share,
+            dense_rate=spec.dense_rate,
+        )
         for layer in domain.layers
     }
+
+
+def selected_latents(
+    spec: DiagnoseSpec, subject: str, top_k: int, context: Context, progress: Progress
+) -> dict[int, np.ndarray]:
+    """Return for each layer the subject's top latents, largest effect first.
+
+    Raises:
+        CorpusError: no latent of the subject is live and sparse in any layer.
+    """
+    progress.start("Listening", 2 * spec.documents)
+    domain = firing_rates(spec, subject, context, progress)
+    latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
+    if not any(len(chosen) for chosen in latents.values()):
+        raise CorpusError(
+            f"no live, sparse latent stands out for {subject} in any layer",
+            expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
+            f"{spec.dense_rate:.0%} of control tokens",
+            next_step="Lower live_share or raise dense_rate in the profile.",
+        )
+    return latents
 
 
 def decoder_rows(
@@ -79,17 +106,8 @@ def decoder_rows(
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
-    progress.start("Listening", 2 * spec.documents)
-    domain = firing_rates(spec, subject, context, progress)
-    latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
+    latents = selected_latents(spec, subject, top_k, context, progress)
     bank = context.bank(spec.saes, session)
-    if not any(len(chosen) for chosen in latents.values()):
-        raise CorpusError(
-            f"no live, sparse latent stands out for {subject} in any layer",
-            expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
-            f"{spec.dense_rate:.0%} of control tokens",
-            next_step="Lower live_share or raise dense_rate in the profile.",
-        )
 
     def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:

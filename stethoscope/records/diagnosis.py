@@ -1,21 +1,18 @@
 """What decides a diagnosis and what hangs on it: stability, latents, energy. Layers are counted from 0."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from stethoscope.records.base import Record, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
-ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass", "log_ratio"]
-SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
-
 
 class DiagnoseSpec(Record):
     """Which layers are specific to which subject: everything that decides the scores.
 
     Attributes:
-        score: name of the layer score (defined in `sae.scores`).
+        score: name of the layer score (see `sae.specificity.SCORES`).
         top_k: number of latents selected per layer and subject.
         control: control corpus that the domain is compared with.
         documents: documents per subject, and of the control corpus.
@@ -32,7 +29,7 @@ class DiagnoseSpec(Record):
     saes: SaeRef
     problems: ProblemsRef
     control: str
-    score: ScoreName = "mean_rate_difference"
+    score: str = "mean_rate_difference"
     top_k: int = Field(default=16, ge=1)
     documents: int = Field(default=128, ge=20)
     split: Split = "train"
@@ -80,12 +77,19 @@ class LatentExamplesSpec(Record):
 
 
 class EnergySpec(Record):
-    """How much of the task vector's energy the span of the top-k latents keeps, for each k."""
+    """How much of the task vector's energy the span of the top-k latents keeps, for each k.
+
+    Attributes:
+        fold_gains: project the matrices with their norms' gains (what the stream sees), or the plain weights.
+        draws: sets of random live latents, matched on firing rate, that stand beside the selected ones.
+    """
 
     diagnosis: DiagnoseSpec
     task_vector: TaskVectorRef
     subject: str
     k: tuple[int, ...] = (4, 8, 16, 32, 64)
+    fold_gains: bool = True
+    draws: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
     def _check_k(self) -> "EnergySpec":

@@ -36,14 +36,10 @@ class SelectedLatent(Record):
 
 
 class DiagnosisResult(Record):
-    """Layer specificity by subject; `order` lists the layers of each subject, best first.
-
-    `source` says which part of the score's formula is published, and which is ours.
-    """
+    """Layer specificity by subject; `order` lists the layers of each subject, best first."""
 
     score: str
     formula: str
-    source: str = ""
     subjects: tuple[str, ...]
     control: str
     n_layers: int

@@ -1,1 +1,0 @@
-"""Where a task vector is read from: a fine-tuned checkpoint, a LoRA adapter or a safetensors delta; a reader each."""
