@@ -1,14 +1,17 @@
 """How a page asks the worker: one slot a question; submitted, watched, shown, and never waited for.
 
-A slot whose spec changes cancels its former job and keeps showing the former result (stale) until the new one is
-there. A slot can also hold a stored run (recorded). Only ids go into the session.
+A slot whose spec changes withdraws from its former job and keeps showing the former result (stale) until the new one
+is there. A slot can also hold a stored run (recorded). Only ids go into the session. Visitors who ask the same share a
+job: one who stops it only leaves it, unless nobody else is there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stethoscope import jobs
 
@@ -42,6 +45,17 @@ def front() -> Any:
     return jobs.front()
 
 
+def visitor() -> str:
+    """Return the name under which this browser session asks for jobs."""
+    running = get_script_run_ctx(suppress_warning=True)
+    return jobs.ANYBODY if running is None else running.session_id
+
+
+def _gone(owner: str) -> bool:
+    """Whether `owner` is nobody, or a browser session that has ended (a reload begins a new one)."""
+    return owner == jobs.ANYBODY or (runtime.exists() and not runtime.get_instance().is_active_session(owner))
+
+
 def spec_key(spec: Any) -> str:
     """Return the text that tells two specs apart."""
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
@@ -55,20 +69,22 @@ def ask(slot: str, spec: Any, *, title: str) -> View:
     overtaken = job is not None and job.state == "cancelled" and job.result is None and not held.get("stopped")
     if held.get("spec") != spec_key(spec) or lost or overtaken:
         if job is not None and held.get("spec") != spec_key(spec):
-            front().cancel(job.job_id)
-        job_id = front().submit(spec, interactive=True, title=title)
+            front().cancel(job.job_id, visitor())
+        job_id = front().submit(spec, interactive=True, title=title, owner=visitor())
         st.session_state["slots"][slot] = {"spec": spec_key(spec), "job": job_id, "shown": held.get("shown")}
     return look(slot)
 
 
 def begin(slot: str, spec: Any, *, title: str, interactive: bool = False) -> None:
     """Start `spec` in `slot` because a button said so; a batch job waits behind interactive ones."""
-    hold(slot, job=front().submit(spec, interactive=interactive, title=title))
+    hold(slot, job=front().submit(spec, interactive=interactive, title=title, owner=visitor()))
 
 
 def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any = None) -> None:
     """Show an existing job or stored run in `slot`; with `spec`, asking for that spec keeps it."""
     key = None if spec is None else spec_key(spec)
+    if job is not None:
+        front().follow(job, visitor())
     st.session_state["slots"][slot] = {"spec": key, "job": job, "run": run}
 
 
@@ -88,6 +104,8 @@ def look(slot: str) -> View:
     if job is None:
         forget(slot)
         return View(error="The server was restarted and no longer knows this job. Finished blocks are stored.")
+    if held.get("stopped") and job.active:  # it goes on for another visitor
+        job = replace(job, state="cancelled")
     if job.state in FINISHED and job.result is not None:
         held["shown"] = {"job": job.job_id}
         return View(job.result, job.run_id, job)
@@ -108,9 +126,20 @@ def _load(store: Any, run_id: str) -> Any:
     return store.load_result(run_id)
 
 
+def may_stop(job: Any) -> bool:
+    """Whether this visitor asked for `job`, or nobody who did is still there."""
+    return visitor() in job.owners or all(_gone(owner) for owner in job.owners)
+
+
 def stop(job_id: str) -> None:
-    """Cancel the job because a person said so: no slot starts it again by itself."""
-    front().cancel(job_id)
+    """Withdraw from the job because a person said so: no slot starts it again by itself.
+
+    Those who have closed the page withdraw too; the job goes on only where another visitor still waits for it.
+    """
+    job = front().snapshot(job_id)
+    for owner in () if job is None else job.owners:
+        if owner == visitor() or _gone(owner):
+            front().cancel(job_id, owner)
     for held in st.session_state["slots"].values():
         if held.get("job") == job_id:
             held["stopped"] = True

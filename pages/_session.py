@@ -12,8 +12,8 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from stethoscope.errors import UserError
 from stethoscope.profiles import MINI, Profile, load_profile
+from stethoscope.records import SCORE_NAMES
 
-SCORES = ("mean_rate_difference", "specific_share", "log_ratio")
 ENERGY_K = (4, 8, 16, 32, 64)
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
 
@@ -45,7 +45,7 @@ def defaults() -> None:
         "task_vector": [ref.name for ref in chosen.task_vectors],
         "subject": chosen.problems.subjects,
         "control": chosen.problems.control_names,
-        "score": SCORES,
+        "score": SCORE_NAMES,
         "arm": list(ARMS),
     }
     for name, values in allowed.items():

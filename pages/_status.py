@@ -71,5 +71,5 @@ def draw() -> None:
 
     with st.container(key="status", horizontal=True, vertical_alignment="center", gap="small"):
         live()
-        if active:
+        if active and _jobs.may_stop(active[0]):
             st.button("Cancel", key="cancel-job", type="tertiary", on_click=_jobs.stop, args=(active[0].job_id,))

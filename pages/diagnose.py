@@ -5,7 +5,7 @@ import streamlit as st
 from pages import _energy, _jobs, _session, _status, _ui, _watch
 from stethoscope.figures import specificity
 from stethoscope.figures.theme import pretty
-from stethoscope.records import DiagnoseSpec
+from stethoscope.records import SCORE_NAMES, DiagnoseSpec
 from stethoscope.results import DiagnosisResult
 
 
@@ -22,7 +22,7 @@ def spec_from_controls() -> DiagnoseSpec:
         format_func=pretty,
         **_session.mirror("control", "control-select"),
     )
-    third.selectbox("Score", _session.SCORES, format_func=pretty, **_session.mirror("score", "score-select"))
+    third.selectbox("Score", SCORE_NAMES, format_func=pretty, **_session.mirror("score", "score-select"))
     fourth.number_input(
         "Latents k", 1, 512, step=1, help="Latents selected per layer and subject", **_session.mirror("top_k", "top-k")
     )

@@ -2,61 +2,15 @@
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _restore, _session, _status, _ui
+from pages import _jobs, _restore, _session, _share, _status, _ui
+from pages._runs_table import recipes_by_run, recipes_of, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
-from stethoscope.records import BenchSpec, EditRecipe
 
 KINDS = ("diagnose", "energy", "compare_text", "bench", "export")
 TABLES = ("cells", "latents", "layers", "rows", "arms", "comparisons", "totals", "items")
-
-
-def recipes_of(spec: Any) -> dict[str, EditRecipe]:
-    """Return the recipes of a run's spec by arm name."""
-    if isinstance(spec, BenchSpec):
-        return {arm.name: arm.recipe for arm in spec.arms if arm.recipe is not None}
-    recipe = getattr(spec, "recipe", None)
-    return {"recipe": recipe} if isinstance(recipe, EditRecipe) else {}
-
-
-def summary(run: Any) -> str:
-    """Return in a few words what the run was about; a damaged row says so."""
-    try:
-        spec = run.spec
-    except StethoscopeError as error:
-        return f"damaged: {error}"
-    if isinstance(spec, BenchSpec):
-        return f"{len(spec.arms)} arms, {len(spec.subjects)} subjects, n = {spec.n}"
-    subject, control = getattr(spec, "subject", None), getattr(spec, "control", None)
-    layers = next((", ".join(map(str, recipe.layers)) for recipe in recipes_of(spec).values()), "")
-    parts = [pretty(subject) if subject else "", f"against {pretty(control)}" if control else ""]
-    return ", ".join(part for part in [*parts, f"layers {layers}" if layers else ""] if part) or run.kind
-
-
-def table(runs: list[Any]) -> None:
-    """Draw the history, pinned runs first."""
-    rows = [
-        {
-            "pinned": run.pinned,
-            "started": pd.to_datetime(run.created_at, unit="s", utc=True),
-            "kind": pretty(run.kind),
-            "about": run.title or summary(run),
-            "state": run.state,
-            "seconds": run.elapsed_s,
-            "run": run.run_id,
-        }
-        for run in runs
-    ]
-    columns = {
-        "pinned": st.column_config.CheckboxColumn("pinned", width="small"),
-        "started": st.column_config.DatetimeColumn("started", format="YYYY-MM-DD HH:mm:ss"),
-        "about": st.column_config.TextColumn("about", width="large"),
-        "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
-    }
-    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=columns, key="runs-table", alt="Stored runs")
 
 
 def open_again(run: Any) -> None:
@@ -88,6 +42,19 @@ def detail(run: Any) -> None:
                     _ui.csv_button(f"{name.capitalize()} CSV", rows, f"{run.run_id}_{name}.csv", f"{name}-csv")
 
 
+def compare(runs: list[Any]) -> None:
+    """Draw what changed between the recipes of two runs."""
+    recipes = recipes_by_run(runs)
+    if len(recipes) < 2:
+        st.caption("Two recipes are needed: run texts or benchmarks first.")
+        return
+    names = list(recipes)
+    left, right = st.columns(2)
+    before = left.selectbox("From", names, index=1, key="diff-before")
+    after = right.selectbox("To", names, key="diff-after")
+    _share.changes(recipes[before], recipes[after])
+
+
 def main() -> None:
     """Draw the page."""
     _ui.heading("Runs", "What did we find? Every finished run, with its spec, can be opened again and downloaded.")
@@ -111,6 +78,8 @@ def main() -> None:
         chosen = st.selectbox("Run", list(by_id), key="run-select",
                               format_func=lambda run_id: f"{run_id} · {pretty(by_id[run_id].kind)}")  # fmt: skip
         detail(by_id[chosen])
+    with _ui.card("What changed between two recipes", key="runs-diff"):
+        compare(runs)
 
 
 _session.run_page(main)

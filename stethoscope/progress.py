@@ -1,8 +1,15 @@
 """Progress counts finished items; cancel is a token that long loops look at between items.
 
-A pipeline receives one `Progress` and calls `start`, `advance`, `check_cancel` and, for streamed text, `write`.
-The base class keeps quiet; the job worker and the command line subclass it.
+A pipeline receives one `Progress` and calls `start`, `advance`, `give_way` (between decode steps, between batches) and,
+for streamed text and results that grow, `write` and `publish`. The base class keeps quiet; the job worker and the
+command line subclass it.
+
+    rate = items worked on in this stage / seconds spent on it      (found in the store, or set aside: not counted)
 """
+
+import contextlib
+import time
+from collections.abc import Iterator
 
 from stethoscope.errors import Cancelled
 
@@ -14,24 +21,66 @@ class Progress:
         self.stage = ""
         self.done = 0
         self.total = 0
-        self._cancelled = False
+        self.cancelled = False
+        self._skipped = 0
+        self._started = time.perf_counter()
+        self._paused_at: float | None = None
 
     def start(self, stage: str, total: int) -> None:
         """Begin `stage` of `total` items; the count starts at zero."""
         self.stage, self.done, self.total = stage, 0, total
+        self._skipped, self._started = 0, time.perf_counter()
 
     def advance(self, items: int = 1) -> None:
         """Count `items` more as finished."""
         self.done += items
 
+    def skip(self, items: int) -> None:
+        """Count `items` as finished that needed no work: they say nothing about the rate."""
+        self._skipped += items
+        self.advance(items)
+
+    @property
+    def rate(self) -> float | None:
+        """Items worked on per second of this stage; None before the first."""
+        worked, elapsed_s = self.done - self._skipped, (self._paused_at or time.perf_counter()) - self._started
+        return worked / elapsed_s if worked > 0 and elapsed_s > 0 else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to the end of this stage at its rate; None where there is no rate yet."""
+        rate = self.rate
+        return (self.total - self.done) / rate if rate else None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock of the rate for the body."""
+        self._paused_at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - self._paused_at
+            self._paused_at = None
+
     def write(self, channel: str, text: str) -> None:
         """Append streamed `text` to `channel` (for example "base" or "edited")."""
 
+    def publish(self, result: object) -> None:
+        """Show `result` as it stands so far; the last one published is the one on show."""
+
     def cancel(self) -> None:
         """Ask the work to stop at its next check."""
-        self._cancelled = True
+        self.cancelled = True
 
     def check_cancel(self) -> None:
         """Raise `Cancelled` when the work was asked to stop."""
-        if self._cancelled:
+        if self.cancelled:
             raise Cancelled(f"cancelled at {self.stage}: {self.done} of {self.total} done")
+
+    def give_way(self) -> None:
+        """Raise `Cancelled` when asked to stop; in a batch job of the worker, waiting interactive jobs run right here.
+
+        The model answers to somebody else meanwhile: call it only where no hook is on the model and no forward or
+        backward pass is half-way. Weights (`delta.patch.lifted`) and key-value caches are as before when it returns.
+        """
+        self.check_cancel()

@@ -15,12 +15,10 @@ class StderrProgress(Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._started = time.perf_counter()
         self._shown = 0.0
 
     def start(self, stage: str, total: int) -> None:
         super().start(stage, total)
-        self._started = time.perf_counter()
         self._show(force=True)
 
     def advance(self, items: int = 1) -> None:
@@ -32,8 +30,7 @@ class StderrProgress(Progress):
         if not sys.stderr.isatty() or (not force and now - self._shown < 0.1):
             return
         self._shown = now
-        rate = self.done / (now - self._started) if self.done and now > self._started else 0.0
-        eta = f", {rate:.1f}/s, {(self.total - self.done) / rate:.0f} s left" if rate else ""
+        eta = "" if self.eta_s is None else f", {self.rate:.1f}/s, {self.eta_s:.0f} s left"
         end = "\n" if self.total and self.done >= self.total else ""
         sys.stderr.write(f"\r\033[K{self.stage}: {self.done}/{self.total}{eta}{end}")
         sys.stderr.flush()

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from stethoscope import pipeline
+from stethoscope.errors import StethoscopeError
 from stethoscope.jobs import JobFront, JobSnapshot
+from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
+from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, InfoSpec, ModelRef, ProbeSpec
-from stethoscope.results import InfoResult, ProbeResult
+from stethoscope.results import BenchResult, InfoResult, ProbeResult
 from stethoscope.store.runs import RunStore
 
 
@@ -109,6 +113,166 @@ def test_interactive_jobs_overtake_waiting_batch_jobs(front: JobFront, pico_prof
     assert last is not None
     assert last.active
     assert all(finished(front, job_id).state == "done" for job_id in batch)
+
+
+def long_bench(profile: Profile, layers: tuple[int, ...] = (1,)) -> BenchSpec:
+    """A benchmark of several seconds whose second arm is edited."""
+    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers=dict.fromkeys(layers, 1.0))
+    return BenchSpec(
+        model=profile.model,
+        problems=profile.problems,
+        arms=(BenchArm(name="recipe", recipe=recipe), BenchArm(name="base")),
+        subjects=profile.problems.subjects,
+        n=8,
+        max_new_tokens=32,
+        batch_size=2,
+    )
+
+
+def running_with(front: JobFront, spec: BenchSpec, items: int) -> str:
+    """Start `spec` as a batch job and wait until `items` are answered."""
+    job_id = front.submit(spec, interactive=False)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        snapshot = front.snapshot(job_id)
+        assert snapshot is not None
+        assert snapshot.active, snapshot.error
+        if snapshot.stage == "Answering problems" and snapshot.done >= items:
+            return job_id
+        time.sleep(0.005)
+    raise AssertionError("the benchmark did not start")
+
+
+def solo(spec: BenchSpec | ProbeSpec, folder: Path) -> BenchResult | ProbeResult:
+    context = Context(RunStore(folder), device="cpu")
+    result = pipeline.run(spec, context, Progress()).result
+    context.close()
+    assert isinstance(result, BenchResult | ProbeResult)
+    return result
+
+
+def test_an_interactive_job_passes_ahead_of_a_running_batch_job_and_neither_sees_the_other(
+    front: JobFront, pico_profile: Profile, tmp_path: Path
+) -> None:
+    bench, probes = long_bench(pico_profile), [probe_spec(pico_profile, alpha) for alpha in (0.5, 1.5)]
+    batch = running_with(front, bench, 1)
+    for probe in probes:
+        found = finished(front, front.submit(probe))
+        held = front.snapshot(batch)
+        assert held is not None
+        assert held.active, "the probe waited for the whole benchmark"
+        assert isinstance(found.result, ProbeResult), found.error
+        alone = solo(probe, tmp_path / "solo")
+        assert isinstance(alone, ProbeResult)
+        assert found.result.rows == alone.rows
+        assert found.result.certificate == alone.certificate
+    job = finished(front, batch)
+    assert job.state == "done", job.error
+    alone = solo(bench, tmp_path / "bench")
+    assert job.result == alone
+    assert isinstance(alone, BenchResult)
+    by_arm = {item.problem_id: item.completion for item in alone.items if item.arm == "base"}
+    assert any(by_arm[item.problem_id] != item.completion for item in alone.items), "the edit changes nothing"
+    idle(front)
+    assert front.status().base_verified is True
+
+
+def test_a_failing_and_a_cancelled_job_leave_the_batch_job_alone(front: JobFront, pico_profile: Profile) -> None:
+    batch = running_with(front, long_bench(pico_profile), 1)
+    beyond = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vector(), layers={9: 1.0})
+    failing = finished(front, front.submit(ProbeSpec(recipe=beyond, problems=pico_profile.problems, n=4)))
+    assert failing.state == "failed"
+    assert failing.error is not None
+    stopped = front.submit(probe_spec(pico_profile, 0.3))
+    front.cancel(stopped)
+    assert finished(front, stopped).state in ("cancelled", "done")
+    job = finished(front, batch)
+    assert job.state == "done", job.error
+    idle(front)
+    assert front.status().base_verified is True
+
+
+def test_a_job_for_another_model_waits_for_the_batch_job(
+    front: JobFront, pico_profile: Profile, make_pico: Callable[..., Path]
+) -> None:
+    other = ModelRef(id=str(make_pico(seed=5)))
+    batch = running_with(front, long_bench(pico_profile), 1)
+    load = front.submit(InfoSpec(model=other, saes=pico_profile.saes, task_vectors=()))
+    assert finished(front, front.submit(probe_spec(pico_profile, 0.5))).state == "done"
+    waiting, running = front.snapshot(load), front.snapshot(batch)
+    assert waiting is not None
+    assert running is not None
+    assert (waiting.state, running.state) == ("queued", "running")
+    assert finished(front, batch).state == "done"
+    assert finished(front, load).state == "done"
+    idle(front)
+    status = front.status()
+    assert status.model is not None
+    assert status.model.id == other.id
+    assert status.base_verified is True
+
+
+def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base(
+    front: JobFront, pico_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = running_with(front, long_bench(pico_profile), 1)
+
+    def misbehave(spec: ProbeSpec, context: Context, _: Progress) -> ProbeResult:
+        assert context.loaded is not None
+        parameter = context.loaded.parameter(context.loaded.layout.of_layer(1)[0].name)
+        parameter.data = parameter.detach().clone()
+        raise StethoscopeError("planted")
+
+    monkeypatch.setitem(pipeline.RUNNERS, ProbeSpec, misbehave)
+    finished(front, front.submit(probe_spec(pico_profile, 0.5)))
+    job = finished(front, batch)
+    assert job.state == "failed"
+    assert job.error is not None
+    assert "does not hold the base weights" in job.error.what
+    idle(front)
+    assert front.status().base_verified is True
+
+
+def test_a_shared_job_stops_when_its_last_owner_withdraws(front: JobFront, pico_profile: Profile) -> None:
+    batch = running_with(front, long_bench(pico_profile), 1)
+    probe = probe_spec(pico_profile, 0.2)
+    shared = front.submit(probe, interactive=False, owner="one")
+    assert front.submit(probe, interactive=False, owner="two") == shared
+    front.cancel(shared, "one")
+    front.cancel(shared, "a stranger")
+    snapshot = front.snapshot(shared)
+    assert snapshot is not None
+    assert (snapshot.state, snapshot.owners) == ("queued", {"two"})
+    front.cancel(batch, "a stranger")
+    front.cancel(shared, "two")
+    assert finished(front, shared).state == "cancelled"
+    again = front.submit(probe, interactive=False, owner="one")
+    assert again != shared, "a stopped job does not stand for a new one"
+    assert front.submit(probe, owner="two") == again
+    assert finished(front, again).state == "done"
+    held = front.snapshot(batch)
+    assert held is not None
+    assert held.active, "asked for interactively, the waiting batch job passes ahead"
+    front.cancel(batch)
+    assert finished(front, batch).state == "cancelled"
+
+
+def test_the_rate_counts_neither_pauses_nor_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("stethoscope.progress.time.perf_counter", lambda: now[0])
+    progress = Progress()
+    progress.start("work", 100)
+    progress.skip(40)
+    assert progress.rate is None
+    now[0] = 10.0
+    progress.advance(20)
+    assert (progress.rate, progress.eta_s) == (2.0, 20.0)
+    with progress.paused():
+        now[0] = 500.0
+        assert progress.rate == 2.0
+    assert progress.rate == 2.0
+    now[0] = 510.0
+    assert progress.rate == 1.0
 
 
 def test_cancel_stops_a_benchmark_and_a_waiting_job(

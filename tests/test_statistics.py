@@ -147,6 +147,46 @@ def test_kendall_tau() -> None:
     assert math.isnan(S.kendall_tau([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
 
 
+@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_kendall_tau_of_draws_is_scipy_row_by_row(n: int, levels: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    a = generator.integers(0, levels, (4, n)).astype(float)
+    b = generator.integers(0, levels, n).astype(float)
+    theirs = [float(np.asarray(stats.kendalltau(row, b))[0]) for row in a]
+    np.testing.assert_allclose(S.kendall_tau(a, b), theirs, atol=1e-12)
+    np.testing.assert_allclose(S.kendall_tau(b, a), theirs, atol=1e-12)
+
+
+def test_percentile_interval_leaves_undefined_draws_out() -> None:
+    draws = np.append(np.arange(101) / 100, [math.nan] * 30)
+    interval = S.percentile_interval(draws, level=0.9)
+    assert (interval.low, interval.high) == pytest.approx((0.05, 0.95))
+    assert math.isnan(S.percentile_interval([math.nan]).low)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.5]))
+@settings(max_examples=60, deadline=None)
+def test_fdr_threshold_rejects_what_benjamini_hochberg_rejects(n: int, rows: int, seed: int, level: float) -> None:
+    generator = np.random.default_rng(seed)
+    p = generator.random((rows, n)) ** generator.integers(1, 9)
+    p = np.round(p, int(generator.integers(2, 9)))  # ties
+    rejected = p <= S.fdr_threshold(p, level)[:, None]
+    for row in range(rows):
+        np.testing.assert_array_equal(rejected[row], stats.false_discovery_control(p[row]) <= level)
+        np.testing.assert_allclose(S.benjamini_hochberg(p[row]), stats.false_discovery_control(p[row]), atol=1e-12)
+
+
+@given(st.integers(1, 8), st.integers(1, 30), st.integers(1, 6), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_midranks_are_scipys(rows: int, n: int, levels: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, levels, (rows, n)) / levels
+    ranked = S.midranks(values)
+    np.testing.assert_array_equal(ranked.ranks, stats.rankdata(values, axis=1))
+    sizes = [np.unique(row, return_counts=True)[1].astype(float) for row in values]
+    np.testing.assert_array_equal(ranked.tie_sum, [(size**3 - size).sum() for size in sizes])
+
+
 @pytest.mark.parametrize("levels", [3, 1000])
 def test_mann_whitney_is_scipy(levels: int) -> None:
     generator = np.random.default_rng(0)

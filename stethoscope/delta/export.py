@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from stethoscope.delta.patch import Patch, applied
-from stethoscope.delta.task_vector import CheckpointTensors
+from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
 from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession, quiet_transformers

@@ -188,7 +188,7 @@ def report(context: Context, *, n: int, n_layers: int, draws: int, seed: int) ->
     diagnosis = pipeline.run(MINI.diagnose_spec(), context, _Lines()).result
     assert isinstance(diagnosis, DiagnosisResult)
     order = mean_order(diagnosis)
-    depth = kendall_tau([order.index(layer) for layer in range(len(order))], list(range(len(order))))
+    depth = float(kendall_tau([order.index(layer) for layer in range(len(order))], range(len(order))))
     lines.append(f"Layers by mean specificity ({diagnosis.score}, against {diagnosis.control}), best first: ")
     lines.append(f"{', '.join(map(str, order))} (Kendall tau of rank with depth {depth:+.2f}).")
     for task_vector in MINI.task_vectors:

@@ -68,7 +68,7 @@ def generate_greedy(
     rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
     assert len(rows) == len(prompts), "prompts are all text or all token ids"
     assert all(rows), "a prompt without a token"
-    progress.check_cancel()
+    progress.give_way()
     prefix = share_prefix(session, rows)
     ends = _Ends(session, stop)
     finished: list[Generation] = []
@@ -170,7 +170,7 @@ def _decode_batch(
     ids, mask, positions = block.input_ids, block.attention_mask, block.position_ids
     live = list(drafts)
     for step in range(max_new_tokens):
-        progress.check_cancel()
+        progress.give_way()
         with torch.no_grad():
             logits = session.model(
                 input_ids=ids,

@@ -37,7 +37,7 @@ def solution_nll(
     prefix = share_prefix(session, contexts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
-        progress.check_cancel()
+        progress.give_way()
         chosen = order[start : start + batch_size]
         keep = max(scored[i] for i in chosen) + 1
         block = right_align(session, [rows[i] for i in chosen], prefix)

@@ -85,7 +85,7 @@ def _run_arm(
         if problem.problem_id in stored
     ]
     missing = [problem for problem in problems if problem.problem_id not in stored]
-    progress.advance(len(items))
+    progress.skip(len(items))
     if not missing:
         return _Answered(items, context.store.get_certificate(evaluation), True)
     session = context.session(spec.model, progress)

@@ -4,19 +4,22 @@ One context belongs to one worker (or one command). Everything it holds can be m
 are keyed by content ids, and a model of another reference replaces the one that is loaded.
 """
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from stethoscope.delta.parts import LayerSpectra
-from stethoscope.delta.patch import Patch
+from stethoscope.delta.patch import Patch, lifted
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
+from stethoscope.errors import Cancelled
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.residual import site_width
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.session import ModelSession, checksum, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
@@ -67,6 +70,7 @@ class Context:
         self.base_nll: Recent[str, np.ndarray] = Recent(32)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
         self.base_checksum: str | None = None
+        self._in_use = False
 
     @property
     def loaded(self) -> ModelSession | None:
@@ -80,6 +84,7 @@ class Context:
     def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
         """Return the model of `ref`, loading it in place of another one where needed."""
         if self._session is None or self._session.ref != ref:
+            assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.checksum()
@@ -91,6 +96,39 @@ class Context:
         self.base_checksum = None
         for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll, self.spectra):
             cache.entries.clear()
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let other jobs run in the body: the running job's edit is lifted, and its model stays loaded.
+
+        Raises:
+            StethoscopeError: the weights were not what the running job had put there, or not the base's afterwards.
+        """
+        assert self._session is not None, "no job can be set aside before its model is loaded"
+        assert not self._in_use, "a job is set aside already"
+        with lifted(self._session):
+            self._in_use = True
+            try:
+                yield
+            finally:
+                self._in_use = False
+
+    def base_verified(self, *, go_on: Callable[[], bool]) -> bool | None:
+        """Return whether all weights hash to what was loaded; None without a model, or when `go_on` says no first."""
+        session = self._session
+        if session is None:
+            return None
+
+        def parameters() -> Iterator[tuple[str, Tensor]]:
+            for name, parameter in session.model.named_parameters():
+                if not go_on():
+                    raise Cancelled("another job came first")
+                yield name, parameter
+
+        try:
+            return checksum(parameters()) == self.base_checksum
+        except Cancelled:
+            return None
 
     def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
         """Return the SAEs of `ref`, checked against the model's width."""

@@ -1,17 +1,18 @@
 """Use case: which layers are specific to which subject?"""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from threadpoolctl import threadpool_limits
 
-from stethoscope.errors import UserError
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import firing_rates, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
 from stethoscope.sae.rates import FiringRates
-from stethoscope.sae.specificity import SCORES, specificity
+from stethoscope.sae.scores import SCORES
+from stethoscope.sae.specificity import specificity
 
 SCORING_THREADS = 2  # subjects side by side, one BLAS thread each: threads inside threads would wait for each other
 
@@ -20,8 +21,8 @@ def _cells(
     spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates, progress: Progress
 ) -> list[SpecificityCell]:
     rows = specificity(
-        {layer: domain.dense(layer) for layer in domain.layers},
-        {layer: control.dense(layer) for layer in control.layers},
+        domain,
+        control,
         score=spec.score,
         top_k=spec.top_k,
         live_share=spec.live_share,
@@ -30,30 +31,15 @@ def _cells(
         n_bootstrap=spec.n_bootstrap,
         n_permutations=spec.n_permutations,
         seed=spec.seed,
-        control_tokens=int(control.n_tokens.sum()),
         progress=progress,
     )
-    return [
-        SpecificityCell(
-            layer=row.layer,
-            subject=subject,
-            score=row.score,
-            ci_low=row.ci_low,
-            ci_high=row.ci_high,
-            p=row.p,
-            p_holm=row.p_holm,
-            n_live=row.n_live,
-            n_documents=row.n_documents,
-            p_top=row.p_top,
-        )
-        for row in rows
-    ]
+    return [SpecificityCell(subject=subject, **asdict(row)) for row in rows]
 
 
-def _order(cells: list[SpecificityCell]) -> tuple[int, ...]:
-    """Return the layers of one subject, best first; layers without a live latent come last, ties by depth."""
-    ranked = sorted(cells, key=lambda cell: (cell.score is None, -(cell.score or 0.0), cell.layer))
-    return tuple(cell.layer for cell in ranked)
+def order_layers(layers: tuple[int, ...], scores: tuple[float | None, ...]) -> tuple[int, ...]:
+    """Return the layers, best first; those without a score come last, ties by depth."""
+    ranked = sorted(zip(layers, scores, strict=True), key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0]))
+    return tuple(layer for layer, _ in ranked)
 
 
 def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates) -> list[SelectedLatent]:
@@ -77,8 +63,6 @@ def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: Fi
 
 def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisResult:
     """Return the score of every layer for every subject, with intervals, p-values and the selected latents."""
-    if spec.score not in SCORES:
-        raise UserError("no layer score of that name", got=repr(spec.score), expected=" or ".join(SCORES))
     session = context.session(spec.model, progress)
     subjects = spec.problems.subjects
     progress.start("Listening", spec.documents * (len(subjects) + 1))
@@ -93,16 +77,17 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
         return _cells(spec, subject, domains[subject], control, progress)
 
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(SCORING_THREADS) as executor:
-        for subject, of_subject in zip(subjects, executor.map(score_subject, subjects), strict=True):
+        for subject, rows in zip(subjects, executor.map(score_subject, subjects), strict=True):
             progress.check_cancel()
-            cells.extend(of_subject)
-            order[subject] = _order(of_subject)
+            cells.extend(rows)
+            order[subject] = order_layers(tuple(row.layer for row in rows), tuple(row.score for row in rows))
             latents.extend(_selected(spec, subject, domains[subject], control))
             progress.advance()
     score = SCORES[spec.score]
     return DiagnosisResult(
         score=spec.score,
         formula=score.formula,
+        source=score.source,
         subjects=subjects,
         control=spec.control,
         n_layers=session.layout.n_layers,

@@ -12,7 +12,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.sae.counts import Document, count_firing
 from stethoscope.sae.rates import FiringRates
-from stethoscope.sae.specificity import select_latents
+from stethoscope.sae.selection import select_latents
 
 BATCH_TOKENS = {False: 1024, True: 8192}  # on a CPU small batches stay in the cache; a GPU wants large ones
 CAPTURED_BYTES = {False: 1 << 30, True: 4 << 30}  # more reads each SAE fewer times
@@ -48,7 +48,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
     )
     key = context.identity(neutral)
     if key in context.rates.entries:
-        progress.advance(spec.documents)
+        progress.skip(spec.documents)
     return context.rates.get_or_make(
         key,
         lambda: count_firing(
@@ -66,13 +66,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
 def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
     """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
     return {
-        layer: select_latents(
-            domain.dense(layer),
-            control.dense(layer),
-            top_k,
-            live_share=spec.live_share,
-            dense_rate=spec.dense_rate,
-        )
+        layer: select_latents(domain, control, layer, top_k, live_share=spec.live_share, dense_rate=spec.dense_rate)
         for layer in domain.layers
     }
 

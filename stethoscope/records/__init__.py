@@ -4,8 +4,16 @@ A *spec* is everything that decides a result. Pages and the command line build t
 `pipeline.run`, so a result can be found again by the content id of its spec.
 """
 
-from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none
-from stethoscope.records.diagnosis import DiagnoseSpec, EnergySpec, LatentExamplesSpec, LatentsSpec, StabilitySpec
+from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none, nested_records
+from stethoscope.records.diagnosis import (
+    SCORE_NAMES,
+    DiagnoseSpec,
+    EnergySpec,
+    LatentExamplesSpec,
+    LatentsSpec,
+    ScoreName,
+    StabilitySpec,
+)
 from stethoscope.records.grade import Grade, GradeStatus
 from stethoscope.records.recipe import (
     Arm,
@@ -46,11 +54,14 @@ __all__ = [
     "RawArm",
     "Record",
     "SCHEMA_VERSION",
+    "SCORE_NAMES",
     "SaeRef",
+    "ScoreName",
     "Site",
     "Spec",
     "Split",
     "StabilitySpec",
     "TaskVectorRef",
     "finite_or_none",
+    "nested_records",
 ]

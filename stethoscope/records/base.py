@@ -1,6 +1,7 @@
 """What every record shares: frozen, typed, no unknown fields, no NaN; hashed whole. Fractions stay in [0, 1]."""
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -21,3 +22,20 @@ class Record(BaseModel):
 def finite_or_none(value: float) -> float | None:
     """Return `value`, or None where it is NaN or infinite (JSON has no such numbers)."""
     return value if math.isfinite(value) else None
+
+
+def nested_records(value: object) -> Iterator[Record]:
+    """Yield every record in `value`, itself included: in its fields, and in the tuples, lists and dicts of them."""
+    match value:
+        case Record():
+            yield value
+            for name in type(value).model_fields:
+                yield from nested_records(getattr(value, name))
+        case dict():
+            for item in value.values():
+                yield from nested_records(item)
+        case tuple() | list():
+            for item in value:
+                yield from nested_records(item)
+        case _:
+            pass

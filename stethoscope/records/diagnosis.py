@@ -1,18 +1,21 @@
 """What decides a diagnosis and what hangs on it: stability, latents, energy. Layers are counted from 0."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from stethoscope.records.base import Record, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
+ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass", "log_ratio"]
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
+
 
 class DiagnoseSpec(Record):
     """Which layers are specific to which subject: everything that decides the scores.
 
     Attributes:
-        score: name of the layer score (see `sae.specificity.SCORES`).
+        score: name of the layer score (defined in `sae.scores`).
         top_k: number of latents selected per layer and subject.
         control: control corpus that the domain is compared with.
         documents: documents per subject, and of the control corpus.
@@ -29,7 +32,7 @@ class DiagnoseSpec(Record):
     saes: SaeRef
     problems: ProblemsRef
     control: str
-    score: str = "mean_rate_difference"
+    score: ScoreName = "mean_rate_difference"
     top_k: int = Field(default=16, ge=1)
     documents: int = Field(default=128, ge=20)
     split: Split = "train"

@@ -36,10 +36,14 @@ class SelectedLatent(Record):
 
 
 class DiagnosisResult(Record):
-    """Layer specificity by subject; `order` lists the layers of each subject, best first."""
+    """Layer specificity by subject; `order` lists the layers of each subject, best first.
+
+    `source` says which part of the score's formula is published, and which is ours.
+    """
 
     score: str
     formula: str
+    source: str = ""
     subjects: tuple[str, ...]
     control: str
     n_layers: int

@@ -85,7 +85,7 @@ def count_firing(
         listened = [i for batch in batches for i in batch]
         captured = _capture(session, [[rows[i] for i in batch] for batch in batches], chosen, bank.ref.site, progress)
         for layer in chosen:
-            progress.check_cancel()
+            progress.give_way()
             tables[layer].append(_count(bank, layer, captured.pop(layer), n_tokens[listened]))
         order.extend(listened)
         progress.advance(len(listened))
@@ -155,7 +155,7 @@ def _capture(
     kept_rows: dict[int, Tensor] = {}
     done = 0
     for batch in batches:
-        progress.check_cancel()
+        progress.give_way()
         padded = session.batch(batch)
         with torch.no_grad(), capture_residual(session, layers, site) as captured:
             session.model(

@@ -170,7 +170,8 @@ class FiringRates:
     def total_mass(self, layer: int) -> Float[np.ndarray, " n_docs"]:
         """Return the sum of m_ij over all latents, per document, in float64."""
         table = self.tables[layer]
-        return np.bincount(table.owners, weights=table.masses, minlength=self.n_documents)
+        totals = np.bincount(table.owners, weights=table.masses, minlength=self.n_documents)
+        return totals.astype(np.float64)  # without an entry, bincount counts in integers
 
     def n_firing(self, layer: int) -> Int[np.ndarray, " d_sae"]:
         """Return in how many documents each latent fires at all."""

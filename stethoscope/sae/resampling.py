@@ -1,17 +1,21 @@
 """Halves, bootstrap and permutation of documents, as weights: a resampled mean rate is one matrix product.
 
-    p(draw, j) = sum_i w(draw, i) f_ij,   rows of w sum to 1
+    mean(draw, half, j) = sum_i w(draw, half, i) f_ij / sum_i w(draw, half, i)
 
 A document belongs to one half of a split, whatever is drawn: its copies stay there. A draw weighs (or relabels) the
-documents alike in every split and layer, and depends on the seed and the number of documents alone.
+documents alike in every split and in every layer, and depends on the seed and the number of documents alone. Draws are
+worked off in blocks, so that what is held at once does not grow with their number.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+
+BLOCK_ELEMENTS = 2**21  # draws x latents held at once: 8 MB a table in float32
 
 
 class Stream(IntEnum):
@@ -23,181 +27,169 @@ class Stream(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """Mean rates of each latent on domain (p) and control (q), one row a draw."""
+class Weights:
+    """Weights of some documents (rows of the pooled table) in each draw; a row need not sum to 1."""
 
-    p: Float[np.ndarray, "draws latents"]
-    q: Float[np.ndarray, "draws latents"]
+    documents: Int[np.ndarray, " m"]
+    weights: Float[np.ndarray, "draws m"]
+
+    def sums(self, table: Float[np.ndarray, "n latents"]) -> Float[np.ndarray, "draws latents"]:
+        """Return the weighted sums of the documents' rows, in the precision of the weights."""
+        return self.weights @ table[self.documents].astype(self.weights.dtype, copy=False)
+
+    def means_at(
+        self, table: Float[np.ndarray, "n latents"], draws: Int[np.ndarray, " hits"], latents: Int[np.ndarray, " hits"]
+    ) -> Float[np.ndarray, " hits"]:
+        """Return the weighted mean of some latents in some draws: few hits cost less than the whole product."""
+        columns, where = np.unique(latents, return_inverse=True)
+        rows = table[np.ix_(self.documents, columns)].T[where]  # [hits, m]
+        return np.einsum("hm,hm->h", self.weights[draws], rows) / self.weights.sum(1)[draws]
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
-    """Mean rates on the two halves of a split."""
+class Half:
+    """One half of a split: mean rates on domain (p) and control (q), one row a draw, and the weights behind them."""
 
-    a: Rates
-    b: Rates
+    p: Float[np.ndarray, "draws latents"]
+    q: Float[np.ndarray, "draws latents"]
+    domain: Weights
+    control: Weights
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Positions of the documents in half A and half B, for domain and control apart."""
+    """Positions of the documents in half A and half B; control positions count on from the domain's."""
 
     domain: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]
     control: tuple[Int[np.ndarray, " c"], Int[np.ndarray, " d"]]
-    whole: bool = False  # not cross-fitted: each half is everything
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Live latents of all layers side by side, float32: one row a document.
+class Draws(ABC):
+    """Some draws of the documents: the sample itself, copies with replacement, or shuffled labels."""
 
-    Attributes:
-        pooled: domain documents, then control documents.
-        n_domain: how many of them are domain documents.
-        cuts: the columns of each layer.
-        splits: the halvings.
-    """
+    def __init__(self, design: "Design", size: int) -> None:
+        self.design = design
+        self.size = size
 
-    pooled: Float[np.ndarray, "n latents"]
-    n_domain: int
-    cuts: tuple[slice, ...]
-    splits: tuple[Split, ...]
-    top_k: int
-    dense_rate: float
-    floor: float
-    seed: int
+    @abstractmethod
+    def weigh(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
+        """Return the weights of the documents at these positions, in the draws of `rows`."""
 
-    @property
-    def domain(self) -> Float[np.ndarray, "n_domain latents"]:
-        """Rates of the domain documents."""
-        return self.pooled[: self.n_domain]
-
-    @property
-    def control(self) -> Float[np.ndarray, "n_control latents"]:
-        """Rates of the control documents."""
-        return self.pooled[self.n_domain :]
-
-    @classmethod
-    def of(
-        cls,
-        domain: Sequence[Float[np.ndarray, "n_domain d_sae"]],
-        control: Sequence[Float[np.ndarray, "n_control d_sae"]],
-        *,
-        live: Sequence[Bool[np.ndarray, " d_sae"]],
-        top_k: int,
-        dense_rate: float,
-        floor: float,
-        n_splits: int,
-        seed: int,
-    ) -> "Sample":
-        """Lay the live latents of each layer side by side; n_splits=0 puts every document into both halves."""
-        tables = [np.concatenate([d[:, keep], c[:, keep]]) for d, c, keep in zip(domain, control, live, strict=True)]
-        edges = np.cumsum([0] + [table.shape[1] for table in tables]).tolist()
-        n_domain, n_control = len(domain[0]), len(control[0])
-        all_domain, all_control = np.arange(n_domain), np.arange(n_control)
-        everyone = Split((all_domain, all_domain), (all_control, all_control), whole=True)
-        return cls(
-            pooled=np.ascontiguousarray(np.concatenate(tables, axis=1), dtype=np.float32),
-            n_domain=n_domain,
-            cuts=tuple(slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)),
-            splits=tuple(_halve(n_domain, n_control, seed, i) for i in range(n_splits)) or (everyone,),
-            top_k=top_k,
-            dense_rate=dense_rate,
-            floor=floor,
-            seed=seed,
-        )
-
-
-def observed_halves(sample: Sample) -> Iterator[Halves]:
-    """Yield the plain mean rates of each split, as one draw."""
-    for split in sample.splits:
-        a, b = (
-            Rates(
-                sample.domain[split.domain[half]].mean(0, dtype=np.float64)[None],
-                sample.control[split.control[half]].mean(0, dtype=np.float64)[None],
+    def halves(self, table: Float[np.ndarray, "n latents"], rows: slice) -> Iterator[tuple[Half, Half]]:
+        """Yield the two halves of each split. Half B is what half A leaves of the total: half of the products."""
+        design = self.design
+        totals = [self.weigh(rows, side).sums(table) for side in (design.domain, design.control)]
+        for split in design.splits:
+            means: list[list[Float[np.ndarray, "draws latents"]]] = []
+            weights: list[list[Weights]] = []
+            for side, total in zip((split.domain, split.control), totals, strict=True):
+                first, second = (self.weigh(rows, documents) for documents in side)
+                of_a = first.sums(table)
+                of_b = of_a.copy() if design.whole else total - of_a
+                of_a /= _mass(first)
+                np.maximum(of_b, 0, out=of_b)  # float32 may leave -1e-9 of a latent that half A has all of
+                of_b /= _mass(second)
+                means.append([of_a, of_b])
+                weights.append([first, second])
+            yield (
+                Half(means[0][0], means[1][0], weights[0][0], weights[1][0]),
+                Half(means[0][1], means[1][1], weights[0][1], weights[1][1]),
             )
-            for half in (0, 1)
-        )
-        yield Halves(a, b)
+
+    def blocks(self, n_latents: int) -> Iterator[slice]:
+        """Yield the draws in blocks that keep a table of draws x latents small."""
+        height = max(BLOCK_ELEMENTS // max(n_latents, 1), 1)
+        for start in range(0, self.size, height):
+            yield slice(start, min(start + height, self.size))
 
 
-def bootstrap_halves(sample: Sample, draws: int) -> Iterator[Halves]:
-    """Yield for each split the mean rates of documents drawn with replacement; copies stay in their document's half.
+class Observed(Draws):
+    """The documents as they are: one draw, in float64, where sums of float32 rates are exact and ties stay ties."""
+
+    def __init__(self, design: "Design") -> None:
+        super().__init__(design, 1)
+
+    def weigh(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
+        """Return a weight of 1 for each document."""
+        return Weights(documents, np.ones((1, len(documents))))
+
+
+class Bootstrap(Draws):
+    """Documents drawn with replacement, domain and control apart; copies stay in their document's half.
 
     A draw weighs the documents alike in every split. (Drawing anew for each split would average the noise of eight
     independent draws away: intervals 2.8 times too narrow.)
     """
-    yield from _weighted_halves(sample, *document_weights(sample, draws))
+
+    def __init__(self, design: "Design", size: int) -> None:
+        super().__init__(design, size)
+        rng = np.random.default_rng([design.seed, Stream.DOCUMENTS])
+        counts = [rng.multinomial(n, np.full(n, 1 / n), size=size) for n in (design.n_domain, design.n_control)]
+        self.counts = np.concatenate(counts, axis=1).astype(np.float32)  # [draws, n]
+
+    def weigh(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
+        """Return how many copies of each document were drawn."""
+        return Weights(documents, self.counts[rows, documents])
 
 
-def permuted_halves(sample: Sample, draws: int) -> Iterator[Halves]:
-    """Yield for each split the mean rates under shuffled labels; a draw shuffles alike in every split."""
-    labels = permuted_labels(sample, draws)
-    everything = sample.pooled.sum(0, dtype=np.float64)
-    domain_total = _sum_of(sample, labels[:, : sample.n_domain])
-    totals = (domain_total, (everything - domain_total).astype(np.float32))
-    for split in sample.splits:
-        control = (split.control[0] + sample.n_domain, split.control[1] + sample.n_domain)
-        means: list[tuple[Float[np.ndarray, "draws latents"], Float[np.ndarray, "draws latents"]]] = []
-        for total, (half_a, half_b) in zip(totals, (split.domain, control), strict=True):
-            sum_a = _sum_of(sample, labels[:, half_a])
-            sum_b = sum_a if split.whole else _rest(total, sum_a)
-            means.append((sum_a / np.float32(len(half_a)), sum_b / np.float32(len(half_b))))
-        yield Halves(Rates(means[0][0], means[1][0]), Rates(means[0][1], means[1][1]))
+class Permuted(Draws):
+    """Shuffled labels: the document that a draw puts at a position counts as that position's label and half say."""
+
+    def __init__(self, design: "Design", size: int) -> None:
+        super().__init__(design, size)
+        rng = np.random.default_rng([design.seed, Stream.LABELS])
+        n = design.n_domain + design.n_control
+        self.order = rng.permuted(np.tile(np.arange(n), (size, 1)), axis=1)  # [draws, n]
+
+    def weigh(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
+        """Return weight 1 for the documents that stand at these positions."""
+        order = self.order[rows]
+        weights = np.zeros(order.shape, dtype=np.float32)
+        np.put_along_axis(weights, order[:, documents], 1, axis=1)
+        return Weights(np.arange(order.shape[1]), weights)
 
 
-def _weighted_halves(
-    sample: Sample, w_domain: Float[np.ndarray, "draws n_domain"], w_control: Float[np.ndarray, "draws n_control"]
-) -> Iterator[Halves]:
-    """Yield for each split the weighted mean rates of its halves."""
-    sides = ((sample.domain, w_domain), (sample.control, w_control))
-    totals = [weights @ table for table, weights in sides]
-    for split in sample.splits:
-        means: list[tuple[Float[np.ndarray, "draws latents"], Float[np.ndarray, "draws latents"]]] = []
-        for (table, weights), total, (half_a, _) in zip(sides, totals, (split.domain, split.control), strict=True):
-            mass_a = weights[:, half_a].sum(1, keepdims=True)  # rows of the weights sum to 1
-            sum_a = weights[:, half_a] @ table[half_a]
-            sum_b, mass_b = (sum_a, mass_a) if split.whole else (_rest(total, sum_a), 1 - mass_a)
-            means.append((sum_a / np.maximum(mass_a, 1e-3), sum_b / np.maximum(mass_b, 1e-3)))
-        yield Halves(Rates(means[0][0], means[1][0]), Rates(means[0][1], means[1][1]))
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How many documents there are, their halvings and the seed: the same for every layer.
+
+    Attributes:
+        splits: the halvings.
+        whole: not cross-fitted: each half is everything.
+    """
+
+    n_domain: int
+    n_control: int
+    splits: tuple[Split, ...]
+    whole: bool
+    seed: int
+
+    @classmethod
+    def of(cls, n_domain: int, n_control: int, *, n_splits: int, seed: int) -> "Design":
+        """Halve the documents `n_splits` times; n_splits=0 puts every document into both halves."""
+        domain, control = np.arange(n_domain), np.arange(n_domain, n_domain + n_control)
+        whole = Split((domain, domain), (control, control))
+        splits = tuple(_halve(domain, control, seed, i) for i in range(n_splits)) or (whole,)
+        return cls(n_domain, n_control, splits, n_splits == 0, seed)
+
+    @property
+    def domain(self) -> Int[np.ndarray, " n_domain"]:
+        """Positions of the domain documents."""
+        return np.arange(self.n_domain)
+
+    @property
+    def control(self) -> Int[np.ndarray, " n_control"]:
+        """Positions of the control documents."""
+        return np.arange(self.n_domain, self.n_domain + self.n_control)
 
 
-def _rest(
-    total: Float[np.ndarray, "draws latents"], part: Float[np.ndarray, "draws latents"]
-) -> Float[np.ndarray, "draws latents"]:
-    """What `part` leaves of `total`: half B from half A, which spares half of the matrix products."""
-    rest = total - part
-    return np.maximum(rest, 0, out=rest)
+def _mass(weights: Weights) -> Float[np.ndarray, "draws 1"]:
+    """Total weight of each draw; a half that no document was drawn into (2^-10 at most) counts as one tiny document."""
+    return np.maximum(weights.weights.sum(1, keepdims=True), 1e-3)
 
 
-def _sum_of(sample: Sample, documents: Int[np.ndarray, "draws n"]) -> Float[np.ndarray, "draws latents"]:
-    """Sum the rates of each draw's documents."""
-    weights = np.zeros((len(documents), len(sample.pooled)), dtype=np.float32)
-    np.put_along_axis(weights, documents, 1, axis=1)
-    return weights @ sample.pooled
-
-
-def permuted_labels(sample: Sample, draws: int) -> Int[np.ndarray, "draws n"]:
-    """Return for each draw the documents in shuffled order: the first n_domain are called domain."""
-    rng = np.random.default_rng([sample.seed, Stream.LABELS])
-    return rng.permuted(np.tile(np.arange(len(sample.pooled)), (draws, 1)), axis=1)
-
-
-def document_weights(
-    sample: Sample, draws: int
-) -> tuple[Float[np.ndarray, "draws n_domain"], Float[np.ndarray, "draws n_control"]]:
-    """Return bootstrap weights over the domain and over the control documents: multinomial counts, rows sum to 1."""
-    rng = np.random.default_rng([sample.seed, Stream.DOCUMENTS])
-    return _multinomial(rng, len(sample.domain), draws), _multinomial(rng, len(sample.control), draws)
-
-
-def _halve(n_domain: int, n_control: int, seed: int, i: int) -> Split:
+def _halve(domain: Int[np.ndarray, " n_domain"], control: Int[np.ndarray, " n_control"], seed: int, i: int) -> Split:
     rng = np.random.default_rng([seed, Stream.SPLITS, i])
-    domain, control = rng.permutation(n_domain), rng.permutation(n_control)
-    return Split(
-        (domain[: n_domain // 2], domain[n_domain // 2 :]), (control[: n_control // 2], control[n_control // 2 :])
-    )
-
-
-def _multinomial(rng: np.random.Generator, n: int, draws: int) -> Float[np.ndarray, "draws n"]:
-    return (rng.multinomial(n, np.full(n, 1 / n), size=draws) / n).astype(np.float32)
+    domain, control = rng.permutation(domain), rng.permutation(control)
+    half_domain, half_control = len(domain) // 2, len(control) // 2
+    return Split((domain[:half_domain], domain[half_domain:]), (control[:half_control], control[half_control:]))

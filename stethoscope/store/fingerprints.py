@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stethoscope.errors import CheckpointError
 from stethoscope.locations import local_path
-from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef
+from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef, nested_records
 
 _known: dict[tuple[str, int, int], str] = {}
 _lock = threading.Lock()
@@ -51,9 +51,8 @@ def fingerprint(location: str, revision: str | None = None) -> str:
 def record_fingerprints(record: Record) -> tuple[str, ...]:
     """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`."""
     found: dict[str, str] = {}
-
-    def visit(value: object) -> None:
-        match value:
+    for part in nested_records(record):
+        match part:
             case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
                 found[f"{location}@{revision}"] = fingerprint(location, revision)
             case SaeRef(location=location):
@@ -61,15 +60,6 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
             case ProblemsRef(problems=problems, controls=controls, shots=shots):
                 for location in (problems, controls, shots):
                     found[location] = fingerprint(location)
-            case Record():
-                for name in type(value).model_fields:
-                    visit(getattr(value, name))
-            case dict():
-                for item in value.values():
-                    visit(item)
-            case tuple() | list():
-                for item in value:
-                    visit(item)
-
-    visit(record)
+            case _:
+                pass
     return tuple(f"{name}={found[name]}" for name in sorted(found))

@@ -149,7 +149,9 @@ def test_a_tensor_of_another_shape(session: ModelSession, copy: Path) -> None:
 def test_a_missing_tensor(session: ModelSession, copy: Path) -> None:
     name = session.layout.matrices[3].name
     edit_weights(copy, lambda tensors: tensors.pop(name))
-    with pytest.raises(CheckpointError, match=f"no tensor {name}.*LoRA"):
+    with pytest.raises(
+        CheckpointError, match=f"no tensor {name}; expected every weight.*call its file delta.safetensors"
+    ):
         open_at(copy, session)
 
 

@@ -317,7 +317,7 @@ class FakeFront:
             base_verified=True,
         )
 
-    def submit(self, spec: r.Spec, *, interactive: bool = True, title: str | None = None) -> str:
+    def submit(self, spec: r.Spec, *, interactive: bool = True, title: str | None = None, owner: str = "") -> str:
         for job, known, _ in self.jobs.values():
             if known == spec and job.state in ("queued", "running", "done"):
                 return job.job_id
@@ -338,6 +338,7 @@ class FakeFront:
             result=None,
             run_id=None,
             error=None,
+            owners=frozenset({owner}),
         )
         self.jobs[job_id] = (snapshot, spec, time.monotonic())
         return job_id
@@ -389,11 +390,17 @@ class FakeFront:
         self.jobs[job_id] = (snapshot, spec, started)
         return snapshot
 
-    def cancel(self, job_id: str) -> None:
+    def follow(self, job_id: str, owner: str) -> None:
+        if job_id in self.jobs:
+            snapshot, spec, started = self.jobs[job_id]
+            self.jobs[job_id] = (replace(snapshot, owners=snapshot.owners | {owner}), spec, started)
+
+    def cancel(self, job_id: str, owner: str = "") -> None:
         self.cancelled.append(job_id)
         if job_id in self.jobs:
             snapshot, spec, started = self.jobs[job_id]
-            self.jobs[job_id] = (replace(snapshot, state="cancelled"), spec, started)
+            snapshot = replace(snapshot, owners=snapshot.owners - {owner})
+            self.jobs[job_id] = (snapshot if snapshot.owners else replace(snapshot, state="cancelled"), spec, started)
 
     def active(self) -> list[JobSnapshot]:
         shown = [self.snapshot(job_id) for job_id in self.jobs]

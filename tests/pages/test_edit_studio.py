@@ -99,3 +99,16 @@ def test_a_recipe_that_does_not_fit_gets_one_clear_message(open_page: Open) -> N
         assert any(said in error.value.replace("\\", "") for error in app.error)
     app = open_page("edit", query={"recipe": to_link(recipe())[:-9]})
     assert any("cannot be read" in error.value for error in app.error)
+
+
+def test_runs_shows_what_changed_between_two_recipes(front: FakeFront, open_page: Open) -> None:
+    from stethoscope.records import CompareTextSpec
+
+    for alpha in (0.5, 1.0):
+        spec = CompareTextSpec(recipe=recipe(master_alpha=alpha), prompts=("x",), problems=MINI.problems)
+        run_id = front.store.start_run(spec, extra=())
+        front.store.finish_run(run_id, state="failed", error="stopped", elapsed_s=1.0)
+    app = open_page("runs")
+    assert not app.exception
+    tables = [frame.value for frame in app.dataframe if "field" in frame.value.columns]
+    assert tables[0].to_dict("records") == [{"field": "master_alpha", "before": "0.5", "now": "1.0"}]

@@ -117,7 +117,8 @@ def test_an_overtaken_job_is_asked_again_but_a_stopped_one_is_not(front: FakeFro
     front.state = "running"
     app = open_page("edit", layers=[3])
     job = front.jobs and list(front.jobs)[-1]
-    front.cancel(str(job))  # as another visitor, or the slider moved forth and back, would
+    for owner in front.jobs[str(job)][0].owners:  # as the slider moved forth and back would
+        front.cancel(str(job), owner)
     app.run()
     assert len(asked(front, ProbeSpec)) == 2
     app.button(key="cancel-job").click().run()
@@ -125,6 +126,19 @@ def test_an_overtaken_job_is_asked_again_but_a_stopped_one_is_not(front: FakeFro
     stopped = len(asked(front, ProbeSpec))
     app.run()
     assert len(asked(front, ProbeSpec)) == stopped
+
+
+def test_stop_leaves_a_job_to_the_other_visitor_who_waits_for_it(front: FakeFront, open_page: Open) -> None:
+    front.state = "running"
+    app = open_page("edit", layers=[3])
+    for other in list(front.jobs):
+        front.follow(other, "another visitor")
+    first = front.active()[0]
+    app.button(key="cancel-job").click().run()
+    assert front.cancelled == [first.job_id]
+    assert front.snapshot(first.job_id).state == "running"
+    assert front.snapshot(first.job_id).owners == {"another visitor"}
+    assert not [button for button in app.button if button.key == "cancel-job"]
 
 
 def test_recipe_has_layers_alphas_and_arm(front: FakeFront, open_page: Open) -> None:
@@ -265,10 +279,3 @@ assert fake.warmed == ["mini"], "app.py has run around the page"
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-
-
-def test_the_scores_on_offer_are_those_that_exist() -> None:
-    from pages._session import SCORES
-    from stethoscope.sae import specificity
-
-    assert set(SCORES) == set(specificity.SCORES)

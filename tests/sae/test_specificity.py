@@ -1,7 +1,6 @@
 """A planted domain latent puts its layer first; noise scores about 0 with uniform p; naive selection does not."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,27 @@ from stethoscope.records import SaeRef
 from stethoscope.sae.bank import open_bank
 from stethoscope.sae.counts import Document, count_firing
 from stethoscope.sae.rates import FiringRates
-from stethoscope.sae.resampling import Sample, bootstrap_halves, observed_halves, permuted_halves
-from stethoscope.sae.specificity import SCORES, LayerSpecificity, _mean_of_top, _tie_term, select_latents, specificity
-from stethoscope.statistics import mann_whitney_auroc
+from stethoscope.sae.scores import SCORES
+from stethoscope.sae.selection import latent_statistics, select_latents
+from stethoscope.sae.specificity import LayerSpecificity, Variant, observed_scores, rank_first, score_draws
+from stethoscope.sae.specificity import specificity as specificity_of_rates
 
 Rates = dict[int, np.ndarray]
+TOKENS = 20
 FEW = {"n_bootstrap": 60, "n_permutations": 99, "top_k": 4, "dense_rate": 0.5}
 
 
-def noise(seed: int, n: int = 60, *, layers: int = 4, latents: int = 80, tokens: int = 20, rate: float = 0.05) -> Rates:
+def firing(rates: Rates) -> FiringRates:
+    return FiringRates.from_dense(rates, np.full(len(rates[min(rates)]), TOKENS))
+
+
+def specificity(domain: Rates, control: Rates, **fields: object) -> list[LayerSpecificity]:
+    return specificity_of_rates(firing(domain), firing(control), **fields)
+
+
+def noise(
+    seed: int, n: int = 60, *, layers: int = 4, latents: int = 80, tokens: int = TOKENS, rate: float = 0.05
+) -> Rates:
     """Firing shares of `tokens` tokens per document, alike for every label."""
     rng = np.random.default_rng(seed)
     return {
@@ -35,7 +46,7 @@ def noise(seed: int, n: int = 60, *, layers: int = 4, latents: int = 80, tokens:
 def plant(rates: Rates, layer: int, latents: list[int], rate: float, seed: int = 9) -> Rates:
     """Let some latents of a layer fire on `rate` of the tokens."""
     table = rates[layer].copy()
-    table[:, latents] = np.random.default_rng(seed).binomial(20, rate, size=(len(table), len(latents))) / 20
+    table[:, latents] = np.random.default_rng(seed).binomial(TOKENS, rate, size=(len(table), len(latents))) / TOKENS
     return rates | {layer: table}
 
 
@@ -62,7 +73,7 @@ def test_the_planted_difference_is_the_score() -> None:
     domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.3), plant(noise(2), 2, [3, 7, 11, 40], 0.05, seed=8)
     rows = specificity(domain, control, **FEW)
     assert rows[2].score == pytest.approx(0.25, abs=0.02)  # sd of a mean of 4 x 60 documents of 20 tokens: .007
-    log_ratio = specificity(domain, control, score="log_ratio", control_tokens=1200, **FEW)[2]
+    log_ratio = specificity(domain, control, score="log_ratio", **FEW)[2]
     assert log_ratio.score == pytest.approx(np.log(0.3 / 0.05), abs=0.2)
     share = specificity(domain, plant(control, 2, [3, 7, 11, 40], 0.0), score="specific_share", **FEW)[2]
     assert share.score == pytest.approx(4 / 80)
@@ -124,19 +135,20 @@ def test_dense_and_dead_latents_are_not_selected() -> None:
     rows = specificity(domain, control, **(FEW | {"top_k": 1}))
     assert rows[0].score < 0.1
     assert rows[0].n_live == 79
-    assert 5 not in select_latents(domain[0], control[0], 80, dense_rate=0.5)
-    assert 6 not in select_latents(domain[0], control[0], 80, dense_rate=0.5)
+    assert 5 not in select_latents(firing(domain), firing(control), 0, 80, dense_rate=0.5)
+    assert 6 not in select_latents(firing(domain), firing(control), 0, 80, dense_rate=0.5)
     assert specificity(domain, control, **(FEW | {"top_k": 1, "dense_rate": 1.0}))[0].score > 0.3
 
 
 def test_selected_latents_come_largest_difference_first() -> None:
     domain, control = plant(plant(noise(1), 0, [9], 0.4), 0, [3], 0.6), noise(2)
-    chosen = select_latents(domain[0], control[0], 5, dense_rate=0.5)
+    chosen = select_latents(firing(domain), firing(control), 0, 5, dense_rate=0.5)
     delta = domain[0].mean(0) - control[0].mean(0)
     assert chosen[:2].tolist() == [3, 9]
     assert np.all(np.diff(delta[chosen]) <= 0)
-    assert len(select_latents(domain[0], control[0], 500, dense_rate=1.0)) == 80
-    assert len(select_latents(np.zeros((20, 3)), np.zeros((20, 3)), 2)) == 0
+    assert len(select_latents(firing(domain), firing(control), 0, 500, dense_rate=1.0)) == 80
+    nothing = {0: np.zeros((20, 3), dtype=np.float32)}
+    assert len(select_latents(firing(nothing), firing(nothing), 0, 2)) == 0
 
 
 def test_a_layer_without_live_latents_has_no_score() -> None:
@@ -162,74 +174,6 @@ def test_scoring_can_be_cancelled() -> None:
     for score in SCORES:
         with pytest.raises(Cancelled):
             specificity(noise(1), noise(2), score=score, progress=progress, **FEW)
-
-
-def a_sample(n_splits: int = 3) -> Sample:
-    domain, control = noise(1, 30, layers=2), noise(2, 25, layers=2)
-    live = [np.ones(80, dtype=bool)] * 2
-    return Sample.of(
-        list(domain.values()),
-        list(control.values()),
-        live=live,
-        top_k=4,
-        dense_rate=0.5,
-        floor=0.01,
-        n_splits=n_splits,
-        seed=0,
-    )
-
-
-def test_halves_part_the_documents_and_resamples_stay_inside() -> None:
-    """Marking half A's documents with 1 shows where every draw's weight comes from."""
-    sample = a_sample()
-    for i, split in enumerate(sample.splits):
-        assert sorted(np.concatenate(split.domain).tolist()) == list(range(30))
-        assert sorted(np.concatenate(split.control).tolist()) == list(range(25))
-        marked = np.zeros_like(sample.pooled)
-        marked[split.domain[0]] = marked[30 + split.control[0]] = 1
-        for halves in (observed_halves, lambda s: bootstrap_halves(s, 5)):
-            drawn = list(halves(replace(sample, pooled=marked)))[i]
-            for rates, expected in ((drawn.a, 1.0), (drawn.b, 0.0)):
-                np.testing.assert_allclose(rates.p, expected, atol=1e-6)
-                np.testing.assert_allclose(rates.q, expected, atol=1e-6)
-
-
-def test_a_permutation_shuffles_alike_in_every_split_and_keeps_the_total() -> None:
-    sample = a_sample()
-    totals = []
-    for split, halves in zip(sample.splits, permuted_halves(sample, 7), strict=True):
-        weighed = [len(split.domain[0]) * halves.a.p, len(split.domain[1]) * halves.b.p]
-        control = [len(split.control[0]) * halves.a.q, len(split.control[1]) * halves.b.q]
-        totals.append(sum(weighed))
-        np.testing.assert_allclose(sum(weighed) + sum(control), np.tile(sample.pooled.sum(0), (7, 1)), rtol=1e-4)
-    np.testing.assert_allclose(totals[0], totals[1], rtol=1e-4)
-    assert not np.allclose(totals[0][0], totals[0][1])
-
-
-def test_top_k_equals_a_sort_and_ties_share_their_slots() -> None:
-    rng = np.random.default_rng(0)
-    delta, effect = rng.random((6, 30)), rng.random((6, 30))
-    by_sort = [effect[i, np.argsort(-delta[i])[:5]].mean() for i in range(6)]
-    np.testing.assert_allclose(_mean_of_top(delta, effect, 5), by_sort)
-    tied = np.array([[3.0, 1.0, 1.0, 1.0, 0.0]])
-    values = np.array([[10.0, 1.0, 2.0, 3.0, 99.0]])
-    np.testing.assert_allclose(_mean_of_top(tied, values, 2), (10 + 2) / 2)
-    few = np.array([[1.0, -np.inf, -np.inf]])
-    np.testing.assert_allclose(_mean_of_top(few, np.array([[4.0, 9.0, 9.0]]), 2), 4)
-    np.testing.assert_allclose(_mean_of_top(few[:, 1:], np.ones((1, 2)), 2), 0)
-
-
-def test_specific_share_agrees_with_mann_whitney_and_benjamini_hochberg() -> None:
-    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), plant(noise(2), 2, [3, 7, 11, 40], 0.005)
-    rows = specificity(domain, control, score="specific_share", **FEW)
-    for layer, row in enumerate(rows):
-        test = mann_whitney_auroc(domain[layer], control[layer])
-        passing = stats.false_discovery_control(test.p) <= 0.05
-        rare = control[layer].mean(0) < 0.01
-        assert row.score == pytest.approx(np.mean(passing & (test.auroc > 0.5) & rare))
-    pooled = np.concatenate([domain[2], control[2]])
-    counted = [sum(int(n) ** 3 - int(n) for n in np.unique(column, return_counts=True)[1]) for column in pooled.T]
-    np.testing.assert_allclose(_tie_term(pooled), counted)
 
 
 def token_reader(
@@ -273,17 +217,86 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
         tensors["W_enc"][:, 5], tensors["b_enc"][5], tensors["threshold"][5] = direction, bias, threshold
     bank = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, saes))), 32)
     p, q = count_firing(pico_session, bank, domain), count_firing(pico_session, bank, control)
-    assert p.dense(2)[:, 5].mean() > 0.02  # one token in about 20 is " prime"
-    assert q.dense(2)[:, 5].max() == 0
-    assert q.dense(0)[:, 5].mean() > 0
-    assert select_latents(p.dense(2), q.dense(2), 1, dense_rate=0.5).tolist() == [5]
-
-    def dense(rates: FiringRates) -> dict[int, np.ndarray]:
-        return {layer: rates.dense(layer) for layer in rates.layers}
-
+    assert p.dense(2, [5]).mean() > 0.02  # one token in about 20 is " prime"
+    assert q.dense(2, [5]).max() == 0
+    assert q.dense(0, [5]).mean() > 0
+    assert select_latents(p, q, 2, 1, dense_rate=0.5).tolist() == [5]
     for score in SCORES:
-        rows = specificity(dense(p), dense(q), score=score, **(FEW | {"top_k": 1}))
+        rows = specificity_of_rates(p, q, score=score, **(FEW | {"top_k": 1}))
         best = max(rows, key=lambda row: row.score or 0)
         assert best.layer == 2
         assert best.p_holm is not None
         assert best.p_holm < 0.05
+
+
+def test_latent_statistics_are_scipys_over_the_live_latents() -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), plant(noise(2), 2, [3, 7, 11, 40], 0.005)
+    domain[2][:, 20], control[2][:, 20] = 0, 0  # dead
+    domain[2][:, 21], control[2][:, 21] = 0.6, 0.6  # dense, and the same in every document
+    domain[2][:, 22], control[2][:, 22] = 0, 0
+    domain[2][5, 22] = 0.05  # fires in one document of 120
+    table = latent_statistics(firing(domain), firing(control), 2, live_share=0.01)
+    assert np.flatnonzero(~table.live).tolist() == [20, 22]
+    assert np.flatnonzero(table.dense).tolist() == [21]
+    live = table.live
+    wide = (side[2][:, live].astype(np.float64) for side in (domain, control))
+    theirs = stats.mannwhitneyu(*wide, method="asymptotic", axis=0)
+    np.testing.assert_allclose(table.auroc[live], theirs.statistic / 3600, rtol=1e-12)
+    np.testing.assert_allclose(table.p[live], np.nan_to_num(theirs.pvalue, nan=1.0), rtol=1e-9)
+    np.testing.assert_allclose(table.q_value[live], stats.false_discovery_control(table.p[live]), rtol=1e-9)
+    np.testing.assert_allclose(table.effect, domain[2].mean(0) - control[2].mean(0), atol=1e-7)
+    np.testing.assert_allclose(table.domain_rate - table.control_rate, table.effect)
+    assert np.isnan(table.p[~live]).all()
+    assert (table.auroc[21], table.p[21]) == (0.5, 1.0)
+    assert set(np.flatnonzero(live & (np.nan_to_num(table.q_value, nan=1) < 0.05))) >= {3, 7, 11, 40}
+
+
+def test_a_label_permutation_agrees_with_the_mann_whitney_p() -> None:
+    """For a few latents from clear to nothing: the share of 4,000 shuffles with an AUROC as far from .5."""
+    rng = np.random.default_rng(4)
+    domain, control = noise(1, 40, layers=1, latents=8), noise(2, 40, layers=1, latents=8)
+    for latent, rate in enumerate((0.055, 0.06, 0.065, 0.07, 0.075, 0.08)):
+        domain = plant(domain, 0, [latent], rate, seed=latent)
+    table = latent_statistics(firing(domain), firing(control), 0)
+    ranks = stats.rankdata(np.concatenate([domain[0], control[0]]), axis=0)
+    shuffles = np.argsort(rng.random((4000, 80)), axis=1)[:, :40]
+    auroc = (ranks[shuffles].sum(1) - 40 * 41 / 2) / 1600  # [shuffles, latents]
+    shuffled = (np.abs(auroc - 0.5) >= np.abs(table.auroc - 0.5) - 1e-9).mean(0)
+    assert table.p.min() < 0.05 < table.p.max()
+    sd = np.sqrt(shuffled * (1 - shuffled) / 4000)
+    assert np.all(np.abs(shuffled - table.p) < 4 * sd + 0.01)  # .01: normal approximation at 40 + 40 documents
+
+
+def test_score_draws_are_the_draws_behind_the_interval_and_the_rank() -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), plant(noise(2), 2, [3, 7, 11, 40], 0.05)
+    domain[1][:], control[1][:] = 0, 0
+    options = {"top_k": 4, "dense_rate": 0.5, "n_bootstrap": 60}
+    for score in SCORES:
+        draws = score_draws(firing(domain), firing(control), score=score, **options)
+        rows = specificity(domain, control, score=score, n_permutations=19, **options)
+        assert draws.shape == (60, 4)
+        assert np.isnan(draws[:, 1]).all()
+        for row, column in zip(rows, draws.T, strict=True):
+            if row.layer != 1:
+                assert (row.ci_low, row.ci_high) == pytest.approx(tuple(np.percentile(column, [2.5, 97.5])))
+        first = rank_first(draws)
+        assert [row.p_top or 0 for row in rows] == pytest.approx(first.tolist())
+
+
+def test_rank_first_shares_a_tied_draw() -> None:
+    draws = np.array([[1.0, 1.0, 0.0], [0.0, 2.0, np.nan], [np.nan] * 3, [3.0, 0.0, np.nan]])
+    assert rank_first(draws).tolist() == pytest.approx([1.5 / 4, 1.5 / 4, 0])
+
+
+def test_observed_scores_are_the_scores_without_their_uncertainty() -> None:
+    domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), noise(2)
+    domain[0][:], control[0][:] = 0, 0
+    variants = [Variant(score, k) for score in SCORES for k in (2, 500)]
+    table = observed_scores(firing(domain), firing(control), variants, dense_rate=0.5)
+    assert table.shape == (8, 4)
+    for row, variant in zip(table, variants, strict=True):
+        few = {"n_bootstrap": 20, "n_permutations": 19, "dense_rate": 0.5}
+        scores = [r.score for r in specificity(domain, control, score=variant.score, top_k=variant.top_k, **few)]
+        assert scores[0] is None
+        assert np.isnan(row[0])
+        assert row[1:].tolist() == scores[1:]

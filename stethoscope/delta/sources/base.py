@@ -1,0 +1,141 @@
+"""The base that a task vector has to fit: its parameters by name, the names on disk that mean them, its tokens.
+
+A tied parameter counts once, under its first name (`model.embed_tokens.weight`); its other name (`lm_head.weight`) is a
+twin. A task vector that moves the twins apart has no place in tied weights and is refused.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stethoscope.delta.sources.stored import StoredTensors, name_forms, read_json
+from stethoscope.errors import CheckpointError
+from stethoscope.model.session import ModelSession
+from stethoscope.records import TaskVectorRef
+
+SAME_BASE = "A task vector needs a fine-tune of this very base."
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a reader noticed without refusing: the name of the check, what it saw, and whether that is suspicious."""
+
+    check: str
+    saw: str
+    suspicious: bool = False
+    expected: str | None = None
+    next_step: str | None = None
+
+
+class Base:
+    """The session's base model as task-vector readers see it."""
+
+    def __init__(self, session: ModelSession) -> None:
+        self.session = session
+        first: dict[int, str] = {}
+        self.twins: dict[str, str] = {}
+        for name, parameter in session.model.named_parameters(remove_duplicate=False):
+            if id(parameter) in first:
+                self.twins[name] = first[id(parameter)]
+            else:
+                first[id(parameter)] = name
+        self.names = tuple(first.values())
+
+    @cached_property
+    def _of_stored(self) -> dict[str, str]:
+        """Parameter of every name on disk that means one; an exact name wins over another parameter's form."""
+        forms = {form: name for name in (*self.names, *self.twins) for form in name_forms(name)[1:]}
+        return forms | {name: name for name in (*self.names, *self.twins)}
+
+    def parameter_of(self, stored: str) -> str | None:
+        """Return the parameter (or twin) that the name on disk means, None where the base has none."""
+        return self._of_stored.get(stored)
+
+    @property
+    def decoder(self) -> tuple[str, ...]:
+        """Names of the language tower's parameters: layers, embeddings and final norm."""
+        prefix = self.session.layout.layers.rpartition(".")[0] + "."
+        return tuple(name for name in self.names if name.startswith(prefix))
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the live parameter `name`."""
+        return self.session.parameter(name)
+
+    def refusal(self, title: str, *, got: object, expected: object, next_step: str = SAME_BASE) -> CheckpointError:
+        """Return the error for something of `title` that does not fit the base."""
+        return CheckpointError(
+            f"{title} does not fit the base {self.session.ref.id}", got=got, expected=expected, next_step=next_step
+        )
+
+    def check_shape(self, title: str, stored: str, shape: tuple[int, ...], name: str) -> None:
+        """Raise `CheckpointError` where the stored tensor has another shape than parameter `name`."""
+        expected = tuple(self.parameter(name).shape)
+        if shape != expected:
+            raise self.refusal(title, got=f"{stored} of shape {list(shape)}", expected=list(expected))
+
+    def check_twins(self, tensors: StoredTensors, name: str) -> None:
+        """Raise `CheckpointError` where the base ties two parameters of which `tensors` holds different values."""
+        for twin, first in self.twins.items():
+            if first != name:
+                continue
+            one, other = tensors.name_on_disk(name), tensors.name_on_disk(twin)
+            if other is None or one == other:
+                continue
+            if one is None or not torch.equal(tensors.read(one), tensors.read(other)):
+                raise self.refusal(
+                    tensors.title,
+                    got=f"{twin} that is not {name}",
+                    expected="one tensor for both, as in the base, which ties them",
+                    next_step="Take a fine-tune that keeps the embeddings tied.",
+                )
+
+    def compare_tokens(self, folder: Path, title: str) -> Remark:
+        """Compare token strings with the base's where `folder` brings a tokenizer: same size is not same tokens.
+
+        Raises:
+            CheckpointError: a token of another id than in the base's tokenizer.
+        """
+        file = folder / "tokenizer.json"
+        if not file.exists():
+            return Remark("tokenizer", "it brings no tokenizer.json, so the base's is used")
+        vocab = read_json(file, title).get("model", {}).get("vocab")
+        if not isinstance(vocab, dict):
+            return Remark("tokenizer", "a kind of tokenizer without a plain table: only its size was compared")
+        base = self.session.tokenizer.get_vocab()
+        differing = next((token for token, index in vocab.items() if base.get(token) != index), None)
+        if differing is not None:
+            raise self.refusal(
+                title,
+                got=f"token {differing!r} with id {vocab[differing]}",
+                expected=f"id {base.get(differing)}, as in the base's tokenizer",
+            )
+        return Remark("tokenizer", f"all {len(vocab)} tokens have the base's ids")
+
+    def compare_name(self, named: str | None, revision: str | None = None) -> Remark:
+        """Compare the base that a task vector names with the loaded one, by the last part of the name."""
+        ref = self.session.ref
+        if not named:
+            return Remark("named base", "it names no base model")
+        same = _last_part(named) == _last_part(ref.id)
+        said = named + (f" at {revision}" if revision else "")
+        if same and (not revision or not ref.revision or revision == ref.revision):
+            return Remark("named base", f"made for {said}")
+        return Remark(
+            "named base",
+            f"made for {said}",
+            suspicious=True,
+            expected=ref.id + (f" at {ref.revision}" if ref.revision else ""),
+            next_step="Load that base, or make sure that this one has the same weights.",
+        )
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/").replace(":", "/").rpartition("/")[2].lower()
+
+
+def described(ref: TaskVectorRef) -> str:
+    """Return what `ref` points to with its revision, for display."""
+    return ref.tuned + (f" at {ref.revision}" if ref.revision else "")

@@ -1,0 +1,101 @@
+"""A fine-tuned checkpoint: tau = theta_tuned - theta_base, where the base is the session's own parameters.
+
+So base + 1.0 * tau is the tuned model. Another architecture, vocabulary or shape, and missing tensors are refused from
+the headers alone.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stethoscope.delta.sources.base import Base, Remark, described
+from stethoscope.delta.sources.delta_file import DELTA_FILE
+from stethoscope.delta.sources.stored import INDEX_FILE, SINGLE_FILE, CheckpointTensors, quantised, read_json
+from stethoscope.records import TaskVectorRef
+
+SAME_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+class CheckpointSource:
+    """Reads the task vector of a checkpoint folder.
+
+    Raises:
+        CheckpointError: missing, corrupt, quantised, or of another architecture, vocabulary or shape than the base.
+    """
+
+    wants = f"{SINGLE_FILE} or {INDEX_FILE} (a checkpoint)"
+
+    def __init__(self, path: Path, ref: TaskVectorRef, base: Base) -> None:
+        self._base = base
+        title = f"checkpoint {ref.tuned}"
+        config = read_json(path / "config.json", title)
+        self._tensors = CheckpointTensors(path, ref.tuned)
+        _check_config(config, base, title)
+        self.description = f"checkpoint {described(ref)}"
+        self.remarks = (base.compare_tokens(path, title), *self._extra_tensors())
+        self.names = tuple(name for name in base.names if self._tensors.name_on_disk(name) is not None)
+        missing = set(base.decoder) - set(self.names)
+        for name in base.decoder:
+            if name in missing:
+                raise base.refusal(
+                    title,
+                    got=f"no tensor {name}",
+                    expected="every weight of the base's decoder",
+                    next_step=f"If it is a bare delta, call its file {DELTA_FILE}.",
+                )
+        for name in self.names:
+            stored = self._tensors.name_on_disk(name)
+            assert stored is not None
+            base.check_shape(title, stored, self._tensors.check_float(stored), name)
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Tell whether `path` is a folder with a checkpoint's weights."""
+        return (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file()
+
+    def _extra_tensors(self) -> tuple[Remark, ...]:
+        known = [name for name in self._tensors.names if "rotary_emb." not in name]
+        extra = [name for name in known if self._base.parameter_of(name) is None]
+        if not extra:
+            return ()
+        return (
+            Remark(
+                "tensors",
+                f"{len(extra)} tensors that the base does not have, the first {extra[0]}",
+                suspicious=True,
+                expected="the base's tensors only",
+                next_step="They are left out: full strength is then not quite the fine-tune.",
+            ),
+        )
+
+    def delta(self, name: str) -> Float[Tensor, "..."]:
+        """Return tuned minus base of parameter `name` in float32, on the parameter's device."""
+        self._base.check_twins(self._tensors, name)
+        parameter = self._base.parameter(name).detach()
+        stored = self._tensors.name_on_disk(name)
+        assert stored is not None, f"{name} was there when the task vector was opened"
+        return self._tensors.read_finite(stored, parameter.device) - parameter.float()
+
+
+def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
+    text = config.get("text_config", config)
+    if config.get("quantization_config") or text.get("quantization_config"):
+        raise quantised(title, "a quantization_config")
+    own = base.session.model.config.get_text_config()
+    for field in SAME_FIELDS:
+        expected = getattr(own, field, None)
+        # Hub configs leave defaults out (Gemma 3 4B: even the vocabulary size); then the shapes decide.
+        if expected is not None and text.get(field, expected) != expected:
+            raise base.refusal(title, got=f"{field} {text.get(field)}", expected=expected)

@@ -1,0 +1,75 @@
+"""A bare delta: a safetensors file whose tensors are tau itself, under the names of the parameters that they move.
+
+Parameters that are not in it do not move. A name that the base does not have is refused, and so is a tied parameter's
+second name: the delta of tied weights is given once.
+"""
+
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stethoscope.delta.sources.base import Base, described
+from stethoscope.delta.sources.stored import StoredTensors
+from stethoscope.errors import CheckpointError
+from stethoscope.records import TaskVectorRef
+
+DELTA_FILE = "delta.safetensors"
+BASE_KEY = "base_model"  # in the file's metadata, where the writer says which base it is for
+
+
+class DeltaFileSource:
+    """Reads the task vector of a safetensors delta: a folder with delta.safetensors, or the file itself.
+
+    Raises:
+        CheckpointError: missing, corrupt or quantised; an unknown parameter or another shape than the base's.
+    """
+
+    wants = f"{DELTA_FILE} or a .safetensors file (a delta)"
+
+    def __init__(self, path: Path, ref: TaskVectorRef, base: Base) -> None:
+        self._base = base
+        title = f"delta {ref.tuned}"
+        folder, file = (path, DELTA_FILE) if path.is_dir() else (path.parent, path.name)
+        self._tensors = StoredTensors(folder, title, [file])
+        self._stored: dict[str, str] = {}
+        for stored in self._tensors.names:
+            self._add(stored, title)
+        if not self._stored:
+            raise CheckpointError(f"{title} holds no tensors", got=file, expected="at least one parameter's delta")
+        self.names = tuple(name for name in base.names if name in self._stored)
+        self.description = f"delta {described(ref)}: {len(self.names)} tensors"
+        self.remarks = (
+            base.compare_tokens(folder, title),
+            base.compare_name(self._tensors.metadata().get(BASE_KEY)),
+        )
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Tell whether `path` is a delta file or a folder with one."""
+        return (path / DELTA_FILE).is_file() or (path.is_file() and path.suffix == ".safetensors")
+
+    def _add(self, stored: str, title: str) -> None:
+        name = self._base.parameter_of(stored)
+        if name is None:
+            raise self._base.refusal(
+                title,
+                got=f"a tensor called {stored}",
+                expected=f"names of the base's parameters, such as {self._base.session.layout.matrices[0].name}",
+                next_step="For a LoRA adapter name its folder."
+                if ".lora_" in stored
+                else "Write the delta under the names of the model's parameters.",
+            )
+        if name in self._base.twins or name in self._stored:
+            raise self._base.refusal(
+                title,
+                got=f"{stored} beside another name of the same weights",
+                expected=f"one delta, called {self._base.twins.get(name, name)}",
+                next_step="Write the delta of each parameter once.",
+            )
+        self._base.check_shape(title, stored, self._tensors.check_float(stored), name)
+        self._stored[name] = stored
+
+    def delta(self, name: str) -> Float[Tensor, "..."]:
+        """Return tau of parameter `name` in float32, on the parameter's device."""
+        return self._tensors.read_finite(self._stored[name], self._base.parameter(name).device)

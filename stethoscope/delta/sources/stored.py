@@ -1,0 +1,185 @@
+"""Tensors in safetensors files, by parameter name, each read when it is asked for (no pickle).
+
+Multimodal checkpoints keep the text tower under `language_model.model.` on disk and under `model.language_model.` in
+memory, the text-only class under `model.`; names are looked up in all these forms, in both directions.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stethoscope.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def name_forms(name: str) -> tuple[str, ...]:
+    """Return the names under which parameter `name` may be stored, its own first."""
+    plain = name.removeprefix("model.language_model.").removeprefix("model.")
+    return (
+        name,
+        f"model.{plain}",
+        f"language_model.model.{plain}",
+        f"model.language_model.{plain}",
+        plain,  # vision tower and projector
+        plain.replace("vision_tower.", "vision_tower.vision_model.", 1),
+    )
+
+
+class StoredTensors:
+    """Tensors of one or more safetensors files in a folder.
+
+    Args:
+        folder: where the files lie.
+        title: what messages call it, for example "checkpoint NAME".
+        files: file names in `folder`.
+
+    Raises:
+        CheckpointError: a missing file, or files that are not readable safetensors.
+    """
+
+    def __init__(self, folder: Path, title: str, files: Iterable[str]) -> None:
+        self.title = title
+        self._folder = folder
+        self._file_of: Mapping[str, str] = {name: file for file in files for name in self._names_in(file)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names on disk."""
+        return tuple(self._file_of)
+
+    def _names_in(self, file: str) -> list[str]:
+        with self._open(file) as tensors:
+            return list(tensors.keys())
+
+    def _open(self, file: str) -> Any:  # safetensors has no public type for the open file
+        if Path(file).name != file:
+            raise CheckpointError(
+                f"{self.title} names a file outside its folder", got=file, expected="files beside the index"
+            )
+        try:
+            return safe_open(self._folder / file, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file} of {self.title} is missing, corrupt or truncated",
+                got=error,
+                expected="a whole safetensors file",
+                next_step="Fetch or write it again.",
+            ) from error
+
+    def name_on_disk(self, name: str) -> str | None:
+        """Return the name under which parameter `name` is stored, None where it is not."""
+        return next((form for form in name_forms(name) if form in self._file_of), None)
+
+    def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Return the shape and safetensors dtype (for example "BF16") of a stored tensor, from the header only."""
+        with self._open(self._file_of[name]) as tensors:
+            part = tensors.get_slice(name)
+            return tuple(part.get_shape()), str(part.get_dtype())
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata of the files' headers."""
+        found: dict[str, str] = {}
+        for file in sorted(set(self._file_of.values())):
+            with self._open(file) as tensors:
+                found |= tensors.metadata() or {}
+        return found
+
+    def check_float(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the stored tensor `name`; raise `CheckpointError` where it is no plain float."""
+        shape, dtype = self.shape_and_dtype(name)
+        if dtype not in FLOAT_DTYPES:
+            raise quantised(self.title, f"{name} stored as {dtype}")
+        return shape
+
+    def read(self, name: str) -> Tensor:
+        """Return the stored tensor `name` (a name on disk) on the CPU, in its dtype on disk."""
+        with self._open(self._file_of[name]) as tensors:
+            try:
+                return tensors.get_tensor(name)
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"cannot read {name} of {self.title}", got=error, next_step="Fetch or write it again."
+                ) from error
+
+    def read_finite(self, name: str, device: torch.device) -> Tensor:
+        """Return the stored tensor `name` in float32 on `device`; raise `CheckpointError` for NaN and infinity."""
+        tensor = self.read(name).to(device, torch.float32)
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{self.title} is not usable as a task vector",
+                got=f"NaN or infinity in {name}",
+                expected="finite weights",
+                next_step="Train or export it again.",
+            )
+        return tensor
+
+
+class CheckpointTensors(StoredTensors):
+    """Tensors of a checkpoint folder: model.safetensors, or the shards that model.safetensors.index.json lists.
+
+    Raises:
+        CheckpointError: a missing folder or file, a broken index, or files that are not readable safetensors.
+    """
+
+    def __init__(self, folder: Path, shown_as: str) -> None:
+        title = f"checkpoint {shown_as}"
+        index = folder / INDEX_FILE
+        if not index.exists():
+            if not (folder / SINGLE_FILE).exists():
+                raise CheckpointError(
+                    f"{title} has no weights",
+                    got="neither file" if folder.is_dir() else "no such folder",
+                    expected=f"{SINGLE_FILE} or {INDEX_FILE}",
+                    next_step="Only safetensors checkpoints are read; convert others with transformers.",
+                )
+            super().__init__(folder, title, [SINGLE_FILE])
+            return
+        weight_map = read_json(index, title).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(
+                f"{title} has a broken {INDEX_FILE}", expected="a weight_map", next_step="Fetch or write it again."
+            )
+        super().__init__(folder, title, sorted(set(weight_map.values())))
+        missing = sorted(set(weight_map) - set(self._file_of))
+        if missing:
+            raise CheckpointError(
+                f"{title} lacks tensors of its index",
+                got=f"no {missing[0]}",
+                expected=f"{len(weight_map)} tensors",
+                next_step="Fetch or write it again.",
+            )
+
+
+def quantised(title: str, got: str) -> CheckpointError:
+    """Return the error for weights that are stored in a quantised form."""
+    return CheckpointError(
+        f"{title} is quantised",
+        got=got,
+        expected="float32, bfloat16 or float16 weights",
+        next_step="Take the unquantised one: rounded weights minus the base are mostly rounding.",
+    )
+
+
+def read_json(path: Path, title: str) -> dict[str, Any]:
+    """Return the JSON object in `path`, a file of `title`; raise `CheckpointError` where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{title} has no {path.name}", expected=path.name, next_step="Fetch or write it again, as a whole."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} of {title} cannot be read", got=error, next_step="Fetch or write it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} of {title} is not a JSON object", got=type(content).__name__)
+    return content

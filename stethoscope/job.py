@@ -1,0 +1,164 @@
+"""One job: its spec, who asked for it, how far it is, and what a page may see of it.
+
+A job is shared by all who ask for the same spec; it stops when the last of them has withdrawn.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from stethoscope.errors import ResourceError, UserError
+from stethoscope.progress import Progress
+from stethoscope.records import ExportSpec, ModelRef, Spec, nested_records
+from stethoscope.results import Result
+
+JobState = Literal["queued", "running", "done", "cancelled", "failed"]
+
+
+@dataclass(frozen=True)
+class ErrorInfo:
+    """What a page shows of an error; `detail` is the copyable traceback of an error of ours."""
+
+    what: str
+    got: str | None = None
+    expected: str | None = None
+    next_step: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class JobSnapshot:
+    """A job as it stands now.
+
+    Attributes:
+        rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
+        eta_s: seconds to the end of the stage at that rate.
+        text: what was streamed so far, by channel.
+        partial: the result as it stands while the job runs, where the use case shows one.
+        owners: who asked for it and has not withdrawn.
+    """
+
+    job_id: str
+    kind: str
+    title: str
+    state: JobState
+    stage: str
+    done: int
+    total: int
+    elapsed_s: float
+    rate: float | None
+    eta_s: float | None
+    text: dict[str, str]
+    result: Result | None
+    run_id: str | None
+    error: ErrorInfo | None
+    partial: Result | None = None
+    owners: frozenset[str] = frozenset()
+
+    @property
+    def active(self) -> bool:
+        """True while the job waits or runs."""
+        return self.state in ("queued", "running")
+
+
+class JobProgress(Progress):
+    """Progress that a page can look at; in a batch job `pass_ahead` runs the interactive jobs that wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: dict[str, list[str]] = {}
+        self.partial: Result | None = None
+        self.pass_ahead: Callable[[], None] | None = None
+
+    def write(self, channel: str, text: str) -> None:
+        self.text.setdefault(channel, []).append(text)
+
+    def publish(self, result: object) -> None:
+        self.partial = cast(Result, result)
+
+    def give_way(self) -> None:
+        self.check_cancel()
+        if self.pass_ahead is not None:
+            self.pass_ahead()
+            self.check_cancel()
+
+
+@dataclass
+class Job:
+    """The worker's own record of a job; everything that changes in it changes under the front's lock."""
+
+    job_id: str
+    number: int
+    spec: Spec
+    title: str
+    content: str
+    interactive: bool
+    owners: set[str]
+    progress: JobProgress = field(default_factory=JobProgress)
+    state: JobState = "queued"
+    started: float | None = None
+    finished: float | None = None
+    result: Result | None = None
+    run_id: str | None = None
+    error: ErrorInfo | None = None
+
+    def __post_init__(self) -> None:
+        self.models = tuple(part for part in nested_records(self.spec) if isinstance(part, ModelRef))
+
+    @property
+    def active(self) -> bool:
+        """True while the job waits or runs."""
+        return self.state in ("queued", "running")
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Sorts waiting jobs: interactive ones first, then as they came."""
+        return (not self.interactive, self.number)
+
+    @property
+    def may_stand_for_another(self) -> bool:
+        """Whether a new job of the same spec would only repeat this one; a done export has effects to be had again."""
+        if self.active:
+            return not self.progress.cancelled
+        return self.state == "done" and not isinstance(self.spec, ExportSpec)
+
+    def snapshot(self) -> JobSnapshot:
+        """Return the job as it stands now."""
+        progress, running = self.progress, self.state == "running"
+        now = self.finished or time.perf_counter()
+        return JobSnapshot(
+            job_id=self.job_id,
+            kind=type(self.spec).__name__,
+            title=self.title,
+            state=self.state,
+            stage=progress.stage,
+            done=progress.done,
+            total=progress.total,
+            elapsed_s=now - self.started if self.started else 0.0,
+            rate=progress.rate if running else None,
+            eta_s=progress.eta_s if running else None,
+            text={channel: "".join(list(parts)) for channel, parts in list(progress.text.items())},
+            result=self.result,
+            run_id=self.run_id,
+            error=self.error,
+            partial=progress.partial if running else None,
+            owners=frozenset(self.owners),
+        )
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """Return what a page shows of `error`: the four parts of a user's mistake, or one line and the traceback."""
+    if isinstance(error, UserError):
+        return ErrorInfo(error.what, error.got, error.expected, error.next_step)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        advice = ResourceError(
+            "not enough memory for this step", next_step="Use fewer documents, layers or a smaller batch and try again."
+        )
+        return ErrorInfo(advice.what, next_step=advice.next_step, detail=traceback.format_exc())
+    return ErrorInfo(
+        f"Unexpected {type(error).__name__}: {error}",
+        next_step="Nothing stored was lost. Please report this with the detail below.",
+        detail="".join(traceback.format_exception(error)),
+    )
