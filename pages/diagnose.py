@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _energy, _jobs, _session, _status, _ui, _watch
+from pages import _energy, _gain, _jobs, _session, _status, _ui, _watch
 from stethoscope.figures import specificity
 from stethoscope.figures.theme import pretty
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec
@@ -73,6 +73,7 @@ def picker(result: DiagnosisResult) -> None:
             rows = [cell for cell in result.cells if cell.subject == subject]
             _ui.chart(figure, key="strip", caption=note, rows=rows)
         _energy.draw(result)
+        _gain.draw()
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from stethoscope.records import (
     EditRecipe,
     EnergySpec,
     ExportSpec,
+    GainSpec,
     InfoSpec,
     NormMatchedArm,
     ProjectedArm,
@@ -36,13 +37,15 @@ from stethoscope.results import (
     DiagnosisResult,
     EnergyResult,
     ExportResult,
+    GainResult,
     InfoResult,
     Result,
 )
+from stethoscope.results.gain import POOLED
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.runs import RunStore
-from stethoscope.terminal import StderrProgress, print_bench, print_diagnosis, print_energy, print_info
+from stethoscope.terminal import StderrProgress, print_bench, print_diagnosis, print_energy, print_gain, print_info
 
 EPILOG = """\
 examples:
@@ -67,6 +70,27 @@ def _positive(text: str) -> int:
 
 def _k_list(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _add_gain_options(gain: argparse.ArgumentParser) -> None:
+    gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
+    gain.add_argument("--task-vector", help="default: the profile's first")
+    gain.add_argument("--n", type=_positive, help="dev problems per subject (default: 16)")
+    gain.add_argument("--control", help="control corpus of the scores (default: the profile's first)")
+    gain.add_argument("--seed", type=int, default=0)
+
+
+def _add_bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
+    bench.add_argument("--subjects", default="all", help="comma-separated, or all")
+    bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--split", choices=("dev", "test"), default="test")
+    bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
+    bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    bench.add_argument(
+        "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,8 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
     energy.add_argument("--task-vector", help="default: the profile's first")
     energy.add_argument("--control", help="control corpus (default: the profile's first)")
     energy.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
-    energy.add_argument("--plain-weights", action="store_true", help="leave the norms' gains out")
     energy.add_argument("--seed", type=int, default=0)
+
+    _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
 
     recipe = add("recipe", "write an edit recipe as JSON")
     recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
@@ -114,17 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
     recipe.add_argument("--out", required=True, help="file to write")
 
-    bench = add("bench", "compare recipes with the base on the same test problems")
-    bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
-    bench.add_argument("--subjects", default="all", help="comma-separated, or all")
-    bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
-    bench.add_argument("--seed", type=int, default=0)
-    bench.add_argument("--split", choices=("dev", "test"), default="test")
-    bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
-    bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
-    bench.add_argument(
-        "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
-    )
+    _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
     export = add("export", "write the edited model as a plain checkpoint")
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
@@ -192,13 +207,30 @@ class Commands:
             diagnosis=profile.diagnose_spec(control=self.options.control, seed=self.options.seed),
             task_vector=profile.task_vector(self.options.task_vector),
             subject=self.options.subject,
-            fold_gains=not self.options.plain_weights,
             **defaults,
         )
         result = self.result(spec)
         assert isinstance(result, EnergyResult)
         print_energy(self.console, result)
         return result.model_dump(mode="json")
+
+    def gain(self) -> dict[str, object]:
+        """Measured gain of each layer beside its predictors."""
+        options, profile = self.options, self.profile
+        if options.subject is not None:
+            profile.check_subjects((options.subject,))
+        spec = GainSpec(
+            diagnosis=profile.diagnose_spec(control=options.control),
+            task_vector=profile.task_vector(options.task_vector),
+            top_n=profile.top_n,
+            seed=options.seed,
+            **({"n": options.n} if options.n else {}),
+        )
+        result = self.result(spec)
+        assert isinstance(result, GainResult)
+        chosen = result if options.subject is None else result.of_subject(options.subject)
+        print_gain(self.console, chosen, options.subject or POOLED)
+        return chosen.model_dump(mode="json")
 
     def recipe(self) -> dict[str, object]:
         """Write a recipe."""

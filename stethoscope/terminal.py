@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stethoscope.progress import Progress
-from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, InfoResult
+from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, GainResult, InfoResult
 
 
 class StderrProgress(Progress):
@@ -65,33 +65,45 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
 
 
 def print_energy(console: Console, result: EnergyResult) -> None:
-    """Draw retention against its null and its references, layer by layer."""
-    table = Table(
-        *("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"),
-        *("components", "random latents", "control"),
-        title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
-    )
+    """Draw retention against its null, layer by layer."""
+    table = Table("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "ceiling", title="Energy kept")
     for cell in result.layers:
-        table.add_row(
-            str(cell.layer),
-            str(cell.k),
-            str(cell.rank),
-            f"{cell.rank / cell.d:.3f}",
-            _number(cell.retention),
-            f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
-            _number(cell.enrichment, ".2f"),
-            _number(cell.z, "+.1f"),
-            _number(cell.percentile),
-            _number(cell.ceiling),
-            _number(cell.components),
-            _number(cell.random_mean),
-            _number(cell.control),
-        )
+        if cell.retention is not None and cell.null_mean is not None:
+            z = "" if cell.z is None else f"{cell.z:+.1f}"
+            enrichment = "" if cell.enrichment is None else f"{cell.enrichment:.2f}"
+            table.add_row(
+                str(cell.layer),
+                str(cell.k),
+                str(cell.rank),
+                f"{cell.rank / cell.d:.3f}",
+                f"{cell.retention:.3f}",
+                f"{cell.null_mean:.3f} ± {cell.null_sd or 0:.3f}",
+                enrichment,
+                z,
+                f"{cell.ceiling or 0:.3f}",
+            )
     console.print(table)
 
 
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "" if value is None else format(value, form)
+def print_gain(console: Console, result: GainResult, subject: str) -> None:
+    """Draw what injecting each layer alone does to `subject`, and how well each predictor orders the layers."""
+    table = Table("layer", "gain", "95% interval", title=f"Gain of {result.task_vector} in one layer alone, {subject}")
+    for cell in result.cells:
+        if cell.subject == subject:
+            table.add_row(str(cell.layer), f"{cell.gain:+.4f}", f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}")
+    console.print(table)
+    table = Table("predictor", "layers", "Kendall tau", "95% interval", "p", title="Does it order the layers by gain?")
+    for row in result.agreement:
+        if row.subject == subject:
+            known = row.kendall_tau is not None
+            interval = f"{row.ci_low:+.2f} to {row.ci_high:+.2f}" if row.ci_low is not None else ""
+            tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("same everywhere", "")
+            table.add_row(row.predictor, str(row.n_layers), tau, interval, p)
+    console.print(table)
+    console.print(
+        f"Gains in nats per solution token, n = {result.n} {result.split} problems a subject, alpha {result.alpha:g}; "
+        f"{result.n_edits} edits, {'each taken off again' if result.verified else 'NOT VERIFIED'}."
+    )
 
 
 def print_bench(console: Console, result: BenchResult) -> None:

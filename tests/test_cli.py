@@ -87,10 +87,6 @@ def test_energy(run: Run) -> None:
     }  # fmt: skip
     assert wanted <= set(result["cells"][0])
     assert wanted <= set(result["layers"][0])
-    assert result["fold_gains"] is True
-    plain = printed(run("energy", "--json", "--subject", "geometry", "--k", "2,4", "--plain-weights"))
-    assert plain["fold_gains"] is False
-    assert plain["cells"] != result["cells"]
 
 
 def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
@@ -260,3 +256,25 @@ def test_layer_lists() -> None:
 
 def test_the_mini_is_a_profile() -> None:
     assert load_profile("mini").title
+
+
+def test_gain_prints_all_subjects_or_one(run: Run) -> None:
+    everything = printed(run("gain", "--json", "--n", "3"))
+    assert {row["subject"] for row in everything["agreement"]} == {"number_theory", "geometry", "all"}
+    assert {cell["subject"] for cell in everything["cells"]} == {"number_theory", "geometry", "stories", "all"}
+    assert everything["verified"] is True
+    one = printed(run("gain", "--json", "--n", "3", "--subject", "geometry"))
+    for rows in ("agreement", "cells", "predictors", "sets"):
+        assert one[rows] == [row for row in everything[rows] if row["subject"] == "geometry"]
+    assert "NaN" not in json.dumps(everything)
+    code, out, _ = run("gain", "--n", "3")
+    assert code == 0
+    assert "first_order" in out
+    assert "each taken off again" in out
+
+
+def test_mistakes_of_gain_are_one_line_each(run: Run) -> None:
+    assert "alchemy" in assert_one_line(run("gain", "--subject", "alchemy"))
+    assert "2" in assert_one_line(run("gain", "--n", "1"))
+    assert_one_line(run("gain", "--task-vector", "nowhere"))
+    assert_one_line(run("gain", "--n", "9999"))

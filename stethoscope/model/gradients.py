@@ -52,7 +52,7 @@ def first_order_effects(
     effects = np.zeros((len(pairs), session.layout.n_layers))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
-        progress.check_cancel()
+        progress.give_way()
         chosen = order[start : start + batch_size]
         block = right_align(session, [rows[i] for i in chosen], share_prefix(session, []))
         counts = [scored[i] for i in chosen]

@@ -6,13 +6,16 @@ it. Hooks only listen: they work on offloaded models too and change nothing.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
 from stethoscope.records import Site
 
 
@@ -25,37 +28,45 @@ def capture_residual(
     d is d_model, or heads x head_dim for attn_out. A second forward pass inside replaces the first one's tensors.
     """
     captured: dict[int, Tensor] = {}
-    with listen_residual(session, layers, captured.__setitem__, site):
-        yield captured
-
-
-@contextlib.contextmanager
-def listen_residual(
-    session: ModelSession, layers: Sequence[int], receive: Callable[[int, Tensor], None], site: Site = "resid_post"
-) -> Iterator[None]:
-    """Call `receive(layer, [batch, seq, d])` as each layer of a forward pass is done, float32, detached."""
-    with contextlib.ExitStack() as hooks:
+    handles: list[RemovableHandle] = []
+    try:
         for layer in layers:
             assert 0 <= layer < session.layout.n_layers, f"layer {layer} of {session.layout.n_layers}"
             module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
-            hooks.callback(_listen(module, layer, site, receive).remove)
-        yield
+            handles.append(_listen(module, layer, site, captured))
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-@contextlib.contextmanager
-def listen_inputs(
-    session: ModelSession, names: Sequence[str], receive: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    """Call `receive(name, [batch, seq, in])` with the input of each named matrix, float32, detached."""
+def mean_residual(
+    session: ModelSession, rows: Sequence[Sequence[int]], *, batch_size: int = 32, progress: Progress | None = None
+) -> Float[np.ndarray, "n n_layers d_model"]:
+    """Return the mean resid_post over each row's tokens, BOS dropped, at every layer, in float32.
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: receive(name, args[0].detach().to(torch.float32))
-
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            module = session.model.get_submodule(name.removesuffix(".weight"))
-            hooks.callback(module.register_forward_pre_hook(hook(name)).remove)
-        yield
+    Counts each row on `progress` (which the caller has started) and looks for a cancel between batches.
+    """
+    progress = progress or Progress()
+    layers = range(session.layout.n_layers)
+    means = np.zeros((len(rows), len(layers), session.layout.d_model), dtype=np.float32)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        progress.give_way()
+        chosen = order[start : start + batch_size]
+        batch = session.batch([rows[i] for i in chosen])
+        with torch.no_grad(), capture_residual(session, layers) as captured:
+            session.model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1
+            )
+        kept = batch.attention_mask.float()
+        if session.bos_id is not None:
+            kept[:, 0] = 0
+        share = kept / kept.sum(1, keepdim=True).clamp(min=1)
+        for layer in layers:
+            means[chosen, layer] = torch.einsum("bs,bsd->bd", share, captured[layer]).cpu().numpy()
+        progress.advance(len(chosen))
+    return means
 
 
 def site_width(session: ModelSession, site: Site) -> int:
@@ -65,11 +76,11 @@ def site_width(session: ModelSession, site: Site) -> int:
     return session.layout.d_model
 
 
-def _listen(layer_module: nn.Module, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
+def _listen(layer_module: nn.Module, layer: int, site: Site, captured: dict[int, Tensor]) -> RemovableHandle:
     def keep(output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         assert isinstance(tensor, Tensor), type(tensor)
-        receive(layer, tensor.detach().to(torch.float32))
+        captured[layer] = tensor.detach().to(torch.float32)
 
     if site == "attn_out":
         return layer_module.get_submodule("self_attn.o_proj").register_forward_pre_hook(lambda _, args: keep(args))

@@ -1,7 +1,7 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
-Pages and command line both come in here. Every run but the live probe becomes a record of the history; a diagnosis
-or an energy table of the same spec, weights and problems is taken from the store.
+Pages and command line both come in here. Every run but the live probe becomes a record of the history; a diagnosis,
+an energy table or a table of gains of the same spec, weights and problems is taken from the store.
 """
 
 import time
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stethoscope.errors import Cancelled, UserError
-from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, info, probe
+from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, gain, info, probe
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import (
@@ -19,6 +19,7 @@ from stethoscope.records import (
     DiagnoseSpec,
     EnergySpec,
     ExportSpec,
+    GainSpec,
     InfoSpec,
     ProbeSpec,
     Spec,
@@ -31,13 +32,14 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
     DiagnoseSpec: diagnose.run,
     EnergySpec: energy.run,
+    GainSpec: gain.run,
     ProbeSpec: probe.run,
     CompareTextSpec: compare_text.run,
     BenchSpec: bench.run,
     ExportSpec: export.run,
 }
-KEPT = (DiagnoseSpec, EnergySpec, CompareTextSpec, BenchSpec, ExportSpec)
-REUSED = (DiagnoseSpec, EnergySpec)
+KEPT = (DiagnoseSpec, EnergySpec, GainSpec, CompareTextSpec, BenchSpec, ExportSpec)
+REUSED = (DiagnoseSpec, EnergySpec, GainSpec)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from stethoscope.model.likelihood import solution_nll
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.progress import Progress
-from stethoscope.records import ProbeSpec
+from stethoscope.records import ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
 from stethoscope.statistics import paired_mean_interval
 from stethoscope.store.ids import content_id
@@ -24,14 +24,13 @@ from stethoscope.store.ids import content_id
 BATCH_SIZE = 32
 
 
-def probe_pairs(spec: ProbeSpec) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (prompt, solution) pairs and the subject or control corpus of each, subject after subject."""
+def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""
     pairs, subjects = [], []
-    problems = load_problems(spec.problems.problems, spec.split)
-    controls = load_problems(spec.problems.controls, spec.split)
-    for names, texts in ((spec.problems.subjects, problems), (spec.problems.control_names, controls)):
+    of_subjects, of_controls = load_problems(problems.problems, split), load_problems(problems.controls, split)
+    for names, texts in ((problems.subjects, of_subjects), (problems.control_names, of_controls)):
         for name in names:
-            for problem in sample_problems(texts, name, spec.n, spec.seed):
+            for problem in sample_problems(texts, name, n, seed):
                 pairs.append((frame_problem(problem.problem), problem.solution))
                 subjects.append(name)
     return pairs, subjects
@@ -43,7 +42,7 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
     recipe = spec.recipe
     session = context.session(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
-    pairs, subjects = probe_pairs(spec)
+    pairs, subjects = gold_pairs(spec.problems, spec.split, spec.n, spec.seed)
     key = f"{context.identity(recipe.model)} {context.identity(spec.problems)} {spec.split} {spec.n} {spec.seed}"
     progress.start("Scoring gold solutions", len(pairs) * (1 if key in context.base_nll.entries else 2))
     base = context.base_nll.get_or_make(

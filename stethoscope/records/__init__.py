@@ -14,6 +14,7 @@ from stethoscope.records.diagnosis import (
     ScoreName,
     StabilitySpec,
 )
+from stethoscope.records.gain import GainSpec
 from stethoscope.records.grade import Grade, GradeStatus
 from stethoscope.records.recipe import (
     Arm,
@@ -38,6 +39,7 @@ __all__ = [
     "EditRecipe",
     "EnergySpec",
     "ExportSpec",
+    "GainSpec",
     "Grade",
     "GradeStatus",
     "InfoSpec",

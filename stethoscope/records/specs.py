@@ -10,6 +10,7 @@ from stethoscope.records.diagnosis import (
     LatentsSpec,
     StabilitySpec,
 )
+from stethoscope.records.gain import GainSpec
 from stethoscope.records.recipe import EditRecipe
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
@@ -94,6 +95,7 @@ Spec = (
     | LatentsSpec
     | LatentExamplesSpec
     | EnergySpec
+    | GainSpec
     | ProbeSpec
     | CompareTextSpec
     | BenchSpec

@@ -17,6 +17,7 @@ from stethoscope.results.diagnosis import (
 )
 from stethoscope.results.edit import Certificate, ExportResult, ProbeResult, ProbeRow, TextComparison, TextPair
 from stethoscope.results.energy import EnergyCell, EnergyResult
+from stethoscope.results.gain import AgreementRow, GainCell, GainResult, PredictorCell, RandomSet, SetGain
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
 
 Result = (
@@ -26,6 +27,7 @@ Result = (
     | LatentsResult
     | LatentExamplesResult
     | EnergyResult
+    | GainResult
     | ProbeResult
     | TextComparison
     | BenchResult
@@ -33,6 +35,7 @@ Result = (
 )
 
 __all__ = [
+    "AgreementRow",
     "ArmRow",
     "BenchItem",
     "BenchResult",
@@ -42,17 +45,22 @@ __all__ = [
     "EnergyCell",
     "EnergyResult",
     "ExportResult",
+    "GainCell",
+    "GainResult",
     "InfoResult",
     "LatentExample",
     "LatentExamplesResult",
     "LatentRow",
     "LatentsResult",
     "ModelRow",
+    "PredictorCell",
     "ProbeResult",
     "ProbeRow",
+    "RandomSet",
     "Result",
     "SaeRow",
     "SelectedLatent",
+    "SetGain",
     "SpecificityCell",
     "StabilityResult",
     "StabilityRow",

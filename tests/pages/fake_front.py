@@ -150,6 +150,71 @@ def energy(spec: r.EnergySpec) -> R.EnergyResult:
     )
 
 
+def gain(spec: r.GainSpec) -> R.GainResult:
+    """A score that follows the gain, a first-order effect that is the gain, a probe that is the same everywhere."""
+    problems = spec.diagnosis.problems
+    subjects = (*problems.subjects, "all")
+    gains = [0.001 * (layer % 4) + 0.0005 * layer for layer in range(N_LAYERS)]
+    values = {
+        "mean_rate_difference": [0.1 + 20 * gain for gain in gains],
+        "first_order": gains,
+        "probe_auroc": [1.0] * N_LAYERS,
+        "depth": [float(layer) for layer in range(N_LAYERS)],
+    }
+    cells = [
+        R.GainCell(
+            layer=layer, subject=name, is_control=name in problems.control_names, n=spec.n, base_nll=0.4,
+            gain=-0.0001 if name in problems.control_names else gains[layer],
+            ci_low=gains[layer] - 0.002, ci_high=gains[layer] + 0.002,
+        )
+        for name in (*subjects, *problems.control_names)
+        for layer in range(N_LAYERS)
+    ]  # fmt: skip
+    agreement = [
+        R.AgreementRow(
+            predictor=name, subject=subject, n_layers=N_LAYERS, kendall_tau=tau,
+            ci_low=None if tau is None else tau - 0.3, ci_high=None if tau is None else min(tau + 0.3, 1.0),
+            p=None if tau is None else 0.2, null_low=None if tau is None else -0.47,
+            null_high=None if tau is None else 0.47,
+        )
+        for subject in subjects
+        for name, tau in (("mean_rate_difference", 0.3), ("first_order", 0.8), ("probe_auroc", None), ("depth", 0.42))
+    ]  # fmt: skip
+    return R.GainResult(
+        task_vector=spec.task_vector.name,
+        split=spec.split,
+        n=spec.n,
+        n_documents=spec.diagnosis.documents,
+        alpha=spec.alpha,
+        score=spec.diagnosis.score,
+        scores=("mean_rate_difference",),
+        control=spec.diagnosis.control,
+        subjects=problems.subjects,
+        control_names=problems.control_names,
+        n_layers=N_LAYERS,
+        top_n=spec.top_n,
+        cells=tuple(cells),
+        predictors=tuple(
+            R.PredictorCell(
+                predictor=name, subject=subject, layer=layer, value=value, ci_low=value - 0.03, ci_high=value + 0.03
+            )
+            for name, of_layers in values.items()
+            for subject in subjects
+            for layer, value in enumerate(of_layers)
+        ),
+        agreement=tuple(agreement),
+        sets=(
+            R.SetGain(
+                kind="top", predictor="mean_rate_difference", subject="all", layers=(3, 6, 7, 9), n=112, gain=0.0136,
+                ci_low=0.01, ci_high=0.02, as_good=20, n_random=99,
+            ),
+        ),
+        random_sets=(R.RandomSet(layers=(0, 1, 2, 3), gains={"all": 0.009}),),
+        n_edits=132,
+        verified=True,
+    )  # fmt: skip
+
+
 def probe(spec: r.ProbeSpec) -> R.ProbeResult:
     """Differences that grow with alpha and the number of layers; the control gets a little worse."""
     strength = sum(spec.recipe.alpha(layer, "mlp") for layer in spec.recipe.layers)
@@ -292,6 +357,7 @@ ANSWERS = {
     r.InfoSpec: info,
     r.DiagnoseSpec: diagnosis,
     r.EnergySpec: energy,
+    r.GainSpec: gain,
     r.ProbeSpec: probe,
     r.CompareTextSpec: compare,
     r.BenchSpec: bench,

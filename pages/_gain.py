@@ -1,0 +1,109 @@
+"""The end of Diagnose: did the stethoscope hear right? Each layer's score against its measured gain."""
+
+from typing import Any
+
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _watch
+from stethoscope.errors import StethoscopeError
+from stethoscope.figures import agreement
+from stethoscope.records import GainSpec
+from stethoscope.results import GainResult
+from stethoscope.results.gain import POOLED
+from stethoscope.store.fingerprints import record_fingerprints
+
+SLOT = "gain"
+
+
+def spec_from_session() -> GainSpec:
+    """Return the study of the diagnosis and task vector on show."""
+    profile, chosen = _session.profile(), st.session_state
+    return GainSpec(
+        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"])),
+        task_vector=profile.task_vector(chosen["task_vector"]),
+        top_n=profile.top_n,
+    )
+
+
+def _view(spec: GainSpec) -> _jobs.View:
+    """Return the view of `spec`: its job, or a stored result of the same spec, weights and problems; starts nothing."""
+    held = st.session_state["slots"].get(SLOT, {})
+    if held.get("spec") == _jobs.spec_key(spec):
+        view = _jobs.look(SLOT)
+        if view.result is not None or view.job is not None or view.error:
+            return view
+    store: Any = _jobs.front().store
+    if any(_is_of(run, spec) for run in store.list_runs("gain")):  # only then are the weights hashed
+        found = store.find_result(spec, extra=record_fingerprints(spec))
+        if found is not None:
+            _jobs.hold(SLOT, run=found.run_id, spec=spec)
+            return _jobs.look(SLOT)
+    return _jobs.View()
+
+
+def _is_of(run: Any, spec: GainSpec) -> bool:
+    try:
+        return run.state == "done" and run.spec == spec
+    except StethoscopeError:
+        return False  # a damaged row
+
+
+def _measure(spec: GainSpec) -> None:
+    """Start the study as a batch job: it waits behind what a person is looking at."""
+    _jobs.begin(SLOT, spec, title="Did the stethoscope hear right")
+    st.session_state["slots"][SLOT]["spec"] = _jobs.spec_key(spec)
+
+
+def draw() -> None:
+    """Draw the card: a button at first, then progress, then score against gain beside the forest of predictors."""
+    spec = spec_from_session()
+    subject = st.session_state["subject"]
+    with _ui.card("Did the stethoscope hear right?", key="gain"):
+        view = _view(spec)
+        if view.error:
+            _ui.banner(view.error)
+        if view.active:
+            _watch.watch(view, key="gain")
+            return
+        if not isinstance(view.result, GainResult):
+            said = "Stopped; nothing was measured. " if view.stopped else ""
+            st.caption(
+                f"{said}Injects each layer alone and asks whether the layers that the score names are those that help: "
+                f"{spec.n} {spec.split} problems a subject, beside first-order effect, relative update, linear probe, "
+                f"depth and {spec.random_sets} random sets of {spec.top_n} layers. About a minute on the mini."
+            )
+            st.button("Measure each layer's gain", key="gain-start", type="primary", on_click=_measure, args=(spec,))
+            return
+        _draw_result(view.result, subject)
+
+
+def _draw_result(result: GainResult, subject: str) -> None:
+    """Draw the two halves of the figure, for the chosen subject or for all of them."""
+    st.session_state.setdefault("gain_rows", "all subjects")
+    st.segmented_control(
+        "Problems of",
+        ["all subjects", "the subject"],
+        required=True,
+        **_session.mirror("gain_rows", "gain-rows"),
+    )
+    shown = POOLED if st.session_state["gain_rows"] == "all subjects" else subject
+    rows = result.of_subject(shown)
+    left, right = st.columns([1, 1])
+    with left:
+        st.markdown("**Score against measured gain**")
+        _ui.chart(
+            agreement.scatter(result, shown, st.session_state["layers"]),
+            key="gain-scatter",
+            caption=agreement.caption(result, shown),
+            rows=rows.cells,
+            more={"Predictors": rows.predictors, "Controls": [cell for cell in result.cells if cell.is_control]},
+        )
+    with right:
+        st.markdown("**How well each predictor orders the layers**")
+        _ui.chart(
+            agreement.forest(result, shown),
+            key="gain-forest",
+            caption=agreement.sets_caption(result, shown),
+            rows=rows.agreement,
+            more={"Sets": rows.sets},
+        )

@@ -1,0 +1,241 @@
+"""Did the stethoscope hear right? Each layer's score against its measured gain, beside every predictor's Kendall tau.
+
+Left: one point a layer, the score to the right, the gain of injecting that layer alone upwards, 95% intervals on both
+axes. Right: a forest of Kendall's tau between each predictor and the gain; the gray band is a random order. The caption
+is computed from the same numbers and says in words what they mean.
+"""
+
+from collections.abc import Collection, Sequence
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, pretty, shown_p, signed
+from stethoscope.results import AgreementRow, GainCell, GainResult, PredictorCell
+from stethoscope.results.gain import POOLED
+
+NAMES = {
+    "mean_rate_difference": "specificity: mean rate difference",
+    "specific_share": "specificity: specific share",
+    "activation_mass": "specificity: activation mass",
+    "log_ratio": "specificity: log-ratio",
+    "first_order": "first-order effect",
+    "relative_update": "relative update",
+    "probe_auroc": "linear probe AUROC",
+    "depth": "depth",
+}
+
+
+def name_of(predictor: str) -> str:
+    """Return a predictor's name as it is shown."""
+    return NAMES.get(predictor, f"specificity: {pretty(predictor)}")
+
+
+def subject_name(subject: str) -> str:
+    """Return a subject's name as it is shown; the pooled rows are those of all subjects."""
+    return "all subjects" if subject == POOLED else pretty(subject)
+
+
+def _error(values: Sequence[float], lows: Sequence[float | None], highs: Sequence[float | None], colour: str) -> dict:
+    """Return plotly's asymmetric error bars; a missing bound draws none."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [0 if high is None else high - value for value, high in zip(values, highs, strict=True)],
+        "arrayminus": [0 if low is None else value - low for value, low in zip(values, lows, strict=True)],
+        "color": colour,
+        "thickness": 1.4,
+        "width": 3,
+    }
+
+
+def describe_layer(score: PredictorCell, gain: GainCell) -> str:
+    """Return the hover text of one layer: both numbers with their intervals, and n."""
+    return "<br>".join(
+        (
+            f"<b>layer {gain.layer} · {subject_name(gain.subject)}</b>",
+            f"gain {signed(gain.gain, 4)} nats per token",
+            f"95% CI [{signed(gain.ci_low, 4)}, {signed(gain.ci_high, 4)}] · n = {gain.n} problems",
+            f"{name_of(score.predictor)} {signed(score.value)} [{signed(score.ci_low)}, {signed(score.ci_high)}]",
+            "<i>gain: NLL of gold solutions, base − edited, this layer alone</i>",
+        )
+    )
+
+
+def scatter(result: GainResult, subject: str, picked: Collection[int]) -> go.Figure:
+    """Return score against measured gain for `subject` ("all": pooled), one labelled point a layer."""
+    gains = {cell.layer: cell for cell in result.cells if cell.subject == subject}
+    scores = {c.layer: c for c in result.predictors if c.subject == subject and c.predictor == result.score}
+    figure = go.Figure()
+    for is_picked, colour, name in ((False, BLUE, "other layers"), (True, ORANGE, "picked layers")):
+        layers = [
+            layer for layer, cell in sorted(scores.items()) if cell.value is not None and (layer in picked) == is_picked
+        ]
+        if not layers:
+            continue
+        x = [scores[layer].value or 0.0 for layer in layers]
+        y = [gains[layer].gain for layer in layers]
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=y,
+                error_x=_error(
+                    x, [scores[layer].ci_low for layer in layers], [scores[layer].ci_high for layer in layers], colour
+                ),
+                error_y=_error(
+                    y, [gains[layer].ci_low for layer in layers], [gains[layer].ci_high for layer in layers], colour
+                ),
+                mode="markers+text",
+                marker={"size": 9, "color": colour},
+                text=[f"<b>{layer}</b>" for layer in layers],
+                textposition="top right",
+                textfont={"color": colour, "size": 13},
+                name=name,
+                hovertext=[describe_layer(scores[layer], gains[layer]) for layer in layers],
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
+        )
+    apply_layout(
+        figure,
+        height=380,
+        x_title=f"{pretty(result.score)}, {subject_name(subject)}",
+        y_title="measured gain, nats per token",
+    )
+    figure.add_hline(y=0, line={"color": GRAY, "width": 1})
+    figure.update_layout(showlegend=bool(picked))
+    return figure
+
+
+def _rows(result: GainResult, subject: str) -> list[AgreementRow]:
+    return [row for row in result.agreement if row.subject == subject]
+
+
+def describe_agreement(row: AgreementRow) -> str:
+    """Return the hover text of one predictor: tau with its interval, p against a random order, and over what."""
+    head = f"<b>{name_of(row.predictor)} · {subject_name(row.subject)}</b>"
+    if row.kendall_tau is None:
+        return f"{head}<br>no order: too few layers with a value, or the same value in all"
+    return "<br>".join(
+        (
+            head,
+            f"Kendall τ {signed(row.kendall_tau, 2)} over {row.n_layers} layers",
+            f"95% CI [{signed(row.ci_low, 2)}, {signed(row.ci_high, 2)}], documents and problems resampled together",
+            f"p {shown_p(row.p)} against a random order "
+            f"(95% of which lie in [{signed(row.null_low, 2)}, {signed(row.null_high, 2)}])",
+        )
+    )
+
+
+def forest(result: GainResult, subject: str) -> go.Figure:
+    """Return Kendall's tau of every predictor with the gain of `subject`, and a random order as a gray band."""
+    rows = _rows(result, subject)
+    figure = go.Figure()
+    for is_score, colour in ((False, BLUE), (True, ORANGE)):
+        shown = [row for row in rows if row.kendall_tau is not None and (row.predictor == result.score) == is_score]
+        taus = [row.kendall_tau or 0.0 for row in shown]
+        figure.add_trace(
+            go.Scatter(
+                x=taus,
+                y=[name_of(row.predictor) for row in shown],
+                error_x=_error(taus, [row.ci_low for row in shown], [row.ci_high for row in shown], colour),
+                mode="markers",
+                marker={"size": 9, "color": colour},
+                hovertext=[describe_agreement(row) for row in shown],
+                hovertemplate="%{hovertext}<extra></extra>",
+            )
+        )
+    bands = [(row.null_low, row.null_high) for row in rows if row.null_low is not None and row.null_high is not None]
+    if bands:
+        low, high = min(low for low, _ in bands), max(high for _, high in bands)
+        figure.add_vrect(x0=low, x1=high, fillcolor=BAND, line_width=0, layer="below")
+    for row in rows:
+        if row.kendall_tau is None:
+            figure.add_annotation(
+                x=0, y=name_of(row.predictor), text="same value in every layer" if row.n_layers > 2 else "no value",
+                showarrow=False, font={"color": GRAY, "size": 12},
+            )  # fmt: skip
+    apply_layout(figure, height=380, x_title="Kendall τ with the measured gain · better →")
+    names = [_broken(name_of(row.predictor)) for row in rows]
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=[name_of(row.predictor) for row in rows][::-1],
+        tickmode="array",
+        tickvals=[name_of(row.predictor) for row in rows],
+        ticktext=names,
+    )
+    figure.update_xaxes(range=[-1.08, 1.08])
+    figure.add_vline(x=0, line={"color": GRAY, "width": 1})
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def _broken(name: str) -> str:
+    return name.replace(": ", ":<br>", 1)
+
+
+def verdict(result: GainResult, subject: str) -> str:
+    """Return in one sentence whether the score orders the layers by gain, and better than depth does."""
+    rows = {row.predictor: row for row in _rows(result, subject)}
+    score, depth = rows[result.score], rows["depth"]
+    label = pretty(result.score)
+    if score.kendall_tau is None or score.p is None:
+        return f"{label.capitalize()} does not tell the layers apart here."
+    tau = f"(τ {signed(score.kendall_tau, 2)}, p {shown_p(score.p)})"
+    if score.p >= 0.05:
+        heard = f"{label.capitalize()} orders the layers by their gain not measurably better than chance {tau}"
+    else:
+        heard = (
+            f"{label.capitalize()} orders the layers {'by' if score.kendall_tau > 0 else 'against'} their gain {tau}"
+        )
+    if depth.kendall_tau is None:
+        return f"{heard}."
+    closer = "closer" if score.kendall_tau > abs(depth.kendall_tau) else "no closer"
+    return f"{heard}, and {closer} to it than depth does (τ {signed(depth.kendall_tau, 2)})."
+
+
+def caption(result: GainResult, subject: str) -> str:
+    """Return what stands under both pictures: the finding in words, the best predictor, n, and the definitions."""
+    known = [row for row in _rows(result, subject) if row.kendall_tau is not None]
+    best = max(known, key=lambda row: row.kendall_tau or 0.0, default=None)
+    n = next(cell.n for cell in result.cells if cell.subject == subject)
+    parts = [verdict(result, subject)]
+    if best is not None and best.predictor != result.score:
+        parts.append(f"Closest to the gain: {name_of(best.predictor)} (τ {signed(best.kendall_tau, 2)}).")
+    parts.append(
+        f"n = {n} {result.split} problems, {result.n_layers} layers injected one at a time "
+        f"({pretty(result.task_vector)}, alpha {result.alpha:g}), {result.n_documents} documents; 95% intervals. "
+        "Gain: decrease of the NLL per token of gold solutions, paired."
+    )
+    harm = _harm(result)
+    return " ".join([*parts, harm] if harm else parts)
+
+
+def _harm(result: GainResult) -> str:
+    """Say in one sentence which layers make control text clearly less likely; empty without control corpora."""
+    cells = [cell for cell in result.cells if cell.is_control]
+    if not cells:
+        return ""
+    worst = min(cells, key=lambda cell: cell.gain)
+    harmful = sorted({cell.layer for cell in cells if cell.ci_high < 0})
+    if not harmful:
+        return "No layer makes control text clearly less likely."
+    layers = ", ".join(map(str, harmful))
+    return (
+        f"Control text becomes less likely in layers {layers} (at worst {signed(worst.gain, 4)} nats per token, "
+        f"layer {worst.layer})."
+    )
+
+
+def sets_caption(result: GainResult, subject: str) -> str:
+    """Return what stands under the forest: its intervals, and how the score's top layers do among random sets."""
+    rows = [row for row in result.sets if row.subject == subject]
+    top = next((row for row in rows if row.kind == "top" and row.predictor == result.score), None)
+    last = next((row for row in rows if row.kind == "last"), None)
+    parts = ["Intervals resample documents and problems together. Gray band: 95% of random orders of the layers."]
+    for row, name in ((top, f"top {result.top_n} by {pretty(result.score)}"), (last, f"last {result.top_n}")):
+        if row is not None:
+            layers = ", ".join(map(str, row.layers))
+            parts.append(
+                f"Injected together, the {name} ({layers}) gain {signed(row.gain, 4)}; "
+                f"{row.as_good} of {row.n_random} random sets do as well."
+            )
+    return " ".join(parts)

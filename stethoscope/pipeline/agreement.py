@@ -1,0 +1,128 @@
+"""How well each predictor orders the layers by measured gain: Kendall's tau with its interval and its null.
+
+A predictor is a number a layer and subject. Bootstrap draws of predictors (over documents or problems) and of gains
+(over problems) are paired draw by draw, so that tau's interval carries both; noise in either pulls draws of tau towards
+zero, which makes the interval cautious. The null permutes layer labels: a random order. The last row of every table is
+the mean over the subjects. A layer without a value (no SAE there) is left out of that predictor's tau.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from stethoscope.records import finite_or_none
+from stethoscope.results import AgreementRow, PredictorCell
+from stethoscope.statistics import kendall_tau, percentile_interval
+
+PERMUTATIONS = 1999
+MIN_LAYERS = 3  # two layers are in one of two orders: no rank correlation to speak of
+
+
+def with_mean(table: Float[np.ndarray, "*draws n_subjects n_layers"]) -> np.ndarray:
+    """Append the mean over the subjects as one more row; NaN where any subject has no value."""
+    return np.concatenate([table, table.mean(axis=-2, keepdims=True)], axis=-2)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """What one predictor says of each layer, subject by subject and for their mean (the last row).
+
+    Attributes:
+        values: [n_subjects + 1, n_layers]; NaN where a layer has no value.
+        draws: bootstrap draws of them, None for a predictor without sampling error.
+    """
+
+    name: str
+    values: Float[np.ndarray, "rows n_layers"]
+    draws: Float[np.ndarray, "draws rows n_layers"] | None = None
+
+    @classmethod
+    def constant(cls, name: str, values: Float[np.ndarray, " n_layers"], n_subjects: int) -> "Predictor":
+        """Return a predictor that says the same of every subject, without sampling error."""
+        return cls(name, np.tile(values, (n_subjects + 1, 1)))
+
+    @classmethod
+    def of_subjects(
+        cls,
+        name: str,
+        values: Float[np.ndarray, "n_subjects n_layers"],
+        draws: Float[np.ndarray, "draws n_subjects n_layers"] | None = None,
+    ) -> "Predictor":
+        """Return a predictor from its values by subject, with their mean appended."""
+        return cls(name, with_mean(values), None if draws is None else with_mean(draws))
+
+    def tells_apart(self, row: int) -> bool:
+        """Return whether any two layers have different values."""
+        values = self.values[row][~np.isnan(self.values[row])]
+        return bool((values != values[:1]).any())
+
+    def order(self, row: int) -> list[int]:
+        """Return the layers that have a value, largest first, ties by depth."""
+        values = self.values[row]
+        return sorted(np.flatnonzero(~np.isnan(values)).tolist(), key=lambda layer: (-values[layer], layer))
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """Measured gain of each layer, rows as in `Predictor`, and its bootstrap draws over problems."""
+
+    values: Float[np.ndarray, "rows n_layers"]
+    draws: Float[np.ndarray, "draws rows n_layers"]
+
+
+def predictor_cells(predictors: Sequence[Predictor], subjects: Sequence[str]) -> tuple[PredictorCell, ...]:
+    """Return every predictor's value of every layer with its 95% percentile interval; `subjects` names the rows."""
+    cells = []
+    for predictor in predictors:
+        for row, subject in enumerate(subjects):
+            for layer, value in enumerate(predictor.values[row].tolist()):
+                low = high = None
+                if predictor.draws is not None:
+                    interval = percentile_interval(predictor.draws[:, row, layer])
+                    low, high = finite_or_none(interval.low), finite_or_none(interval.high)
+                cells.append(
+                    PredictorCell(
+                        predictor=predictor.name,
+                        subject=subject,
+                        layer=layer,
+                        value=finite_or_none(value),
+                        ci_low=low,
+                        ci_high=high,
+                    )
+                )
+    return tuple(cells)
+
+
+def agreement_row(predictor: Predictor, gains: Gains, row: int, subject: str, *, seed: int) -> AgreementRow:
+    """Return Kendall's tau of a predictor with the gains of one row, its joint interval and its permutation p."""
+    known = ~np.isnan(predictor.values[row])
+    n_layers = int(known.sum())
+    undefined = AgreementRow(
+        predictor=predictor.name, subject=subject, n_layers=n_layers, kendall_tau=None, ci_low=None, ci_high=None,
+        p=None, null_low=None, null_high=None,
+    )  # fmt: skip
+    if n_layers < MIN_LAYERS:
+        return undefined
+    values, gain = predictor.values[row, known], gains.values[row, known]
+    tau = float(kendall_tau(values, gain))
+    if np.isnan(tau):
+        return undefined
+    drawn = values if predictor.draws is None else predictor.draws[:, row, known]
+    interval = percentile_interval(kendall_tau(drawn, gains.draws[:, row, known]))
+    generator = np.random.default_rng([seed, n_layers])
+    shuffled = generator.permuted(np.tile(np.arange(n_layers), (PERMUTATIONS, 1)), axis=1)
+    null = kendall_tau(values[shuffled], gain)
+    band = percentile_interval(null)
+    return AgreementRow(
+        predictor=predictor.name,
+        subject=subject,
+        n_layers=n_layers,
+        kendall_tau=tau,
+        ci_low=finite_or_none(interval.low),
+        ci_high=finite_or_none(interval.high),
+        p=float((1 + (np.abs(null) >= abs(tau) - 1e-9).sum()) / (1 + PERMUTATIONS)),
+        null_low=band.low,
+        null_high=band.high,
+    )

@@ -1,0 +1,301 @@
+"""Use case: did the stethoscope hear right? What injecting each layer does, beside what was said of it beforehand.
+
+    gain of layer l on problem i = NLL_i(theta) - NLL_i(theta with alpha tau_l in layer l alone)
+
+in nats per token of the gold solution, paired over problems; control texts stand beside it. Kendall's tau then says how
+well each predictor orders the layers, and sets of layers (each predictor's best and worst, the last, every window) are
+ranked among random sets of equal size.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from stethoscope.delta.certificate import certified
+from stethoscope.delta.patch import build_patch
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.errors import RecipeError
+from stethoscope.model.gradients import first_order_effects
+from stethoscope.model.likelihood import solution_nll
+from stethoscope.model.session import ModelSession
+from stethoscope.pipeline import predictors as predict
+from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, predictor_cells, with_mean
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.probe import BATCH_SIZE, gold_pairs
+from stethoscope.progress import Progress
+from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
+from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
+from stethoscope.results.gain import POOLED
+from stethoscope.sae.scores import SCORES
+from stethoscope.statistics import paired_mean_interval
+from stethoscope.store.ids import content_id
+
+GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
+Items = Int[np.ndarray, "_"]  # positions of problems or control texts in the sample
+
+
+@dataclass
+class Injector:
+    """Scores the gold solutions under injections of whole layers, takes each off again and says whether it was.
+
+    `active` are the layers that the task vector touches; injecting any other changes nothing and costs nothing.
+    """
+
+    spec: GainSpec
+    session: ModelSession
+    task_vector: TaskVector
+    pairs: list[tuple[str, str]]
+    active: frozenset[int]
+    base: Float[np.ndarray, " n_items"]
+    n_edits: int = 0
+    verified: bool = True
+    _known: dict[tuple[frozenset[int], int], float] = field(default_factory=dict)
+
+    def gain(self, layers: Sequence[int], items: Int[np.ndarray, " n"], progress: Progress) -> Float[np.ndarray, " n"]:
+        """Return the gain of injecting `layers` together on each of `items`, in nats per solution token."""
+        touched = frozenset(layers) & self.active
+        if not touched:
+            progress.skip(len(items))
+            return np.zeros(len(items))
+        missing = [item for item in items.tolist() if (touched, item) not in self._known]
+        progress.skip(len(items) - len(missing))
+        if missing:
+            nll = self._nll(touched, missing, progress)
+            self._known |= {(touched, item): float(value) for item, value in zip(missing, nll, strict=True)}
+        return self.base[items] - np.array([self._known[touched, item] for item in items.tolist()])
+
+    def _nll(self, layers: frozenset[int], items: list[int], progress: Progress) -> Float[np.ndarray, " n"]:
+        recipe = EditRecipe(
+            model=self.spec.diagnosis.model,
+            task_vector=self.spec.task_vector,
+            layers=dict.fromkeys(layers, LayerAlpha()),
+            master_alpha=self.spec.alpha,
+        )
+        patch = build_patch(self.session, self.task_vector, recipe, recipe_id=content_id(recipe))
+        with certified(self.session, patch) as certifying:
+            pairs = [self.pairs[item] for item in items]
+            nll = solution_nll(self.session, pairs, batch_size=BATCH_SIZE, progress=progress)
+        certificate = certifying.certificate
+        self.n_edits += 1
+        self.verified &= certificate.restored_checksum == certificate.base_checksum
+        return nll
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A set of layers and what chose it, to be measured on the problems of one row (a subject, or all of them)."""
+
+    kind: Literal["top", "bottom", "last", "window"]
+    predictor: str | None
+    row: int
+    layers: tuple[int, ...]
+
+
+def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
+    """Return measured gains, predictors, their agreement and the gains of sets.
+
+    Raises:
+        RecipeError: a task vector (or an alpha) that moves nothing, or larger sets than the model has layers.
+        CorpusError: fewer problems than asked for.
+    """
+    problems = spec.diagnosis.problems
+    injector, names = open_injector(spec, context, progress)
+    n_layers = injector.session.layout.n_layers
+    items = [np.flatnonzero(names == subject) for subject in problems.subjects]
+    rows = [*items, np.concatenate(items)]  # a subject each, then all
+    subjects = (*problems.subjects, POOLED)
+    found = measured_predictors(spec, injector, items, context, progress)
+    gains = single_layer_gains(injector, names, progress)  # [n_items, n_layers]
+    weights = problem_weights(spec, len(items))
+    measured = Gains(
+        with_mean(np.stack([gains[of_subject].mean(0) for of_subject in items])),
+        with_mean(np.stack([w @ gains[i] for w, i in zip(weights, items, strict=True)], axis=1)),
+    )
+    agreement = tuple(
+        agreement_row(predictor, measured, row, subject, seed=spec.seed)
+        for row, subject in enumerate(subjects)
+        for predictor in found
+    )
+    sets, random_sets = set_gains(spec, injector, rows, found, progress)
+    return GainResult(
+        task_vector=spec.task_vector.name,
+        split=spec.split,
+        n=spec.n,
+        n_documents=spec.diagnosis.documents,
+        alpha=spec.alpha,
+        score=spec.diagnosis.score,
+        scores=tuple(SCORES),
+        control=spec.diagnosis.control,
+        subjects=problems.subjects,
+        control_names=problems.control_names,
+        n_layers=n_layers,
+        top_n=spec.top_n,
+        cells=gain_cells(spec, injector, names, gains, rows[-1]),
+        predictors=predictor_cells(found, subjects),
+        agreement=agreement,
+        sets=sets,
+        random_sets=random_sets,
+        n_edits=injector.n_edits,
+        verified=injector.verified,
+    )
+
+
+def open_injector(spec: GainSpec, context: Context, progress: Progress) -> tuple[Injector, np.ndarray]:
+    """Return what injects layers, with the base's NLL of every item, and the subject or control corpus of each item."""
+    session = context.session(spec.diagnosis.model, progress)
+    task_vector = context.task_vector(spec.task_vector, session)
+    active = frozenset(layer for layer, norm in enumerate(task_vector.relative_norms()) if norm > 0)
+    if not active or spec.alpha == 0:
+        raise RecipeError(
+            "there is nothing to inject, so no layer has a gain",
+            got=f"a task vector {spec.task_vector.name} of zero" if spec.alpha else "alpha 0",
+            expected="a task vector that moves at least one layer, and an alpha other than 0",
+            next_step="Pick another task vector, or raise alpha.",
+        )
+    if spec.top_n > session.layout.n_layers:
+        raise RecipeError(
+            "a set has more layers than the model", got=spec.top_n, expected=f"at most {session.layout.n_layers}"
+        )
+    pairs, names = gold_pairs(spec.diagnosis.problems, spec.split, spec.n, spec.seed)
+    progress.start("Scoring the base", len(pairs))
+    base = solution_nll(session, pairs, batch_size=BATCH_SIZE, progress=progress)
+    return Injector(spec, session, task_vector, pairs, active, base), np.array(names)
+
+
+def problem_weights(spec: GainSpec, n_subjects: int) -> list[Float[np.ndarray, "draws n"]]:
+    """Return each subject's bootstrap weights over its problems: multinomial shares, rows sum to 1."""
+    generator = np.random.default_rng([spec.seed, spec.n])
+    even = np.full(spec.n, 1 / spec.n)
+    return [generator.multinomial(spec.n, even, size=spec.diagnosis.n_bootstrap) / spec.n for _ in range(n_subjects)]
+
+
+def measured_predictors(
+    spec: GainSpec,
+    injector: Injector,
+    items: Sequence[Items],
+    context: Context,
+    progress: Progress,
+) -> tuple[Predictor, ...]:
+    """Return every predictor: the specificity scores, first-order effect, relative update, linear probe, depth."""
+    n_layers, n_subjects = injector.session.layout.n_layers, len(items)
+    scores = predict.specificity_predictors(spec.diagnosis, n_layers, context, progress)
+    probe = predict.linear_probe(spec.diagnosis, context, progress)
+    progress.start("Taking gradients", n_subjects * spec.n)
+    predicted = [
+        -spec.alpha
+        * first_order_effects(
+            injector.session,
+            [injector.pairs[item] for item in of_subject],
+            injector.task_vector.delta,
+            batch_size=GRADIENT_BATCH_SIZE,
+            progress=progress,
+        )
+        for of_subject in items
+    ]
+    return (
+        *scores,
+        predict.first_order(predicted, problem_weights(spec, n_subjects)),
+        predict.relative_update(injector.task_vector, n_subjects),
+        probe,
+        predict.depth(n_layers, n_subjects),
+    )
+
+
+def single_layer_gains(
+    injector: Injector, names: np.ndarray, progress: Progress
+) -> Float[np.ndarray, "n_items n_layers"]:
+    """Return the gain of injecting each layer alone on every item, control texts included."""
+    n_layers, everything = injector.session.layout.n_layers, np.arange(len(names))
+    progress.start("Injecting single layers", n_layers * len(names))
+    return np.stack([injector.gain([layer], everything, progress) for layer in range(n_layers)], axis=1)
+
+
+def gain_cells(
+    spec: GainSpec,
+    injector: Injector,
+    names: np.ndarray,
+    gains: Float[np.ndarray, "n_items n_layers"],
+    pooled: Int[np.ndarray, " n_pooled"],
+) -> tuple[GainCell, ...]:
+    """Return the mean gain of every layer with its paired interval, for subjects, control corpora and all subjects."""
+    problems = spec.diagnosis.problems
+    groups = {name: np.flatnonzero(names == name) for name in (*problems.subjects, *problems.control_names)}
+    cells = []
+    for subject, items in (groups | {POOLED: pooled}).items():
+        for layer in range(gains.shape[1]):
+            interval = paired_mean_interval(gains[items, layer])
+            cells.append(
+                GainCell(
+                    layer=layer,
+                    subject=subject,
+                    is_control=subject in problems.control_names,
+                    n=len(items),
+                    base_nll=float(injector.base[items].mean()),
+                    gain=interval.mean,
+                    ci_low=interval.low,
+                    ci_high=interval.high,
+                )
+            )
+    return tuple(cells)
+
+
+def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, n_layers: int) -> list[Choice]:
+    """Return each predictor's top and bottom n layers of every row, the last n, and every contiguous window of n."""
+    n, choices = spec.top_n, []
+    for row in range(n_rows):
+        for predictor in predictors:
+            order = predictor.order(row)
+            if len(order) >= n and predictor.tells_apart(row):
+                choices.append(Choice("top", predictor.name, row, tuple(sorted(order[:n]))))
+                choices.append(Choice("bottom", predictor.name, row, tuple(sorted(order[-n:]))))
+        choices.append(Choice("last", None, row, tuple(range(n_layers - n, n_layers))))
+        choices += [Choice("window", None, row, tuple(range(i, i + n))) for i in range(n_layers - n + 1)]
+    return choices
+
+
+def draw_sets(n_layers: int, size: int, count: int, seed: int) -> list[tuple[int, ...]]:
+    """Return `count` different seeded sets of `size` layers, or every set where there are not more."""
+    if math.comb(n_layers, size) <= count:
+        return list(itertools.combinations(range(n_layers), size))
+    generator, drawn = np.random.default_rng([seed, n_layers, size]), dict[tuple[int, ...], None]()
+    while len(drawn) < count:
+        drawn[tuple(sorted(generator.choice(n_layers, size, replace=False).tolist()))] = None
+    return list(drawn)
+
+
+def set_gains(
+    spec: GainSpec,
+    injector: Injector,
+    rows: Sequence[Items],
+    predictors: Sequence[Predictor],
+    progress: Progress,
+) -> tuple[tuple[SetGain, ...], tuple[RandomSet, ...]]:
+    """Measure the chosen sets, each on the problems of its row, and rank them among random sets of equal size."""
+    subjects = (*spec.diagnosis.problems.subjects, POOLED)
+    n_layers = injector.session.layout.n_layers
+    choices = chosen_sets(spec, predictors, len(rows), n_layers)
+    drawn = draw_sets(n_layers, spec.top_n, spec.random_sets, spec.seed)
+    progress.start("Injecting sets", len(drawn) * len(rows[-1]) + sum(len(rows[choice.row]) for choice in choices))
+    random_sets: list[RandomSet] = []
+    for layers in drawn:
+        injector.gain(layers, rows[-1], progress)  # all problems in one edit
+        found = [injector.gain(layers, row, Progress()).mean() for row in rows]
+        gains = {subject: float(gain) for subject, gain in zip(subjects, found, strict=True)}
+        random_sets.append(RandomSet(layers=layers, gains=gains))
+    sets: list[SetGain] = []
+    for choice in sorted(choices, key=lambda choice: -choice.row):  # all problems first: subjects then find theirs
+        gains_of_set = injector.gain(choice.layers, rows[choice.row], progress)
+        interval, subject = paired_mean_interval(gains_of_set), subjects[choice.row]
+        sets.append(
+            SetGain(
+                kind=choice.kind, predictor=choice.predictor, subject=subject, layers=choice.layers,
+                n=len(gains_of_set), gain=interval.mean, ci_low=interval.low, ci_high=interval.high,
+                as_good=sum(row.gains[subject] >= interval.mean for row in random_sets), n_random=len(random_sets),
+            )
+        )  # fmt: skip
+    return tuple(sets), tuple(random_sets)

@@ -1,0 +1,95 @@
+"""The figure's numbers are the result's, and the caption says what they mean, whichever way they fall."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stethoscope.figures import agreement
+from stethoscope.figures.theme import BLUE, ORANGE
+from stethoscope.profiles import MINI
+from stethoscope.records import GainSpec
+from stethoscope.results import AgreementRow, GainResult
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pages"))
+
+from fake_front import gain
+
+
+@pytest.fixture(scope="module")
+def result() -> GainResult:
+    return gain(GainSpec(diagnosis=MINI.diagnose_spec(), task_vector=MINI.task_vectors[0]))
+
+
+def with_taus(result: GainResult, **taus: tuple[float | None, float | None]) -> GainResult:
+    """Change tau and p of some predictors."""
+
+    def changed(row: AgreementRow) -> AgreementRow:
+        tau, p = taus.get(row.predictor, (row.kendall_tau, row.p))
+        return row.model_copy(update={"kendall_tau": tau, "p": p})
+
+    return result.model_copy(update={"agreement": tuple(changed(row) for row in result.agreement)})
+
+
+def test_points_are_score_against_gain_with_both_intervals_and_picked_layers_are_orange(result: GainResult) -> None:
+    figure = agreement.scatter(result, "all", [3, 6])
+    others, picked = figure.data
+    assert (others.marker.color, picked.marker.color) == (BLUE, ORANGE)
+    assert list(picked.text) == ["<b>3</b>", "<b>6</b>"]
+    gains = {cell.layer: cell for cell in result.cells if cell.subject == "all"}
+    assert list(picked.y) == [gains[3].gain, gains[6].gain]
+    assert list(picked.x) == pytest.approx([0.1 + 20 * gains[3].gain, 0.1 + 20 * gains[6].gain])
+    assert list(picked.error_y.array) == pytest.approx([0.002, 0.002])
+    assert list(picked.error_x.arrayminus) == pytest.approx([0.03, 0.03])
+    assert "layer 3" in picked.hovertext[0]
+    assert len(agreement.scatter(result, "all", []).data) == 1
+
+
+def test_a_layer_without_a_score_is_not_drawn(result: GainResult) -> None:
+    cells = tuple(c.model_copy(update={"value": None} if c.layer == 4 else {}) for c in result.predictors)
+    figure = agreement.scatter(result.model_copy(update={"predictors": cells}), "geometry", [])
+    assert "<b>4</b>" not in figure.data[0].text
+    assert len(figure.data[0].x) == 9
+
+
+def test_the_forest_has_a_row_a_predictor_and_the_score_on_trial_in_orange(result: GainResult) -> None:
+    figure = agreement.forest(result, "all")
+    blue, orange = figure.data
+    assert list(orange.y) == ["specificity: mean rate difference"]
+    assert list(orange.x) == [0.3]
+    assert list(orange.error_x.arrayminus) == pytest.approx([0.3])
+    assert dict(zip(blue.y, blue.x, strict=True)) == {"first-order effect": 0.8, "depth": 0.42}
+    said = {note.y: note.text for note in figure.layout.annotations}
+    assert said["linear probe AUROC"] == "same value in every layer"
+    band = next(shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert (band.x0, band.x1) == (-0.47, 0.47)
+
+
+def test_the_caption_says_what_the_numbers_say(result: GainResult) -> None:
+    said = agreement.caption(result, "all")
+    assert "orders the layers by their gain not measurably better than chance (τ +0.30, p = .200)" in said
+    assert "and no closer to it than depth does (τ +0.42)." in said
+    assert "Closest to the gain: first-order effect (τ +0.80)." in said
+    assert "n = 16 dev problems" in said
+    better = agreement.caption(with_taus(result, mean_rate_difference=(0.7, 0.01)), "all")
+    assert "orders the layers by their gain (τ +0.70, p = .010), and closer to it than depth does" in better
+    against = agreement.verdict(with_taus(result, mean_rate_difference=(-0.7, 0.01)), "all")
+    assert "against their gain" in against
+    assert "no closer to it than depth" in against
+    unknown = agreement.verdict(with_taus(result, mean_rate_difference=(None, None)), "all")
+    assert unknown == "Mean rate difference does not tell the layers apart here."
+
+
+def test_harm_to_control_text_is_said_only_where_the_interval_is_clear_of_zero(result: GainResult) -> None:
+    assert "No layer makes control text clearly less likely." in agreement.caption(result, "all")
+    cells = tuple(
+        c.model_copy(update={"gain": -0.3, "ci_high": -0.1} if c.is_control and c.layer == 5 else {})
+        for c in result.cells
+    )
+    said = agreement.caption(result.model_copy(update={"cells": cells}), "geometry")
+    assert "less likely in layers 5 (at worst −0.3000 nats per token, layer 5)" in said
+
+
+def test_sets_are_ranked_in_words(result: GainResult) -> None:
+    said = agreement.sets_caption(result, "all")
+    assert "top 4 by mean rate difference (3, 6, 7, 9) gain +0.0136; 20 of 99 random sets do as well." in said
