@@ -125,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
     energy.add_argument("--task-vector", help="default: the profile's first")
     energy.add_argument("--control", help="control corpus (default: the profile's first)")
     energy.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
+    energy.add_argument("--plain-weights", action="store_true", help="leave the norms' gains out")
     energy.add_argument("--seed", type=int, default=0)
 
     _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
@@ -207,6 +208,7 @@ class Commands:
             diagnosis=profile.diagnose_spec(control=self.options.control, seed=self.options.seed),
             task_vector=profile.task_vector(self.options.task_vector),
             subject=self.options.subject,
+            fold_gains=not self.options.plain_weights,
             **defaults,
         )
         result = self.result(spec)

@@ -65,24 +65,33 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
 
 
 def print_energy(console: Console, result: EnergyResult) -> None:
-    """Draw retention against its null, layer by layer."""
-    table = Table("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "ceiling", title="Energy kept")
+    """Draw retention against its null and its references, layer by layer."""
+    table = Table(
+        *("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"),
+        *("components", "random latents", "control"),
+        title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
+    )
     for cell in result.layers:
-        if cell.retention is not None and cell.null_mean is not None:
-            z = "" if cell.z is None else f"{cell.z:+.1f}"
-            enrichment = "" if cell.enrichment is None else f"{cell.enrichment:.2f}"
-            table.add_row(
-                str(cell.layer),
-                str(cell.k),
-                str(cell.rank),
-                f"{cell.rank / cell.d:.3f}",
-                f"{cell.retention:.3f}",
-                f"{cell.null_mean:.3f} ± {cell.null_sd or 0:.3f}",
-                enrichment,
-                z,
-                f"{cell.ceiling or 0:.3f}",
-            )
+        table.add_row(
+            str(cell.layer),
+            str(cell.k),
+            str(cell.rank),
+            f"{cell.rank / cell.d:.3f}",
+            _number(cell.retention),
+            f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
+            _number(cell.enrichment, ".2f"),
+            _number(cell.z, "+.1f"),
+            _number(cell.percentile),
+            _number(cell.ceiling),
+            _number(cell.components),
+            _number(cell.random_mean),
+            _number(cell.control),
+        )
     console.print(table)
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
 
 
 def print_gain(console: Console, result: GainResult, subject: str) -> None:

@@ -87,6 +87,10 @@ def test_energy(run: Run) -> None:
     }  # fmt: skip
     assert wanted <= set(result["cells"][0])
     assert wanted <= set(result["layers"][0])
+    assert result["fold_gains"] is True
+    plain = printed(run("energy", "--json", "--subject", "geometry", "--k", "2,4", "--plain-weights"))
+    assert plain["fold_gains"] is False
+    assert plain["cells"] != result["cells"]
 
 
 def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:

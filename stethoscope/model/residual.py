@@ -6,7 +6,7 @@ it. Hooks only listen: they work on offloaded models too and change nothing.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,16 +28,37 @@ def capture_residual(
     d is d_model, or heads x head_dim for attn_out. A second forward pass inside replaces the first one's tensors.
     """
     captured: dict[int, Tensor] = {}
-    handles: list[RemovableHandle] = []
-    try:
+    with listen_residual(session, layers, captured.__setitem__, site):
+        yield captured
+
+
+@contextlib.contextmanager
+def listen_residual(
+    session: ModelSession, layers: Sequence[int], receive: Callable[[int, Tensor], None], site: Site = "resid_post"
+) -> Iterator[None]:
+    """Call `receive(layer, [batch, seq, d])` as each layer of a forward pass is done, float32, detached."""
+    with contextlib.ExitStack() as hooks:
         for layer in layers:
             assert 0 <= layer < session.layout.n_layers, f"layer {layer} of {session.layout.n_layers}"
             module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
-            handles.append(_listen(module, layer, site, captured))
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.callback(_listen(module, layer, site, receive).remove)
+        yield
+
+
+@contextlib.contextmanager
+def listen_inputs(
+    session: ModelSession, names: Sequence[str], receive: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Call `receive(name, [batch, seq, in])` with the input of each named matrix, float32, detached."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, args: receive(name, args[0].detach().to(torch.float32))
+
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            module = session.model.get_submodule(name.removesuffix(".weight"))
+            hooks.callback(module.register_forward_pre_hook(hook(name)).remove)
+        yield
 
 
 def mean_residual(
@@ -76,11 +97,11 @@ def site_width(session: ModelSession, site: Site) -> int:
     return session.layout.d_model
 
 
-def _listen(layer_module: nn.Module, layer: int, site: Site, captured: dict[int, Tensor]) -> RemovableHandle:
+def _listen(layer_module: nn.Module, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
     def keep(output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         assert isinstance(tensor, Tensor), type(tensor)
-        captured[layer] = tensor.detach().to(torch.float32)
+        receive(layer, tensor.detach().to(torch.float32))
 
     if site == "attn_out":
         return layer_module.get_submodule("self_attn.o_proj").register_forward_pre_hook(lambda _, args: keep(args))

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from torch import Tensor
 
+from stethoscope.delta.parts import LayerSpectra
 from stethoscope.delta.patch import Patch, lifted
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import Cancelled
@@ -29,13 +30,19 @@ from stethoscope.store.runs import RunStore
 
 K = TypeVar("K")
 V = TypeVar("V")
+SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spectra of 200 kB
 
 
 @dataclass
 class Recent(Generic[K, V]):
-    """A mapping that forgets its least recently used entry above `capacity` entries."""
+    """A mapping that forgets its least recently used entries above `capacity`; the newest one always stays.
+
+    Attributes:
+        capacity: number of entries, or the sum of what `weigh` returns for each (bytes, for instance).
+    """
 
     capacity: int
+    weigh: Callable[[V], int] = lambda _: 1
     entries: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
@@ -43,7 +50,7 @@ class Recent(Generic[K, V]):
         if key not in self.entries:
             self.entries[key] = make()
         self.entries.move_to_end(key)
-        while len(self.entries) > self.capacity:
+        while len(self.entries) > 1 and sum(map(self.weigh, self.entries.values())) > self.capacity:
             self.entries.popitem(last=False)
         return self.entries[key]
 
@@ -61,6 +68,7 @@ class Context:
         self.patches: Recent[str, Patch] = Recent(8)
         self.rates: Recent[str, FiringRates] = Recent(32)
         self.base_nll: Recent[str, np.ndarray] = Recent(32)
+        self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
         self.base_checksum: str | None = None
         self._in_use = False
 
@@ -86,7 +94,7 @@ class Context:
         """Drop the loaded model and all that was computed with it."""
         self._session = None
         self.base_checksum = None
-        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll):
+        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll, self.spectra):
             cache.entries.clear()
 
     @contextlib.contextmanager

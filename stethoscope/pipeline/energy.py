@@ -1,27 +1,149 @@
-"""Use case: how much of the task vector's energy survives the projection on a subject's latents?"""
+"""Use case: how much of the task vector's energy survives the projection on a subject's latents, and on other spans?"""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stethoscope.delta.activity import measure_activity
 from stethoscope.delta.energy import energy_cells
+from stethoscope.delta.parts import LayerSpectra, References
+from stethoscope.delta.projection import layer_basis
+from stethoscope.model.residual import site_width
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.listening import decoder_rows
+from stethoscope.pipeline.listening import corpus_documents, firing_rates, selected_latents, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import EnergySpec
 from stethoscope.results import EnergyResult
+from stethoscope.sae.bank import SaeBank
+from stethoscope.sae.counts import tokenise
+from stethoscope.sae.matching import matched_latents
 
 
 def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
-    """Return retention, null, enrichment and ceiling per matrix and per layer for every k of the spec."""
-    session = context.session(spec.diagnosis.model, progress)
+    """Return retention, null, enrichment, ceiling and references per matrix and per layer for every k of the spec."""
+    diagnosis, site = spec.diagnosis, spec.diagnosis.saes.site
+    session = context.session(diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, session)
-    rows = decoder_rows(spec.diagnosis, spec.subject, max(spec.k), session, context, progress)
-    table = energy_cells(session, task_vector, rows, spec.k, spec.subject, progress, sae_site=spec.diagnosis.saes.site)
+    bank = context.bank(diagnosis.saes, session)
+    spans = {
+        layer: _rows_of(bank, layer, latents)
+        for layer, latents in _choose_latents(spec, bank, context, progress).items()
+        if layer < session.layout.n_layers
+    }
+    width = site_width(session, site)
+    bases = {
+        layer: basis.to(session.device)
+        for layer in spans
+        if (basis := layer_basis(lambda of: spans[of].selected, layer, width)) is not None
+    }
+    activity = measure_activity(
+        session,
+        task_vector,
+        bases,
+        tokenise(session, corpus_documents(diagnosis, spec.subject), diagnosis.tokens),
+        n_components=max(spec.k),
+        sae_site=site,
+        fold_gains=spec.fold_gains,
+        progress=progress,
+    )
+    owner = context.identity(spec.task_vector)
+
+    def spectra_of(key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
+        return context.spectra.get_or_make(f"{owner} {key}", make)
+
+    table = energy_cells(
+        session,
+        task_vector,
+        lambda layer: spans[layer].selected if layer in spans else None,
+        spec.k,
+        spec.subject,
+        progress,
+        sae_site=site,
+        fold_gains=spec.fold_gains,
+        references=_references(spans, activity.components, spec.draws),
+        functional=activity.functional,
+        spectra_of=spectra_of,
+    )
     return EnergyResult(
         task_vector=spec.task_vector.name,
         subject=spec.subject,
-        control=spec.diagnosis.control,
-        site=spec.diagnosis.saes.site,
+        control=diagnosis.control,
+        site=site,
         n_layers=session.layout.n_layers,
         d_model=session.layout.d_model,
         k=spec.k,
         cells=table.cells,
         layers=table.layers,
+        fold_gains=spec.fold_gains,
+        draws=spec.draws,
+        n_tokens=activity.n_tokens,
+    )
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """Which latents of one layer span what."""
+
+    selected: np.ndarray
+    control: np.ndarray
+    random: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The directions of these latents, [k, d] each."""
+
+    selected: Tensor
+    encoder: Tensor
+    control: Tensor
+    random: list[Tensor]
+
+
+def _choose_latents(spec: EnergySpec, bank: SaeBank, context: Context, progress: Progress) -> dict[int, _Latents]:
+    """Return the subject's top latents of each layer, the control corpus' (roles swapped), and matched random ones."""
+    diagnosis, top_k = spec.diagnosis, max(spec.k)
+    every = max(row.d_sae for row in bank.rows)
+    candidates = selected_latents(diagnosis, spec.subject, every, context, progress)  # live, sparse, by effect
+    domain = firing_rates(diagnosis, spec.subject, context, Progress())
+    control = firing_rates(diagnosis, diagnosis.control, context, Progress())
+    swapped = top_latents(diagnosis, top_k, control, domain)
+    return {
+        layer: _Latents(
+            selected=latents[:top_k],
+            control=swapped[layer],
+            random=matched_latents(
+                domain.mean_rate(layer), latents[:top_k], latents, draws=spec.draws, seed=(diagnosis.seed, layer)
+            ),
+        )
+        for layer, latents in candidates.items()
+    }
+
+
+def _rows_of(bank: SaeBank, layer: int, latents: _Latents) -> _Rows:
+    """Read the SAE of `layer` once."""
+    sae = bank.load(layer)
+
+    def decoder(chosen: np.ndarray) -> Tensor:
+        return sae.W_dec[torch.from_numpy(chosen)]
+
+    return _Rows(
+        selected=decoder(latents.selected),
+        encoder=sae.W_enc[:, torch.from_numpy(latents.selected)].T.contiguous(),
+        control=decoder(latents.control),
+        random=[decoder(chosen) for chosen in latents.random],
+    )
+
+
+def _references(spans: Mapping[int, _Rows], components: Mapping[int, Tensor], draws: int) -> References:
+    def random_rows(draw: int) -> Callable[[int], Tensor | None]:
+        return lambda layer: spans[layer].random[draw] if layer in spans else None
+
+    return References(
+        components=components.get,
+        control=lambda layer: spans[layer].control if layer in spans else None,
+        encoder=lambda layer: spans[layer].encoder if layer in spans else None,
+        random=tuple(random_rows(draw) for draw in range(draws)),
     )

@@ -71,6 +71,27 @@ def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: Fi
     }
 
 
+def selected_latents(
+    spec: DiagnoseSpec, subject: str, top_k: int, context: Context, progress: Progress
+) -> dict[int, np.ndarray]:
+    """Return for each layer the subject's top latents, largest effect first.
+
+    Raises:
+        CorpusError: no latent of the subject is live and sparse in any layer.
+    """
+    progress.start("Listening", 2 * spec.documents)
+    domain = firing_rates(spec, subject, context, progress)
+    latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
+    if not any(len(chosen) for chosen in latents.values()):
+        raise CorpusError(
+            f"no live, sparse latent stands out for {subject} in any layer",
+            expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
+            f"{spec.dense_rate:.0%} of control tokens",
+            next_step="Lower live_share or raise dense_rate in the profile.",
+        )
+    return latents
+
+
 def decoder_rows(
     spec: DiagnoseSpec, subject: str, top_k: int, session: ModelSession, context: Context, progress: Progress
 ) -> RowsOfLayer:
@@ -79,17 +100,8 @@ def decoder_rows(
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
-    progress.start("Listening", 2 * spec.documents)
-    domain = firing_rates(spec, subject, context, progress)
-    latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
+    latents = selected_latents(spec, subject, top_k, context, progress)
     bank = context.bank(spec.saes, session)
-    if not any(len(chosen) for chosen in latents.values()):
-        raise CorpusError(
-            f"no live, sparse latent stands out for {subject} in any layer",
-            expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
-            f"{spec.dense_rate:.0%} of control tokens",
-            next_step="Lower live_share or raise dense_rate in the profile.",
-        )
 
     def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:

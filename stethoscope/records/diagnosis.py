@@ -80,12 +80,19 @@ class LatentExamplesSpec(Record):
 
 
 class EnergySpec(Record):
-    """How much of the task vector's energy the span of the top-k latents keeps, for each k."""
+    """How much of the task vector's energy the span of the top-k latents keeps, for each k.
+
+    Attributes:
+        fold_gains: project the matrices with their norms' gains (what the stream sees), or the plain weights.
+        draws: sets of random live latents, matched on firing rate, that stand beside the selected ones.
+    """
 
     diagnosis: DiagnoseSpec
     task_vector: TaskVectorRef
     subject: str
     k: tuple[int, ...] = (4, 8, 16, 32, 64)
+    fold_gains: bool = True
+    draws: int = Field(default=5, ge=1)
 
     @model_validator(mode="after")
     def _check_k(self) -> "EnergySpec":

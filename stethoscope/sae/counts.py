@@ -75,12 +75,12 @@ def count_firing(
                 got=f"a model of {session.layout.n_layers} layers",
                 next_step="Pick SAEs trained on this model.",
             )
-    rows = _tokenise(session, documents, tokens)
-    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - _skipped(session)
+    rows = tokenise(session, documents, tokens)
+    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - skipped_tokens(session)
     budget = capture_bytes // (4 * bank.d_model)  # vectors of one token at one layer
     tables: dict[int, list[LayerTable]] = {layer: [] for layer in chosen}
     order: list[int] = []
-    at_once = _batches(rows, min(batch_tokens, budget // (2 * len(chosen) + 1)))
+    at_once = batches_by_length(rows, min(batch_tokens, budget // (2 * len(chosen) + 1)))
     for batches in _super_batches(at_once, rows, len(chosen), budget):
         listened = [i for batch in batches for i in batch]
         captured = _capture(session, [[rows[i] for i in batch] for batch in batches], chosen, bank.ref.site, progress)
@@ -150,7 +150,7 @@ def _capture(
     progress: Progress,
 ) -> dict[int, Tensor]:
     """Run the batches and return layer -> [n_kept, d]: the kept tokens of all rows, one after another."""
-    skip = _skipped(session)
+    skip = skipped_tokens(session)
     n_kept = sum(len(row) - skip for batch in batches for row in batch)
     kept_rows: dict[int, Tensor] = {}
     done = 0
@@ -185,21 +185,24 @@ def _count(bank: SaeBank, layer: int, x: Float[Tensor, "n_kept d"], n_tokens: In
     return sum_by_document(bank.load(layer).to(x.device), x, n_tokens)
 
 
-def _skipped(session: ModelSession) -> int:
+def skipped_tokens(session: ModelSession) -> int:
     """Return how many tokens at the start of a row are no document's own."""
     return 0 if session.bos_id is None else 1
 
 
-def _tokenise(
-    session: ModelSession, documents: Sequence[Document], tokens: Literal["prompt", "all"]
-) -> list[list[int]]:
+def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
+    """Return the token ids of each document's text, BOS first where the tokenizer has one.
+
+    Raises:
+        CorpusError: a document without a token of its own.
+    """
     texts = [
         document.problem + (f"\n\n{document.solution}" if tokens == "all" and document.solution is not None else "")
         for document in documents
     ]
     rows = session.encode(texts)
     for document, row in zip(documents, rows, strict=True):
-        if len(row) <= _skipped(session):
+        if len(row) <= skipped_tokens(session):
             raise CorpusError(
                 f"a document of {document.subject} has no text",
                 got=repr(document.problem),
@@ -208,7 +211,7 @@ def _tokenise(
     return rows
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Yield positions of rows of about equal length, at most `batch_tokens` padded tokens (at least one row)."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):

@@ -122,7 +122,7 @@ def test_mlp_and_attention_saes_measure_one_matrix_a_layer(
 
 def test_gains_matter_and_can_be_left_out(session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows) -> None:
     folded = energy_cells(session, task_vector, rows_of_layer, (6,), "algebra").cells
-    plain = energy_cells(session, task_vector, rows_of_layer, (6,), "algebra", use_gains=False).cells
+    plain = energy_cells(session, task_vector, rows_of_layer, (6,), "algebra", fold_gains=False).cells
     name = session.layout.of_layer(2)[6].name
     delta, Q = task_vector.delta(name).double(), span_basis(rows_of_layer(2)).Q
     down = next(cell for cell in plain if (cell.layer, cell.matrix) == (2, "down_proj"))

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stethoscope.delta.chance import best_energy, chance
 from stethoscope.delta.projection import (
     Serving,
     cumulative_energy,
@@ -215,41 +214,3 @@ def test_mlp_and_attention_saes_serve_one_matrix_each() -> None:
     assert serving(site("down_proj"), "mlp_out") == Serving(3, output_side=True, gain=True)
     assert [matrix for matrix in every if serving(site(matrix), "attn_out")] == ["o_proj"]
     assert serving(site("o_proj"), "attn_out") == Serving(3, output_side=False, gain=False)
-
-
-# --- chance and ceiling ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rank", [1, 6, 20])
-def test_chance_agrees_with_two_thousand_random_subspaces(rank: int) -> None:
-    matrix = normal(D, 5, seed=1) @ normal(5, OTHER, seed=2) + 0.3 * normal(D, OTHER, seed=3)  # a few strong directions
-    draws = 2000
-    Q = torch.linalg.qr(normal(draws, D, rank, seed=4)).Q
-    kept = (Q.transpose(1, 2) @ matrix).square().sum(dim=(1, 2)) / matrix.square().sum()
-    null = chance(matrix @ matrix.T, rank)
-    assert null.mean == pytest.approx(rank / D)
-    assert float(kept.mean()) == pytest.approx(null.mean, abs=4 * null.sd / math.sqrt(draws))  # 4 standard errors
-    assert float(kept.std()) == pytest.approx(null.sd, rel=4 / math.sqrt(2 * draws) * 1.5)  # 1.5: not quite normal
-
-
-def test_chance_of_the_whole_space_is_certain() -> None:
-    matrix = normal(D, OTHER)
-    assert chance(matrix @ matrix.T, D).mean == 1
-    assert chance(matrix @ matrix.T, D).sd == 0
-
-
-def test_a_matrix_without_preferred_direction_has_no_spread() -> None:
-    assert chance(torch.eye(D, dtype=torch.float64), 5).sd == pytest.approx(0, abs=1e-8)
-
-
-def test_best_energy_is_eckart_young_and_no_subspace_beats_it() -> None:
-    matrix = normal(D, OTHER, seed=6)
-    best = best_energy(matrix @ matrix.T)
-    squares = torch.linalg.svdvals(matrix).square()
-    assert float(best[0]) == 0
-    assert torch.allclose(best[1:], squares.cumsum(0), rtol=1e-10)
-    U = torch.linalg.svd(matrix).U
-    top = cumulative_energy(matrix, span_basis(U.T[:7]))
-    assert torch.allclose(top, best[:8], rtol=1e-9)  # the best subspace reaches it
-    other = cumulative_energy(matrix, span_basis(oblique_rows(7)))
-    assert bool((other[1:] < best[1:8]).all())

@@ -8,7 +8,7 @@ import pytest
 from stethoscope import arms, pipeline
 from stethoscope.errors import CheckpointError, RecipeError
 from stethoscope.pipeline.bench import bench_problems, evaluation_id
-from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.context import Context, Recent
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import (
@@ -104,6 +104,48 @@ def test_energy_of_a_full_span_is_one(pico_profile: Profile, context: Context) -
         assert cell.retention is not None
         assert 0 <= cell.retention <= 1
         assert cell.rank <= cell.k
+
+
+def test_energy_stands_beside_its_references_and_the_next_subject_factorises_nothing(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(subject: str, **fields: bool) -> EnergyResult:
+        spec = EnergySpec(
+            diagnosis=pico_profile.diagnose_spec(live_share=0.0),
+            task_vector=pico_profile.task_vector(),
+            subject=subject,
+            k=(2, 6),
+            **fields,
+        )
+        result = pipeline.run(spec, context, Progress()).result
+        assert isinstance(result, EnergyResult)
+        return result
+
+    geometry = measure("geometry")
+    assert geometry.n_tokens > 20
+    for cell in geometry.layers:
+        assert None not in (cell.components, cell.control, cell.functional_share, cell.principal_cos2, cell.percentile)
+        assert cell.random_low is not None
+        assert cell.random_mean is not None
+        assert cell.random_high is not None
+        assert cell.random_low <= cell.random_mean <= cell.random_high
+        assert (cell.encoder is None) == (cell.layer == 0)
+    assert len({cell.retention for cell in (*geometry.layers, *measure("geometry", fold_gains=False).layers)}) == 16
+    monkeypatch.setattr("stethoscope.delta.parts.spectrum_of", lambda _: pytest.fail("factorised again"))
+    other = measure("number_theory")
+    assert [cell.ceiling for cell in other.layers] == [cell.ceiling for cell in geometry.layers]
+    assert [cell.components for cell in other.layers] != [cell.components for cell in geometry.layers]
+
+
+def test_a_cache_of_bytes_forgets_the_oldest_and_keeps_one() -> None:
+    kept: Recent[str, str] = Recent(5, len)
+    for text in ("aa", "bb", "c"):
+        kept.get_or_make(text, lambda text=text: text)
+    kept.get_or_make("aa", lambda: pytest.fail("was kept"))
+    kept.get_or_make("dd", lambda: "dd")
+    assert list(kept.entries) == ["c", "aa", "dd"]
+    kept.get_or_make("too long", lambda: "too long")
+    assert list(kept.entries) == ["too long"]
 
 
 def test_probe_of_no_strength_is_zero_and_of_a_real_edit_is_not(pico_profile: Profile, context: Context) -> None:

@@ -1,0 +1,163 @@
+"""What a task vector does to the tokens of a subject: one pass over its documents, with hooks.
+
+Functional energy of a matrix is the mean of ||tau x||^2 over its own inputs x, which is tr(tau S_x tau^T) with S_x
+their second moment; S_x itself (10240 x 10240 behind an MLP) is never formed. What the projected edit keeps of it
+needs, for every nested rank at once, two small Gram matrices along the basis Q:
+
+    writers: P tau x = G^-1 Q c,  c = Q^T G tau x      E||P tau x||^2 = tr(A C),  A = Q^T G^-2 Q,  C = E c c^T
+    readers: P tau x = B z,       z = Q^T G^-1 x       E||P tau x||^2 = tr(A C),  A = B^T B, B = tau G Q,  C = E z z^T
+
+and the leading r x r blocks of A and C serve rank r. The same pass gives the principal components of the stream itself:
+the top eigenvectors of the second moment of what the SAE reads. First positions (BOS) and padding are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from stethoscope.delta.projection import Serving, SpanBasis, float64, gain_of, inverse_gain, serving
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.model.layout import MatrixSite
+from stethoscope.model.residual import listen_inputs, listen_residual, site_width
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+from stethoscope.records import Site
+from stethoscope.sae.counts import batches_by_length, skipped_tokens
+
+BATCH_TOKENS = 8192  # each batch reads every delta once
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionalEnergy:
+    """Mean ||tau x||^2 over a matrix' inputs, and what the projected edit keeps of it.
+
+    Attributes:
+        total: tr(tau S_x tau^T).
+        kept: the same of the edit projected on the first r basis vectors, r = 0..rank. An oblique projection (gains
+            folded in) may make it exceed `total`.
+    """
+
+    total: float
+    kept: Float64[Tensor, " r_plus_1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What one pass over the documents gives.
+
+    Attributes:
+        n_tokens: tokens that were counted.
+        components: layer of an SAE -> the leading principal components of what it reads, [n, d], largest first.
+        functional: name of a matrix -> its functional energy.
+    """
+
+    n_tokens: int
+    components: Mapping[int, Float64[Tensor, "n d"]]
+    functional: Mapping[str, FunctionalEnergy]
+
+
+def measure_activity(
+    session: ModelSession,
+    task_vector: TaskVector,
+    bases: Mapping[int, SpanBasis],
+    rows: Sequence[Sequence[int]],
+    *,
+    n_components: int,
+    sae_site: Site = "resid_post",
+    fold_gains: bool = True,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress | None = None,
+) -> Activity:
+    """Return the functional energy of every matrix that a basis of `bases` (by SAE layer) serves, and the components.
+
+    Args:
+        rows: token ids of the documents, BOS included where the tokenizer has one.
+    """
+    progress = Progress() if progress is None else progress
+    progress.start("Measuring functional energy", len(rows))
+    counters = {
+        site.name: _Counter(session, task_vector, site, use, bases[use.layer], fold_gains)
+        for site in session.layout.matrices
+        if (use := serving(site, sae_site)) is not None and use.layer in bases
+    }
+    width = site_width(session, sae_site)
+    moments: dict[int, Tensor] = {}
+    kept: Bool[Tensor, "batch seq"] = torch.zeros(0, 0, dtype=torch.bool)
+
+    def add_moment(layer: int, x: Tensor) -> None:
+        tokens = float64(x[kept.to(x.device)])
+        moments.setdefault(layer, tokens.new_zeros(width, width)).addmm_(tokens.T, tokens)
+
+    def count(name: str, x: Tensor) -> None:
+        counters[name].add(x[kept.to(x.device)])
+
+    skip, n_tokens = skipped_tokens(session), 0
+    with (
+        torch.no_grad(),
+        listen_residual(session, list(bases), add_moment, sae_site),
+        listen_inputs(session, list(counters), count),
+    ):
+        for batch in batches_by_length(rows, batch_tokens):
+            progress.check_cancel()
+            padded = session.batch([rows[i] for i in batch])
+            kept = padded.attention_mask.bool()
+            kept[:, :skip] = False
+            n_tokens += int(kept.sum())
+            session.model(
+                input_ids=padded.input_ids,
+                attention_mask=padded.attention_mask,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+            progress.advance(len(batch))
+    components = {}
+    for layer in sorted(moments):
+        progress.check_cancel()
+        vectors = torch.linalg.eigh(moments.pop(layer)).eigenvectors
+        components[layer] = vectors.flip(1)[:, :n_components].T.contiguous()
+    functional = {name: counter.energy(n_tokens) for name, counter in counters.items()}
+    return Activity(n_tokens, components, functional)
+
+
+class _Counter:
+    """Sums of one matrix over the tokens it has seen; tau is read for each batch, and only small sums are kept."""
+
+    def __init__(
+        self,
+        session: ModelSession,
+        task_vector: TaskVector,
+        site: MatrixSite,
+        use: Serving,
+        basis: SpanBasis,
+        fold_gains: bool,
+    ) -> None:
+        self._delta = lambda: task_vector.delta(site.name)
+        self._writes = use.output_side
+        gain = gain_of(session, site) if use.gain and fold_gains else None
+        Q = basis.Q
+        self._gain_Q = Q if gain is None else float64(gain).to(Q.device)[:, None] * Q
+        self._inverse_Q = Q if gain is None else inverse_gain(gain).values.to(Q.device)[:, None] * Q
+        rank = Q.shape[1]
+        self._total = 0.0
+        self._moment = Q.new_zeros(rank, rank)
+        self._shape: Tensor | None = None
+
+    def add(self, x: Float[Tensor, "n in"]) -> None:
+        """Count the inputs of `x`."""
+        delta = self._delta()
+        moved = float64(x @ delta.to(x.device).T)  # [n, out]
+        self._total += float(moved.square().sum())
+        along = moved @ self._gain_Q.to(moved.device) if self._writes else float64(x) @ self._inverse_Q.to(moved.device)
+        self._moment += (along.T @ along).to(self._moment.device)
+        if self._shape is None:
+            image = self._inverse_Q if self._writes else float64(delta).to(self._gain_Q.device) @ self._gain_Q
+            self._shape = image.T @ image
+
+    def energy(self, n_tokens: int) -> FunctionalEnergy:
+        """Return the means over `n_tokens`: leading blocks of A * C, summed."""
+        assert self._shape is not None, "no token was seen"
+        blocks = torch.nn.functional.pad(self._shape * self._moment, (1, 0, 1, 0)).cumsum(0).cumsum(1).diagonal()
+        return FunctionalEnergy(self._total / n_tokens, blocks.cpu() / n_tokens)

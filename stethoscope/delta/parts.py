@@ -1,0 +1,237 @@
+"""One layer of a task vector taken apart: every matrix turned to its SAE's axis, and its energy inside every span.
+
+Beside the selected latents stand references of the same rank: the principal components of the stream, random live
+latents matched on firing rate, the control corpus' top latents, and for matrices that read what the SAE reads the
+encoder's directions of the selected latents. Every quantity of a matrix is a sum, so that a layer's is the sum over its
+matrices stacked along the SAE's axis.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from stethoscope.delta.activity import FunctionalEnergy
+from stethoscope.delta.chance import MatrixSpectrum, concentration, spectrum_of
+from stethoscope.delta.projection import (
+    RowsOfLayer,
+    Serving,
+    SpanBasis,
+    cumulative_energy,
+    facing_basis,
+    gain_of,
+    layer_basis,
+    serving,
+)
+from stethoscope.delta.realised import Realised, realise
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.model.layout import MatrixSite
+from stethoscope.model.session import ModelSession
+from stethoscope.records import Site
+
+SELECTED, COMPONENTS, CONTROL, ENCODER, RANDOM = "selected", "components", "control", "encoder", "random"
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """Rows [k, d] of other spans, by layer of the SAE; each may be shorter than asked for, or None.
+
+    Attributes:
+        components: principal components of what the SAE reads.
+        control: decoder rows of the control corpus' top latents.
+        encoder: encoder directions of the selected latents (for readers only).
+        random: decoder rows of random live latents, one function a draw.
+    """
+
+    components: RowsOfLayer
+    control: RowsOfLayer
+    encoder: RowsOfLayer
+    random: tuple[RowsOfLayer, ...]
+
+    def named(self) -> dict[str, RowsOfLayer]:
+        """Return each reference by the name that it has in a part's `kept`."""
+        draws = {f"{RANDOM} {draw}": rows for draw, rows in enumerate(self.random)}
+        return {COMPONENTS: self.components, CONTROL: self.control, ENCODER: self.encoder} | draws
+
+
+def is_random_draw(name: str) -> bool:
+    """Return whether a span of that name is a draw of random latents."""
+    return name.startswith(RANDOM)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpectra:
+    """Everything about a layer that depends on the task vector and the gains, and not on latents.
+
+    Attributes:
+        matrices: spectrum of each matrix, by its role.
+        stacks: spectrum of the matrices that one SAE serves, stacked, by the SAE's layer.
+        concentration: 1/r_eff of the whole layer, stacked.
+    """
+
+    matrices: Mapping[str, MatrixSpectrum]
+    stacks: Mapping[int, MatrixSpectrum]
+    concentration: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that they take."""
+        return sum(spectrum.size_bytes for spectrum in (*self.matrices.values(), *self.stacks.values()))
+
+
+SpectraOf = Callable[[str, Callable[[], LayerSpectra]], LayerSpectra]
+"""Return the spectra of a key, made by the function where they are not kept."""
+
+
+def keep_none(key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
+    """Make the spectra anew."""
+    return make()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix, or several that one SAE serves.
+
+    Attributes:
+        matrix: its role.
+        layer: layer of the SAE.
+        reads: whether the SAE's axis is the input side.
+        bases: span of the selected latents and of each reference, by name.
+        total: ||M||_F^2.
+        kept: energy inside the first r dimensions of each span.
+    """
+
+    matrix: str
+    layer: int
+    reads: bool
+    bases: Mapping[str, SpanBasis]
+    total: float
+    kept: Mapping[str, Float64[Tensor, " r_plus_1"]]
+    realised: Realised
+    functional: FunctionalEnergy | None
+    approximate: bool
+
+    def __add__(self, other: "Part") -> "Part":
+        assert (self.layer, self.reads) == (other.layer, other.reads), "matrices of two SAEs do not stack"
+        return Part(
+            "all",
+            self.layer,
+            self.reads,
+            self.bases,
+            self.total + other.total,
+            {name: kept + other.kept[name] for name, kept in self.kept.items()},
+            self.realised + other.realised,
+            None,  # outputs of different matrices lie in different spaces
+            self.approximate or other.approximate,
+        )
+
+    @property
+    def span(self) -> SpanBasis:
+        """Span of the selected latents."""
+        return self.bases[SELECTED]
+
+    def kept_at(self, name: str, rank: int) -> float | None:
+        """Return the energy inside the first `rank` dimensions of a span, None where it has fewer."""
+        kept = self.kept.get(name)
+        return None if kept is None or rank >= len(kept) else float(kept[rank])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """The matrices of a layer that an SAE serves."""
+
+    layer: int
+    matrices: tuple[Part, ...]
+    spectra: LayerSpectra
+
+    @property
+    def stacks(self) -> tuple[Part, ...]:
+        """The matrices stacked, one part for each SAE."""
+        by_sae: dict[int, list[Part]] = {}
+        for part in self.matrices:
+            by_sae.setdefault(part.layer, []).append(part)
+        return tuple(reduce(add, parts) for parts in by_sae.values())
+
+
+@dataclass(frozen=True)
+class PartsReader:
+    """Takes a task vector apart layer by layer; bases are made once and kept as long as a layer needs them."""
+
+    session: ModelSession
+    task_vector: TaskVector
+    rows_of_layer: RowsOfLayer
+    sae_site: Site
+    fold_gains: bool
+    references: References | None
+    functional: Mapping[str, FunctionalEnergy]
+    spectra_of: SpectraOf
+    _bases: dict[int, dict[str, SpanBasis]] = field(default_factory=dict)
+
+    def layer(self, layer: int) -> LayerParts | None:
+        """Return the parts of `layer`, None where no SAE serves any of its matrices."""
+        for former in [known for known in self._bases if known < layer - 1]:
+            del self._bases[former]
+        served = [(site, use) for site, use in self._served(layer) if SELECTED in self._bases_at(use.layer, site)]
+        if not served:
+            return None
+        parts = tuple(self._part(site, use) for site, use in served)
+        key = " ".join((self.sae_site, f"gains {self.fold_gains}", *(site.name for site, _ in served)))
+        return LayerParts(layer, parts, self.spectra_of(key, lambda: self._spectra(served)))
+
+    def _served(self, layer: int) -> Iterator[tuple[MatrixSite, Serving]]:
+        for site in self.session.layout.of_layer(layer):
+            if (use := serving(site, self.sae_site)) is not None:
+                yield site, use
+
+    def _facing(self, site: MatrixSite, use: Serving, delta: Tensor) -> Float64[Tensor, "d n"]:
+        return facing_basis(delta, use, gain_of(self.session, site) if self.fold_gains else None)
+
+    def _bases_at(self, layer: int, site: MatrixSite) -> dict[str, SpanBasis]:
+        """Return the bases of the SAE of `layer`, by name; none where there is no such SAE."""
+        if layer not in self._bases:
+            use = serving(site, self.sae_site)
+            assert use is not None
+            weight = self.session.parameter(site.name)
+            sources = {SELECTED: self.rows_of_layer} | ({} if self.references is None else self.references.named())
+            found = {
+                name: layer_basis(rows, layer, weight.shape[not use.output_side]) for name, rows in sources.items()
+            }
+            self._bases[layer] = {name: basis for name, basis in found.items() if basis is not None}
+        return self._bases[layer]
+
+    def _part(self, site: MatrixSite, use: Serving) -> Part:
+        delta = self.task_vector.delta(site.name)
+        matrix = self._facing(site, use, delta)
+        bases = {
+            name: basis
+            for name, basis in self._bases_at(use.layer, site).items()
+            if name != ENCODER or not use.output_side
+        }
+        return Part(
+            matrix=site.matrix,
+            layer=use.layer,
+            reads=not use.output_side,
+            bases=bases,
+            total=float(matrix.square().sum()),
+            kept={name: cumulative_energy(matrix, basis.to(matrix.device)).cpu() for name, basis in bases.items()},
+            realised=realise(self.session, site, delta),
+            functional=self.functional.get(site.name),
+            approximate=use.approximate,
+        )
+
+    def _spectra(self, served: list[tuple[MatrixSite, Serving]]) -> LayerSpectra:
+        """Factorise the Gram matrices of a layer: the costly part, and the same for every subject."""
+        matrices: dict[str, MatrixSpectrum] = {}
+        grams: dict[int, Tensor] = {}
+        for site, use in served:
+            matrix = self._facing(site, use, self.task_vector.delta(site.name))
+            gram = matrix @ matrix.T
+            matrices[site.matrix] = spectrum_of(gram)
+            grams[use.layer] = grams[use.layer] + gram if use.layer in grams else gram
+        n_served = {layer: sum(use.layer == layer for _, use in served) for layer in grams}
+        alone = {use.layer: matrices[site.matrix] for site, use in served}
+        stacks = {layer: alone[layer] if n_served[layer] == 1 else spectrum_of(gram) for layer, gram in grams.items()}
+        return LayerSpectra(matrices, stacks, concentration(reduce(add, grams.values())))

@@ -1,0 +1,42 @@
+"""Latents that stand in for the selected ones: live, not selected, and firing about as often.
+
+Whether the selected latents span more of a task vector than chance may be a matter of what they are about, or only of
+their being latents that fire this often. Each draw takes, for every selected latent in turn, one of the `NEAREST`
+unused live latents whose firing rate is closest to its own.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+NEAREST = 8
+
+
+def matched_latents(
+    rates: Float[np.ndarray, " d_sae"],
+    selected: Int[np.ndarray, " k"],
+    candidates: Int[np.ndarray, " n"],
+    *,
+    draws: int,
+    seed: Sequence[int],
+) -> list[Int[np.ndarray, " at_most_k"]]:
+    """Return `draws` seeded sets of latents that match `selected` one by one on firing rate.
+
+    Args:
+        rates: mean firing rate of every latent on the subject's documents.
+        candidates: live latents to choose from; selected ones among them are left out. A set is shorter than
+            `selected` where they run out.
+    """
+    generator = np.random.default_rng(list(seed))
+    free = np.setdiff1d(candidates, selected)
+    sets: list[np.ndarray] = []
+    for _ in range(draws):
+        left, chosen = free.copy(), []
+        for latent in selected[: len(free)]:
+            nearest = np.argsort(np.abs(rates[left] - rates[latent]), kind="stable")[:NEAREST]
+            place = generator.choice(nearest)
+            chosen.append(left[place])
+            left = np.delete(left, place)
+        sets.append(np.array(chosen, dtype=np.int64))
+    return sets
