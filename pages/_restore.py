@@ -21,10 +21,23 @@ from stethoscope.records import (
     ProbeSpec,
     ProjectedArm,
     RandomSubspaceArm,
+    StabilitySpec,
 )
 
-SLOTS = {"DiagnoseSpec": "diagnosis", "EnergySpec": "energy", "CompareTextSpec": "compare", "BenchSpec": "bench"}
-SCREEN = {"DiagnoseSpec": "diagnose", "EnergySpec": "diagnose", "CompareTextSpec": "edit", "BenchSpec": "benchmark"}
+SLOTS = {
+    "DiagnoseSpec": "diagnosis",
+    "StabilitySpec": "stability",
+    "EnergySpec": "energy",
+    "CompareTextSpec": "compare",
+    "BenchSpec": "bench",
+}
+SCREEN = {
+    "DiagnoseSpec": "diagnose",
+    "StabilitySpec": "diagnose",
+    "EnergySpec": "diagnose",
+    "CompareTextSpec": "edit",
+    "BenchSpec": "benchmark",
+}
 
 
 def from_address() -> None:
@@ -59,6 +72,8 @@ def open_run(run: Any) -> str:
         raise StoreError(f"run {run.run_id} has no result", got=run.state, next_step="Open a finished run.")
     if isinstance(spec, DiagnoseSpec):
         take_diagnosis(spec)
+    elif isinstance(spec, StabilitySpec):
+        take_diagnosis(spec.diagnosis)
     elif isinstance(spec, EnergySpec):
         take_diagnosis(spec.diagnosis)
         st.session_state.update(subject=spec.subject, task_vector=spec.task_vector.name)

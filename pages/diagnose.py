@@ -69,7 +69,7 @@ def picker(result: DiagnosisResult) -> None:
                           args=((),))  # fmt: skip
         with _ui.card(f"{pretty(subject).capitalize()}: score by layer with its interval"):
             figure = specificity.strip(result, subject, st.session_state["layers"])
-            note = f"{pretty(subject)}: {result.formula}; 95% bootstrap intervals; shaded layers are picked."
+            note = specificity.strip_caption(result, subject)
             rows = [cell for cell in result.cells if cell.subject == subject]
             _ui.chart(figure, key="strip", caption=note, rows=rows)
         _energy.draw(result)

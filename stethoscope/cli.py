@@ -19,6 +19,7 @@ from stethoscope.errors import Cancelled, RecipeError, UserError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import first_problem, parse_layers, read_recipe
 from stethoscope.records import (
+    SCORE_NAMES,
     Arm,
     BenchArm,
     BenchSpec,
@@ -31,6 +32,7 @@ from stethoscope.records import (
     ProjectedArm,
     RawArm,
     Spec,
+    StabilitySpec,
 )
 from stethoscope.results import (
     BenchResult,
@@ -40,12 +42,21 @@ from stethoscope.results import (
     GainResult,
     InfoResult,
     Result,
+    StabilityResult,
 )
 from stethoscope.results.gain import POOLED
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.runs import RunStore
-from stethoscope.terminal import StderrProgress, print_bench, print_diagnosis, print_energy, print_gain, print_info
+from stethoscope.terminal import (
+    StderrProgress,
+    print_bench,
+    print_diagnosis,
+    print_energy,
+    print_gain,
+    print_info,
+    print_stability,
+)
 
 EPILOG = """\
 examples:
@@ -113,10 +124,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
 
     diagnose = add("diagnose", "score how specific each layer is to each subject")
-    diagnose.add_argument("--score", help="layer score (default: mean_rate_difference)")
+    diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
     diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
     diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
     diagnose.add_argument("--documents", type=_positive, help="documents per subject, at least 20")
+    diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
+    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
     diagnose.add_argument("--seed", type=int, default=0)
 
     energy = add("energy", "show how much of the task vector the span of the top latents keeps, against chance")
@@ -185,19 +198,23 @@ class Commands:
         return {"profile": profile.name, **result.model_dump(mode="json")}
 
     def diagnose(self) -> dict[str, object]:
-        """Layer specificity."""
+        """Layer specificity, and how stable the order of the layers is."""
         options = self.options
         spec = self.profile.diagnose_spec(
             control=options.control,
             score=options.score,
             top_k=options.top_k,
             documents=options.documents,
+            tokens=options.tokens,
+            split=options.split,
             seed=options.seed,
         )
-        result = self.result(spec)
+        result, stability = self.result(spec), self.result(StabilitySpec(diagnosis=spec))
         assert isinstance(result, DiagnosisResult)
+        assert isinstance(stability, StabilityResult)
         print_diagnosis(self.console, result)
-        return result.model_dump(mode="json")
+        print_stability(self.console, stability)
+        return {**result.model_dump(mode="json"), "stability": stability.model_dump(mode="json")}
 
     def energy(self) -> dict[str, object]:
         """Energy retention against its null."""

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stethoscope.progress import Progress
-from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, GainResult, InfoResult
+from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, GainResult, InfoResult, StabilityResult
 
 
 class StderrProgress(Progress):
@@ -56,11 +56,26 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
         "subject",
         *(str(layer) for layer in range(result.n_layers)),
         title=f"{result.score} against {result.control}, cross-fitted; bold where the 95% interval clears the null",
-        caption=f"{result.formula} Our definition; the paper's is not known to us.",
+        caption=f"{result.formula}; source: {result.source}. Our definition; the paper's is not known to us.",
     )
     for subject in result.subjects:
         cells = sorted((cell for cell in result.cells if cell.subject == subject), key=lambda cell: cell.layer)
         table.add_row(subject, *(_cell_text(cell.score, cell.ci_low, result.null) for cell in cells))
+    console.print(table)
+
+
+def print_stability(console: Console, result: StabilityResult) -> None:
+    """Draw Kendall's tau of each variant's order with the reference's, a row a variant, a column a subject."""
+    subjects = list(dict.fromkeys(row.subject for row in result.rows))
+    table = Table(
+        "variant",
+        *subjects,
+        title=f"Kendall tau of the layer order with that of {result.score}, k = {result.top_k}, {result.control}",
+    )
+    taus = {(row.kind, row.variant, row.subject): row.kendall_tau for row in result.rows}
+    for kind, variant in dict.fromkeys((row.kind, row.variant) for row in result.rows):
+        found = [taus[kind, variant, subject] for subject in subjects]
+        table.add_row(f"{kind} {variant}", *("–" if tau is None else f"{tau:+.2f}" for tau in found))
     console.print(table)
 
 

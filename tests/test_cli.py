@@ -1,7 +1,10 @@
 """The command line: fixed JSON, exit codes, one clear line for each mistake."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -74,9 +77,60 @@ def test_diagnose_is_the_same_to_the_byte_in_two_homes(
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "other"))
     assert run("diagnose", "--json", "--top-k", "3")[1] == first[1]
     result = printed(first)
-    assert {"score", "subjects", "control", "cells", "order"} <= set(result)
+    assert {"score", "subjects", "control", "cells", "order", "latents", "stability"} <= set(result)
     assert {"layer", "subject", "score", "ci_low", "ci_high", "p", "p_holm"} <= set(result["cells"][0])
     assert set(result["order"]) == set(result["subjects"])
+    assert {"latent", "effect"} <= set(result["latents"][0])
+    assert {row["kind"] for row in result["stability"]["rows"]} == {"score", "k", "control"}
+
+
+def test_two_processes_print_the_same_bytes(profile_file: Path, tmp_path: Path) -> None:
+    """Other homes, other hash seeds, other numbers of threads."""
+    printed = []
+    for i, threads in enumerate(("1", "2")):
+        home = {"STETHOSCOPE_HOME": str(tmp_path / f"home{i}"), "PYTHONHASHSEED": str(i)}
+        threads_of = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        ran = subprocess.run(
+            [sys.executable, "-m", "stethoscope", "diagnose", "--json", "--profile", str(profile_file), "--device",
+             "cpu", "--score", "activation_mass", "--seed", "3"],
+            cwd=Path(__file__).parent.parent, capture_output=True, check=True, env=os.environ | home | threads_of,
+        )  # fmt: skip
+        printed.append(ran.stdout)
+    assert printed[0] == printed[1]
+    assert json.loads(printed[0])["score"] == "activation_mass"
+
+
+def test_options_of_diagnose_reach_the_scores(run: Run) -> None:
+    few = ("diagnose", "--json")
+    cells = {}
+    for name, options in {
+        "default": (),
+        "prompt train": ("--tokens", "prompt", "--split", "train"),
+        "all": ("--tokens", "all"),
+        "dev": ("--split", "dev"),
+        "seed": ("--seed", "1"),
+        "k": ("--top-k", "2"),
+    }.items():
+        cells[name] = json.dumps(printed(run(*few, *options))["cells"])
+    assert cells["default"] == cells["prompt train"]
+    assert len(set(cells.values())) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--score", "astrology"), "mean_rate_difference"),
+        (("--documents", "19"), "20"),
+        (("--documents", "500"), "too few problems"),
+        (("--control", "nothing"), "no control corpus of that name"),
+        (("--top-k", "0"), "positive whole number"),
+    ],
+)
+def test_bad_diagnoses_are_one_clear_line(run: Run, options: tuple[str, ...], said: str) -> None:
+    code, out, err = run("diagnose", "--json", *options)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
 
 
 def test_energy(run: Run) -> None:

@@ -10,7 +10,18 @@ from collections.abc import Collection, Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, pretty, shown_p, signed, two_lines
+from stethoscope.figures.theme import (
+    BLUE,
+    FAINT,
+    GRAY,
+    ORANGE,
+    apply_layout,
+    percent,
+    pretty,
+    shown_p,
+    signed,
+    two_lines,
+)
 from stethoscope.results import DiagnosisResult, SpecificityCell
 
 DEFINITION_NOTE = "This definition is ours; the paper's formula is not known to us."
@@ -30,7 +41,8 @@ def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
             f"{pretty(result.score)} {signed(cell.score)}, 95% CI {interval}",
             f"p {shown_p(cell.p)}, Holm p {shown_p(cell.p_holm)} · null {signed(result.null)}",
             f"n = {cell.n_documents} documents, and as many of {pretty(result.control)}",
-            f"k = {result.top_k} of {cell.n_live} live latents · {result.site}",
+            f"k = {min(result.top_k, cell.n_live)} of {cell.n_live} live latents · {result.site}",
+            f"comes first in {percent(cell.p_top, 0)} of bootstrap draws",
             f"<i>{result.formula}</i>",
         )
     )
@@ -166,36 +178,23 @@ def _mark_columns(
         )
 
 
-def strip(result: DiagnosisResult, subject: str, picked: Collection[int]) -> go.Figure:
-    """Return `subject`'s score by layer with its 95% interval, the null as a line and picked layers shaded."""
-    cells = [cell for cell in result.cells if cell.subject == subject and cell.score is not None]
+def strip(
+    result: DiagnosisResult, subject: str, picked: Collection[int], other: DiagnosisResult | None = None
+) -> go.Figure:
+    """Return `subject`'s score by layer with its 95% interval, the null as a line and picked layers shaded.
+
+    `other`, the same diagnosis against another control corpus, stands beside it as lighter diamonds.
+    """
     figure = go.Figure()
+    shift = 0.0 if other is None else 0.14
+    cells = [cell for cell in result.cells if cell.subject == subject]
     for weak, name in ((False, "interval clear of the null"), (True, "interval crosses the null")):
         chosen = [cell for cell in cells if crosses_null(cell, result.null) == weak]
-        figure.add_trace(
-            go.Scatter(
-                x=[cell.layer for cell in chosen],
-                y=[cell.score for cell in chosen],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [(cell.ci_high or 0) - (cell.score or 0) for cell in chosen],
-                    "arrayminus": [(cell.score or 0) - (cell.ci_low or 0) for cell in chosen],
-                    "color": GRAY if weak else BLUE,
-                    "thickness": 1.4,
-                    "width": 4,
-                },
-                mode="markers",
-                name=name,
-                marker={
-                    "size": 8,
-                    "color": GRAY if weak else BLUE,
-                    "symbol": "circle-open" if weak else "circle",
-                },
-                text=[describe_cell(cell, result) for cell in chosen],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        figure.add_trace(_interval_marks(result, chosen, name, -shift, weak=weak))
+    if other is not None:
+        cells = [cell for cell in other.cells if cell.subject == subject]
+        marks = _interval_marks(other, cells, f"against {pretty(other.control)}", shift, weak=True)
+        figure.add_trace(marks.update(marker={"symbol": "diamond-open", "color": ORANGE}, opacity=0.75))
     apply_layout(figure, height=230, x_title="layer", y_title=pretty(result.score))
     figure.update_xaxes(
         tickmode="array", tickvals=list(range(result.n_layers)), range=[-0.5, result.n_layers - 0.5], showgrid=False
@@ -208,16 +207,71 @@ def strip(result: DiagnosisResult, subject: str, picked: Collection[int]) -> go.
     return figure
 
 
+def _interval_marks(
+    result: DiagnosisResult, cells: Sequence[SpecificityCell], name: str, shift: float, *, weak: bool
+) -> go.Scatter:
+    """Return one mark with its interval for each cell that has a score, `shift` layers to the right."""
+    shown = [cell for cell in cells if cell.score is not None]
+    colour = GRAY if weak else BLUE
+    return go.Scatter(
+        x=[cell.layer + shift for cell in shown],
+        y=[cell.score for cell in shown],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [(cell.ci_high or 0) - (cell.score or 0) for cell in shown],
+            "arrayminus": [(cell.score or 0) - (cell.ci_low or 0) for cell in shown],
+            "color": colour,
+            "thickness": 1.4,
+            "width": 4,
+        },
+        mode="markers",
+        name=name,
+        marker={"size": 8, "color": colour, "symbol": "circle-open" if weak else "circle"},
+        text=[describe_cell(cell, result) for cell in shown],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def rank_confidence(result: DiagnosisResult, subject: str) -> str:
+    """Return how sure the order is, in words: how often the best layers come first when documents are drawn anew."""
+    cells = [cell for cell in result.cells if cell.subject == subject and cell.p_top is not None]
+    if not cells:
+        return "No layer has a known rank."
+    first, *others = sorted(cells, key=lambda cell: -(cell.p_top or 0))
+    said = f"Layer {first.layer} comes first in {percent(first.p_top, 0)} of bootstrap draws"
+    rivals = [f"layer {cell.layer} in {percent(cell.p_top, 0)}" for cell in others[:2] if (cell.p_top or 0) >= 0.05]
+    return ", ".join([said, *rivals]) + "."
+
+
+def strip_caption(result: DiagnosisResult, subject: str, other: DiagnosisResult | None = None) -> str:
+    """Return what stands under the strip: definition, n, rank confidence, and what the other control corpus says."""
+    documents = max((cell.n_documents for cell in result.cells), default=0)
+    said = (
+        f"{pretty(subject)} against {pretty(result.control)}: {result.formula}. 95% bootstrap intervals over "
+        f"n = {documents} documents; shaded layers are picked. {rank_confidence(result, subject)}"
+    )
+    if other is None:
+        return said
+    return f"{said} Lighter diamonds: against {pretty(other.control)}. There: {rank_confidence(other, subject)}"
+
+
 def caption(result: DiagnosisResult, subject: str) -> str:
     """Return what stands under the pictures: definition, n, how weak cells look, and the best layers of `subject`."""
     documents = max((cell.n_documents for cell in result.cells), default=0)
     best = ", ".join(str(layer) for layer in result.order.get(subject, ())[:4]) or "none"
     return (
-        f"Score: {result.formula}. n = {documents} documents per subject and of {pretty(result.control)}; "
-        f"k = {result.top_k}; 95% bootstrap intervals over documents, p by label permutation, Holm over layers. "
+        f"Score: {result.formula}{_sourced(result)}. "
+        f"n = {documents} documents per subject and of {pretty(result.control)}; k = {result.top_k}; "
+        "95% bootstrap intervals over documents, p by label permutation, Holm over layers. "
         f"Pale cells with a dot: the interval crosses the null ({signed(result.null)}). "
-        f"Best layers for {pretty(subject)}: {best}."
+        f"Best layers for {pretty(subject)}: {best}. {rank_confidence(result, subject)}"
     )
+
+
+def _sourced(result: DiagnosisResult) -> str:
+    """Return where the score comes from, in brackets (runs of older versions do not say)."""
+    return f" ({result.source})" if result.source else ""
 
 
 def layers_from_selection(event: object) -> list[int]:

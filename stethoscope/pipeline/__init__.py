@@ -1,7 +1,7 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
 Pages and command line both come in here. Every run but the live probe becomes a record of the history; a diagnosis,
-an energy table or a table of gains of the same spec, weights and problems is taken from the store.
+its stability, an energy table or a table of gains of the same spec, weights and problems is taken from the store.
 """
 
 import time
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stethoscope.errors import Cancelled, UserError
-from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, gain, info, probe
+from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, gain, info, probe, stability
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import (
@@ -23,6 +23,7 @@ from stethoscope.records import (
     InfoSpec,
     ProbeSpec,
     Spec,
+    StabilitySpec,
 )
 from stethoscope.results import BenchResult, Result
 from stethoscope.store.fingerprints import record_fingerprints
@@ -31,6 +32,7 @@ from stethoscope.store.runs import EndState
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
     DiagnoseSpec: diagnose.run,
+    StabilitySpec: stability.run,
     EnergySpec: energy.run,
     GainSpec: gain.run,
     ProbeSpec: probe.run,
@@ -38,8 +40,8 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     BenchSpec: bench.run,
     ExportSpec: export.run,
 }
-KEPT = (DiagnoseSpec, EnergySpec, GainSpec, CompareTextSpec, BenchSpec, ExportSpec)
-REUSED = (DiagnoseSpec, EnergySpec, GainSpec)
+KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, CompareTextSpec, BenchSpec, ExportSpec)
+REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec)
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,17 @@ class StabilityRow(Record):
 
 
 class StabilityResult(Record):
-    """How much of each subject's order survives another score, k or control; `scores` of a row are by layer.
+    """How much of each subject's order survives another score, k or control.
 
-    The reference variant of each kind stands among the rows, with tau 1.
+    `scores` of a row stand in the order of `layers`, those with an SAE. The reference variant of each kind stands
+    among the rows, with tau 1.
     """
 
     score: str
     top_k: int
     control: str
     n_layers: int
+    layers: tuple[int, ...]
     rows: tuple[StabilityRow, ...]
 
 

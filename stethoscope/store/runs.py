@@ -29,6 +29,7 @@ from stethoscope.records import (
     InfoSpec,
     ProbeSpec,
     Spec,
+    StabilitySpec,
 )
 from stethoscope.results import BenchItem, Certificate, Result
 from stethoscope.store.blobs import BlobStore, write_failure
@@ -41,6 +42,7 @@ EndState = Literal["done", "cancelled", "failed"]
 SPEC_OF_KIND: dict[str, type[Spec]] = {
     "info": InfoSpec,
     "diagnose": DiagnoseSpec,
+    "stability": StabilitySpec,
     "energy": EnergySpec,
     "gain": GainSpec,
     "probe": ProbeSpec,
@@ -52,6 +54,7 @@ _KIND_OF_SPEC = {spec_class: kind for kind, spec_class in SPEC_OF_KIND.items()}
 _RESULT_CLASSES = (
     results.InfoResult,
     results.DiagnosisResult,
+    results.StabilityResult,
     results.EnergyResult,
     results.GainResult,
     results.ProbeResult,

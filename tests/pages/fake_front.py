@@ -114,6 +114,38 @@ def diagnosis(spec: r.DiagnoseSpec) -> R.DiagnosisResult:
     )
 
 
+def stability(spec: r.StabilitySpec) -> R.StabilityResult:
+    """The diagnosis' own scores as the reference; every other variant is a noisy copy."""
+    generator = random.Random(7)
+    reference = diagnosis(spec.diagnosis)
+    variants = [("score", name) for name in r.SCORE_NAMES] + [("k", str(k)) for k in (8, 16, 32)]
+    variants += [("control", name) for name in spec.diagnosis.problems.control_names]
+    own = {spec.diagnosis.score, str(spec.diagnosis.top_k), spec.diagnosis.control}
+    rows = []
+    for subject in reference.subjects:
+        scores = [cell.score or 0.0 for cell in reference.cells if cell.subject == subject]
+        for kind, variant in variants:
+            noisy = scores if variant in own else [score + generator.gauss(0, 0.05) for score in scores]
+            rows.append(
+                R.StabilityRow(
+                    subject=subject,
+                    kind=kind,
+                    variant=variant,
+                    kendall_tau=1.0 if variant in own else 0.7,
+                    order=tuple(sorted(range(N_LAYERS), key=lambda layer: -noisy[layer])),
+                    scores=tuple(noisy),
+                )
+            )
+    return R.StabilityResult(
+        score=spec.diagnosis.score,
+        top_k=spec.diagnosis.top_k,
+        control=spec.diagnosis.control,
+        n_layers=N_LAYERS,
+        layers=tuple(range(N_LAYERS)),
+        rows=tuple(rows),
+    )
+
+
 def energy(spec: r.EnergySpec) -> R.EnergyResult:
     """Retention a little above chance; layer 0's readers aside, every layer has a figure."""
     layers = []
@@ -356,6 +388,7 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
 ANSWERS = {
     r.InfoSpec: info,
     r.DiagnoseSpec: diagnosis,
+    r.StabilitySpec: stability,
     r.EnergySpec: energy,
     r.GainSpec: gain,
     r.ProbeSpec: probe,

@@ -1,0 +1,42 @@
+"""Does the order of the layers survive another score, another k, another control corpus?"""
+
+import streamlit as st
+
+from pages import _jobs, _ui, _watch
+from stethoscope.figures import stability
+from stethoscope.figures.theme import pretty
+from stethoscope.records import DiagnoseSpec, StabilitySpec
+from stethoscope.results import DiagnosisResult, StabilityResult
+
+
+def other_control(spec: DiagnoseSpec) -> _jobs.View:
+    """Ask for the same diagnosis against the next control corpus; an empty view where there is only one."""
+    names = spec.problems.control_names
+    if len(names) < 2:
+        return _jobs.View()
+    other = names[(names.index(spec.control) + 1) % len(names)]
+    changed = spec.model_copy(update={"control": other})
+    return _jobs.ask("diagnosis-other", changed, title=f"Diagnosis against {pretty(other)}")
+
+
+def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
+    """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
+    subject = st.session_state["subject"]
+    with _ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
+        view = _jobs.ask("stability", StabilitySpec(diagnosis=spec), title="Stability of the layer order")
+        if view.error:
+            _ui.banner(view.error)
+            st.button("Try again", key="stability-again", on_click=_jobs.forget, args=("stability",))
+        elif view.active:
+            _watch.watch(view, key="stability")
+        elif view.stopped:
+            st.caption("Stopped.")
+            st.button("Compare the orders", key="stability-again", on_click=_jobs.forget, args=("stability",))
+        result = view.result
+        if isinstance(result, StabilityResult) and subject in diagnosis.subjects:
+            _ui.chart(
+                stability.rank_heatmap(result, subject),
+                key="stability",
+                caption=stability.caption(result, subject),
+                rows=stability.numbers(result, subject),
+            )

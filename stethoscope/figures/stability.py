@@ -1,0 +1,143 @@
+"""Stability of the layer order: one row a variant (score, k, control corpus), one column a layer, the cell its rank.
+
+A column of one tone is a layer whose rank does not hang on the choice; Kendall's tau with the reference order stands
+at the end of each row. The best rank is the strongest tone; a layer without a score or an SAE stays empty.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import GRAY, apply_layout, pretty, signed
+from stethoscope.results import StabilityResult, StabilityRow
+
+KINDS = {"score": "scores", "k": "k", "control": "control corpora"}
+SCALE = [(0.0, "rgba(20, 112, 196, 0.95)"), (0.35, "rgba(64, 160, 200, 0.45)"), (1.0, "rgba(64, 160, 200, 0.04)")]
+
+
+def label(row: StabilityRow) -> str:
+    """Return the name of a variant as it stands at its row."""
+    return {"score": pretty(row.variant), "k": f"k = {row.variant}", "control": f"against {pretty(row.variant)}"}[
+        row.kind
+    ]
+
+
+def is_reference(result: StabilityResult, row: StabilityRow) -> bool:
+    """True for the rows of the reference diagnosis itself."""
+    return row.variant == {"score": result.score, "k": str(result.top_k), "control": result.control}[row.kind]
+
+
+def ranks(result: StabilityResult, row: StabilityRow) -> list[int | None]:
+    """Return the rank of every layer of the model, 1 = highest score; None without a score or an SAE."""
+    scored = {layer for layer, score in zip(result.layers, row.scores, strict=True) if score is not None}
+    rank_of = {layer: rank for rank, layer in enumerate(row.order, start=1) if layer in scored}
+    return [rank_of.get(layer) for layer in range(result.n_layers)]
+
+
+def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
+    """Return `subject`'s ranks, variants x layers, with tau beside each row; the reference's labels are bold."""
+    rows = [row for row in result.rows if row.subject == subject]
+    table = [ranks(result, row) for row in rows]
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(range(result.n_layers)),
+            y=list(range(len(rows))),
+            z=table,
+            zmin=1,
+            zmax=max(len(result.layers), 2),
+            colorscale=SCALE,
+            showscale=False,
+            xgap=2,
+            ygap=2,
+            text=[["" if rank is None else str(rank) for rank in of_row] for of_row in table],
+            texttemplate="%{text}",
+            textfont={"size": 11},
+            customdata=[list(_hover(result, row)) for row in rows],
+            hovertemplate="%{customdata}<extra></extra>",
+            hoverongaps=False,
+        )
+    )
+    apply_layout(figure, height=26 * len(rows) + 62, x_title="layer")
+    names = [f"<b>{label(row)}</b>" if is_reference(result, row) else label(row) for row in rows]
+    figure.update_xaxes(
+        tickmode="array",
+        tickvals=list(range(result.n_layers)),
+        range=[-0.5, result.n_layers - 0.5],
+        showgrid=False,
+        fixedrange=True,
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(rows))),
+        ticktext=names,
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        fixedrange=True,
+    )
+    for position, row in enumerate(rows):
+        figure.add_annotation(
+            x=1.0,
+            xref="paper",
+            xanchor="left",
+            xshift=6,
+            y=position,
+            text=f"\N{GREEK SMALL LETTER TAU} {signed(row.kendall_tau, 2)}",
+            showarrow=False,
+            font={"color": GRAY, "size": 12},
+        )
+    for position in range(1, len(rows)):
+        if rows[position].kind != rows[position - 1].kind:
+            figure.add_hline(y=position - 0.5, line={"color": GRAY, "width": 1})
+    figure.update_layout(margin={"l": 8, "r": 72, "t": 8, "b": 8})
+    return figure
+
+
+def _hover(result: StabilityResult, row: StabilityRow) -> Iterator[str]:
+    """Yield the hover text of each cell of a row."""
+    score_of = dict(zip(result.layers, row.scores, strict=True))
+    of = len([score for score in row.scores if score is not None])
+    for layer, rank in enumerate(ranks(result, row)):
+        yield (
+            f"<b>layer {layer} · {label(row)}</b><br>rank {rank} of {of}, score {signed(score_of.get(layer))}<br>"
+            f"Kendall's tau-b of the row with the reference {signed(row.kendall_tau, 2)}"
+        )
+
+
+def caption(result: StabilityResult, subject: str) -> str:
+    """Return what stands under the picture: definition, reference, and the range of tau of each kind of variant."""
+    rows = [row for row in result.rows if row.subject == subject]
+    parts = [text for kind, name in KINDS.items() if (text := _range(result, rows, kind, name))]
+    return (
+        f"Rank of each layer for {pretty(subject)} (1 = highest score). Kendall's tau-b with the reference "
+        f"({pretty(result.score)}, k = {result.top_k}, against {pretty(result.control)}; in bold), "
+        f"over n = {len(result.layers)} layers: {'; '.join(parts) or 'no other variant'}."
+    )
+
+
+def _range(result: StabilityResult, rows: Sequence[StabilityRow], kind: str, name: str) -> str:
+    others = [row for row in rows if row.kind == kind and not is_reference(result, row)]
+    taus = [row.kendall_tau for row in others if row.kendall_tau is not None]
+    if not others:
+        return ""
+    if not taus:
+        return f"across {name} undefined"
+    span = signed(taus[0], 2) if len(taus) == 1 else f"{signed(min(taus), 2)} to {signed(max(taus), 2)}"
+    return f"across {name} {span}"
+
+
+def numbers(result: StabilityResult, subject: str) -> list[Mapping[str, object]]:
+    """Return what the picture draws, one row a cell: kind, variant, tau, layer, score, rank."""
+    return [
+        {
+            "subject": subject,
+            "kind": row.kind,
+            "variant": row.variant,
+            "kendall_tau": row.kendall_tau,
+            "layer": layer,
+            "score": score,
+            "rank": ranks(result, row)[layer],
+        }
+        for row in result.rows
+        if row.subject == subject
+        for layer, score in zip(result.layers, row.scores, strict=True)
+    ]

@@ -1,0 +1,108 @@
+"""Use case: does the order of the layers survive another score, another k, another control corpus?
+
+Kendall's tau-b of each variant's scores with those of the reference diagnosis, over the layers that both score.
+Observed scores only: one number a layer, no bootstrap, no permutation.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from threadpoolctl import threadpool_limits
+
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.diagnose import SCORING_THREADS, order_layers
+from stethoscope.pipeline.listening import firing_rates
+from stethoscope.progress import Progress
+from stethoscope.records import SCORE_NAMES, StabilitySpec, finite_or_none
+from stethoscope.results import StabilityResult, StabilityRow
+from stethoscope.sae.rates import FiringRates
+from stethoscope.sae.specificity import Variant, observed_scores
+from stethoscope.statistics import kendall_tau
+
+Kind = Literal["score", "k", "control"]
+
+
+def _rows(
+    spec: StabilitySpec, subject: str, domain: FiringRates, controls: dict[str, FiringRates]
+) -> list[StabilityRow]:
+    """Score every variant of one subject; the reference is among the variants of each kind."""
+    diagnosis = spec.diagnosis
+    reference = Variant(diagnosis.score, diagnosis.top_k)
+    scores = [Variant(name, diagnosis.top_k) for name in SCORE_NAMES]
+    ks = [Variant(diagnosis.score, k) for k in sorted({*spec.ks, diagnosis.top_k})]
+    layers = tuple(sorted(domain.layers))
+
+    def observed(control: str, variants: list[Variant]) -> Float[np.ndarray, "n_variants n_layers"]:
+        return observed_scores(
+            domain,
+            controls[control],
+            variants,
+            live_share=diagnosis.live_share,
+            dense_rate=diagnosis.dense_rate,
+            n_splits=diagnosis.n_splits,
+            seed=diagnosis.seed,
+        )
+
+    own = observed(diagnosis.control, [*scores, *ks])
+    of_reference = own[scores.index(reference)]
+    found: list[tuple[Kind, str, Float[np.ndarray, " n_layers"]]] = [
+        *(("score", variant.score, row) for variant, row in zip(scores, own, strict=False)),
+        *(("k", str(variant.top_k), row) for variant, row in zip(ks, own[len(scores) :], strict=True)),
+        *(
+            ("control", name, of_reference if name == diagnosis.control else observed(name, [reference])[0])
+            for name in controls
+        ),
+    ]
+    return [
+        StabilityRow(
+            subject=subject,
+            kind=kind,
+            variant=variant,
+            kendall_tau=_agreement(of_reference, values),
+            order=order_layers(layers, tuple(map(finite_or_none, values.tolist()))),
+            scores=tuple(map(finite_or_none, values.tolist())),
+        )
+        for kind, variant, values in found
+    ]
+
+
+def _agreement(reference: Float[np.ndarray, " n_layers"], values: Float[np.ndarray, " n_layers"]) -> float | None:
+    """Return Kendall's tau-b over the layers that both score; None below two of them, or where one side is constant."""
+    both = ~(np.isnan(reference) | np.isnan(values))
+    return finite_or_none(float(kendall_tau(reference[both], values[both]))) if both.sum() > 1 else None
+
+
+def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityResult:
+    """Return each subject's order of the layers under every score, k and control corpus, and its tau to the reference.
+
+    Raises:
+        CorpusError: fewer documents in a corpus than asked for.
+        Cancelled: asked to stop.
+    """
+    diagnosis = spec.diagnosis
+    session = context.session(diagnosis.model, progress)
+    subjects, names = diagnosis.problems.subjects, diagnosis.problems.control_names
+    progress.start("Listening", diagnosis.documents * (len(subjects) + len(names)))
+    controls = {name: firing_rates(diagnosis, name, context, progress) for name in names}
+    domains = {subject: firing_rates(diagnosis, subject, context, progress) for subject in subjects}
+    progress.start("Comparing orders", len(subjects))
+
+    def compare(subject: str) -> list[StabilityRow]:
+        progress.check_cancel()
+        return _rows(spec, subject, domains[subject], controls)
+
+    rows: list[StabilityRow] = []
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(SCORING_THREADS) as executor:
+        for of_subject in executor.map(compare, subjects):
+            rows.extend(of_subject)
+            progress.advance()
+    return StabilityResult(
+        score=diagnosis.score,
+        top_k=diagnosis.top_k,
+        control=diagnosis.control,
+        n_layers=session.layout.n_layers,
+        layers=tuple(sorted(controls[names[0]].layers)),
+        rows=tuple(rows),
+    )
