@@ -67,19 +67,27 @@ def generate_greedy(
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
     assert len(rows) == len(prompts), "prompts are all text or all token ids"
-    assert all(rows), "a prompt without a token"
     progress.give_way()
     prefix = share_prefix(session, rows)
-    ends = _Ends(session, stop)
     finished: list[Generation] = []
     for start in range(0, len(rows), batch_size):
-        drafts = [_Draft(start + i, on_text) for i in range(len(rows[start : start + batch_size]))]
-        _decode_batch(session, rows[start : start + batch_size], drafts, prefix, ends, max_new_tokens, progress)
-        batch = [ends.finish(draft) for draft in drafts]
-        finished.extend(batch)
+        batch = GreedyBatch(
+            session,
+            rows[start : start + batch_size],
+            prefix,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            first_index=start,
+            on_text=on_text,
+        )
+        while not batch.done:
+            progress.give_way()
+            batch.step()
+        generations = batch.finish()
+        finished.extend(generations)
         if on_batch is not None:
-            on_batch(batch)
-        progress.advance(len(batch))
+            on_batch(generations)
+        progress.advance(len(generations))
     return finished
 
 
@@ -156,42 +164,74 @@ class _Ends:
         return text
 
 
-def _decode_batch(
-    session: ModelSession,
-    rows: Sequence[Sequence[int]],
-    drafts: Sequence[_Draft],
-    prefix: Prefix,
-    ends: _Ends,
-    max_new_tokens: int,
-    progress: Progress,
-) -> None:
-    """Extend each draft token by token until all are done or `max_new_tokens` are reached."""
-    block = right_align(session, rows, prefix)
-    ids, mask, positions = block.input_ids, block.attention_mask, block.position_ids
-    live = list(drafts)
-    for step in range(max_new_tokens):
-        progress.give_way()
+class GreedyBatch:
+    """Rows that are extended together, one token a step, until all are done or `max_new_tokens` are reached.
+
+    Every step must find the weights that `prefix` was computed with: its keys and values, like those that the steps
+    add, belong to them. Between two steps the model may do anything else.
+
+    Args:
+        rows: token ids of the prompts, each beginning with `prefix`.
+        first_index: index of the first row, for `Generation.index` and `on_text(index, delta)`.
+    """
+
+    def __init__(
+        self,
+        session: ModelSession,
+        rows: Sequence[Sequence[int]],
+        prefix: Prefix,
+        *,
+        max_new_tokens: int,
+        stop: str | None = STOP,
+        first_index: int = 0,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> None:
+        assert all(rows), "a prompt without a token"
+        self._session = session
+        self._ends = _Ends(session, stop)
+        self._drafts = [_Draft(first_index + i, on_text) for i in range(len(rows))]
+        self._live = list(self._drafts)
+        self._steps_left = max_new_tokens
+        block = right_align(session, rows, prefix)
+        self._cache = block.cache
+        self._ids, self._mask, self._positions = block.input_ids, block.attention_mask, block.position_ids
+
+    @property
+    def done(self) -> bool:
+        """True when every row has ended or the limit is reached."""
+        return self._steps_left == 0 or not self._live
+
+    def step(self) -> None:
+        """Run the model once and give each living row its next token."""
+        assert not self.done, "the batch is done"
         with torch.no_grad():
-            logits = session.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=block.cache,
+            logits = self._session.model(
+                input_ids=self._ids,
+                attention_mask=self._mask,
+                position_ids=self._positions,
+                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
         chosen = logits[:, -1].argmax(-1)  # [live]
-        for draft, token in zip(live, chosen.tolist(), strict=True):
+        for draft, token in zip(self._live, chosen.tolist(), strict=True):
             if not draft.done:
-                ends.take(draft, token)
-        keep = [i for i, draft in enumerate(live) if not draft.done]
-        if not keep or step == max_new_tokens - 1:
+                self._ends.take(draft, token)
+        self._steps_left -= 1
+        keep = [i for i, draft in enumerate(self._live) if not draft.done]
+        if not keep:
+            self._live = []
+        if self.done:
             return
-        positions = positions[:, -1:] + 1
-        if (len(live) - len(keep)) * RETIRE_SHARE >= len(live):
-            index = torch.tensor(keep, device=session.device)
-            block.cache.batch_select_indices(index)
-            chosen, mask, positions = chosen[index], mask[index], positions[index]
-            live = [live[i] for i in keep]
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+        self._positions = self._positions[:, -1:] + 1
+        if (len(self._live) - len(keep)) * RETIRE_SHARE >= len(self._live):
+            index = torch.tensor(keep, device=self._session.device)
+            self._cache.batch_select_indices(index)
+            chosen, self._mask, self._positions = chosen[index], self._mask[index], self._positions[index]
+            self._live = [self._live[i] for i in keep]
+        self._ids = chosen[:, None]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._live), 1)], dim=1)
+
+    def finish(self) -> list[Generation]:
+        """Return the completions as they stand, in the rows' order, and stream what was held back."""
+        return [self._ends.finish(draft) for draft in self._drafts]
