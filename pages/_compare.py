@@ -59,19 +59,20 @@ def streaming(job: object) -> None:
 
 
 def finished(result: TextComparison) -> None:
-    """Draw both texts; edited tokens are tinted by KL, the first difference is underlined."""
-    for pair in result.pairs:
-        base = text.token_html(pair.base_tokens, (), pair.first_difference)
-        edited = text.token_html(pair.edited_tokens, pair.kl, pair.first_difference)
-        for column, name, body in zip(st.columns(2), ("base", "edited"), (base, edited), strict=True):
-            with column, st.container(border=True, key=f"text-{name}"):
+    """Draw the texts; tokens are tinted by KL, the first difference is underlined, hover shows both predictions."""
+    for index, pair in enumerate(result.pairs):
+        columns = {"base": pair.base, "edited": pair.edited, "third": pair.third}
+        shown = {name: column for name, column in columns.items() if column is not None}
+        for place, (name, column) in zip(st.columns(len(shown)), shown.items(), strict=True):
+            with place, st.container(border=True, key=f"text-{name}" + (f"-{index}" if index else "")):
                 st.markdown(f"**{name}**")
-                st.html(body)
-        same = "The two texts are the same." if pair.first_difference is None else ""
-        peak = max(pair.kl, default=0.0)
+                st.html(text.column_html(column))
+        same = "The two texts are the same. " if pair.edited.first_difference is None else ""
+        peak = max(pair.edited.kl, default=0.0)
         st.caption(
-            f"{same} Tint: KL(edited ‖ base) at each edited token, full at {text.FULL_TINT_NATS:g} nats; the largest "
-            f"here is {peak:.2f} nats. Underlined: the first token that differs. n = 1 prompt, greedy."
+            f"{same}Tint: KL(edited ‖ base) at each token, full at {text.FULL_TINT_NATS:g} nats; the largest in the "
+            f"edited text is {peak:.2f} nats. Underlined: the first token that differs. Hover shows the likeliest "
+            "tokens of both models. n = 1 prompt, greedy."
         )
 
 

@@ -1,34 +1,64 @@
-"""Model text as safe HTML: each edited token tinted by KL(edited || base), the first difference marked.
+"""Model text as safe HTML: each token tinted by KL(edited || base), hover with both models' likeliest tokens.
 
-Every token goes through `html.escape`: model output never becomes markup.
+Every token goes through `html.escape`: model output never becomes markup. Tokens that share one character stand as one
+span, with the largest of their KLs.
 """
 
 import html
 from collections.abc import Sequence
 
+from stethoscope.results import TextColumn, TokenChance
+
 FULL_TINT_NATS = 2.0
 STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.85rem"
 
 
-def token_html(tokens: Sequence[str], kl: Sequence[float] = (), first_difference: int | None = None) -> str:
-    """Return `tokens` as one escaped HTML block.
+def column_html(column: TextColumn) -> str:
+    """Return the tokens of `column` as one escaped HTML block.
 
-    `kl` (nats, one per token, may be shorter) sets the tint, full at 2 nats; the token at `first_difference` is
-    underlined and named for screen readers.
+    KL sets the tint, full at 2 nats; hovering a token shows its KL and the likeliest tokens of both models; the first
+    token that differs is underlined and named for screen readers.
     """
-    spans = []
-    for index, token in enumerate(tokens):
-        nats = kl[index] if index < len(kl) else 0.0
-        strength = min(max(nats, 0.0) / FULL_TINT_NATS, 1.0)
-        style = f"background:rgba(224,117,26,{0.55 * strength:.2f});border-radius:3px" if strength > 0.01 else ""
-        title = f' title="KL {nats:.3f} nats"' if index < len(kl) else ""
-        mark = ""
-        if index == first_difference:
-            style += ";border-bottom:2px solid #e0751a"
-            mark = ' aria-label="first difference"'
-        text = html.escape(token if token.strip("\n") else token.replace("\n", "↵\n"))
-        spans.append(f'<span style="{style.lstrip(";")}"{title}{mark}>{text}</span>' if style or title else text)
+    spans, together = [], list[int]()
+    for index, token in enumerate(column.tokens):
+        together.append(index)
+        if token or index == len(column.tokens) - 1:
+            spans.append(_span(column, together))
+            together = []
     return f'<div style="{STYLE}">{"".join(spans)}</div>'
+
+
+def _span(column: TextColumn, indices: Sequence[int]) -> str:
+    token = "".join(column.tokens[index] for index in indices)
+    strength = min(max(column.kl[index] for index in indices) / FULL_TINT_NATS, 1.0)
+    style = f"background:rgba(224,117,26,{0.55 * strength:.2f});border-radius:3px;" if strength > 0.01 else ""
+    mark = ""
+    if column.first_difference in indices:
+        style += "border-bottom:2px solid #e0751a"
+        mark = ' aria-label="first difference"'
+    title = html.escape("\n".join(_hover(column, index) for index in indices)).replace("\n", "&#10;")
+    text = html.escape(token if token.strip("\n") else token.replace("\n", "↵\n"))
+    styled = f' style="{style}"' if style else ""
+    return f'<span{styled} title="{title}"{mark}>{text}</span>'
+
+
+def _hover(column: TextColumn, index: int) -> str:
+    top = column.top[index]
+    return "\n".join(
+        (
+            f"KL {column.kl[index]:.3f} nats",
+            f"edited: {_likeliest(top.edited)}",
+            f"base: {_likeliest(top.base)}",
+        )
+    )
+
+
+def _likeliest(chances: Sequence[TokenChance]) -> str:
+    return "  ".join(f"“{_visible(chance.token)}” {100 * chance.probability:.1f}%" for chance in chances)
+
+
+def _visible(token: str) -> str:
+    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
 
 
 def plain_html(text: str) -> str:

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 import torch
 
 from stethoscope.model.prefix import Prefix, right_align, share_prefix
-from stethoscope.model.session import ModelSession
+from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.progress import Progress
 
 STOP = "Problem:"  # minerva.prompts.STOP_STRING, which stands above this module
-INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
 RETIRE_SHARE = 8
 
 

@@ -6,6 +6,7 @@
 Rows are right-aligned, so that only the last positions' logits are made (at 262k words the others would not fit).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from stethoscope.model.prefix import right_align, share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
+from stethoscope.results import TokenChance
 
 
 def solution_nll(
@@ -112,6 +114,22 @@ def kl_per_token(
 ) -> Float[Tensor, " positions"]:
     """Return KL(edited || base) in nats at each position, from log-probabilities; never below 0."""
     assert edited.shape == base.shape, (edited.shape, base.shape)
-    difference = edited.double() - base.double()
-    terms = torch.where(edited.isneginf(), 0.0, edited.double().exp() * difference)
-    return terms.sum(-1).clamp(min=0).float()
+    found = edited.new_zeros(len(edited))
+    for position in range(len(edited)):  # one at a time: in float64 a whole text at 262k words would not fit
+        p, q = edited[position].double(), base[position].double()
+        found[position] = torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum().clamp(min=0)
+    return found
+
+
+def top_tokens(
+    session: ModelSession, logprobs: Float[Tensor, "positions vocab"], count: int = 5
+) -> list[tuple[TokenChance, ...]]:
+    """Return the `count` likeliest tokens of each position with their probabilities, likeliest first."""
+    chances, tokens = logprobs.topk(min(count, logprobs.shape[1]), dim=1)
+    return [
+        tuple(
+            TokenChance(token=session.token_name(token), probability=math.exp(chance))
+            for token, chance in zip(of_position, chances_there, strict=True)
+        )
+        for of_position, chances_there in zip(tokens.tolist(), chances.tolist(), strict=True)
+    ]

@@ -27,6 +27,7 @@ from stethoscope.model.layout import ModelLayout, layout_of
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
+INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -73,6 +74,43 @@ class ModelSession:
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """Return the text that each token adds to those before it; together they are `decode(ids)`.
+
+        Of tokens that hold parts of one character all but the last add "".
+        """
+        shown, texts = "", []
+        for end in range(1, len(ids) + 1):
+            text = self.decode(ids[:end])
+            settled = text if end == len(ids) else text.rstrip(INCOMPLETE)
+            texts.append(settled[len(shown) :])
+            shown = settled if len(settled) > len(shown) else shown
+        return texts
+
+    def token_name(self, token: int) -> str:
+        """Return a name of one token by itself: its text, or its entry of the vocabulary where it has no whole text."""
+        text = self.decode([token])
+        return text if text and INCOMPLETE not in text else str(self.tokenizer.convert_ids_to_tokens(token))
+
+    def chat_prompt(self, text: str) -> str:
+        """Return `text` as the user's message in the tokenizer's chat template, open for the model's answer.
+
+        The template's own BOS stays in the text; `encode` sees to it that there is exactly one.
+
+        Raises:
+            UserError: the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                f"the tokenizer of {self.ref.id} has no chat template",
+                expected="an instruction-tuned model's tokenizer",
+                next_step="Switch the chat template off, or load an instruction-tuned model.",
+            )
+        message = [{"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        assert isinstance(rendered, str)
+        return rendered
 
     def batch(self, rows: Sequence[Sequence[int]], *, side: str = "right") -> TokenBatch:
         """Return `rows` padded on `side` to the longest, on the session's device."""

@@ -1,76 +1,160 @@
 """Use case: what does the edit change in the text? Greedy answers of base and edited model, token by token.
 
-Both are streamed as they are decoded. Afterwards the edited text is fed to both models (teacher forcing), and each
-of its tokens carries KL(edited || base) = sum_v p_edited(v) log(p_edited(v) / p_base(v)) in nats: how surprised the
-base would be by what the edited model wanted to say there.
+The models take turns at every token, by pointer swaps, so that their texts stream at the same pace. Afterwards each
+text is fed back (teacher forcing), and each of its tokens carries
+
+    KL(edited || base) = sum_v p_edited(v) log(p_edited(v) / p_base(v))   in nats,
+
+how surprised the base would be by what the edited model wants to say there, and the likeliest tokens of both. A third
+recipe (say the whole fine-tune) can stand beside them; it is compared with the base in the same way.
 """
 
-from stethoscope.delta.certificate import certified
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from stethoscope.delta.certificate import Certifying, certified
+from stethoscope.delta.patch import Patch, applied, lifted
 from stethoscope.minerva.problems import load_shots
 from stethoscope.minerva.prompts import few_shot_prompt
-from stethoscope.model.generation import Generation, generate_greedy
-from stethoscope.model.likelihood import kl_per_token, next_token_logprobs
+from stethoscope.model.generation import Generation, GreedyBatch
+from stethoscope.model.likelihood import kl_per_token, next_token_logprobs, top_tokens
+from stethoscope.model.prefix import share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.progress import Progress
 from stethoscope.records import CompareTextSpec
-from stethoscope.results import TextComparison, TextPair
+from stethoscope.results import TextColumn, TextComparison, TextPair, TopTokens
 from stethoscope.store.ids import content_id
 
-BASE_CHANNEL = "base"
-EDITED_CHANNEL = "edited"
+BASE, EDITED, THIRD = "base", "edited", "third"  # the channels that the texts are streamed to
+BATCH_SIZE = 8
 
 
-def _stream(
-    session: ModelSession, prompts: list[str], channel: str, spec: CompareTextSpec, progress: Progress
-) -> list[Generation]:
-    def write(index: int, delta: str) -> None:
-        name = channel if len(prompts) == 1 else f"{channel}-{index}"
-        progress.write(name, delta)
+def prompt_texts(spec: CompareTextSpec, session: ModelSession) -> list[str]:
+    """Return the full text of every prompt: behind the shots, in the chat template, as the spec says.
 
-    progress.start(f"Writing with the {channel} model", len(prompts))
-    return generate_greedy(
-        session, prompts, max_new_tokens=spec.max_new_tokens, batch_size=8, progress=progress, on_text=write
+    Raises:
+        UserError: a chat template is asked for, and the tokenizer has none.
+    """
+    shots = load_shots(spec.problems.shots)
+    framed = [few_shot_prompt(prompt, shots) if spec.framed else prompt for prompt in spec.prompts]
+    return [session.chat_prompt(text) for text in framed] if spec.chat_template else framed
+
+
+def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComparison:
+    """Return the texts of every prompt, with KL and the likeliest tokens of both models at each token."""
+    session = context.session(spec.recipe.model, progress)
+    patches = {BASE: Patch(None, {}), EDITED: patch_of(spec.recipe, context, progress)}
+    if spec.third is not None:
+        patches[THIRD] = patch_of(spec.third, context, progress)
+    rows = session.encode(prompt_texts(spec, session))
+    certifying: dict[str, Certifying] = {}
+    with ExitStack() as stack:
+        for channel in [channel for channel in patches if channel != BASE]:
+            certifying[channel] = stack.enter_context(certified(session, patches[channel]))
+            stack.enter_context(lifted(session))
+        written = _write(session, rows, patches, spec.max_new_tokens, progress)
+        pairs = _compare(session, spec.prompts, rows, written, patches, progress)
+    return TextComparison(
+        recipe_id=content_id(spec.recipe),
+        pairs=pairs,
+        certificate=certifying[EDITED].certificate,
+        third_certificate=certifying[THIRD].certificate if THIRD in certifying else None,
     )
 
 
-def _first_difference(base: list[int], edited: list[int]) -> int | None:
+def _write(
+    session: ModelSession,
+    rows: Sequence[Sequence[int]],
+    patches: Mapping[str, Patch],
+    max_new_tokens: int,
+    progress: Progress,
+) -> dict[str, list[Generation]]:
+    """Decode all prompts with all models, taking turns at every token; each model keeps its own prefix and cache."""
+    progress.start("Writing", len(rows))
+    written: dict[str, list[Generation]] = {channel: [] for channel in patches}
+    prefixes = {}
+    for channel, patch in patches.items():
+        progress.give_way()
+        with applied(session, patch):
+            prefixes[channel] = share_prefix(session, rows)
+
+    def batch_of(channel: str, start: int) -> GreedyBatch:
+        def write(index: int, delta: str) -> None:
+            progress.write(channel if len(rows) == 1 else f"{channel}-{index}", delta)
+
+        return GreedyBatch(
+            session,
+            rows[start : start + BATCH_SIZE],
+            prefixes[channel],
+            max_new_tokens=max_new_tokens,
+            first_index=start,
+            on_text=write,
+        )
+
+    for start in range(0, len(rows), BATCH_SIZE):
+        batches = {channel: batch_of(channel, start) for channel in patches}
+        while unfinished := [channel for channel in batches if not batches[channel].done]:
+            for channel in unfinished:
+                progress.give_way()
+                with applied(session, patches[channel]):
+                    batches[channel].step()
+        for channel, batch in batches.items():
+            written[channel].extend(batch.finish())
+        progress.advance(len(rows[start : start + BATCH_SIZE]))
+    return written
+
+
+def _compare(
+    session: ModelSession,
+    prompts: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    written: Mapping[str, Sequence[Generation]],
+    patches: Mapping[str, Patch],
+    progress: Progress,
+) -> tuple[TextPair, ...]:
+    """Read every text with its own model and the base (the base's text: with the edited model and the base)."""
+    progress.start("Comparing predictions", len(rows))
+    pairs = []
+    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        base, edited = written[BASE][index], written[EDITED][index]
+        columns = {}
+        for channel in patches:
+            progress.give_way()
+            text = written[channel][index]
+            columns[channel] = _column(
+                session,
+                row,
+                text,
+                patches[EDITED if channel == BASE else channel],
+                first_difference(base.token_ids, (edited if channel == BASE else text).token_ids),
+            )
+        pairs.append(TextPair(prompt=prompt, base=columns[BASE], edited=columns[EDITED], third=columns.get(THIRD)))
+        progress.advance()
+    return tuple(pairs)
+
+
+def _column(session: ModelSession, row: Sequence[int], text: Generation, patch: Patch, first: int | None) -> TextColumn:
+    """Return `text` (behind the prompt `row`) with what the model of `patch` and the base predict at its tokens."""
+    whole, count = [*row, *text.token_ids], len(text.token_ids)
+    with applied(session, patch):
+        (edited,) = next_token_logprobs(session, [whole], last=[count])
+    (base,) = next_token_logprobs(session, [whole], last=[count])
+    top = zip(top_tokens(session, edited), top_tokens(session, base), strict=True)
+    return TextColumn(
+        text=text.text,
+        ids=text.token_ids,
+        tokens=tuple(session.token_strings(text.token_ids)),
+        kl=tuple(float(nats) for nats in kl_per_token(edited, base)),
+        top=tuple(TopTokens(edited=of_edited, base=of_base) for of_edited, of_base in top),
+        first_difference=first,
+    )
+
+
+def first_difference(base: Sequence[int], edited: Sequence[int]) -> int | None:
+    """Return the first position at which the two token lists part (where one ends, too), None for equal lists."""
     for position, (left, right) in enumerate(zip(base, edited, strict=False)):
         if left != right:
             return position
     return None if len(base) == len(edited) else min(len(base), len(edited))
-
-
-def _pair(session: ModelSession, shown: str, base: Generation, edited: Generation, kl: tuple[float, ...]) -> TextPair:
-    base_ids, edited_ids = list(base.token_ids), list(edited.token_ids)
-    return TextPair(
-        prompt=shown,
-        base=base.text,
-        edited=edited.text,
-        base_tokens=tuple(session.decode([token]) for token in base_ids),
-        edited_tokens=tuple(session.decode([token]) for token in edited_ids),
-        kl=kl,
-        first_difference=_first_difference(base_ids, edited_ids),
-    )
-
-
-def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComparison:
-    """Return base and edited text of every prompt with KL at each edited token."""
-    session = context.session(spec.recipe.model, progress)
-    patch = patch_of(spec.recipe, context, progress)
-    shots = load_shots(spec.problems.shots)
-    prompts = [few_shot_prompt(prompt, shots) if spec.framed else prompt for prompt in spec.prompts]
-    encoded = session.encode(prompts)
-    base = _stream(session, prompts, BASE_CHANNEL, spec, progress)
-    with certified(session, patch) as certifying:
-        edited = _stream(session, prompts, EDITED_CHANNEL, spec, progress)
-        lengths = [len(generation.token_ids) for generation in edited]
-        full = [ids + list(generation.token_ids) for ids, generation in zip(encoded, edited, strict=True)]
-        edited_logprobs = next_token_logprobs(session, full, last=lengths)
-    base_logprobs = next_token_logprobs(session, full, last=lengths)
-    pairs = []
-    for index, prompt in enumerate(spec.prompts):
-        kl = kl_per_token(edited_logprobs[index], base_logprobs[index])
-        pairs.append(_pair(session, prompt, base[index], edited[index], tuple(float(value) for value in kl)))
-    return TextComparison(recipe_id=content_id(spec.recipe), pairs=tuple(pairs), certificate=certifying.certificate)

@@ -30,12 +30,16 @@ class CompareTextSpec(Record):
 
     Attributes:
         prompts: the texts as typed; with `framed` each is a problem put behind the shots.
+        chat_template: put each (framed) text as the user's message into the tokenizer's chat template.
+        third: a second edit to stand beside the first, for example the whole fine-tune.
     """
 
     recipe: EditRecipe
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = Field(min_length=1)
     problems: ProblemsRef
     framed: bool = True
+    chat_template: bool = False
+    third: EditRecipe | None = None
     max_new_tokens: int = Field(default=128, ge=1)
 
 

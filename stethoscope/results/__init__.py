@@ -15,7 +15,17 @@ from stethoscope.results.diagnosis import (
     StabilityResult,
     StabilityRow,
 )
-from stethoscope.results.edit import Certificate, ExportResult, ProbeResult, ProbeRow, TextComparison, TextPair
+from stethoscope.results.edit import (
+    Certificate,
+    ExportResult,
+    ProbeResult,
+    ProbeRow,
+    TextColumn,
+    TextComparison,
+    TextPair,
+    TokenChance,
+    TopTokens,
+)
 from stethoscope.results.energy import EnergyCell, EnergyResult
 from stethoscope.results.gain import AgreementRow, GainCell, GainResult, PredictorCell, RandomSet, SetGain
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
@@ -65,7 +75,10 @@ __all__ = [
     "StabilityResult",
     "StabilityRow",
     "TaskVectorRow",
+    "TextColumn",
     "TextComparison",
     "TextPair",
+    "TokenChance",
+    "TopTokens",
     "TotalRow",
 ]

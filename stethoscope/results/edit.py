@@ -50,24 +50,54 @@ class ProbeResult(Record):
     elapsed_s: float
 
 
-class TextPair(Record):
-    """Base and edited greedy text of one prompt; `kl` holds KL(edited || base) in nats at each edited token."""
+class TokenChance(Record):
+    """A token (as text) and its probability as the next one."""
 
-    prompt: str
-    base: str
-    edited: str
-    base_tokens: tuple[str, ...]
-    edited_tokens: tuple[str, ...]
+    token: str
+    probability: float
+
+
+class TopTokens(Record):
+    """The likeliest next tokens of the edited model and of the base at one position, likeliest first."""
+
+    edited: tuple[TokenChance, ...]
+    base: tuple[TokenChance, ...]
+
+
+class TextColumn(Record):
+    """One model's greedy text, and what edited model and base predict at each of its tokens, given those before.
+
+    Attributes:
+        ids: the tokens of `text`.
+        tokens: their texts, which add up to that of `ids`: the first tokens of a character that several share are "".
+        kl: KL(edited || base) in nats at each token; in the third column its own model takes the edited one's place.
+        first_difference: first token at which base and edited text (in the third column: base and third) part.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
     kl: tuple[float, ...]
+    top: tuple[TopTokens, ...]
     first_difference: int | None
 
 
+class TextPair(Record):
+    """The texts of one prompt, given as it was typed."""
+
+    prompt: str
+    base: TextColumn
+    edited: TextColumn
+    third: TextColumn | None = None
+
+
 class TextComparison(Record):
-    """Base beside edited text, and which weights wrote it."""
+    """Base beside edited text, and which weights wrote them."""
 
     recipe_id: str
     pairs: tuple[TextPair, ...]
     certificate: Certificate
+    third_certificate: Certificate | None = None
 
 
 class ExportResult(Record):

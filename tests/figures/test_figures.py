@@ -1,7 +1,9 @@
 """Figures say what the results say: cells, nulls, outlines, intervals, n and definitions; both papers can be read."""
 
 import csv
+import html
 import io
+import re
 
 import pytest
 
@@ -19,6 +21,9 @@ from stethoscope.results import (
     ProbeRow,
     SpecificityCell,
     TaskVectorRow,
+    TextColumn,
+    TokenChance,
+    TopTokens,
 )
 
 SUBJECTS = ("algebra", "number_theory")
@@ -270,13 +275,44 @@ def test_norm_bars_are_percent() -> None:
     assert "n = 2 layers, 1.00% to 2.00%" in sizes.caption(row)
 
 
+def text_column(tokens: tuple[str, ...], kl: tuple[float, ...], first: int | None = None) -> TextColumn:
+    top = TopTokens(
+        edited=(TokenChance(token=' "a"\n', probability=0.625),), base=(TokenChance(token="<b>", probability=0.125),)
+    )
+    return TextColumn(
+        text="".join(tokens),
+        ids=tuple(range(len(tokens))),
+        tokens=tokens,
+        kl=kl,
+        top=(top,) * len(tokens),
+        first_difference=first,
+    )
+
+
 def test_model_text_never_becomes_markup() -> None:
-    body = text.token_html(["<script>", "x"], [3.0, 0.0], 0)
+    body = text.column_html(text_column(("<script>", "x"), (3.0, 0.0), 0))
     assert "<script>" not in body
     assert "&lt;script&gt;" in body
     assert 'aria-label="first difference"' in body
     assert "0.55" in body, "full tint from 2 nats on"
     assert "<img" not in text.plain_html("<img src=x>")
+
+
+def test_hover_names_kl_and_the_likeliest_tokens_of_both_models() -> None:
+    body = text.column_html(text_column(("one", " two"), (0.25, 1.0)))
+    titles = re.findall(r'title="([^"]*)"', body)
+    assert [html.unescape(title) for title in titles] == [
+        f'KL {nats:.3f} nats\nedited: “␣"a"↵” 62.5%\nbase: “<b>” 12.5%' for nats in (0.25, 1.0)
+    ]
+
+
+def test_tokens_that_share_a_character_are_one_span_with_their_largest_kl() -> None:
+    body = text.column_html(text_column(("a", "", "é", "b"), (0.0, 2.0, 0.1, 0.0), first=1))
+    assert body.count("<span") == 3
+    (shared,) = re.findall(r"<span[^>]*>é</span>", body)
+    assert "0.55" in shared
+    assert 'aria-label="first difference"' in shared
+    assert shared.count("KL ") == 2
 
 
 def test_csv_keeps_numbers_unrounded_and_empty_for_undefined() -> None:

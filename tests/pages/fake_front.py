@@ -278,18 +278,20 @@ def compare(spec: r.CompareTextSpec) -> R.TextComparison:
     """Two worked solutions; the edited one differs from the sixth token on and holds markup that must stay text."""
     base = "12 = 4 \u00b7 3 , so gcd = 3 . Final Answer: The final answer is $3$. I hope it is correct."
     edited = "12 = 4 \u00b7 3 and <b>18</b> = 6 \u00b7 3 , so gcd = 6 . Final Answer: The final answer is $6$."
-    base_tokens = tuple(token + " " for token in base.split(" "))
-    edited_tokens = tuple(token + " " for token in edited.split(" "))
-    kl = tuple(0.02 if i < 5 else abs(math.sin(i)) * 1.8 for i in range(len(edited_tokens)))
-    pair = R.TextPair(
-        prompt=spec.prompts[0],
-        base=base,
-        edited=edited,
-        base_tokens=base_tokens,
-        edited_tokens=edited_tokens,
-        kl=kl,
-        first_difference=5,
-    )
+
+    def column(text: str) -> R.TextColumn:
+        tokens = tuple(token + " " for token in text.split(" "))
+        chance = R.TokenChance(token=" <i>3</i>", probability=0.75)
+        return R.TextColumn(
+            text=text,
+            ids=tuple(range(len(tokens))),
+            tokens=tokens,
+            kl=tuple(0.02 if i < 5 else abs(math.sin(i)) * 1.8 for i in range(len(tokens))),
+            top=(R.TopTokens(edited=(chance,), base=(chance,)),) * len(tokens),
+            first_difference=5,
+        )
+
+    pair = R.TextPair(prompt=spec.prompts[0], base=column(base), edited=column(edited))
     return R.TextComparison(recipe_id="sha256-" + "3f" * 32, pairs=(pair,), certificate=certificate((3, 5)))
 
 
@@ -474,7 +476,7 @@ class FakeFront:
             text = {}
             if isinstance(spec, r.CompareTextSpec):
                 pair = compare(spec).pairs[0]
-                text = {"base": pair.base[: int(len(pair.base) * share)], "edited": pair.edited[: int(40 * share)]}
+                text = {"base": pair.base.text[: int(60 * share)], "edited": pair.edited.text[: int(40 * share)]}
             snapshot = replace(
                 snapshot,
                 state=state,

@@ -14,7 +14,6 @@ from stethoscope.progress import Progress
 from stethoscope.records import (
     BenchArm,
     BenchSpec,
-    CompareTextSpec,
     EditRecipe,
     EnergySpec,
     ExportSpec,
@@ -30,7 +29,6 @@ from stethoscope.results import (
     ExportResult,
     InfoResult,
     ProbeResult,
-    TextComparison,
 )
 from stethoscope.store.runs import RunStore
 
@@ -158,26 +156,6 @@ def test_probe_of_no_strength_is_zero_and_of_a_real_edit_is_not(pico_profile: Pr
 
     assert [row.difference for row in probe({0: 0.0}).rows] == [0.0] * 3
     assert all(row.difference != 0 for row in probe({1: 1.0}).rows)
-
-
-def test_text_shows_where_the_edit_bites(pico_profile: Profile, context: Context) -> None:
-    def compare(layers: dict[int, float]) -> TextComparison:
-        spec = CompareTextSpec(
-            recipe=recipe_of(pico_profile, layers, master_alpha=3.0),
-            prompts=("a story of the river",),
-            problems=pico_profile.problems,
-            max_new_tokens=8,
-        )
-        result = pipeline.run(spec, context, Progress()).result
-        assert isinstance(result, TextComparison)
-        return result
-
-    same, edited = compare({0: 0.0}).pairs[0], compare({0: 1.0, 1: 1.0, 2: 1.0}).pairs[0]
-    assert same.base == same.edited
-    assert same.first_difference is None
-    assert max(same.kl) == pytest.approx(0.0, abs=1e-6)
-    assert len(edited.kl) == len(edited.edited_tokens)
-    assert max(edited.kl) > 0.01
 
 
 def test_bench_pairs_the_same_problems_and_reuses_the_base(
