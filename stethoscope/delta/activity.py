@@ -25,7 +25,7 @@ from stethoscope.model.residual import listen_inputs, listen_residual, site_widt
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import Site
-from stethoscope.sae.counts import batches_by_length, skipped_tokens
+from stethoscope.sae.documents import batches_by_length, skipped_tokens
 
 BATCH_TOKENS = 8192  # each batch reads every delta once
 

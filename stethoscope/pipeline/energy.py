@@ -18,7 +18,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import EnergySpec
 from stethoscope.results import EnergyResult
 from stethoscope.sae.bank import SaeBank
-from stethoscope.sae.counts import tokenise
+from stethoscope.sae.documents import tokenise
 from stethoscope.sae.matching import matched_latents
 
 

@@ -10,7 +10,8 @@ from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
-from stethoscope.sae.counts import Document, count_firing
+from stethoscope.sae.counts import count_firing
+from stethoscope.sae.documents import Document
 from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.selection import select_latents
 

@@ -16,7 +16,8 @@ from stethoscope.records import SaeRef
 from stethoscope.results import SaeRow
 from stethoscope.sae import bank as bank_module
 from stethoscope.sae.bank import Sae, SaeBank, open_bank
-from stethoscope.sae.counts import Document, count_firing, sum_by_document
+from stethoscope.sae.counts import count_firing, sum_by_document
+from stethoscope.sae.documents import Document
 
 DOCUMENTS = [
     Document(" the prime divisor of 31 and a river", "12 and the circle.", "number_theory"),

@@ -13,7 +13,8 @@ from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
 from stethoscope.sae.bank import open_bank
-from stethoscope.sae.counts import Document, count_firing
+from stethoscope.sae.counts import count_firing
+from stethoscope.sae.documents import Document
 from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.scores import SCORES
 from stethoscope.sae.selection import latent_statistics, select_latents

@@ -1,0 +1,181 @@
+"""One forward pass over each document, its activations handed on in super-batches of bounded bytes.
+
+Documents run in batches of about equal length, batches in super-batches: the activations of all layers are captured
+for as many tokens as `capture_bytes` holds, handed on, and let go. Memory grows with the super-batch, never with the
+corpus, and whoever reads an SAE a layer reads it once a super-batch. BOS and padding are dropped: the first position
+carries massive activations.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from stethoscope.errors import CheckpointError, CorpusError
+from stethoscope.model.residual import capture_residual
+from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
+from stethoscope.records import Site
+
+BATCH_TOKENS = 8192
+CAPTURE_BYTES = 1 << 30  # 3,000 tokens of a 4B model's 34 layers
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text to listen to: a problem (or control text), its solution where it has one, and its subject."""
+
+    problem: str
+    solution: str | None
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class SuperBatch:
+    """What was heard of some documents.
+
+    Attributes:
+        documents: positions of the documents, in the order of their vectors.
+        n_tokens: kept tokens of each of them.
+        captured: layer -> [sum of n_tokens, d] in float32; taking a layer out lets its memory go.
+    """
+
+    documents: list[int]
+    n_tokens: Int[np.ndarray, " n_docs"]
+    captured: dict[int, Tensor]
+
+    def take(self, layer: int) -> Tensor:
+        """Take the vectors of `layer` out.
+
+        Raises:
+            CheckpointError: activations that are not finite.
+        """
+        x = self.captured.pop(layer)
+        if not torch.isfinite(x).all():
+            raise CheckpointError(
+                f"activations of layer {layer} are not finite",
+                got="NaN or infinity",
+                next_step="Run the model in float32 or bfloat16.",
+            )
+        return x
+
+
+def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
+    """Return the token ids of each document, with BOS where the tokenizer has one.
+
+    tokens="prompt" takes the problem's own text, without frame or shots; "all" takes problem, blank line, solution.
+
+    Raises:
+        CorpusError: a document without a token.
+    """
+    texts = [
+        document.problem + (f"\n\n{document.solution}" if tokens == "all" and document.solution is not None else "")
+        for document in documents
+    ]
+    rows = session.encode(texts)
+    for document, row in zip(documents, rows, strict=True):
+        if len(row) <= n_skipped(session):
+            raise CorpusError(
+                f"a document of {document.subject} has no text",
+                got=repr(document.problem),
+                next_step="Leave it out of the corpus.",
+            )
+    return rows
+
+
+def n_skipped(session: ModelSession) -> int:
+    """Return how many tokens at the start of a row are no document's own."""
+    return 0 if session.bos_id is None else 1
+
+
+def listen(
+    session: ModelSession,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    site: Site,
+    *,
+    d: int,
+    batch_tokens: int = BATCH_TOKENS,
+    capture_bytes: int = CAPTURE_BYTES,
+    progress: Progress,
+) -> Iterator[SuperBatch]:
+    """Run every row (see `tokenise`) once and yield what `layers` said at `site`, `d` wide.
+
+    A forward pass sees at most `batch_tokens` padded tokens, and captured vectors take at most `capture_bytes` (a
+    single row is always let through). Looks for a cancel before each forward pass.
+    """
+    budget = capture_bytes // (4 * d)  # vectors of one token at one layer
+    at_once = _batches(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
+    skip = n_skipped(session)
+    for batches in _runs(at_once, rows, len(layers), budget):
+        documents = [i for batch in batches for i in batch]
+        n_tokens = np.array([len(rows[i]) - skip for i in documents], dtype=np.int64)
+        captured: dict[int, Tensor] = {}
+        done = 0
+        for batch in batches:
+            progress.give_way()
+            done += _capture(session, [rows[i] for i in batch], layers, site, captured, done, int(n_tokens.sum()))
+        yield SuperBatch(documents, n_tokens, captured)
+
+
+def _capture(
+    session: ModelSession,
+    batch: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    site: Site,
+    captured: dict[int, Tensor],
+    start: int,
+    n_kept: int,
+) -> int:
+    """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return how many."""
+    padded = session.batch(batch)
+    with torch.no_grad(), capture_residual(session, layers, site) as heard:
+        session.model(
+            input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False, logits_to_keep=1
+        )
+    kept = padded.attention_mask.bool()
+    kept[:, : n_skipped(session)] = False
+    end = start + int(kept.sum())
+    for layer in layers:
+        x = heard.pop(layer)
+        if layer not in captured:
+            captured[layer] = x.new_empty(n_kept, x.shape[-1])
+        captured[layer][start:end] = x[kept.to(x.device)]
+    return end - start
+
+
+def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Yield positions of rows of about equal length, at most `batch_tokens` padded tokens (at least one row)."""
+    batch: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batch and (len(batch) + 1) * len(rows[i]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _runs(
+    batches: Iterator[list[int]], rows: Sequence[Sequence[int]], n_layers: int, budget: int
+) -> Iterator[list[list[int]]]:
+    """Yield runs of batches whose captured vectors fit `budget` (at least one batch).
+
+    At the worst moment these are there: the run's kept tokens and its largest padded batch, at every layer, and the
+    kept tokens of that batch at the layer that is being copied.
+    """
+    run: list[list[int]] = []
+    n_kept = 0
+    for batch in batches:
+        n_kept += sum(len(rows[i]) for i in batch)
+        n_padded = len(batch) * max(len(rows[i]) for i in batch)
+        if run and (n_kept + n_padded) * n_layers + n_padded > budget:
+            yield run
+            run, n_kept = [], sum(len(rows[i]) for i in batch)
+        run.append(batch)
+    if run:
+        yield run
