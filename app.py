@@ -16,6 +16,7 @@ st.html(_ui.STYLE)
 SCREENS = {
     "Listen": [
         st.Page(HERE / "pages" / "setup.py", title="Setup"),
+        st.Page(HERE / "pages" / "features.py", title="Features"),
         st.Page(HERE / "pages" / "diagnose.py", title="Diagnose", default=True),
     ],
     "Inject": [st.Page(HERE / "pages" / "edit.py", title="Edit")],

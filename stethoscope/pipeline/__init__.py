@@ -1,7 +1,8 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
-Pages and command line both come in here. Every run but the live probe becomes a record of the history; a diagnosis,
-its stability, an energy table or a table of gains of the same spec, weights and problems is taken from the store.
+Pages and command line both come in here. Every run but the live probe and the tables of latents becomes a record of the
+history; a diagnosis, its stability, an energy table or a table of gains of the same spec, weights and problems is
+taken from the store.
 """
 
 import time
@@ -10,7 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from stethoscope.errors import Cancelled, UserError
-from stethoscope.pipeline import bench, compare_text, diagnose, energy, export, gain, info, probe, stability
+from stethoscope.pipeline import (
+    bench,
+    compare_text,
+    diagnose,
+    energy,
+    examples,
+    export,
+    gain,
+    info,
+    latents,
+    probe,
+    stability,
+)
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import (
@@ -21,6 +34,8 @@ from stethoscope.records import (
     ExportSpec,
     GainSpec,
     InfoSpec,
+    LatentExamplesSpec,
+    LatentsSpec,
     ProbeSpec,
     Spec,
     StabilitySpec,
@@ -33,6 +48,8 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
     DiagnoseSpec: diagnose.run,
     StabilitySpec: stability.run,
+    LatentsSpec: latents.run,
+    LatentExamplesSpec: examples.run,
     EnergySpec: energy.run,
     GainSpec: gain.run,
     ProbeSpec: probe.run,

@@ -85,8 +85,8 @@ class LatentRow(Record):
     """One live latent: p_j on the domain, q_j on the control, and how well its rate tells the documents apart.
 
     `auroc` is that of its firing rate, domain against control; `p` the tie-corrected two-sided Mann-Whitney p;
-    `q_value` Benjamini-Hochberg over the layer's live latents. `mass` is its mean activation per domain token times
-    the norm of its decoder row. `dense` latents are not selected.
+    `q_value` Benjamini-Hochberg over the layer's live latents. `mass` is its mean activation per token times the
+    norm of its decoder row, averaged over the domain documents. `dense` latents are not selected.
     """
 
     latent: int

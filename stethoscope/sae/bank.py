@@ -11,6 +11,7 @@ are read when a layer is asked for and kept up to `cache_bytes` (at 16k latents 
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ class Sae:
         """Return the reconstruction of the residual stream."""
         return activations @ self.W_dec + self.b_dec
 
+    def only(self, latents: Sequence[int]) -> "Sae":
+        """Return the SAE of some latents alone."""
+        return replace(
+            self,
+            W_enc=self.W_enc[:, latents],
+            b_enc=self.b_enc[latents],
+            W_dec=self.W_dec[latents],
+            threshold=self.threshold[latents],
+        )
+
     def to(self, device: torch.device) -> "Sae":
         """Return the same SAE on `device`."""
         if self.W_enc.device == device:
@@ -128,6 +139,17 @@ class SaeBank:
         while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self._cache_bytes:
             self._loaded.popitem(last=False)
         return sae
+
+    def latent_page(self, layer: int) -> str | None:
+        """Return the address of a latent's Neuronpedia page, with {latent} in it, where cfg.json names its set.
+
+        sae_lens writes `neuronpedia_id` into the metadata of an SAE whose registry entry has one.
+        """
+        metadata = _read_config(_name(self.ref, layer), self._folder / f"layer_{layer}").get("metadata")
+        named = metadata.get("neuronpedia_id") if isinstance(metadata, dict) else None
+        if not isinstance(named, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
+            return None
+        return f"https://www.neuronpedia.org/{named}/{{latent}}"
 
 
 def open_bank(ref: SaeRef, d_model: int, *, cache_bytes: int = CACHE_BYTES) -> SaeBank:

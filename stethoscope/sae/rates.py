@@ -183,6 +183,11 @@ class FiringRates:
         table = self.tables[layer]
         return np.bincount(table.latents, weights=table.rates, minlength=table.d_sae) / self.n_documents
 
+    def mean_mass(self, layer: int) -> Float[np.ndarray, " d_sae"]:
+        """Return the mean of m_ij over documents, in float64."""
+        table = self.tables[layer]
+        return np.bincount(table.latents, weights=table.masses, minlength=table.d_sae) / self.n_documents
+
     def of(self, documents: Sequence[int] | np.ndarray) -> "FiringRates":
         """Return the documents at these positions, in that order; one may come twice."""
         chosen = np.asarray(documents, dtype=np.int64)

@@ -387,10 +387,60 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
     )
 
 
+def latents(spec: r.LatentsSpec) -> R.LatentsResult:
+    """Sixty live latents of 512: the first ones are the subject's, every tenth is dense."""
+    generator = random.Random(spec.layer)
+    rows = []
+    for j in range(60):
+        q = 0.0 if j % 7 == 0 else 0.3 if j % 10 == 5 else 0.001 * (1 + j)
+        effect = 0.2 / (1 + j) + generator.gauss(0, 0.002) - 0.01 * (j > 40)
+        p = min(1.0, 1e-6 * 2**j)
+        rows.append(
+            R.LatentRow(
+                latent=8 * j + 1,
+                domain_rate=max(q + effect, 0.0),
+                control_rate=q,
+                effect=effect,
+                auroc=0.5 + 0.4 / (1 + j),
+                p=p,
+                q_value=min(1.0, 3 * p),
+                mass=0.1,
+                dense=q > 0.1,
+                selected=j < spec.diagnosis.top_k and q <= 0.1,
+            )
+        )
+    return R.LatentsResult(
+        layer=spec.layer,
+        subject=spec.subject,
+        control=spec.diagnosis.control,
+        site="resid_post",
+        n_documents=spec.diagnosis.documents,
+        d_sae=512,
+        n_dead=452,
+        fdr=0.05,
+        link="https://www.neuronpedia.org/mini/3-res/{latent}",
+        rows=tuple(sorted(rows, key=lambda row: -row.effect)),
+    )
+
+
+def examples(spec: r.LatentExamplesSpec) -> R.LatentExamplesResult:
+    """Two documents of the subject, one of them with markup that must stay text; none of the control fires."""
+    tokens = ("Find", " <b>gcd</b>", " of", " 12", " and", " 18", ".\n")
+    found = tuple(
+        R.LatentExample(corpus=spec.subject, tokens=tokens, activations=(0.0, peak, 0.0, 1.5, 0.0, 1.0, 0.0))
+        for peak in (4.0, 2.0)
+    )
+    return R.LatentExamplesResult(
+        layer=spec.layer, latent=spec.latent, subject=spec.subject, control=spec.diagnosis.control, examples=found
+    )
+
+
 ANSWERS = {
     r.InfoSpec: info,
     r.DiagnoseSpec: diagnosis,
     r.StabilitySpec: stability,
+    r.LatentsSpec: latents,
+    r.LatentExamplesSpec: examples,
     r.EnergySpec: energy,
     r.GainSpec: gain,
     r.ProbeSpec: probe,
@@ -458,7 +508,7 @@ class FakeFront:
         if state == "done":
             result = ANSWERS[type(spec)](spec)
             run_id = None
-            if not isinstance(spec, r.InfoSpec | r.ProbeSpec):
+            if not isinstance(spec, r.InfoSpec | r.ProbeSpec | r.LatentsSpec | r.LatentExamplesSpec):
                 run_id = self.store.start_run(spec)
                 self.store.finish_run(run_id, state="done", result=result, elapsed_s=1.5)
             snapshot = replace(snapshot, state="done", result=result, run_id=run_id, done=7, total=7)

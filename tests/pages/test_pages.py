@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchSpec, CompareTextSpec, DiagnoseSpec, EditRecipe, EnergySpec, ProbeSpec
 
-PAGES = ("setup", "diagnose", "edit", "benchmark", "runs")
+PAGES = ("setup", "features", "diagnose", "edit", "benchmark", "runs")
 Open = Callable[..., AppTest]
 
 
@@ -43,7 +43,7 @@ def test_every_page_stands_in_every_state(name: str, state: str, front: FakeFron
     app = open_page(name, layers=[3, 5])
     assert not app.exception
     assert app.title[0].value == name.capitalize()
-    if state == "failed" and name in ("setup", "diagnose", "edit"):
+    if state == "failed" and name in ("setup", "features", "diagnose", "edit"):
         said = texts(app)
         assert "basis has d_model=640" in said
         assert "Next step: Pick an SAE trained on this model." in said
@@ -63,7 +63,7 @@ fake = FakeFront(RunStore(Path(sys.argv[1]))); jobs.front = lambda: fake
 from streamlit.testing.v1 import AppTest
 app = AppTest.from_file("app.py", default_timeout=30).run()
 assert not app.exception
-for name in ("setup", "edit", "benchmark", "runs"):
+for name in ("setup", "features", "edit", "benchmark", "runs"):
     app.session_state["layers"] = [3]
     app.switch_page(f"pages/{name}.py").run()
     assert not app.exception, name

@@ -22,6 +22,7 @@ def camera(app: AppTest) -> list[dict[str, object]]:
     ("name", "own"),
     [
         ("setup", ["norms"]),
+        ("features", ["latents-chart"]),
         ("diagnose", ["heatmap", "strip", "retention", "enrichment"]),
         ("edit", ["strengths", "probe"]),
         ("benchmark", ["forest"]),

@@ -26,6 +26,7 @@ def test_every_number_comes_back(layer: int) -> None:
     np.testing.assert_array_equal(TABLE.mass(layer), mass)
     np.testing.assert_array_equal(TABLE.n_firing(layer), (rates > 0).sum(0))
     np.testing.assert_array_equal(TABLE.mean_rate(layer), rates.mean(0, dtype=np.float64))
+    np.testing.assert_array_equal(TABLE.mean_mass(layer), mass.mean(0, dtype=np.float64))
     np.testing.assert_allclose(TABLE.total_mass(layer), mass.sum(1, dtype=np.float64), rtol=1e-12)
     assert TABLE.dense(layer).dtype == TABLE.mass(layer).dtype == np.float32
 

@@ -1,0 +1,114 @@
+"""Features: which latents of a layer are task-specific? Effect against density, q-values, and where each fires."""
+
+import streamlit as st
+
+from pages import _jobs, _latents, _session, _status, _ui, _watch
+from stethoscope.figures import latents
+from stethoscope.figures.theme import percent, pretty
+from stethoscope.records import LatentsSpec
+from stethoscope.results import DiagnosisResult, LatentsResult
+
+LEVELS = (0.01, 0.05, 0.10, 0.20)
+
+
+def first_layer() -> int:
+    """Return the layer to begin with: a picked one, the best of a diagnosis at hand, or layer 0."""
+    if picked := st.session_state["layers"]:
+        return picked[0]
+    diagnosis = _jobs.look("diagnosis").result
+    order = diagnosis.order.get(st.session_state["subject"], ()) if isinstance(diagnosis, DiagnosisResult) else ()
+    return order[0] if order else 0
+
+
+def spec_from_controls() -> LatentsSpec:
+    """Draw the controls and return the table of latents that they describe."""
+    profile, chosen = _session.profile(), st.session_state
+    first, second, third, fourth = st.columns([2, 1.2, 2, 1.4])
+    first.selectbox(
+        "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "feature-subject")
+    )
+    second.number_input("Layer", 0, None, step=1, **_session.mirror("feature_layer", "feature-layer"))
+    third.selectbox(
+        "Control corpus",
+        profile.problems.control_names,
+        format_func=pretty,
+        **_session.mirror("control", "feature-control"),
+    )
+    fourth.selectbox(
+        "False discovery rate",
+        LEVELS,
+        format_func=lambda level: percent(level, 0),
+        help="A latent passes when its q-value is at most this",
+        **_session.mirror("fdr", "feature-fdr"),
+    )
+    diagnosis = profile.diagnose_spec(control=chosen["control"], top_k=int(chosen["top_k"]))
+    return LatentsSpec(diagnosis=diagnosis, subject=chosen["subject"], layer=int(chosen["feature_layer"]))
+
+
+def take_click() -> None:
+    """Show the examples of the dot that was clicked."""
+    event = st.session_state.get(f"latents-figure-{st.session_state['latent_picks']}")
+    if (latent := latents.latent_from_selection(event)) is not None:
+        _latents.choose(latent)
+
+
+def keep_latent(result: LatentsResult) -> None:
+    """Begin with the first selected latent of the layer; another subject or control keeps the latent."""
+    if st.session_state.get("latent_layer") != result.layer or not 0 <= st.session_state["latent"] < result.d_sae:
+        first = next((row for row in result.rows if row.selected), result.rows[0])
+        st.session_state.update(latent=first.latent, latent_layer=result.layer)
+
+
+@st.fragment
+def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
+    """Draw picture, table and, where `result` is that of `spec`, examples."""
+    with _ui.guarded():
+        if not result.rows:
+            st.info(f"No latent of layer {result.layer} fires in enough documents to be counted as live.")
+            return
+        keep_latent(result)
+        level, picks = float(st.session_state["fdr"]), st.session_state["latent_picks"]
+        with _ui.card(f"Layer {result.layer}: effect against density, one dot a latent"):
+            _ui.chart(
+                latents.effect_against_density(result, level, st.session_state["latent"]),
+                key="latents-chart",
+                caption=latents.caption(result, level),
+                rows=result.rows,
+                note="Click a dot, a row, or type a latent's number to see where it fires.",
+                figure_key=f"latents-figure-{picks}",
+                on_select=take_click,
+                selection_mode=("points",),
+            )
+        _latents.table(result, level)
+        if spec is not None:
+            _latents.examples(result, spec)
+
+
+def main() -> None:
+    """Draw the page."""
+    for name, value in {
+        "feature_layer": None,
+        "fdr": 0.05,
+        "latent": 0,
+        "latent_picks": 0,
+        "latent_search": "",
+    }.items():
+        st.session_state.setdefault(name, first_layer() if value is None else value)
+    _ui.heading("Features", "Which latents are task-specific? Each dot is a latent of one layer's SAE.")
+    spec = spec_from_controls()
+    view = _jobs.ask("latents", spec, title=f"Latents of layer {spec.layer}")
+    _status.show_base()
+    _status.recorded(view)
+    if view.error:
+        _ui.banner(view.error)
+        st.button("Try again", key="features-again", on_click=_jobs.forget, args=("latents",))
+    elif view.active:
+        _watch.watch(view, key="features")
+    elif view.stopped:
+        _ui.empty("The listening was stopped.", "Listen again", "features-again", lambda: _jobs.forget("latents"))
+    if isinstance(view.result, LatentsResult) and not view.error:
+        explorer(view.result, None if view.stale else spec)
+    _session.link()
+
+
+_session.run_page(main)

@@ -1,0 +1,92 @@
+"""Use case: on which tokens does a latent fire?
+
+The table of what fired bounds each document's peak activation from both sides (mean over its firing tokens <= peak <=
+sum over them), so that only documents that may be among the strongest run again.
+"""
+
+import numpy as np
+
+from stethoscope.errors import SaeError
+from stethoscope.model.session import ModelSession
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.latents import check_subject
+from stethoscope.pipeline.listening import corpus_documents, firing_rates
+from stethoscope.progress import Progress
+from stethoscope.records import LatentExamplesSpec
+from stethoscope.results import LatentExample, LatentExamplesResult
+from stethoscope.sae.bank import SaeBank
+from stethoscope.sae.counts import check_layers
+from stethoscope.sae.documents import listen, n_skipped, tokenise
+from stethoscope.sae.rates import FiringRates
+
+ROUNDING = 1e-3  # sums and means in the table are float32
+
+
+def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> LatentExamplesResult:
+    """Return the subject's and the control's documents with the latent's strongest activations, strongest first.
+
+    Raises:
+        CorpusError: a subject that the problems do not have.
+        SaeError: a layer without an SAE, or a latent that its SAE does not have.
+    """
+    diagnosis = spec.diagnosis
+    check_subject(diagnosis, spec.subject)
+    session = context.session(diagnosis.model, progress)
+    bank = context.bank(diagnosis.saes, session)
+    check_layers(session, bank, [spec.layer])
+    d_sae = bank.row(spec.layer).d_sae
+    if spec.latent >= d_sae:
+        raise SaeError(
+            f"layer {spec.layer} has no latent {spec.latent}",
+            got=f"an SAE of {d_sae} latents",
+            expected=f"0 to {d_sae - 1}",
+            next_step="Name one of these.",
+        )
+    progress.start("Listening", 2 * diagnosis.documents)
+    corpora = (spec.subject, diagnosis.control)
+    rates = {corpus: firing_rates(diagnosis, corpus, context, progress) for corpus in corpora}
+    progress.start("Reading examples", 2 * spec.n)
+    examples = [
+        found for corpus in corpora for found in _strongest(spec, corpus, rates[corpus], session, bank, progress)
+    ]
+    return LatentExamplesResult(
+        layer=spec.layer,
+        latent=spec.latent,
+        subject=spec.subject,
+        control=diagnosis.control,
+        examples=tuple(examples),
+    )
+
+
+def candidates(rates: FiringRates, layer: int, latent: int, n: int) -> np.ndarray:
+    """Return the documents that may be among the n with the latent's strongest peak activation."""
+    rate, mass = rates.dense(layer, [latent])[:, 0], rates.mass(layer, [latent])[:, 0]
+    fires = np.flatnonzero(rate)
+    at_least, at_most = mass[fires] / rate[fires], mass[fires] * rates.n_tokens[fires]
+    if len(fires) <= n:
+        return fires
+    return fires[at_most >= np.sort(at_least)[-n] * (1 - ROUNDING)]
+
+
+def _strongest(
+    spec: LatentExamplesSpec,
+    corpus: str,
+    rates: FiringRates,
+    session: ModelSession,
+    bank: SaeBank,
+    progress: Progress,
+) -> list[LatentExample]:
+    chosen = candidates(rates, spec.layer, spec.latent, spec.n)
+    documents = corpus_documents(spec.diagnosis, corpus)
+    rows = tokenise(session, [documents[i] for i in chosen], spec.diagnosis.tokens)
+    sae = bank.load(spec.layer).only([spec.latent])
+    found: list[LatentExample] = []
+    for heard in listen(session, rows, [spec.layer], bank.ref.site, d=bank.d_model, progress=progress):
+        x = heard.take(spec.layer)
+        of_token = sae.to(x.device).encode(x)[:, 0].cpu().numpy()
+        for i, activations in zip(heard.documents, np.split(of_token, np.cumsum(heard.n_tokens)[:-1]), strict=True):
+            ids = rows[i][n_skipped(session) :]
+            tokens = tuple(session.decode([token]) for token in ids)
+            found.append(LatentExample(corpus=corpus, tokens=tokens, activations=tuple(activations.tolist())))
+    progress.advance(spec.n)
+    return sorted(found, key=lambda example: -max(example.activations))[: spec.n]

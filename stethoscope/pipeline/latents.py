@@ -1,0 +1,69 @@
+"""Use case: which latents of a layer tell a subject from the control?"""
+
+from stethoscope.errors import CorpusError
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.listening import firing_rates
+from stethoscope.progress import Progress
+from stethoscope.records import DiagnoseSpec, LatentsSpec
+from stethoscope.results import LatentRow, LatentsResult
+from stethoscope.sae.counts import check_layers
+from stethoscope.sae.rates import FiringRates
+from stethoscope.sae.scores import FDR
+from stethoscope.sae.selection import latent_statistics, select_latents
+
+
+def check_subject(spec: DiagnoseSpec, subject: str) -> None:
+    """Raise `CorpusError` for a subject that the problems do not have."""
+    if subject not in spec.problems.subjects:
+        raise CorpusError(
+            "no subject of that name", got=repr(subject), expected="one of " + ", ".join(spec.problems.subjects)
+        )
+
+
+def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResult:
+    """Return every live latent of the layer with its rates, effect, AUROC, p and q-value, largest effect first."""
+    diagnosis = spec.diagnosis
+    check_subject(diagnosis, spec.subject)
+    session = context.session(diagnosis.model, progress)
+    bank = context.bank(diagnosis.saes, session)
+    check_layers(session, bank, [spec.layer])
+    progress.start("Listening", 2 * diagnosis.documents)
+    domain = firing_rates(diagnosis, spec.subject, context, progress)
+    control = firing_rates(diagnosis, diagnosis.control, context, progress)
+    rows = _rows(spec, domain, control)
+    return LatentsResult(
+        layer=spec.layer,
+        subject=spec.subject,
+        control=diagnosis.control,
+        site=diagnosis.saes.site,
+        n_documents=domain.n_documents,
+        d_sae=domain.d_sae(spec.layer),
+        n_dead=domain.d_sae(spec.layer) - len(rows),
+        fdr=FDR,
+        link=bank.latent_page(spec.layer),
+        rows=rows,
+    )
+
+
+def _rows(spec: LatentsSpec, domain: FiringRates, control: FiringRates) -> tuple[LatentRow, ...]:
+    diagnosis, layer = spec.diagnosis, spec.layer
+    cuts = {"live_share": diagnosis.live_share, "dense_rate": diagnosis.dense_rate}
+    table = latent_statistics(domain, control, layer, **cuts)
+    selected = set(select_latents(domain, control, layer, diagnosis.top_k, **cuts).tolist())
+    mass = domain.mean_mass(layer)
+    rows = [
+        LatentRow(
+            latent=j,
+            domain_rate=float(table.domain_rate[j]),
+            control_rate=float(table.control_rate[j]),
+            effect=float(table.effect[j]),
+            auroc=float(table.auroc[j]),
+            p=float(table.p[j]),
+            q_value=float(table.q_value[j]),
+            mass=float(mass[j]),
+            dense=bool(table.dense[j]),
+            selected=j in selected,
+        )
+        for j in table.live.nonzero()[0].tolist()
+    ]
+    return tuple(sorted(rows, key=lambda row: (-row.effect, row.latent)))

@@ -1,0 +1,115 @@
+"""Effect against density shows every live latent once, passes by level, and tokens stay text."""
+
+import pytest
+
+from stethoscope.figures import latents
+from stethoscope.results import LatentExample, LatentRow, LatentsResult
+
+
+def row(
+    latent: int, q: float, effect: float, q_value: float, *, dense: bool = False, selected: bool = False
+) -> LatentRow:
+    return LatentRow(
+        latent=latent,
+        domain_rate=q + effect,
+        control_rate=q,
+        effect=effect,
+        auroc=0.7,
+        p=q_value / 2,
+        q_value=q_value,
+        mass=1.0,
+        dense=dense,
+        selected=selected,
+    )
+
+
+RESULT = LatentsResult(
+    layer=3,
+    subject="number_theory",
+    control="stories",
+    site="resid_post",
+    n_documents=64,
+    d_sae=10,
+    n_dead=5,
+    fdr=0.05,
+    link=None,
+    rows=(
+        row(7, 0.0, 0.30, 0.001, selected=True),
+        row(2, 0.01, 0.10, 0.04, selected=True),
+        row(9, 0.4, 0.02, 0.03, dense=True),
+        row(1, 0.02, 0.01, 0.5),
+        row(4, 0.5, -0.2, 0.002, dense=True),
+    ),
+)
+
+
+def groups(level: float, latent: int | None = None) -> dict[str, list[int]]:
+    figure = latents.effect_against_density(RESULT, level, latent)
+    return {trace.name: [data[0] for data in trace.customdata] for trace in figure.data}
+
+
+def test_every_latent_stands_in_one_group_and_the_selected_are_ringed() -> None:
+    assert groups(0.05) == {
+        "q > 5%": [1],
+        "q ≤ 5%": [7, 2],
+        "dense, q ≤ 5%": [9, 4],
+        "selected": [7, 2],
+    }
+    assert groups(0.01)["q > 1%"] == [2, 1]
+    assert groups(0.05, latent=9)["latent 9"] == [9]
+    assert "latent 8" not in groups(0.05, latent=8)
+
+
+def test_rate_and_effect_in_percent_and_a_rate_of_zero_at_its_own_tick() -> None:
+    figure = latents.effect_against_density(RESULT, 0.05)
+    trace = next(trace for trace in figure.data if trace.name == "q ≤ 5%")
+    assert list(trace.x) == pytest.approx([0.5, 1.0])  # 0 is drawn at half of the smallest rate, 1%
+    assert list(trace.y) == pytest.approx([30.0, 10.0])
+    assert figure.layout.xaxis.ticktext[0] == "0"
+    assert figure.layout.xaxis.tickvals[0] == pytest.approx(0.5)
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_dense_dots_are_hollow_and_gray_ones_do_not_pass() -> None:
+    symbols = {trace.name: trace.marker.symbol for trace in latents.effect_against_density(RESULT, 0.05).data}
+    assert symbols["dense, q ≤ 5%"] == "circle-open"
+    assert symbols["q ≤ 5%"] == "circle"
+
+
+def test_caption_counts() -> None:
+    text = latents.caption(RESULT, 0.05)
+    assert "n = 64 documents each" in text
+    assert "5 of 10 latents are live; 4 pass a false discovery rate of 5%, 3 of them firing more" in text
+
+
+@pytest.mark.parametrize(
+    ("event", "latent"),
+    [
+        ({"selection": {"points": [{"customdata": [7]}]}}, 7),
+        ({"selection": {"points": [{"customdata": {"0": 9}}]}}, 9),
+        ({"selection": {"points": [{"x": 1}]}}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_click_names_its_latent(event: object, latent: int | None) -> None:
+    assert latents.latent_from_selection(event) == latent
+
+
+def test_a_strip_is_escaped_cut_around_its_peak_and_tinted_by_activation() -> None:
+    tokens = tuple(f" t{i}" for i in range(200)) + ("<script>", "\n")
+    activations = tuple(2.0 if i == 190 else 1.0 if i == 200 else 0.0 for i in range(202))
+    shown = latents.strip_html(LatentExample(corpus="x", tokens=tokens, activations=activations), full=4.0)
+    assert "&lt;script&gt;" in shown
+    assert "<script>" not in shown
+    assert " t141" not in shown
+    assert " t142" in shown
+    assert shown.count("<span") == 2
+    assert 'rgba(31,131,196,0.37);border-radius:3px;font-weight:600" title="activation 2.000"> t190' in shown
+    assert "↵" in shown
+
+
+def test_no_control_rate_at_all_still_has_an_axis() -> None:
+    rows = tuple(latent.model_copy(update={"control_rate": 0.0}) for latent in RESULT.rows)
+    figure = latents.effect_against_density(RESULT.model_copy(update={"rows": rows}), 0.05)
+    assert figure.layout.xaxis.ticktext[0] == "0"
