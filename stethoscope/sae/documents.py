@@ -78,7 +78,7 @@ def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Liter
     ]
     rows = session.encode(texts)
     for document, row in zip(documents, rows, strict=True):
-        if len(row) <= n_skipped(session):
+        if len(row) <= skipped_tokens(session):
             raise CorpusError(
                 f"a document of {document.subject} has no text",
                 got=repr(document.problem),
@@ -87,7 +87,7 @@ def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Liter
     return rows
 
 
-def n_skipped(session: ModelSession) -> int:
+def skipped_tokens(session: ModelSession) -> int:
     """Return how many tokens at the start of a row are no document's own."""
     return 0 if session.bos_id is None else 1
 
@@ -109,8 +109,8 @@ def listen(
     single row is always let through). Looks for a cancel before each forward pass.
     """
     budget = capture_bytes // (4 * d)  # vectors of one token at one layer
-    at_once = _batches(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
-    skip = n_skipped(session)
+    at_once = batches_by_length(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
+    skip = skipped_tokens(session)
     for batches in _runs(at_once, rows, len(layers), budget):
         documents = [i for batch in batches for i in batch]
         n_tokens = np.array([len(rows[i]) - skip for i in documents], dtype=np.int64)
@@ -138,7 +138,7 @@ def _capture(
             input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False, logits_to_keep=1
         )
     kept = padded.attention_mask.bool()
-    kept[:, : n_skipped(session)] = False
+    kept[:, : skipped_tokens(session)] = False
     end = start + int(kept.sum())
     for layer in layers:
         x = heard.pop(layer)
@@ -148,7 +148,7 @@ def _capture(
     return end - start
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
     """Yield positions of rows of about equal length, at most `batch_tokens` padded tokens (at least one row)."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
