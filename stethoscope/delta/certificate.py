@@ -1,13 +1,16 @@
 """Which weights answered: checksums of the model's own parameters before, during and after an edit.
 
 The checksums are read from the model by name, not from the patch, so a swap that did nothing, hit the wrong tensors or
-was not taken back shows. Touched tensors only; for the base (an empty patch) all of them.
+was not taken back shows. They are compared with two things that the patch's code had no hand in: the digests of the
+base as it was loaded, and edited tensors computed a second time (see `expectation`). Touched tensors only; for the
+base (an empty patch) all of them. `BaseCheck` goes over all weights, a tensor at a time, while nothing else runs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from stethoscope.delta.patch import Patch, applied
+from stethoscope.model.checksums import combined
 from stethoscope.model.session import ModelSession
 from stethoscope.results import Certificate
 
@@ -18,24 +21,29 @@ class Certifying:
     def __init__(self, session: ModelSession, patch: Patch) -> None:
         self._session = session
         self._patch = patch
-        self._checksums: list[str] = []
+        self._digests: list[dict[str, bytes]] = []
 
     def _read(self) -> None:
-        self._checksums.append(self._session.checksum(sorted(self._patch.tensors) or None))
+        self._digests.append(self._session.digests(sorted(self._patch.tensors) or None))
 
     @property
     def certificate(self) -> Certificate:
         """The certificate; an assertion fails while the edit is still on."""
-        assert len(self._checksums) == 3, "the certificate is ready when the with block has ended"
-        base, edited, restored = self._checksums
+        assert len(self._digests) == 3, "the certificate is ready when the with block has ended"
+        base, edited, restored = self._digests
         touched = tuple(sorted(self._patch.tensors))
+        expected = self._patch.expected
         return Certificate(
             recipe_id=self._patch.recipe_id,
-            base_checksum=base,
-            edited_checksum=edited,
-            restored_checksum=restored,
+            loaded_checksum=self._session.loaded_checksum(base),
+            base_checksum=combined(base),
+            edited_checksum=combined(edited),
+            restored_checksum=combined(restored),
+            recomputed=tuple(sorted(expected)),
+            expected_checksum=combined(expected) if expected else None,
+            recomputed_checksum=combined({name: edited[name] for name in expected}) if expected else None,
             touched=touched,
-            layers_edited=tuple(sorted({self._session.layout.site(name).layer for name in touched})),
+            layers_edited=tuple(sorted(self._session.layout.layers_of(touched))),
         )
 
 
@@ -52,3 +60,27 @@ def certified(session: ModelSession, patch: Patch) -> Iterator[Certifying]:
         certifying._read()
         yield certifying
     certifying._read()
+
+
+class BaseCheck:
+    """Compares all weights with what was loaded, tensor by tensor, and goes on later where it was interrupted."""
+
+    def __init__(self, session: ModelSession) -> None:
+        self._session = session
+        self._waiting = list(session.loaded)
+        self._intact = True
+
+    def run(self, go_on: Callable[[], bool] = lambda: True) -> bool | None:
+        """Check until all weights have been read, or `go_on` says no; call it while no patch is on.
+
+        Returns True when every tensor was the base's when it was read, False when one was not, None while some are
+        left. A finished check starts afresh.
+        """
+        while self._waiting:
+            if not go_on():
+                return None
+            name = self._waiting.pop()
+            self._intact &= self._session.digests([name])[name] == self._session.loaded[name]
+        intact = self._intact
+        self.__init__(self._session)
+        return intact

@@ -1,56 +1,64 @@
 """An edit as replacement tensors: built in float32, rounded once, put in and taken out by swapping pointers.
 
-    theta(alpha) = round(theta_base + alpha * e),    e = tau, or tau projected into the span of SAE latents.
+    theta(alpha) = round(theta_base + alpha * e),    e = tau, or tau projected into a span (see `edits`).
 
 Base weights are never written: `applied` points each touched parameter's `.data` at the patch and points it back at the
 very same storage in `finally`. Adding and subtracting would not undo anything: rounding differs on the way back. The
-Parameter objects stay, so tied embeddings stay tied; and embeddings, norms and biases are never touched. `lifted` takes
-a patch off for a while, so that another job can pass between two steps of the one that applied it.
+Parameter objects stay, so tied embeddings stay tied. `lifted` takes a patch off for a while, so that another job can
+pass between two steps of the one that applied it. A build passes through memory in pieces that fit the processor's
+cache, so that a new alpha costs one read of base and direction and one write of the result.
 """
 
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import singledispatch
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from stethoscope.delta.projection import (
-    RowsOfLayer,
-    SpanBasis,
-    facing_basis,
-    gain_of,
-    layer_basis,
-    project_delta,
-    serving,
-)
+from stethoscope.delta.edits import Directions, Edit, EditSource, edits_of
+from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError, StethoscopeError, UserError
-from stethoscope.model.layout import MatrixSite
 from stethoscope.model.session import ModelSession
-from stethoscope.records import Arm, EditRecipe, NormMatchedArm, ProjectedArm, RawArm, Site
+from stethoscope.records import EditRecipe
 
-NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding noise, not a direction
+PIECE_NUMBERS = {"cpu": 2**19}  # numbers added at a time: float32 scratch of 2 MiB stays in the cache
+PIECE_NUMBERS_ELSEWHERE = 2**25
+SAFE_STRENGTH = 1e3  # beyond it, or in float16, sums are checked for overflow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Patch:
     """Replacement tensors of the touched parameters, in each parameter's dtype and on its device.
 
-    No tensors means that the recipe changes nothing: the base.
+    No tensors means that the recipe changes nothing (no strength, or no tau where it has one): the base. The tensors
+    belong to the patch: where it was built into buffers of `ReadyPatches`, these are written again once nobody holds
+    the patch any more.
+
+    Attributes:
+        expected: digests of edited tensors that were computed a second time, independently (see `expectation`).
     """
 
     recipe_id: str | None
     tensors: Mapping[str, Tensor]
+    expected: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
         """Memory that the replacement tensors take."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+BufferLike = Callable[[Tensor], Tensor]
+"""Base tensor -> contiguous uninitialised tensor of its shape, dtype and device."""
+
+
+def fresh_buffer(base: Tensor) -> Tensor:
+    """Return a newly allocated buffer for the edited version of `base`."""
+    return torch.empty(base.shape, dtype=base.dtype, device=base.device)
 
 
 def build_patch(
@@ -59,47 +67,97 @@ def build_patch(
     recipe: EditRecipe,
     bases: RowsOfLayer | None = None,
     recipe_id: str | None = None,
+    *,
+    directions: Directions | None = None,
+    identity: str = "",
+    buffer_like: BufferLike = fresh_buffer,
 ) -> Patch:
     """Return the patch of `recipe`: theta + alpha * edit in float32, rounded once to each parameter's dtype.
 
-    Only the layout's matrices of layers with a nonzero effective alpha are touched. In the projected arms a matrix that
-    no SAE serves (the readers of layer 0, for resid_post) gets no edit.
+    Touched are the layout's matrices of layers with a nonzero effective alpha, and norms and embeddings where the
+    recipe says so. In the projected arms a matrix that no SAE serves (the readers of layer 0, for resid_post) gets no
+    edit. Each tensor of the task vector is read once, or not at all where its direction is kept.
 
     Args:
         task_vector: may be None where the recipe edits nothing.
         bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the arm are used.
             Needed by the projected arms only.
+        directions: where directions are kept from build to build, under `identity`: what decides them besides the
+            arm's own fields (content of base, task vector and SAEs).
+        buffer_like: where the edited tensors are written.
 
     Raises:
-        RecipeError: another model or task vector than the recipe names, layers out of range, or a projection that has
-            nothing to project on.
+        RecipeError: another model or task vector than the recipe names, layers out of range, a projection that has
+            nothing to project on, or an alpha so large that weights overflow.
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
         SaeError: rows that do not fit the model.
     """
-    _check_fit(session, task_vector, recipe)
-    layers = [layer for layer in recipe.layers if recipe.alpha(layer, "attention") or recipe.alpha(layer, "mlp")]
-    if not layers:
+    check_fit(session, task_vector, recipe)
+    with _on_lock:
+        if session.model in _on:
+            raise StethoscopeError("a patch is applied; another one is built on the base only: leave the first one")
+    if edits_nothing(recipe):
         return Patch(recipe_id, {})
     if task_vector is None:
         raise RecipeError("the recipe edits layers, but there is no task vector", expected=recipe.task_vector.name)
-    source = _Source(session, task_vector, recipe, bases)
-    tensors: dict[str, Tensor] = {}
+    source = EditSource(session, task_vector, recipe, bases, directions or Directions(0), identity)
     with torch.no_grad():
-        for layer in layers:
-            for name, edit in layer_edit(recipe.arm, source, layer).items():
-                base = session.parameter(name)
-                tensors[name] = (base.detach().float() + edit).to(base.dtype)
-    if not tensors:
+        tensors = {edit.name: _edited_tensor(session, edit, buffer_like) for edit in edits_of(source)}
+    if not tensors and any(source.sites(layer) for layer in recipe.layers):
         raise RecipeError(
             "the recipe's projection edits nothing",
-            got=f"layers {', '.join(map(str, layers))}, whose chosen matrices no SAE serves",
+            got=f"layers {', '.join(map(str, recipe.layers))}, whose chosen matrices no SAE serves",
             expected="layers and parts that the SAEs read",
             next_step="Pick other layers, another SAE site, or the raw arm.",
         )
     return Patch(recipe_id, tensors)
 
 
-def _check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: EditRecipe) -> None:
+def edits_nothing(recipe: EditRecipe) -> bool:
+    """Return whether every strength of `recipe` is zero, so that it is the base."""
+    matrices = any(recipe.alpha(layer, "attention") or recipe.alpha(layer, "mlp") for layer in recipe.layers)
+    return not matrices and not (recipe.embeddings and recipe.master_alpha)
+
+
+def _edited_tensor(session: ModelSession, edit: Edit, buffer_like: BufferLike) -> Tensor:
+    base = session.parameter(edit.name).detach()
+    out = buffer_like(base)
+    if not add_scaled(base, edit.direction, edit.strength, out):
+        raise RecipeError(
+            f"the recipe's strength makes {edit.name} overflow {base.dtype}",
+            got=f"strength {edit.strength:g}",
+            next_step="Take a smaller alpha.",
+        )
+    return out
+
+
+def add_scaled(base: Tensor, direction: Tensor, strength: float, out: Tensor) -> bool:
+    """Write round(base + strength * direction) into `out`; return False where a checked sum is not finite.
+
+    Product and sum are taken in float32, one after the other (no fused multiply-add), and rounded once to the dtype
+    of `out`. Sums are checked where they may overflow: in float16, and for strengths beyond any sensible alpha.
+    """
+    checked = abs(strength) > SAFE_STRENGTH or out.dtype == torch.float16
+    flat_base, flat_direction, flat_out = base.reshape(-1), direction.reshape(-1), out.view(-1)
+    piece = PIECE_NUMBERS.get(base.device.type, PIECE_NUMBERS_ELSEWHERE)
+    wide = out.dtype == torch.float32
+    scratch = None if wide else torch.empty(min(piece, out.numel()), dtype=torch.float32, device=out.device)
+    finite = True
+    for start in range(0, out.numel(), piece):
+        part = slice(start, start + piece)
+        target = flat_out[part]
+        total = target if scratch is None else scratch[: len(target)]
+        torch.mul(flat_direction[part], strength, out=total)
+        total.add_(flat_base[part])
+        if scratch is not None:
+            target.copy_(total)
+        if checked:
+            finite = finite and bool(torch.isfinite(target).all())
+    return finite
+
+
+def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: EditRecipe) -> None:
+    """Raise `RecipeError` where `recipe` was made for another model or task vector, or names layers out of range."""
     for part in ("id", "revision", "dtype"):
         got, expected = getattr(recipe.model, part), getattr(session.ref, part)
         if got != expected:
@@ -122,95 +180,6 @@ def _check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: Ed
             got=", ".join(map(str, beyond)),
             expected=f"layers 0 to {session.layout.n_layers - 1}",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """What an arm builds its edits from; a basis is factorised once per SAE layer."""
-
-    session: ModelSession
-    task_vector: TaskVector
-    recipe: EditRecipe
-    rows_of_layer: RowsOfLayer | None
-    _bases: dict[int, SpanBasis | None] = field(default_factory=dict)
-
-    def sites(self, layer: int) -> list[tuple[MatrixSite, float]]:
-        """Return the matrices of `layer` that the recipe strengthens, with their effective alpha."""
-        strengths = [(site, self.recipe.alpha(layer, site.part)) for site in self.session.layout.of_layer(layer)]
-        return [(site, alpha) for site, alpha in strengths if alpha]
-
-    def basis(self, layer: int, width: int, top_k: int) -> SpanBasis | None:
-        """Return the basis of the first `top_k` latents of the SAE of `layer`, None where it has no SAE."""
-        rows_of_layer = self.rows_of_layer
-        assert rows_of_layer is not None, "a projected arm needs the decoder rows of its latents"
-        if layer not in self._bases:
-            self._bases[layer] = layer_basis(lambda sae_layer: _first(rows_of_layer(sae_layer), top_k), layer, width)
-        return self._bases[layer]
-
-
-def _first(rows: Tensor | None, top_k: int) -> Tensor | None:
-    return None if rows is None else rows[:top_k]
-
-
-@singledispatch
-def layer_edit(arm: Arm, source: _Source, layer: int) -> dict[str, Float[Tensor, "out in"]]:
-    """Return alpha * edit of each touched matrix of `layer` in float32, as the class of `arm` defines the edit."""
-    raise AssertionError(f"no edit is defined for {type(arm).__name__}")
-
-
-@layer_edit.register
-def _raw(arm: RawArm, source: _Source, layer: int) -> dict[str, Float[Tensor, "out in"]]:
-    return {site.name: alpha * source.task_vector.delta(site.name) for site, alpha in source.sites(layer)}
-
-
-@layer_edit.register
-def _projected(arm: ProjectedArm, source: _Source, layer: int) -> dict[str, Float[Tensor, "out in"]]:
-    projection = _project_layer(source, layer, arm.diagnosis.saes.site, arm.top_k)
-    return projection.edits
-
-
-@layer_edit.register
-def _norm_matched(arm: NormMatchedArm, source: _Source, layer: int) -> dict[str, Float[Tensor, "out in"]]:
-    """Scale the projected edits of a layer by ||tau|| / ||P tau||, both in the metric of the retention."""
-    projection = _project_layer(source, layer, arm.diagnosis.saes.site, arm.top_k)
-    if not projection.edits or projection.raw_energy == 0:
-        return projection.edits
-    kept = (projection.kept_energy / projection.raw_energy) ** 0.5
-    if kept < NOTHING_KEPT:
-        raise RecipeError(
-            f"the span of layer {layer} keeps nothing of the task vector, so its norm cannot be matched",
-            got=f"{kept:.1e} of the norm",
-            next_step="Take more latents, other layers, or the arm that is not norm-matched.",
-        )
-    return {name: edit / kept for name, edit in projection.edits.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Projection:
-    """Projected edits of a layer (times alpha), and the energies of these and of the raw ones, as the SAE sees them."""
-
-    edits: dict[str, Tensor]
-    raw_energy: float
-    kept_energy: float
-
-
-def _project_layer(source: _Source, layer: int, sae_site: Site, top_k: int) -> _Projection:
-    edits: dict[str, Tensor] = {}
-    raw_energy = kept_energy = 0.0
-    for site, alpha in source.sites(layer):
-        use = serving(site, sae_site)
-        if use is None:
-            continue
-        delta = source.task_vector.delta(site.name)
-        basis = source.basis(use.layer, delta.shape[0 if use.output_side else 1], top_k)
-        if basis is None:
-            continue
-        gain = gain_of(source.session, site)
-        projected = project_delta(delta, site, gain, basis.Q, sae_site=sae_site)
-        edits[site.name] = alpha * projected
-        raw_energy += float((alpha * facing_basis(delta, use, gain)).square().sum())
-        kept_energy += float((alpha * facing_basis(projected, use, gain)).square().sum())
-    return _Projection(edits, raw_energy, kept_energy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +209,8 @@ _on_lock = threading.Lock()
 @contextlib.contextmanager
 def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
     """Run the body with the patch's tensors in place of the base's; the base's own storage is back afterwards, always.
+
+    Nothing is copied: going in and coming out take microseconds a tensor, whatever its size.
 
     Raises:
         StethoscopeError: a patch is on already (edits do not nest, except inside `lifted`).
@@ -296,7 +267,9 @@ def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:
             expected="a model that lies in memory as a whole",
             next_step="Load it on one device, or in a smaller dtype.",
         )
-    found = (tuple(tensor.shape), tensor.dtype, tensor.device)
-    expected = (tuple(parameter.shape), parameter.dtype, parameter.device)
-    if found != expected:
-        raise UserError(f"the patch does not fit {name}", got=found, expected=expected)
+    if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype or tensor.device != parameter.device:
+        raise UserError(
+            f"the patch does not fit {name}",
+            got=(tuple(tensor.shape), tensor.dtype, tensor.device),
+            expected=(tuple(parameter.shape), parameter.dtype, parameter.device),
+        )

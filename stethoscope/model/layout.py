@@ -9,6 +9,7 @@ side, before a post-norm where there is one. The gain is G = diag(offset + w): o
 it is measured on the norm itself, not guessed from a name. Weights are [out, in].
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,22 +47,47 @@ class MatrixSite:
 
 
 @dataclass(frozen=True, slots=True)
+class NormSite:
+    """One norm weight of a decoder layer: its parameter name, layer, and the half of the layer that it belongs to."""
+
+    name: str
+    layer: int
+    part: Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLayout:
     """The decoder's shape and its editable matrices, in layer order.
 
-    `layers` is the module path of the decoder's layer list, for example "model.layers" or
-    "model.language_model.layers". Biases (Qwen 2) and norms are not among the matrices.
+    Attributes:
+        layers: module path of the decoder's layer list, for example "model.layers" or "model.language_model.layers".
+        matrices: biases (Qwen 2) and norms are not among them.
+        norms: norm weights of the layers, in layer order.
+        outer: parameters outside the layers that the text passes: token embeddings, final norm, and the head where it
+            is not tied to the embeddings.
     """
 
     n_layers: int
     d_model: int
     layers: str
     matrices: tuple[MatrixSite, ...]
+    norms: tuple[NormSite, ...]
+    outer: tuple[str, ...]
+
+    def norms_of(self, layer: int) -> tuple[NormSite, ...]:
+        """Return the norm weights of `layer`, attention first."""
+        assert 0 <= layer < self.n_layers, f"layer {layer} of {self.n_layers}"
+        return tuple(site for site in self.norms if site.layer == layer)
 
     def of_layer(self, layer: int) -> tuple[MatrixSite, ...]:
         """Return the matrices of `layer`, attention first."""
         assert 0 <= layer < self.n_layers, f"layer {layer} of {self.n_layers}"
         return tuple(site for site in self.matrices if site.layer == layer)
+
+    def layers_of(self, names: Iterable[str]) -> set[int]:
+        """Return the layers that the parameters called `names` belong to; those outside the layers count for none."""
+        layer_of = {site.name: site.layer for site in (*self.matrices, *self.norms)}
+        return {layer_of[name] for name in names if name in layer_of}
 
     def site(self, name: str) -> MatrixSite:
         """Return the matrix whose parameter is called `name`; raise KeyError for any other name."""
@@ -98,7 +124,32 @@ def layout_of(model: nn.Module) -> ModelLayout:
     order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     matrices.sort(key=lambda site: (site.layer, order.index(site.matrix)))
     down = model.get_parameter(f"{path}.0.mlp.down_proj.weight")
-    return ModelLayout(n_layers=len(layers), d_model=down.shape[0], layers=path, matrices=tuple(matrices))
+    return ModelLayout(
+        n_layers=len(layers),
+        d_model=down.shape[0],
+        layers=path,
+        matrices=tuple(matrices),
+        norms=tuple(site for index, layer in enumerate(layers) for site in _norms(layer, f"{path}.{index}", index)),
+        outer=_outer(model, path),
+    )
+
+
+def _norms(layer: nn.Module, path: str, index: int) -> list[NormSite]:
+    """Return the norm weights of a layer: q_norm and k_norm go with the attention, as do the norms around it."""
+    around = {_norm_of(layer, part, side): part for part in MODULE_OF_PART for side in ("read", "write")}
+    found = [
+        NormSite(f"{path}.{name}", index, _part(around.get(name.split(".")[0], "attention")))
+        for name, _ in layer.named_parameters()
+        if name.endswith("norm.weight")
+    ]
+    return sorted(found, key=lambda site: site.part)
+
+
+def _outer(model: nn.Module, path: str) -> tuple[str, ...]:
+    """Return the names of embeddings, final norm and untied head; tied weights stand once, under their first name."""
+    decoder = path.removesuffix("layers")
+    wanted = (f"{decoder}embed_tokens.weight", f"{decoder}norm.weight", "lm_head.weight")
+    return tuple(name for name, _ in model.named_parameters() if name in wanted)
 
 
 def _part(part: str) -> Literal["attention", "mlp"]:

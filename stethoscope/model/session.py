@@ -6,11 +6,9 @@ positions then weigh exactly 0, so that padding and batch size do not change a r
 """
 
 import contextlib
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from stethoscope.errors import CheckpointError, ResourceError, UserError
 from stethoscope.locations import local_path
+from stethoscope.model.checksums import combined, tensor_digests
 from stethoscope.model.layout import ModelLayout, layout_of
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
@@ -41,7 +40,10 @@ class TokenBatch:
 
 @dataclass
 class ModelSession:
-    """A loaded model with what belongs to it. Its weights are the base's; only `delta.patch` may swap them."""
+    """A loaded model with what belongs to it. Its weights are the base's; only `delta.patch` may swap them.
+
+    `loaded` holds the digest of every parameter as it was when the model was loaded.
+    """
 
     ref: ModelRef
     model: Any
@@ -49,6 +51,8 @@ class ModelSession:
     layout: ModelLayout
     device: torch.device
     dtype: torch.dtype
+    loaded: Mapping[str, bytes]
+    _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
     def encode(self, texts: Sequence[str], add_bos: bool = True) -> list[list[int]]:
         """Return the token ids of each text, with BOS exactly once (also when the text begins with it already).
@@ -147,34 +151,31 @@ class ModelSession:
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return the live parameter called `name`; raise KeyError for an unknown name."""
-        try:
-            return self.model.get_parameter(name)
-        except AttributeError as error:
-            raise KeyError(name) from error
+        if name not in self._owners:  # walking the module path costs microseconds, and a swap walks hundreds
+            path, _, key = name.rpartition(".")
+            try:
+                self._owners[name] = (self.model.get_submodule(path)._parameters, key)
+            except AttributeError as error:
+                raise KeyError(name) from error
+        parameters, key = self._owners[name]
+        parameter = parameters.get(key)
+        if parameter is None:
+            raise KeyError(name)
+        return parameter
+
+    def digests(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
+        """Return the digest of each named parameter as it is now (all of them where None)."""
+        if names is None:
+            return tensor_digests(self.model.named_parameters())
+        return tensor_digests((name, self.parameter(name)) for name in names)
 
     def checksum(self, names: Iterable[str] | None = None) -> str:
         """Return the checksum of the named parameters as they are now (all of them where None)."""
-        if names is None:
-            return checksum(self.model.named_parameters())
-        return checksum((name, self.parameter(name)) for name in names)
+        return combined(self.digests(names))
 
-
-def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return "sha256-" and the hash over each tensor's name, dtype, shape and raw bytes.
-
-    The order of `tensors` does not matter; one tensor is on the CPU at a time.
-    """
-    digests: list[tuple[str, bytes]] = []
-    for name, tensor in tensors:
-        header = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
-        digest = hashlib.sha256(header.encode())
-        raw = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-        digests.append((name, digest.digest()))
-    total = hashlib.sha256()
-    for _, digest in sorted(digests):
-        total.update(digest)
-    return f"sha256-{total.hexdigest()}"
+    def loaded_checksum(self, names: Iterable[str] | None = None) -> str:
+        """Return the checksum that the named parameters (all of them where None) had when the model was loaded."""
+        return combined(self.loaded if names is None else {name: self.loaded[name] for name in names})
 
 
 def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | None = None) -> ModelSession:
@@ -207,6 +208,7 @@ def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | No
         layout=layout_of(model),
         device=where,
         dtype=getattr(torch, ref.dtype),
+        loaded=tensor_digests(model.named_parameters()),
     )
 
 

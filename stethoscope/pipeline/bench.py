@@ -9,9 +9,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stethoscope.delta.certificate import certified
+from stethoscope.delta.certificate import BaseCheck, certified
 from stethoscope.delta.patch import Patch
-from stethoscope.errors import Cancelled
+from stethoscope.errors import Cancelled, StethoscopeError
 from stethoscope.minerva.comparison import arm_rows, compare
 from stethoscope.minerva.grading import Answer
 from stethoscope.minerva.problems import Problem, load_problems, load_shots, sample_problems
@@ -116,6 +116,13 @@ def _run_arm(
     return _Answered(items, certifying.certificate, complete)
 
 
+def _check_base(context: Context) -> None:
+    """Raise unless all weights are those that were loaded: no verdict stands on answers of an unknown base."""
+    assert context.loaded is not None, "the model was loaded to answer"
+    if not BaseCheck(context.loaded).run():
+        raise StethoscopeError("the model's weights are no longer those that were loaded; restart to load them again")
+
+
 def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     """Answer, grade and compare; a cancelled run returns what is finished, with `complete` False."""
     problems = bench_problems(spec)
@@ -135,6 +142,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         complete = answered.complete
         if not complete:
             break
+    _check_base(context)
     recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in spec.arms}
     rows = [row for name in items for row in arm_rows(items[name], recipe_ids[name], spec.subjects)]
     comparison = compare(

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
-from torch import Tensor
 
+from stethoscope.delta.certificate import BaseCheck
+from stethoscope.delta.edits import Directions
 from stethoscope.delta.parts import LayerSpectra
-from stethoscope.delta.patch import Patch, lifted
+from stethoscope.delta.patch import lifted
+from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
-from stethoscope.errors import Cancelled
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.residual import site_width
-from stethoscope.model.session import ModelSession, checksum, load_session
+from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
@@ -58,14 +59,18 @@ class Recent(Generic[K, V]):
 class Context:
     """The worker's hands: opens what a spec names, and keeps what is likely to be asked for again."""
 
-    def __init__(self, store: RunStore, *, device: str = "auto") -> None:
+    def __init__(self, store: RunStore, *, device: str = "auto", edit_bytes: int | None = None) -> None:
+        """Open nothing yet; `edit_bytes` is the memory that ready edits may take (see `delta.ready.budget_bytes`)."""
         self.store = store
         self.device = device
+        self._edit_bytes = edit_bytes
+        self._base_check: BaseCheck | None = None
         self._session: ModelSession | None = None
         self._graders: GraderPool | None = None
         self._banks: Recent[SaeRef, SaeBank] = Recent(4)
         self._task_vectors: Recent[str, TaskVector] = Recent(8)
-        self.patches: Recent[str, Patch] = Recent(8)
+        self.patches = ReadyPatches(0)
+        self.directions = Directions(0)
         self.rates: Recent[str, FiringRates] = Recent(32)
         self.base_nll: Recent[str, np.ndarray] = Recent(32)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
@@ -87,14 +92,20 @@ class Context:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
             self._session = load_session(ref, device=self.device, progress=progress)
-            self.base_checksum = self._session.checksum()
+            self.base_checksum = self._session.loaded_checksum()
+            self._base_check = BaseCheck(self._session)
+            half = budget_bytes(self._session.device, self._edit_bytes) // 2
+            self.patches.capacity_bytes = self.directions.capacity_bytes = half
         return self._session
 
     def forget_model(self) -> None:
         """Drop the loaded model and all that was computed with it."""
         self._session = None
         self.base_checksum = None
-        for cache in (self._banks, self._task_vectors, self.patches, self.rates, self.base_nll, self.spectra):
+        self._base_check = None
+        self.patches.clear()
+        self.directions.clear()
+        for cache in (self._banks, self._task_vectors, self.rates, self.base_nll, self.spectra):
             cache.entries.clear()
 
     @contextlib.contextmanager
@@ -114,21 +125,11 @@ class Context:
                 self._in_use = False
 
     def base_verified(self, *, go_on: Callable[[], bool]) -> bool | None:
-        """Return whether all weights hash to what was loaded; None without a model, or when `go_on` says no first."""
-        session = self._session
-        if session is None:
-            return None
+        """Return whether all weights are those that were loaded; None without a model, or when `go_on` says no first.
 
-        def parameters() -> Iterator[tuple[str, Tensor]]:
-            for name, parameter in session.model.named_parameters():
-                if not go_on():
-                    raise Cancelled("another job came first")
-                yield name, parameter
-
-        try:
-            return checksum(parameters()) == self.base_checksum
-        except Cancelled:
-            return None
+        Call it between jobs. A check that did not get to the end goes on where it stopped.
+        """
+        return None if self._base_check is None else self._base_check.run(go_on)
 
     def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
         """Return the SAEs of `ref`, checked against the model's width."""

@@ -11,7 +11,12 @@ class Certificate(Record):
         edited_checksum: of the same tensors while the edit was on (equal to the base's when no edit was asked for).
         restored_checksum: of the same tensors after the edit was taken off.
         touched: names of the edited parameters.
-        n_layers_edited: layers with at least one touched tensor.
+        layers_edited: layers with at least one touched tensor.
+        loaded_checksum: of the same tensors when the model was loaded.
+        recomputed: names of the edited tensors that were computed a second time by other code (all of them, or a
+            seeded sample of a large edit; none for a projected edit).
+        expected_checksum: of these as recomputed.
+        recomputed_checksum: of these in the model while the edit was on.
     """
 
     recipe_id: str | None
@@ -20,12 +25,33 @@ class Certificate(Record):
     restored_checksum: str
     touched: tuple[str, ...]
     layers_edited: tuple[int, ...]
+    loaded_checksum: str | None = None
+    recomputed: tuple[str, ...] = ()
+    expected_checksum: str | None = None
+    recomputed_checksum: str | None = None
 
     @property
     def verified(self) -> bool:
-        """True when the base was restored exactly and the edit, if any tensor was touched, changed the weights."""
+        """True when base, edit and restored base are what they must be, as far as this certificate has read them.
+
+        The base is as loaded before and after, the edit (if any tensor was touched) changed the weights, and the
+        recomputed tensors are in the model bit by bit.
+        """
         edited = bool(self.touched) == (self.edited_checksum != self.base_checksum)
-        return edited and self.restored_checksum == self.base_checksum
+        loaded = self.loaded_checksum in (None, self.base_checksum)
+        as_expected = self.recomputed_checksum == self.expected_checksum
+        return edited and loaded and as_expected and self.restored_checksum == self.base_checksum
+
+    @property
+    def evidence(self) -> str:
+        """What was compared, in one sentence."""
+        if not self.touched:
+            return "All weights were hashed before and after, and are those that were loaded."
+        base = f"The base of {len(self.touched)} edited tensors was hashed before and after."
+        if not self.recomputed:
+            return f"{base} The edit was hashed, not recomputed: that is done for raw edits."
+        share = "All" if len(self.recomputed) == len(self.touched) else f"{len(self.recomputed)} sampled"
+        return f"{base} {share} edited tensors were computed a second time and are the same bit by bit."
 
 
 class ProbeRow(Record):

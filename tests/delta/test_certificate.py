@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stethoscope.delta.certificate import certified
+from stethoscope.delta.certificate import BaseCheck, certified
 from stethoscope.delta.patch import Patch, build_patch
 from stethoscope.delta.task_vector import TaskVector
-from stethoscope.model.session import ModelSession, checksum
+from stethoscope.model.checksums import checksum
+from stethoscope.model.session import ModelSession
 from stethoscope.records import EditRecipe
 
 
@@ -65,3 +66,49 @@ def test_the_base_is_back_when_the_body_raises(session: ModelSession, patch: Pat
     with pytest.raises(ZeroDivisionError), certified(session, patch):
         _ = 1 / 0
     assert session.checksum() == before
+
+
+def test_a_base_that_was_changed_before_the_edit_is_noticed(session: ModelSession, patch: Patch) -> None:
+    """Before, during and after agree with each other then; only the digests of the load tell."""
+    base = session.parameter(sorted(patch.tensors)[0]).data
+    untouched = base.clone()
+    base.view(-1)[0] += 1
+    with certified(session, patch) as certifying:
+        pass
+    certificate = certifying.certificate
+    assert certificate.base_checksum == certificate.restored_checksum
+    assert not certificate.verified
+    base.copy_(untouched)
+    with certified(session, patch) as certifying:
+        pass
+    assert certifying.certificate.verified
+
+
+def test_the_base_check_reads_all_weights_and_goes_on_where_it_was_interrupted(
+    session: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = ModelSession.digests
+    monkeypatch.setattr(ModelSession, "digests", lambda self, names: read.extend(names) or real(self, names))
+    check = BaseCheck(session)
+    everything = [name for name, _ in session.model.named_parameters()]
+    assert check.run() is True
+    assert sorted(read) == sorted(everything)
+    read.clear()
+    turns = -(-len(everything) // 10)  # ten tensors a turn
+    outcomes = [check.run(lambda turn=turn: len(read) < 10 * turn) for turn in range(1, turns + 1)]
+    assert outcomes == [None] * (turns - 1) + [True]
+    assert sorted(read) == sorted(everything)
+
+
+def test_the_base_check_finds_any_changed_weight_also_across_an_interruption(session: ModelSession) -> None:
+    check = BaseCheck(session)
+    for name in ("model.embed_tokens.weight", "model.norm.weight", "model.layers.2.mlp.up_proj.weight"):
+        base = session.parameter(name).data
+        untouched = base.clone()
+        base.view(-1)[-1] += 1
+        turns = iter([True] * 3 + [False])
+        assert check.run(lambda turns=turns: next(turns, True)) is None
+        assert check.run() is False
+        base.copy_(untouched)
+        assert check.run() is True

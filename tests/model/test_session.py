@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stethoscope.errors import Cancelled, CheckpointError, ResourceError
-from stethoscope.model.session import ModelSession, checksum, load_session
+from stethoscope.model.checksums import checksum
+from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from stethoscope import arms, pipeline
-from stethoscope.errors import CheckpointError, RecipeError
+from stethoscope.errors import CheckpointError, RecipeError, StethoscopeError
+from stethoscope.pipeline import bench
 from stethoscope.pipeline.bench import bench_problems, evaluation_id
 from stethoscope.pipeline.context import Context, Recent
+from stethoscope.pipeline.editing import patch_of
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import (
@@ -243,3 +245,39 @@ def test_projected_recipe_runs_through_the_probe(pico_profile: Profile, context:
     assert isinstance(result, ProbeResult)
     assert result.certificate.verified
     assert result.certificate.layers_edited == (1,)
+
+
+def test_no_verdict_on_weights_that_changed_while_answering(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = bench_of(pico_profile)
+    session = context.session(pico_profile.model, Progress())
+    real = bench.generate_greedy
+
+    def write_into_the_base(*args: object, **kwargs: object) -> object:
+        session.parameter("model.norm.weight").data[0] += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("stethoscope.pipeline.bench.generate_greedy", write_into_the_base)
+    with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
+        pipeline.run(spec, context, Progress())
+    assert context.store.list_runs()[0].state == "failed"
+
+
+def test_ready_patches_keep_to_the_contexts_bytes_and_go_with_the_model(
+    pico_profile: Profile, tmp_path: Path, make_pico: Callable[..., Path]
+) -> None:
+    context = Context(RunStore(tmp_path / "runs"), device="cpu", edit_bytes=300_000)
+    one = patch_of(recipe_of(pico_profile, {1: 1.0}), context, Progress()).size_bytes
+    for alpha in range(1, 9):
+        patch_of(recipe_of(pico_profile, {1: alpha / 8}), context, Progress())
+    assert len(context.patches.keys) == 150_000 // one < 8
+    assert context.patches.size_bytes <= 150_000
+    assert 0 < context.directions.size_bytes <= 150_000
+    assert patch_of(recipe_of(pico_profile, {1: 1.0}), context, Progress()) is patch_of(
+        recipe_of(pico_profile, {1: 1.0}), context, Progress()
+    )
+    context.session(pico_profile.model.model_copy(update={"id": str(make_pico(seed=3))}), Progress())
+    assert context.patches.keys == ()
+    assert context.patches.size_bytes == context.directions.size_bytes == 0
+    context.close()

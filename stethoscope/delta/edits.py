@@ -1,0 +1,290 @@
+"""What a recipe adds to each tensor, before anything is added: a strength and a direction, one tensor at a time.
+
+    theta(strength) = round(theta_base + strength * e)
+
+The direction e does not depend on any alpha: it is tau (raw), tau projected into a span (of SAE latents, or random), or
+tau itself for norms, embeddings and head, which no projection is defined for. The strength is the recipe's alpha; in a
+norm-matched arm it is divided per layer by ||P tau|| / ||tau|| in the metric of the retention. So directions can be
+kept, and a moved slider changes numbers only.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stethoscope.delta.projection import (
+    RowsOfLayer,
+    SpanBasis,
+    facing_basis,
+    gain_of,
+    layer_basis,
+    project_delta,
+    serving,
+)
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.errors import RecipeError
+from stethoscope.model.layout import MatrixSite
+from stethoscope.model.session import ModelSession
+from stethoscope.records import Arm, EditRecipe, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm, Site
+from stethoscope.store.ids import content_id
+
+NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding noise, not a direction
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """What is added at strength 1, in float32, with the energies before and after a projection as the span sees them.
+
+    The energies are equal where nothing was projected.
+    """
+
+    tensor: Tensor
+    raw_energy: float
+    kept_energy: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tensor takes."""
+        return self.tensor.numel() * self.tensor.element_size()
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One tensor's edit: `strength * direction` is added to parameter `name`."""
+
+    name: str
+    strength: float
+    direction: Tensor
+
+
+@dataclass
+class Directions:
+    """Directions that stay in memory, at most `capacity_bytes` of them, so that a new alpha reads no file again.
+
+    When full, directions that the current build has not used make room, oldest first; those that it has used stay, so
+    that one edit larger than the capacity keeps what fits instead of pushing itself out.
+    """
+
+    capacity_bytes: int
+    size_bytes: int = 0
+    _kept: dict[tuple[str, str], Direction] = field(default_factory=dict)
+    _used: set[tuple[str, str]] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Begin a build: what earlier ones used may be displaced by it."""
+        self._used.clear()
+
+    def get_or_make(self, identity: str, name: str, make: Callable[[], Direction]) -> Direction:
+        """Return the direction of parameter `name` under `identity`, made where it is not kept."""
+        key = (identity, name)
+        self._used.add(key)
+        if key in self._kept:
+            self._kept[key] = self._kept.pop(key)  # the newest stands last
+            return self._kept[key]
+        direction = make()
+        for old in [kept for kept in self._kept if kept not in self._used]:
+            if self.size_bytes + direction.size_bytes <= self.capacity_bytes:
+                break
+            self.size_bytes -= self._kept.pop(old).size_bytes
+        if self.size_bytes + direction.size_bytes <= self.capacity_bytes:
+            self._kept[key] = direction
+            self.size_bytes += direction.size_bytes
+        return direction
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+        self._used.clear()
+        self.size_bytes = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EditSource:
+    """What a recipe's edits are made from; a basis is factorised once per SAE layer.
+
+    Attributes:
+        rows_of_layer: decoder rows of a layer's selected latents, best first; needed by the SAE-projected arms only.
+        directions: where directions are kept between builds.
+        identity: what decides a direction besides the arm's own fields: the content of weights and SAEs.
+    """
+
+    session: ModelSession
+    task_vector: TaskVector
+    recipe: EditRecipe
+    rows_of_layer: RowsOfLayer | None = None
+    directions: Directions = field(default_factory=lambda: Directions(0))
+    identity: str = ""
+    _bases: dict[int, SpanBasis | None] = field(default_factory=dict)
+
+    def raw(self, name: str) -> Direction:
+        """Return tau of parameter `name`."""
+        return self.directions.get_or_make(
+            self.identity, name, lambda: Direction(self.task_vector.delta(name), 1.0, 1.0)
+        )
+
+    def sites(self, layer: int) -> list[tuple[MatrixSite, float]]:
+        """Return the matrices of `layer` that the recipe strengthens and tau moves, with their effective alpha."""
+        strengths = [(site, self.recipe.alpha(layer, site.part)) for site in self.session.layout.of_layer(layer)]
+        return [(site, alpha) for site, alpha in strengths if alpha and self.task_vector.moves(site.name)]
+
+    def basis(self, layer: int, width: int, rows_of_layer: RowsOfLayer) -> SpanBasis | None:
+        """Return the basis of the rows of `layer`, None where it has no SAE."""
+        if layer not in self._bases:
+            self._bases[layer] = layer_basis(rows_of_layer, layer, width)
+        return self._bases[layer]
+
+    def projected(self, layer: int, span: "Span") -> "list[Projected]":
+        """Return the projection of every matrix of `layer` that the recipe strengthens and `span` serves."""
+        found: list[Projected] = []
+        for site, alpha in self.sites(layer):
+            use = serving(site, span.site)
+            if use is None:
+                continue
+            shape = self.session.parameter(site.name).shape
+            basis = self.basis(use.layer, shape[0 if use.output_side else 1], span.rows_of_layer)
+            if basis is None:
+                continue
+
+            def project(site: MatrixSite = site, basis: SpanBasis = basis) -> Direction:
+                return _project(self, site, basis, span.site)
+
+            identity = f"{self.identity} {span.identity}"
+            found.append(Projected(site.name, alpha, self.directions.get_or_make(identity, site.name, project)))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """A matrix, the recipe's alpha for it, and its projected direction."""
+
+    name: str
+    alpha: float
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A family of subspaces, one for each layer and width: what decides it, where it lives, its rows by layer."""
+
+    identity: str
+    site: Site
+    rows_of_layer: RowsOfLayer
+
+
+def _project(source: EditSource, site: MatrixSite, basis: SpanBasis, sae_site: Site) -> Direction:
+    use = serving(site, sae_site)
+    assert use is not None, f"no SAE at {sae_site} serves {site.name}"
+    delta, gain = source.task_vector.delta(site.name), gain_of(source.session, site)
+    projected = project_delta(delta, site, gain, basis.Q, sae_site=sae_site)
+    raw_energy = float(facing_basis(delta, use, gain).square().sum())
+    return Direction(projected, raw_energy, float(facing_basis(projected, use, gain).square().sum()))
+
+
+def span_of_latents(source: EditSource, arm: ProjectedArm | NormMatchedArm) -> Span:
+    """Return the span of the arm's first `top_k` latents."""
+    rows_of_layer = source.rows_of_layer
+    assert rows_of_layer is not None, "a projected arm needs the decoder rows of its latents"
+
+    def first_rows(layer: int) -> Tensor | None:
+        rows = rows_of_layer(layer)
+        return None if rows is None else rows[: arm.top_k]
+
+    identity = f"{content_id(arm.diagnosis)} {arm.subject} {arm.top_k}"
+    return Span(identity, arm.diagnosis.saes.site, first_rows)
+
+
+def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:
+    """Return `rank` seeded random directions for each layer: rows of normal numbers, whose span is uniform (Haar).
+
+    Raises:
+        RecipeError: more directions than the axis has dimensions.
+    """
+    layout = source.session.layout
+    writer = next(site for site in layout.of_layer(0) if serving(site, arm.site) is not None)
+    width = source.session.parameter(writer.name).shape[1 if arm.site == "attn_out" else 0]
+    if arm.rank > width:
+        raise RecipeError(
+            "a random subspace cannot have more dimensions than its axis",
+            got=f"rank {arm.rank}",
+            expected=f"1 to {width} at {arm.site}",
+        )
+
+    plain = arm.model_copy(update={"norm_matched": False})  # both project on the same subspace
+
+    def rows(layer: int) -> Float[Tensor, "rank d"]:
+        generator = torch.Generator().manual_seed(int(content_id(plain, str(layer))[-12:], 16))
+        return torch.randn(arm.rank, width, generator=generator, dtype=torch.float64)
+
+    return Span(content_id(plain), arm.site, rows)
+
+
+@singledispatch
+def layer_edits(arm: Arm, source: EditSource, layer: int) -> list[Edit]:
+    """Return the edits of the matrices of `layer`, as the class of `arm` defines them."""
+    raise AssertionError(f"no edit is defined for {type(arm).__name__}")
+
+
+@layer_edits.register
+def _raw(arm: RawArm, source: EditSource, layer: int) -> list[Edit]:
+    return [Edit(site.name, alpha, source.raw(site.name).tensor) for site, alpha in source.sites(layer)]
+
+
+@layer_edits.register
+def _projected(arm: ProjectedArm, source: EditSource, layer: int) -> list[Edit]:
+    return _plain(source.projected(layer, span_of_latents(source, arm)))
+
+
+@layer_edits.register
+def _norm_matched(arm: NormMatchedArm, source: EditSource, layer: int) -> list[Edit]:
+    return _matched(source.projected(layer, span_of_latents(source, arm)), layer)
+
+
+@layer_edits.register
+def _random(arm: RandomSubspaceArm, source: EditSource, layer: int) -> list[Edit]:
+    projected = source.projected(layer, random_span(source, arm))
+    return _matched(projected, layer) if arm.norm_matched else _plain(projected)
+
+
+def _plain(projected: list[Projected]) -> list[Edit]:
+    return [Edit(part.name, part.alpha, part.direction.tensor) for part in projected]
+
+
+def _matched(projected: list[Projected], layer: int) -> list[Edit]:
+    """Scale a layer's projected edits by ||tau|| / ||P tau||, both times alpha and in the metric of the retention."""
+    raw_energy = sum(part.alpha**2 * part.direction.raw_energy for part in projected)
+    kept_energy = sum(part.alpha**2 * part.direction.kept_energy for part in projected)
+    if raw_energy == 0:
+        return _plain(projected)
+    kept = (kept_energy / raw_energy) ** 0.5
+    if kept < NOTHING_KEPT:
+        raise RecipeError(
+            f"the span of layer {layer} keeps nothing of the task vector, so its norm cannot be matched",
+            got=f"{kept:.1e} of the norm",
+            next_step="Take more latents, other layers, or the arm that is not norm-matched.",
+        )
+    return [Edit(part.name, part.alpha / kept, part.direction.tensor) for part in projected]
+
+
+def edits_of(source: EditSource) -> Iterator[Edit]:
+    """Yield the edit of every tensor that the recipe moves: layer after layer, then embeddings, final norm and head.
+
+    Raises:
+        RecipeError: a projection that has nothing to project on. CheckpointError: a tensor of tau that cannot be read.
+    """
+    recipe, session, moves = source.recipe, source.session, source.task_vector.moves
+    source.directions.start()
+    for layer in recipe.layers:
+        yield from layer_edits(recipe.arm, source, layer)
+        if recipe.norms:
+            for norm in session.layout.norms_of(layer):
+                alpha = recipe.alpha(layer, norm.part)
+                if alpha and moves(norm.name):
+                    yield Edit(norm.name, alpha, source.raw(norm.name).tensor)
+    if recipe.embeddings and recipe.master_alpha:
+        for name in session.layout.outer:
+            if moves(name):
+                yield Edit(name, recipe.master_alpha, source.raw(name).tensor)

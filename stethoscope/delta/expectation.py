@@ -1,0 +1,77 @@
+"""What edited weights must be, computed a second time by other code: the certificate compares the model with it.
+
+    theta(alpha) = round(theta_base + master * layer * tau),
+
+in numpy, tensor by tensor, straight from the base's parameters, the recipe's numbers and the task vector as it is read
+from disk: no kept directions, no buffers, no pieces, and bfloat16 rounded by its bit pattern. Only for raw recipes; all
+touched tensors where they are small, else a seeded sample of them.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.model.checksums import tensor_digest
+from stethoscope.model.session import ModelSession
+from stethoscope.records import EditRecipe, RawArm
+
+SAMPLE_BYTES = 64 * 2**20  # of edited weights; at least one tensor is always taken
+
+
+def expected_digests(
+    session: ModelSession, task_vector: TaskVector, recipe: EditRecipe, touched: Iterable[str], seed: str
+) -> dict[str, bytes]:
+    """Return the digest that each checked tensor must have while `recipe` is applied; empty where it is not raw.
+
+    Args:
+        touched: the edited parameters, of which a sample by `seed` is checked where they are large.
+
+    Raises:
+        CheckpointError: a task-vector tensor that cannot be read or is not finite.
+    """
+    if not isinstance(recipe.arm, RawArm):
+        return {}
+    strengths = _strengths(session, recipe)
+    digests = {}
+    for name in _sampled(session, touched, seed):
+        base = session.parameter(name).detach()
+        theta = base.float().cpu().numpy()
+        tau = task_vector.delta(name).cpu().numpy()
+        edited = theta + np.float32(strengths[name]) * tau
+        digests[name] = tensor_digest(name, _rounded(edited, base.dtype))
+    return digests
+
+
+def _strengths(session: ModelSession, recipe: EditRecipe) -> Mapping[str, float]:
+    """Return the strength of every parameter that the recipe may move, from its own numbers."""
+    layout, master = session.layout, recipe.master_alpha
+    strengths = dict.fromkeys(layout.outer, master)
+    for site in (*layout.matrices, *layout.norms):
+        if site.layer in recipe.layers:
+            chosen = recipe.layers[site.layer]
+            strengths[site.name] = master * (chosen.attention if site.part == "attention" else chosen.mlp)
+    return strengths
+
+
+def _sampled(session: ModelSession, touched: Iterable[str], seed: str) -> list[str]:
+    names, taken, size = sorted(touched), [], 0
+    random.Random(seed).shuffle(names)
+    for name in names:
+        parameter = session.parameter(name)
+        size += parameter.numel() * parameter.element_size()
+        if taken and size > SAMPLE_BYTES:
+            break
+        taken.append(name)
+    return taken
+
+
+def _rounded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Return float32 `values` rounded to the nearest number of `dtype`, ties to even."""
+    if dtype == torch.bfloat16:
+        bits = np.ascontiguousarray(values).view(np.uint32)
+        upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return torch.from_numpy(upper).view(torch.bfloat16)
+    return torch.from_numpy(values.astype({torch.float32: np.float32, torch.float16: np.float16}[dtype]))

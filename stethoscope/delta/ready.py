@@ -1,0 +1,142 @@
+"""Patches that stay ready within a number of bytes, and the buffers of forgotten ones, written again.
+
+Fresh memory is slow (the system hands it out page by page), so a new patch is written into buffers of an old one. A
+buffer comes free only when nobody holds its patch any more, which Python's own reference counting tells: a patch that
+is applied, lifted, or waiting in a job is held, however long ago it was forgotten here.
+"""
+
+import os
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stethoscope.delta.patch import BufferLike, Patch, fresh_buffer
+from stethoscope.errors import ResourceError
+from stethoscope.model.memory import free_bytes
+
+BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"
+SPARE_BYTES = 256 * 2**20  # what has to stay free for everything else
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@dataclass
+class ReadyPatches:
+    """Patches by key, the least recently used forgotten first, in at most `capacity_bytes` with the free buffers.
+
+    The newest patch always stays, also where it is larger than the capacity.
+    """
+
+    capacity_bytes: int
+    _ready: "OrderedDict[str, Patch]" = field(default_factory=OrderedDict)
+    _free: list[Tensor] = field(default_factory=list)
+    _returned: "deque[Tensor]" = field(default_factory=deque)  # by finalizers: appending is safe at any moment
+    _made_bytes: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the ready patches, least recently used first."""
+        return tuple(self._ready)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of all living buffers: ready patches, forgotten ones that somebody still holds, and free buffers."""
+        return self._made_bytes
+
+    def get_or_build(self, key: str, build: Callable[[BufferLike], Patch]) -> Patch:
+        """Return the patch of `key`; where it is not ready, the one that `build` makes with buffers from here.
+
+        Raises:
+            ResourceError: too little memory for the patch. Whatever `build` raises: its buffers are free again then.
+        """
+        if key in self._ready:
+            self._ready.move_to_end(key)
+            return self._ready[key]
+        taken: list[Tensor] = []
+
+        def buffer_like(base: Tensor) -> Tensor:
+            taken.append(self._buffer_like(base))
+            return taken[-1]
+
+        try:
+            patch = build(buffer_like)
+        except BaseException:
+            self._returned.extend(taken)
+            raise
+        weakref.finalize(patch, self._returned.extend, taken)
+        self._ready[key] = patch
+        self._collect()
+        while self._made_bytes > self.capacity_bytes and (self._free or len(self._ready) > 1):
+            self._shrink(keep=1)
+        return patch
+
+    def clear(self) -> None:
+        """Forget all patches and free buffers."""
+        self._ready.clear()
+        self._collect()
+        while self._free:
+            self._drop_free_buffer()
+
+    def _buffer_like(self, base: Tensor) -> Tensor:
+        """Return a free buffer that fits, after forgetting old patches where memory is short; else a fresh one."""
+        size = _bytes_of(base)
+        while True:
+            self._collect()
+            for index, buffer in enumerate(self._free):
+                if buffer.shape == base.shape and buffer.dtype == base.dtype and buffer.device == base.device:
+                    return self._free.pop(index)
+            if self._made_bytes + size <= self.capacity_bytes or not self._shrink(keep=0):
+                break
+        free = free_bytes(base.device)
+        while free < size + SPARE_BYTES and self._shrink(keep=0):
+            free = free_bytes(base.device)
+        if free < size + SPARE_BYTES:
+            raise ResourceError(
+                "not enough memory for the edited weights",
+                got=f"{free / 2**20:.0f} MiB free on {base.device}",
+                expected=f"{(size + SPARE_BYTES) / 2**20:.0f} MiB for the next tensor of shape {list(base.shape)}",
+                next_step="Edit fewer layers, load the model in a smaller dtype, or close other programs.",
+            )
+        self._made_bytes += size
+        return fresh_buffer(base)
+
+    def _shrink(self, *, keep: int) -> bool:
+        """Forget the least recently used patch (its buffers may come free), else drop a free buffer; False if none."""
+        self._collect()
+        if len(self._ready) > keep:
+            self._ready.popitem(last=False)
+            self._collect()
+            return True
+        if self._free:
+            self._drop_free_buffer()
+            return True
+        return False
+
+    def _drop_free_buffer(self) -> None:
+        self._made_bytes -= _bytes_of(self._free.pop())
+
+    def _collect(self) -> None:
+        while self._returned:
+            self._free.append(self._returned.popleft())
+
+
+def budget_bytes(device: torch.device, asked: int | None = None) -> int:
+    """Return the bytes that ready edits may keep: as asked, as the environment says, or half of what is free now.
+
+    Raises:
+        ResourceError: a value of the environment's STETHOSCOPE_EDIT_MIB that is no number of MiB.
+    """
+    if asked is not None:
+        return asked
+    text = os.environ.get(BUDGET_VARIABLE)
+    if not text:
+        return free_bytes(device) // 2
+    if not text.isdecimal():
+        raise ResourceError(f"cannot read {BUDGET_VARIABLE}", got=repr(text), expected="a whole number of MiB")
+    return int(text) * 2**20
