@@ -28,22 +28,26 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights of some documents (rows of the pooled table) in each draw; a row need not sum to 1."""
+    """Weights of some documents (rows of the pooled table; None: all) in each draw; a row need not sum to 1."""
 
-    documents: Int[np.ndarray, " m"]
+    documents: Int[np.ndarray, " m"] | None
     weights: Float[np.ndarray, "draws m"]
 
     def sums(self, table: Float[np.ndarray, "n latents"]) -> Float[np.ndarray, "draws latents"]:
         """Return the weighted sums of the documents' rows, in the precision of the weights."""
-        return self.weights @ table[self.documents].astype(self.weights.dtype, copy=False)
+        rows = table if self.documents is None else table[self.documents]
+        return self.weights @ rows.astype(self.weights.dtype, copy=False)
+
+    def mass(self) -> Float[np.ndarray, "draws 1"]:
+        """Return the total weight of each draw; a half that nothing was drawn into (p < 2^-10) weighs a little."""
+        return np.maximum(self.weights.sum(1, keepdims=True), 1e-3)
 
     def means_at(
         self, table: Float[np.ndarray, "n latents"], draws: Int[np.ndarray, " hits"], latents: Int[np.ndarray, " hits"]
     ) -> Float[np.ndarray, " hits"]:
-        """Return the weighted mean of some latents in some draws: few hits cost less than the whole product."""
+        """Return the weighted mean of some latents in some draws; only the columns that are asked for are summed."""
         columns, where = np.unique(latents, return_inverse=True)
-        rows = table[np.ix_(self.documents, columns)].T[where]  # [hits, m]
-        return np.einsum("hm,hm->h", self.weights[draws], rows) / self.weights.sum(1)[draws]
+        return (self.sums(table[:, columns]) / self.mass())[draws, where]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +74,34 @@ class Draws(ABC):
     def __init__(self, design: "Design", size: int) -> None:
         self.design = design
         self.size = size
+        self._weighed: dict[tuple[int, int, bytes], Weights] = {}  # every layer asks for the same
 
     @abstractmethod
     def weigh(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
         """Return the weights of the documents at these positions, in the draws of `rows`."""
 
+    def _weigh_once(self, rows: slice, documents: Int[np.ndarray, " m"]) -> Weights:
+        key = (rows.start, rows.stop, documents.tobytes())
+        if key not in self._weighed:
+            self._weighed[key] = self.weigh(rows, documents)
+        return self._weighed[key]
+
     def halves(self, table: Float[np.ndarray, "n latents"], rows: slice) -> Iterator[tuple[Half, Half]]:
-        """Yield the two halves of each split. Half B is what half A leaves of the total: half of the products."""
+        """Yield the two halves of each split. Half B is what half A leaves of the total: half of the products.
+
+        (In float32 it may be -1e-8 where half A has all of it: far below every floor and cut.)
+        """
         design = self.design
-        totals = [self.weigh(rows, side).sums(table) for side in (design.domain, design.control)]
+        totals = [self._weigh_once(rows, side).sums(table) for side in (design.domain, design.control)]
         for split in design.splits:
             means: list[list[Float[np.ndarray, "draws latents"]]] = []
             weights: list[list[Weights]] = []
             for side, total in zip((split.domain, split.control), totals, strict=True):
-                first, second = (self.weigh(rows, documents) for documents in side)
+                first, second = (self._weigh_once(rows, documents) for documents in side)
                 of_a = first.sums(table)
                 of_b = of_a.copy() if design.whole else total - of_a
-                of_a /= _mass(first)
-                np.maximum(of_b, 0, out=of_b)  # float32 may leave -1e-9 of a latent that half A has all of
-                of_b /= _mass(second)
+                of_a /= first.mass()
+                of_b /= second.mass()
                 means.append([of_a, of_b])
                 weights.append([first, second])
             yield (
@@ -146,7 +159,7 @@ class Permuted(Draws):
         order = self.order[rows]
         weights = np.zeros(order.shape, dtype=np.float32)
         np.put_along_axis(weights, order[:, documents], 1, axis=1)
-        return Weights(np.arange(order.shape[1]), weights)
+        return Weights(None, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +194,6 @@ class Design:
     def control(self) -> Int[np.ndarray, " n_control"]:
         """Positions of the control documents."""
         return np.arange(self.n_domain, self.n_domain + self.n_control)
-
-
-def _mass(weights: Weights) -> Float[np.ndarray, "draws 1"]:
-    """Total weight of each draw; a half that no document was drawn into (2^-10 at most) counts as one tiny document."""
-    return np.maximum(weights.weights.sum(1, keepdims=True), 1e-3)
 
 
 def _halve(domain: Int[np.ndarray, " n_domain"], control: Int[np.ndarray, " n_control"], seed: int, i: int) -> Split:

@@ -194,7 +194,7 @@ class ActivationMass(CrossFitted):
         shares = []
         for side in (judge.domain, judge.control):
             carried = side.means_at(sample.mass, chosen.draws, chosen.latents)
-            total = side.sums(sample.total_mass[:, None])[:, 0] / np.maximum(side.weights.sum(1), 1e-3)
+            total = (side.sums(sample.total_mass[:, None]) / side.mass())[:, 0]
             shares.append(carried / np.maximum(total, np.finfo(np.float32).tiny)[chosen.draws])
         return chosen.sum(shares[0] - shares[1])
 
