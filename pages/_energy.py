@@ -1,5 +1,6 @@
 """The lower half of Diagnose: how much of the task vector the subject's latents span, against chance."""
 
+import pandas as pd
 import streamlit as st
 
 from pages import _jobs, _session, _ui, _watch
@@ -8,9 +9,11 @@ from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
 from stethoscope.results import DiagnosisResult, EnergyResult
 
+WEIGHTS = {True: "Gains folded in", False: "Plain weights"}
+
 
 def draw(diagnosis: DiagnosisResult) -> None:
-    """Ask for the energy of the chosen subject and draw retention curves and enrichment."""
+    """Ask for the energy of the chosen subject and draw its curves, every matrix' enrichment and the geometry."""
     profile, subject = _session.profile(), st.session_state["subject"]
     chosen = st.session_state
     spec = EnergySpec(
@@ -18,6 +21,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
         task_vector=profile.task_vector(chosen["task_vector"]),
         subject=subject,
         k=_session.ENERGY_K,
+        fold_gains=chosen.setdefault("fold_gains", True),
     )
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
@@ -29,23 +33,61 @@ def draw(diagnosis: DiagnosisResult) -> None:
         elif view.stopped:
             st.caption("Stopped.")
             st.button("Compute the energy", key="energy-again", on_click=_jobs.forget, args=("energy",))
-        result = view.result
-        if not isinstance(result, EnergyResult):
-            return
-        chosen.setdefault("energy_k", result.k[len(result.k) // 2])
-        if chosen["energy_k"] not in result.k:
-            chosen["energy_k"] = result.k[0]
+        if isinstance(view.result, EnergyResult):
+            best = diagnosis.order.get(subject, ())
+            _show(view.result, [*chosen["layers"], *best])
+
+
+def _show(result: EnergyResult, preferred: list[int]) -> None:
+    """Draw `result`; the curves follow the first of the `preferred` layers until another one is chosen."""
+    chosen = st.session_state
+    layers = sorted({cell.layer for cell in result.layers})
+    if not layers:
+        st.caption("No matrix of this model is served by these SAEs.")
+        return
+    first = next((layer for layer in preferred if layer in layers), layers[0])
+    if chosen.get("energy_k") not in result.k:
+        chosen["energy_k"] = result.k[len(result.k) // 2]
+    if chosen.get("energy_first") != first or chosen.get("energy_layer") not in layers:
+        chosen["energy_first"] = chosen["energy_layer"] = first
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.selectbox("Layer", layers, width=110, **_session.mirror("energy_layer", "energy-layer"))
         st.segmented_control("k latents", result.k, required=True, **_session.mirror("energy_k", "energy-k"))
-        k, picked = chosen["energy_k"], chosen["layers"]
-        shown = picked or list(diagnosis.order.get(subject, ())[: profile.top_n])
-        note = energy.caption(result, k)
-        left, right = st.columns(2)
-        with left:
-            st.markdown("**Energy kept against k**" + ("" if picked else " (best layers; none is picked)"))
-            figure = energy.retention_curves(result, shown, k)
-            _ui.chart(figure, key="retention", caption=note, rows=result.layers, more={"Matrices": result.cells})
-        with right:
-            st.markdown(f"**Enrichment by layer at k = {k}**")
-            figure = energy.enrichment_bars(result, k, picked)
-            rows = [cell for cell in result.layers if cell.k == k]
-            _ui.chart(figure, key="enrichment", caption=note, rows=rows)
+        st.segmented_control(
+            "Matrices",
+            list(WEIGHTS),
+            format_func=WEIGHTS.__getitem__,
+            required=True,
+            help="The stream sees a matrix through its norm's gain G; plain weights leave G out.",
+            **_session.mirror("fold_gains", "energy-gains"),
+        )
+    k, layer = chosen["energy_k"], chosen["energy_layer"]
+    cell = next(cell for cell in result.layers if (cell.layer, cell.k) == (layer, k))
+    st.markdown(f"**{_ui.escape(energy.headline(cell))}**")
+    left, right = st.columns(2)
+    with left:
+        figure = energy.retention_curves(result, layer, k)
+        note = "The coloured lines are other spans of the same rank; the olive band is the range of the random draws."
+        more = {"All layers": result.layers, "Matrices": result.cells}
+        rows = energy.layer_cells(result, layer)
+        _ui.chart(figure, key="retention", caption=energy.caption(result, k), rows=rows, more=more, note=note)
+    with right:
+        figure = energy.enrichment_heatmap(result, k, chosen["layers"])
+        rows = [cell for cell in (*result.layers, *result.cells) if cell.k == k]
+        _ui.chart(figure, key="enrichment", caption=energy.heatmap_caption(result, k), rows=rows)
+    _geometry(result, k)
+
+
+def _geometry(result: EnergyResult, k: int) -> None:
+    """Draw the table of what the model feels of the task vector, layer by layer."""
+    frame = pd.DataFrame(energy.geometry_rows(result, k))
+    digits = {name: 4 if "realised" in name else 2 for name in frame.columns if name != "layer"}
+    columns = {name: st.column_config.NumberColumn(format=f"%.{digit}f") for name, digit in digits.items()}
+    note = (
+        f"k = {k}. Functional energy: mean ‖τx‖² over {result.n_tokens} tokens of the subject. Angles: between the "
+        "span and the top singular directions. Radial: along the weights, which a following norm cancels. "
+        "Realised: round(θ + τ) − θ in the model's dtype, against τ."
+    )
+    with st.container(key="geometry"):
+        st.dataframe(frame, hide_index=True, column_config=columns, key="geometry-table", alt=note)
+        st.caption(_ui.escape(note))

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import math
 import re
 
 import pytest
@@ -136,24 +137,18 @@ def test_strip_shows_one_subject_with_its_intervals() -> None:
 
 
 def energies() -> EnergyResult:
-    layers = tuple(
-        EnergyCell(
-            layer=layer,
-            matrix="all",
-            subject="algebra",
-            k=k,
-            rank=k,
-            d=96,
-            retention=0.2 * k / 16,
-            null_mean=k / 96,
-            null_sd=0.01,
-            enrichment=(0.2 * k / 16) / (k / 96),
-            z=2.0,
-            ceiling=0.6,
-        )
-        for layer in (1, 2)
-        for k in (4, 16)
-    )
+    """Layers 1 and 2 of three; at k = 16 o_proj of layer 1 is chance, q_proj has no latents, then no change."""
+
+    def cell(layer: int, matrix: str, k: int, **fields: object) -> EnergyCell:
+        known: dict[str, object] = {
+            "retention": 0.2 * k / 16, "enrichment": (0.2 * k / 16) / (k / 96), "z": 3.0, "percentile": 0.9999,
+            "ceiling": 0.6, "components": 0.3, "control": 0.19, "random_mean": 0.17, "random_low": 0.16,
+            "random_high": 0.18, "functional_share": 0.25, "rank": k,
+        }  # fmt: skip
+        fixed = {"layer": layer, "matrix": matrix, "subject": "algebra", "k": k, "d": 96}
+        return EnergyCell.model_validate({**known, **fixed, "null_mean": k / 96, "null_sd": 0.01, **fields})
+
+    undefined = {"retention": None, "enrichment": None, "z": None, "percentile": None}
     return EnergyResult(
         task_vector="math",
         subject="algebra",
@@ -162,28 +157,92 @@ def energies() -> EnergyResult:
         n_layers=3,
         d_model=96,
         k=(4, 16),
-        cells=layers,
-        layers=layers,
+        cells=(
+            cell(1, "o_proj", 16, z=1.0),
+            cell(2, "o_proj", 16),
+            cell(1, "q_proj", 16, rank=0, **undefined),
+            cell(2, "q_proj", 16, **undefined),
+        ),
+        layers=tuple(cell(layer, "all", k) for layer in (1, 2) for k in (16, 4)),
     )
 
 
-def test_retention_stands_beside_null_and_ceiling() -> None:
-    figure = energy.retention_curves(energies(), [1, 2, 0], 16)
+def test_retention_stands_beside_null_ceiling_and_references() -> None:
+    figure = energy.retention_curves(energies(), 1, 16)
     named = {trace.name: trace for trace in figure.data if trace.name}
-    assert set(named) == {"null ± 2 sd", "layer 1", "layer 2", "ceiling"}
-    assert list(named["layer 1"].y) == pytest.approx([5.0, 20.0])
+    references = {"principal components", "control latents", "random live latents"}
+    assert set(named) == {"null ± 2 sd", "selected latents", "ceiling", *references}, "no reader, no encoder"
+    assert list(named["selected latents"].y) == pytest.approx([5.0, 20.0])
     assert list(named["null ± 2 sd"].y) == pytest.approx([100 * (4 / 96 + 0.02), 100 * (16 / 96 + 0.02)])
     assert list(named["ceiling"].y) == [60.0, 60.0]
+    assert list(named["principal components"].y) == [30.0, 30.0]
+    assert list(named["random live latents"].y) == [17.0, 17.0]
+    assert list(figure.data[2].y) == [16.0, 16.0]  # the range of the draws
+    assert list(figure.data[3].y) == [18.0, 18.0]
+    assert len(energy.retention_curves(energies(), 0).data[-1].x) == 0
 
 
-def test_enrichment_is_against_one() -> None:
-    figure = energy.enrichment_bars(energies(), 16, {2})
-    bars, null = figure.data
-    assert list(bars.y) == pytest.approx([1.2, 1.2])
-    assert list(bars.marker.color) == [BLUE, ORANGE]
-    assert list(null.error_y.array) == pytest.approx([0.02 / (16 / 96)] * 2)
-    assert [a.x for a in figure.layout.annotations if a.text == "no SAE"] == [0]
+def test_enrichment_is_centred_on_one_and_chance_is_pale() -> None:
+    figure = energy.enrichment_heatmap(energies(), 16, {2})
+    strong, weak, dots = figure.data
+    assert figure.layout.yaxis.ticktext == ("<b>layer</b>", "o_proj", "q_proj")
+    assert (strong.zmin, strong.zmax) == (weak.zmin, weak.zmax)
+    assert strong.zmin == -strong.zmax, "1 lies in the middle"
+    assert strong.z[0][1] == pytest.approx(math.log2(1.2))
+    assert strong.z[1][2] == pytest.approx(math.log2(1.2))
+    assert weak.z[1][1] == pytest.approx(math.log2(1.2))
+    assert (weak.z[0][1], strong.z[1][1]) == (None, None), "a cell is strong or weak"
+    assert weak.opacity < strong.opacity
+    assert (list(dots.x), list(dots.y)) == ([1], [1])
+    gaps = {(a.x, a.y, a.text) for a in figure.layout.annotations}
+    assert gaps == {(0, 1, "no SAE"), (1, 2, "no latents"), (2, 2, "no change")}
+    assert [(shape.x0, shape.x1) for shape in figure.layout.shapes] == [(1.52, 2.48)]
+    hover = strong.text[0][1]
+    for part in ("layer 1", "null 16.7%", "z +3.0", "percentile > 99.9", "rank 16 of d = 96", "principal components"):
+        assert part in hover
+    assert strong.text[1][1] == ""
+    assert "(1 of 2)" in energy.heatmap_caption(energies(), 16)
+
+
+def test_three_percent_by_77_of_2560_dimensions_is_called_chance() -> None:
+    cell = EnergyCell(
+        layer=9,
+        matrix="all",
+        subject="algebra",
+        k=77,
+        rank=77,
+        d=2560,
+        retention=0.0302,
+        null_mean=77 / 2560,
+        null_sd=0.0005,
+        enrichment=0.0302 / (77 / 2560),
+        z=0.24,
+        percentile=0.62,
+        ceiling=0.3,
+    )
+    assert energy.headline(cell) == (
+        "Layer 9: 3.0% kept by 77 of 2560 dimensions, where a random subspace of that rank keeps 3.0% ± 0.1% (sd). "
+        "Enrichment 1.00, z +0.2, percentile 62.0: that is what chance gives."
+    )
+    assert energy.headline(cell.model_copy(update={"z": -4.0})).endswith("below chance.")
+    assert energy.headline(cell.model_copy(update={"z": 4.0})).endswith(": above chance.")
+    undefined = cell.model_copy(update={"retention": None, "rank": 0})
+    assert energy.headline(undefined) == "Layer 9: undefined, for no live latent stands out there."
+
+
+def test_energy_captions_name_rank_chance_and_what_is_missing() -> None:
     assert "Rank r = 16 of d = 96, so chance is r/d = 16.7%" in energy.caption(energies(), 16)
+    assert "gains folded in" in energy.caption(energies(), 16)
+    short = energies().layers[0].model_copy(update={"k": 16, "n_latents": 9, "n_dropped": 2})
+    shown = energy.caption(energies().model_copy(update={"layers": (short,), "fold_gains": False}), 16)
+    assert "plain weights" in shown
+    assert "Up to 2 dependent latents" in shown
+    assert "only 9 live latents" in shown
+    rows = energy.geometry_rows(energies(), 16)
+    assert [(row["layer"], row["kept, %"], row["functional energy kept, %"]) for row in rows] == [
+        (1, pytest.approx(20), pytest.approx(25)),
+        (2, pytest.approx(20), pytest.approx(25)),
+    ]
 
 
 def test_probe_keeps_controls_apart() -> None:

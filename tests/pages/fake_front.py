@@ -167,6 +167,9 @@ def energy(spec: r.EnergySpec) -> R.EnergyResult:
                     enrichment=kept / chance,
                     z=(kept - chance) / 0.02,
                     ceiling=min(1.0, chance**0.35),
+                    percentile=0.97,
+                    components=min(1.0, chance * 1.8),
+                    functional_share=kept * 0.9,
                 )
             )
     return R.EnergyResult(
