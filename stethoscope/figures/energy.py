@@ -33,7 +33,10 @@ REFERENCES = (
     ("encoder", "encoder directions", SERIES[4], "dot"),
     ("random_mean", "random live latents", SERIES[5], "solid"),
 )
-DEFINITION = "retention = ‖Qᵀ G τ‖² / ‖G τ‖² (readers: ‖τ G Q‖² / ‖τ G‖²); enrichment = retention / (r/d)"
+DEFINITION = (
+    "retention = ‖Qᵀ G τ‖² / ‖G τ‖², readers ‖τ G Q‖² / ‖τ G‖²",
+    "enrichment = retention / (r/d)",
+)
 
 
 def is_chance(cell: EnergyCell) -> bool:
@@ -50,12 +53,12 @@ def describe_energy(cell: EnergyCell) -> str:
         f"rank {cell.rank} of d = {cell.d} (r/d = {percent(cell.rank / cell.d)}), {_latents(cell)}",
         f"enrichment {_number(cell.enrichment)} · z {signed(cell.z, 1)} · percentile {shown_percentile(cell)}",
         f"ceiling {percent(cell.ceiling)} · principal components {percent(cell.components)}",
-        f"random latents {percent(cell.random_mean)} ({percent(cell.random_low)} to {percent(cell.random_high)}) · "
+        f"random latents {percent(cell.random_mean)} ({percent(cell.random_low)} to {percent(cell.random_high)})",
         f"control latents {percent(cell.control)} · encoder {percent(cell.encoder)}",
         f"angles: mean cos² {_number(cell.principal_cos2, 3)}, null {_number(cell.principal_null, 3)}",
-        f"functional energy kept {percent(cell.functional_share)} · radial share {percent(cell.radial_share, 2)}",
+        f"functional energy kept {percent(cell.functional_share)} · radial {percent(cell.radial_share, 2)}",
         f"realised: cosine {_number(cell.realised_cosine, 3)}, norm ratio {_number(cell.realised_norm_ratio, 3)}",
-        f"<i>{DEFINITION}</i>",
+        *(f"<i>{line}</i>" for line in DEFINITION),
     ]
     return "<br>".join(lines)
 
@@ -249,7 +252,7 @@ def _undefined(cell: EnergyCell) -> str:
     return "no live latent stands out there" if cell.rank == 0 else "the fine-tune left it alone"
 
 
-def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | None]]:
+def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | str | None]]:
     """Return, layer by layer, how the span lies to the task vector and what the model feels of it (shares in %)."""
 
     def share(value: float | None) -> float | None:
@@ -259,16 +262,16 @@ def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | 
         {
             "layer": cell.layer,
             "kept, %": share(cell.retention),
-            "by chance, %": share(cell.null_mean),
+            "chance, %": share(cell.null_mean),
             "enrichment": cell.enrichment,
             "z": cell.z,
-            "percentile": share(cell.percentile),
-            "functional energy kept, %": share(cell.functional_share),
-            "angles, mean cos²": cell.principal_cos2,
-            "cos² by chance": cell.principal_null,
-            "radial share, %": share(cell.radial_share),
-            "realised cosine": cell.realised_cosine,
-            "realised norm ratio": cell.realised_norm_ratio,
+            "percentile": shown_percentile(cell),
+            "function, %": share(cell.functional_share),
+            "cos²": cell.principal_cos2,
+            "cos² chance": cell.principal_null,
+            "radial, %": share(cell.radial_share),
+            "realised cos": cell.realised_cosine,
+            "norm ratio": cell.realised_norm_ratio,
         }
         for cell in result.layers
         if cell.k == k
@@ -303,8 +306,8 @@ def heatmap_caption(result: EnergyResult, k: int) -> str:
     return (
         f"Enrichment = retention / (r/d) at k = {k}, 1 is chance (log scale; blue above, orange below); "
         f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale cells with a dot ({weak} of "
-        f"{len(cells)}): within 2 sd of a random subspace. Readers q, k, v take the SAE of the layer before; gate and up "
-        "too, which is approximate, for attention writes in between."
+        f"{len(cells)}): within 2 sd of a random subspace. Readers take the SAE of the layer before: q, k, v exactly, "
+        "gate and up approximately, for attention writes in between."
     )
 
 

@@ -239,7 +239,7 @@ def test_energy_captions_name_rank_chance_and_what_is_missing() -> None:
     assert "Up to 2 dependent latents" in shown
     assert "only 9 live latents" in shown
     rows = energy.geometry_rows(energies(), 16)
-    assert [(row["layer"], row["kept, %"], row["functional energy kept, %"]) for row in rows] == [
+    assert [(row["layer"], row["kept, %"], row["function, %"]) for row in rows] == [
         (1, pytest.approx(20), pytest.approx(25)),
         (2, pytest.approx(20), pytest.approx(25)),
     ]
