@@ -3,12 +3,13 @@
 A link only ever shows what is stored or running; it starts no benchmark, no load and no download.
 """
 
+import re
 from typing import Any
 
 import streamlit as st
 
 from pages import _jobs, _session, _ui
-from stethoscope.errors import RecipeError, StethoscopeError, StoreError
+from stethoscope.errors import CorpusError, RecipeError, StethoscopeError, StoreError
 from stethoscope.recipes import LINK_PREFIX, from_link
 from stethoscope.records import (
     BenchSpec,
@@ -41,7 +42,7 @@ SCREEN = {
 
 
 def from_address() -> None:
-    """Once per session, restore what the address names: ?recipe=, ?run=, ?job=; a failure stays until dismissed."""
+    """Once per session, restore what the address names (layers, subject, recipe, run, job); a failure stays on show."""
     if not st.session_state.get("restored"):
         st.session_state["restored"] = True
         try:
@@ -56,12 +57,32 @@ def from_address() -> None:
 def _follow() -> None:
     parameters = st.query_params.to_dict()
     front = _jobs.front()
+    if subject := parameters.get("subject"):
+        st.session_state["subject"] = known_subject(subject)
+    if layers := parameters.get("layers"):
+        seed = parameters.get("seed", "")
+        _session.set_layers(linked_layers(layers), seed=int(seed) if re.fullmatch(r"[0-9]{1,4}", seed) else None)
     if named := parameters.get("recipe"):
         take_recipe(from_link(named) if named.startswith(LINK_PREFIX) else front.store.get_recipe(named))
     if run_id := parameters.get("run"):
         open_run(front.store.get_run(run_id))
     if (job_id := parameters.get("job")) and (job := front.snapshot(job_id)) is not None and job.kind in SLOTS:
         _jobs.hold(SLOTS[job.kind], job=job_id)
+
+
+def known_subject(name: str) -> str:
+    """Return `name`; raise `CorpusError` when the profile has no such subject."""
+    subjects = _session.profile().problems.subjects
+    if name not in subjects:
+        raise CorpusError("the link names an unknown subject", got=repr(name), expected=" or ".join(subjects))
+    return name
+
+
+def linked_layers(text: str) -> list[int]:
+    """Return the layers of "3,4,8"; those beyond the model's are told where it is loaded."""
+    if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3}){0,199}", text):
+        raise RecipeError("the link's layers cannot be read", got=repr(text[:60]), expected="for example 3,4,8")
+    return [int(layer) for layer in text.split(",")]
 
 
 def open_run(run: Any) -> str:

@@ -14,6 +14,7 @@ from stethoscope.errors import UserError
 from stethoscope.profiles import MINI, Profile, load_profile
 from stethoscope.records import SCORE_NAMES
 
+PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
 
@@ -53,6 +54,7 @@ def defaults() -> None:
             st.session_state[name] = values[0]
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
     starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "picture": "PNG"}
+    starts |= {"past_layers": [], "picked_seed": None, "anchor": None, "pick_seed": 0}
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 
@@ -72,10 +74,25 @@ def _copy(name: str, key: str) -> None:
         st.session_state[name] = value
 
 
-def set_layers(layers: Iterable[int]) -> None:
-    """Pick `layers`; chart and pills get new keys, for a refresh under way still carries the former pills."""
-    st.session_state["layers"] = sorted(layers)
-    st.session_state["picks"] += 1
+def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | None = None) -> None:
+    """Pick `layers`; chart and pills get new keys, for a refresh under way still carries the former pills.
+
+    Args:
+        seed: of a random pick; kept while the pick stands.
+        anchor: the layer clicked last, from which a shift-click reaches.
+    """
+    wanted = sorted(set(layers))
+    if wanted != st.session_state["layers"]:
+        past = [*st.session_state["past_layers"], (st.session_state["layers"], st.session_state["picked_seed"])]
+        st.session_state["past_layers"] = past[-PAST_PICKS:]
+    st.session_state.update(layers=wanted, picked_seed=seed, anchor=anchor, picks=st.session_state["picks"] + 1)
+
+
+def undo_pick() -> None:
+    """Take the last pick back."""
+    *past, (layers, seed) = st.session_state["past_layers"]
+    set_layers(layers, seed=seed)
+    st.session_state["past_layers"] = past
 
 
 def layer_pills(label: str, n_layers: int, key: str) -> None:
@@ -90,7 +107,7 @@ def layer_pills(label: str, n_layers: int, key: str) -> None:
 
 def _copy_layers(key: str) -> None:
     if key.endswith(f"-{st.session_state['picks']}") and key in st.session_state:
-        st.session_state["layers"] = sorted(st.session_state[key])
+        set_layers(st.session_state[key])
 
 
 def link(**ids: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _recipe, _scores, _session, _status, _ui, _watch
+from pages import _jobs, _outcome, _recipe, _scores, _session, _status, _ui, _watch
 from stethoscope import arms
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
@@ -91,6 +91,8 @@ def outcome(view: _jobs.View) -> None:
         st.caption("Stopped before a block was finished. Run it again: finished answers are kept.")
     if isinstance(view.result, BenchResult) and not view.stale:
         _scores.draw(view.result, view.run_id)
+        if view.run_id:
+            _outcome.draw(view.run_id, view.result)
         _status.recorded(view)
     elif not view.active and not view.error:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")

@@ -2,8 +2,7 @@
 
 import streamlit as st
 
-from pages import _energy, _gain, _jobs, _session, _status, _ui, _watch
-from stethoscope.figures import specificity
+from pages import _gain, _jobs, _pick, _session, _stability, _status, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec
 from stethoscope.results import DiagnosisResult
@@ -30,52 +29,6 @@ def spec_from_controls() -> DiagnoseSpec:
     return profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"]))
 
 
-def take_click() -> None:
-    """Toggle the layers of the chart's selection."""
-    clicked = set(specificity.layers_from_selection(st.session_state.get(f"heatmap-{st.session_state['picks']}")))
-    if clicked:
-        picked = set(st.session_state["layers"])
-        _session.set_layers(picked ^ clicked if len(clicked) == 1 else picked | clicked)
-
-
-def pick_best(order: tuple[int, ...]) -> None:
-    """Pick the best layers of the subject."""
-    _session.set_layers(order[: int(st.session_state["top_n"])])
-
-
-@st.fragment
-def picker(result: DiagnosisResult) -> None:
-    """Draw heatmap, pills and strip; the pills are the one source of truth, and the keyboard way."""
-    with _ui.guarded():
-        subject = st.session_state["subject"]
-        caption = specificity.caption(result, subject)
-        with _ui.card("Specificity by subject and layer"):
-            _ui.chart(
-                specificity.heatmap(result, st.session_state["layers"], subject),
-                key="heatmap",
-                caption=caption,
-                rows=result.cells,
-                more={"Latents": result.latents},
-                note=specificity.DEFINITION_NOTE,
-                figure_key=f"heatmap-{st.session_state['picks']}",
-                on_select=take_click,
-            )
-            _session.layer_pills("Picked layers: click cells above, or choose here", result.n_layers, "layer-pills")
-            with st.container(horizontal=True, vertical_alignment="bottom", key="pick-row"):
-                order = result.order.get(subject, ())
-                st.number_input("Best n", 1, result.n_layers, step=1, width=110, **_session.mirror("top_n", "top-n"))
-                st.button(f"Pick for {pretty(subject)}", key="pick-top", on_click=pick_best, args=(order,))
-                st.button("Clear", key="pick-none", type="tertiary", on_click=_session.set_layers,
-                          args=((),))  # fmt: skip
-        with _ui.card(f"{pretty(subject).capitalize()}: score by layer with its interval"):
-            figure = specificity.strip(result, subject, st.session_state["layers"])
-            note = specificity.strip_caption(result, subject)
-            rows = [cell for cell in result.cells if cell.subject == subject]
-            _ui.chart(figure, key="strip", caption=note, rows=rows)
-        _energy.draw(result)
-        _gain.draw()
-
-
 def main() -> None:
     """Draw the page."""
     _ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; the box tool picks a range.")
@@ -91,9 +44,14 @@ def main() -> None:
         _watch.watch(view, key="diagnosis")
     elif view.stopped:
         _ui.empty("The diagnosis was stopped.", "Listen again", "diagnose-again", lambda: _jobs.forget("diagnosis"))
+    address = {"run": view.run_id, "job": view.job.job_id if view.active else None}
     if isinstance(view.result, DiagnosisResult):
-        picker(view.result)
-    _session.link(run=view.run_id, job=view.job.job_id if view.active else None)
+        _pick.draw(view.result, None if view.stale else spec, address)
+        if not view.stale:
+            _stability.draw(view.result, spec)
+        _gain.draw()
+    else:
+        _session.link(**address)
 
 
 _session.run_page(main)

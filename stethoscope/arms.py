@@ -7,10 +7,13 @@ specific ones; or it keeps the layers and projects the edit. Strengths per layer
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 from stethoscope.records import BenchArm, DiagnoseSpec, EditRecipe, LayerAlpha, NormMatchedArm, ProjectedArm
 
 BASE = BenchArm(name="base")
+LayerControl = Literal["random", "bottom", "last", "all"]
+LAYER_CONTROLS: tuple[LayerControl, ...] = ("random", "bottom", "last", "all")
 
 
 def with_layers(recipe: EditRecipe, layers: Sequence[int]) -> EditRecipe:
@@ -53,6 +56,16 @@ def bottom_layers(recipe: EditRecipe, order: Sequence[int]) -> BenchArm:
     """Return the arm on equally many of the least specific layers; `order` lists the layers, best first."""
     size = len(recipe.layers)
     return BenchArm(name=f"bottom {size}", recipe=with_layers(recipe, order[len(order) - size :]))
+
+
+def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
+    """Return which control of `recipe`'s layers `arm` is; None when it is no arm of that name, or edits otherwise."""
+    if arm.recipe is None or arm.recipe != with_layers(recipe, list(arm.recipe.layers)):
+        return None
+    for kind in LAYER_CONTROLS:
+        if arm.name.startswith(f"{kind} ") and (kind == "all" or len(arm.recipe.layers) == len(recipe.layers)):
+            return kind
+    return None
 
 
 def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: int) -> tuple[BenchArm, BenchArm]:

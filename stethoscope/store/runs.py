@@ -27,13 +27,16 @@ from stethoscope.records import (
     ExportSpec,
     GainSpec,
     InfoSpec,
+    Prediction,
     ProbeSpec,
     Spec,
     StabilitySpec,
 )
 from stethoscope.results import BenchItem, Certificate, Result
+from stethoscope.store import predictions
 from stethoscope.store.blobs import BlobStore, write_failure
 from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json, content_id
+from stethoscope.store.predictions import StoredPrediction
 from stethoscope.store.schema import connection, migrate
 
 RunState = Literal["running", "done", "cancelled", "failed"]
@@ -183,6 +186,16 @@ class RunStore:
         if content_id(recipe) != row["recipe_id"]:
             raise StoreError("stored recipe is damaged", got=f"content {content_id(recipe)}", expected=row["recipe_id"])
         return recipe
+
+    # --- predictions ---------------------------------------------------------------------------------------------
+
+    def put_prediction(self, prediction: Prediction) -> str:
+        """Freeze the prediction and return its content id; freezing it again changes nothing, its time included."""
+        return predictions.put_prediction(self._database, prediction)
+
+    def list_predictions(self) -> list[StoredPrediction]:
+        """Return the frozen predictions, newest first; damaged ones are left out."""
+        return predictions.list_predictions(self._database)
 
     # --- runs ----------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (evaluation_id, problem_id))""",
     ),
     ("CREATE TABLE certificates (evaluation_id TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL)",),
+    (
+        "CREATE TABLE predictions (prediction_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL)",
+        """CREATE TRIGGER predictions_stay BEFORE UPDATE ON predictions
+            BEGIN SELECT RAISE(ABORT, 'a frozen prediction does not change'); END""",
+        """CREATE TRIGGER predictions_last BEFORE DELETE ON predictions
+            BEGIN SELECT RAISE(ABORT, 'a frozen prediction is not deleted'); END""",
+    ),
 )
 
 

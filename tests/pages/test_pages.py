@@ -82,7 +82,7 @@ def test_diagnosis_starts_by_itself_and_draws(front: FakeFront, open_page: Open)
     assert asked(front, DiagnoseSpec)[0] == MINI.diagnose_spec()
     assert asked(front, EnergySpec)[0].subject == "algebra"
     charts = app.get("plotly_chart")
-    assert len(charts) == 4
+    assert len(charts) == 5
     figure = json.loads(charts[0].proto.spec)
     assert [trace["type"] for trace in figure["data"]] == ["heatmap", "heatmap", "scatter", "scatter"]
     assert len(figure["data"][3]["customdata"]) == 70
@@ -217,7 +217,9 @@ def test_runs_lists_opens_and_pins(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5])
     app.button(key="run-bench").click().run()
     app.switch_page("pages/runs.py").run()
-    assert len(app.selectbox(key="run-select").options) == 3
+    assert len(app.selectbox(key="run-select").options) == 5, (
+        "diagnosis, its other control, stability, energy, benchmark"
+    )
     app.button(key="pin-run").click().run()
     assert [run.kind for run in front.store.list_runs() if run.pinned] == ["bench"]
     app.session_state["layers"] = []

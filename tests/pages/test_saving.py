@@ -23,7 +23,7 @@ def camera(app: AppTest) -> list[dict[str, object]]:
     [
         ("setup", ["norms"]),
         ("features", ["latents-chart"]),
-        ("diagnose", ["heatmap", "strip", "retention", "enrichment"]),
+        ("diagnose", ["heatmap", "strip", "stability", "retention", "enrichment"]),
         ("edit", ["strengths", "probe"]),
         ("benchmark", ["forest"]),
     ],
@@ -63,5 +63,6 @@ def test_a_csv_holds_the_rows_of_the_figure(monkeypatch: pytest.MonkeyPatch, ope
     assert not app.exception
     rows = list(csv.DictReader(io.StringIO(written["strip.csv"])))
     assert {row["subject"] for row in rows} == {"geometry"}
-    assert [int(row["layer"]) for row in rows] == list(range(10))
+    assert len({row["control"] for row in rows}) == 2
+    assert [int(row["layer"]) for row in rows] == [*range(10), *range(10)]
     assert len(list(csv.DictReader(io.StringIO(written["heatmap.csv"])))) == 70

@@ -1,0 +1,90 @@
+"""Freeze a prediction: the pick and the score that made it, with a time, before any benchmark."""
+
+import pandas as pd
+import streamlit as st
+
+from pages import _jobs, _outcome, _recipe, _session, _ui
+from stethoscope import predictions
+from stethoscope.figures.theme import pretty
+from stethoscope.recipes import shown_layers
+from stethoscope.records import DiagnoseSpec, Prediction
+from stethoscope.results import DiagnosisResult
+from stethoscope.store.ids import content_id, short_id
+
+HOW = {"top": "the top {n}", "bottom": "the bottom {n}", "random": "{n} drawn at random", "hand": "picked by hand"}
+
+
+def prediction_of(result: DiagnosisResult, spec: DiagnoseSpec) -> Prediction:
+    """Return the session's pick as a prediction on `result`, the diagnosis `spec`."""
+    chosen = st.session_state
+    subject, recipe = chosen["subject"], _recipe.from_session(_session.profile())
+    how = predictions.how_picked(
+        recipe.layers.keys(), result.order.get(subject, ()), result.n_layers, chosen["picked_seed"]
+    )
+    scores = {cell.layer: cell.score for cell in result.cells if cell.subject == subject}
+    return Prediction(
+        recipe=recipe,
+        diagnosis=spec,
+        subject=subject,
+        picked=how,
+        seed=chosen["picked_seed"] if how == "random" else None,
+        scores=tuple(scores.get(layer) for layer in recipe.layers),
+    )
+
+
+def in_words(prediction: Prediction) -> str:
+    """Return what is claimed, and how the layers were picked."""
+    spec, n = prediction.diagnosis, len(prediction.recipe.layers)
+    how = HOW[prediction.picked].format(n=n) + (f" (seed {prediction.seed})" if prediction.seed is not None else "")
+    return (
+        f"Claim: editing layers {shown_layers(prediction.recipe.layers)} ({how}; {pretty(prediction.subject)} by "
+        f"{pretty(spec.score)} against {pretty(spec.control)}, k = {spec.top_k}) beats equally strong edits of as many "
+        f"random, bottom and last layers. {_recipe.words(prediction.recipe)}"
+    )
+
+
+def table() -> None:
+    """Draw the frozen predictions, newest first."""
+    rows = [
+        {
+            "frozen": _outcome.clock(stored.created_at),
+            "subject": pretty(stored.prediction.subject),
+            "layers": shown_layers(stored.prediction.recipe.layers),
+            "picked": stored.prediction.picked,
+            "score": pretty(stored.prediction.diagnosis.score),
+            "mean score": _mean(stored.prediction),
+            "alpha": stored.prediction.recipe.master_alpha,
+            "prediction": short_id(stored.prediction_id),
+        }
+        for stored in _jobs.front().store.list_predictions()
+    ]
+    if rows:
+        number = {"mean score": st.column_config.NumberColumn(format="%.3f")}
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="predictions", column_config=number,
+                     alt="Frozen predictions, newest first")  # fmt: skip
+
+
+def _mean(prediction: Prediction) -> float | None:
+    known = [score for score in prediction.scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
+    """Draw the claim, the button that freezes it, and what was frozen; `spec` None: the diagnosis is out of date."""
+    store = _jobs.front().store
+    with _ui.card("Freeze the prediction before judging it", key="freeze"):
+        if not st.session_state["layers"]:
+            st.caption("Pick layers above; a frozen pick is compared with its controls once a benchmark has run.")
+        elif spec is None:
+            st.caption("The diagnosis is being renewed; the pick can be frozen once it is there.")
+        else:
+            prediction = prediction_of(result, spec)
+            st.caption(_ui.escape(in_words(prediction)))
+            if used := predictions.runs_of(prediction.recipe, _outcome.bench_runs()):
+                st.warning(f"This edit was benchmarked before (run {used[0].run_id}): for those problems it comes too "
+                           "late to be a prediction.")  # fmt: skip
+            known = {stored.prediction_id for stored in store.list_predictions()}
+            done = content_id(prediction) in known
+            st.button("Frozen" if done else "Freeze prediction", key="freeze-prediction", disabled=done,
+                      on_click=store.put_prediction, args=(prediction,))  # fmt: skip
+        table()

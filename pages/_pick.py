@@ -1,0 +1,106 @@
+"""Picking layers on the picture: heatmap, pills, buttons, one subject's strip: all that redraws with a pick."""
+
+import streamlit as st
+
+from pages import _energy, _freeze, _jobs, _session, _shift, _stability, _ui
+from stethoscope import predictions
+from stethoscope.errors import RecipeError
+from stethoscope.figures import picking, specificity
+from stethoscope.figures.theme import pretty
+from stethoscope.records import DiagnoseSpec
+from stethoscope.results import DiagnosisResult
+
+HOW_TO = (
+    "Click a cell to pick its layer or to put it back; with shift, everything from the layer clicked last; drag with "
+    "the box tool to add a range. By keyboard: the pills below."
+)
+
+
+def take_selection() -> None:
+    """Turn the chart's selection into picked layers."""
+    event = st.session_state.get(f"heatmap-{st.session_state['picks']}")
+    if (pick := picking.picked_after(event, st.session_state["layers"])) is not None:
+        _session.set_layers(pick.layers, anchor=pick.anchor)
+
+
+def take_reach(layer: int) -> None:
+    """Pick everything from the layer clicked last to the one that was shift-clicked."""
+    pick = picking.picked_up_to(layer, st.session_state["layers"], st.session_state["anchor"])
+    _session.set_layers(pick.layers, anchor=pick.anchor)
+
+
+def pick_some(kind: str, order: tuple[int, ...], n_layers: int) -> None:
+    """Pick the top, the bottom or random layers, as many as the number beside the buttons says."""
+    n, seed = int(st.session_state["top_n"]), int(st.session_state["pick_seed"])
+    if kind == "random":
+        _session.set_layers(predictions.random_pick(n_layers, n, seed), seed=seed)
+    else:
+        _session.set_layers(order[:n] if kind == "top" else order[-n:])
+
+
+def row(result: DiagnosisResult, subject: str) -> None:
+    """Draw the buttons that pick several layers at once, undo and clear."""
+    order, n = result.order.get(subject, ()), int(st.session_state["top_n"])
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="pick-row"):
+        st.number_input("n", 1, result.n_layers, step=1, width=100, **_session.mirror("top_n", "top-n"))
+        for kind in ("top", "bottom", "random"):
+            st.button(f"{kind.capitalize()} {n}", key=f"pick-{kind}", on_click=pick_some,
+                      args=(kind, order, result.n_layers), disabled=kind != "random" and not order)  # fmt: skip
+        st.number_input("Seed of random", 0, 9999, step=1, width=130, **_session.mirror("pick_seed", "pick-seed"))
+        st.button("Undo", key="pick-undo", type="tertiary", on_click=_session.undo_pick, shortcut="alt+z",
+                  disabled=not st.session_state["past_layers"])  # fmt: skip
+        st.button("Clear", key="pick-none", type="tertiary", on_click=_session.set_layers, args=((),))
+
+
+def drop_unknown(n_layers: int) -> None:
+    """Say once which layers of a link the model does not have, and leave them out."""
+    beyond = [layer for layer in st.session_state["layers"] if layer >= n_layers]
+    if beyond:
+        _session.set_layers(layer for layer in st.session_state["layers"] if layer < n_layers)
+        st.session_state["link_error"] = RecipeError("the link names layers that the model does not have",
+                                                     got=", ".join(map(str, beyond)),
+                                                     expected=f"0 to {n_layers - 1}")  # fmt: skip
+        st.rerun()
+
+
+def _other(spec: DiagnoseSpec | None) -> list[DiagnosisResult]:
+    """The same diagnosis against the other control corpus, once it is there."""
+    view = _jobs.View() if spec is None else _stability.other_control(spec)
+    return [view.result] if isinstance(view.result, DiagnosisResult) and not view.stale else []
+
+
+@st.fragment
+def draw(result: DiagnosisResult, spec: DiagnoseSpec | None, address: dict[str, str | None]) -> None:
+    """Draw what changes with a pick; `spec` is that of `result` (None: out of date), `address` the page's link."""
+    with _ui.guarded():
+        drop_unknown(result.n_layers)
+        subject, layers = st.session_state["subject"], st.session_state["layers"]
+        with _ui.card("Specificity by subject and layer"):
+            _ui.chart(
+                specificity.heatmap(result, layers, subject),
+                key="heatmap",
+                caption=specificity.caption(result, subject),
+                rows=result.cells,
+                more={"Latents": result.latents},
+                note=f"{specificity.DEFINITION_NOTE} {HOW_TO}",
+                figure_key=f"heatmap-{st.session_state['picks']}",
+                on_select=take_selection,
+            )
+            _shift.listen(take_reach)
+            _session.layer_pills("Picked layers", result.n_layers, "layer-pills")
+            row(result, subject)
+        with _ui.card(f"{pretty(subject).capitalize()}: score by layer with its interval"):
+            both = [result, *_other(spec)]
+            rows = [{"control": one.control, **cell.model_dump()} for one in both for cell in one.cells
+                    if cell.subject == subject]  # fmt: skip
+            _ui.chart(
+                specificity.strip(result, subject, layers, *both[1:]),
+                key="strip",
+                caption=specificity.strip_caption(result, subject, *both[1:]),
+                rows=rows,
+            )
+        _freeze.draw(result, spec)
+        _energy.draw(result)
+        seed = st.session_state["picked_seed"]
+        picked = {"layers": ",".join(map(str, layers)), "seed": None if seed is None else str(seed)}
+        _session.link(**address, subject=subject, **picked)

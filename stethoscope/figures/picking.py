@@ -1,0 +1,33 @@
+"""From a selection on the heatmap to picked layers: a click toggles, a box adds its range."""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from stethoscope.figures.specificity import layers_from_selection
+
+
+class Pick(NamedTuple):
+    """The picked layers in ascending order, and the layer clicked last (None after a box)."""
+
+    layers: tuple[int, ...]
+    anchor: int | None
+
+
+def picked_after(event: object, picked: Collection[int]) -> Pick | None:
+    """Return what is picked after the selection `event` (as Streamlit hands it over); None when it names no layer."""
+    clicked = layers_from_selection(event)
+    if not clicked:
+        return None
+    selection = event["selection"] if isinstance(event, Mapping) else {}
+    if selection.get("box") or len(clicked) > 1:
+        return Pick(tuple(sorted({*picked, *clicked})), None)
+    return Pick(tuple(sorted(set(picked) ^ set(clicked))), clicked[0])
+
+
+def picked_up_to(layer: int, picked: Collection[int], anchor: int | None) -> Pick:
+    """Return what is picked after a shift-click on `layer`: the former pick and all layers from `anchor` to `layer`.
+
+    Without an anchor, it becomes `layer`.
+    """
+    start = layer if anchor is None else anchor
+    return Pick(tuple(sorted({*picked, *range(min(start, layer), max(start, layer) + 1)})), start)

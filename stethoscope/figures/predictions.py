@@ -1,0 +1,60 @@
+"""A frozen prediction against its controls: one row a control, the paired difference with its interval."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import BLUE, GRAY, apply_layout, percent, shown_p, signed
+from stethoscope.predictions import ControlOutcome
+
+CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "last layers", "all": "all layers"}
+
+
+def describe(row: ControlOutcome) -> str:
+    """Return the outcome against one control in words."""
+    what = f"the mean of {row.arms} random draws" if row.control == "random" else CONTROL_NAMES[row.control]
+    return (
+        f"{signed(100 * row.difference, 1)} points against {what}, 95% CI [{signed(100 * row.ci_low, 1)}, "
+        f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {row.verdict}"
+    )
+
+
+def against_controls(rows: Sequence[ControlOutcome], margin: float) -> go.Figure:
+    """Return the prediction minus each control in points, right of zero is better; `margin` is a fraction."""
+    figure = go.Figure(
+        go.Scatter(
+            x=[100 * row.difference for row in rows],
+            y=list(range(len(rows))),
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (row.ci_high - row.difference) for row in rows],
+                "arrayminus": [100 * (row.difference - row.ci_low) for row in rows],
+                "color": BLUE,
+                "thickness": 1.6,
+                "width": 4,
+            },
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            text=[describe(row) for row in rows],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    apply_layout(figure, height=34 * len(rows) + 74, x_title="prediction − control, points · better →")
+    names = [CONTROL_NAMES[row.control] for row in rows]
+    figure.update_yaxes(
+        tickmode="array", tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5], showgrid=False
+    )
+    figure.add_vline(x=0, line={"color": GRAY, "width": 1})
+    figure.add_vline(x=-100 * margin, line={"color": GRAY, "width": 1, "dash": "dash"})
+    return figure
+
+
+def caption(rows: Sequence[ControlOutcome], margin: float) -> str:
+    """Return what stands under the picture: every outcome in words, and how the intervals are made."""
+    said = ". ".join(describe(row) for row in rows)
+    return (
+        f"{said}. Macro over subjects, the same problems in every arm; Student 95% intervals over problems, against "
+        f"random layers over draws, too; Holm over the controls. Dashed: the margin of {percent(margin, 0)}."
+    )

@@ -1,0 +1,62 @@
+"""Frozen predictions: claims about layers, each under its content id with the time when it was first stored.
+
+A prediction is worth something only when it cannot be changed afterwards: storing it again keeps the first time,
+the table refuses updates and deletions, and what is read is checked against its id.
+"""
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from stethoscope.errors import StoreError
+from stethoscope.records import Prediction
+from stethoscope.store.ids import content_id
+from stethoscope.store.schema import connection
+
+
+class StoredPrediction(NamedTuple):
+    """A prediction with its content id and the time (seconds since 1970) when it was frozen."""
+
+    prediction_id: str
+    prediction: Prediction
+    created_at: float
+
+
+def put_prediction(database: Path, prediction: Prediction) -> str:
+    """Store `prediction` and return its content id; storing it again changes nothing, its time included."""
+    prediction_id = content_id(prediction)
+    with connection(database, write=True) as opened:
+        opened.execute(
+            "INSERT INTO predictions VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            (prediction_id, prediction.model_dump_json(), time.time()),
+        )
+    return prediction_id
+
+
+def list_predictions(database: Path) -> list[StoredPrediction]:
+    """Return the stored predictions, newest first; damaged ones are left out."""
+    with connection(database) as opened:
+        rows = opened.execute("SELECT * FROM predictions ORDER BY created_at DESC, rowid DESC").fetchall()
+    listed: list[StoredPrediction] = []
+    for row in rows:
+        try:
+            listed.append(_read(row))
+        except StoreError:
+            continue
+    return listed
+
+
+def _read(row: sqlite3.Row) -> StoredPrediction:
+    prediction_id = row["prediction_id"]
+    try:
+        prediction = Prediction.model_validate_json(row["body"])
+    except ValidationError as error:
+        raise StoreError(f"prediction {prediction_id} is damaged", got=error.errors()[0]["msg"]) from error
+    if content_id(prediction) != prediction_id:
+        raise StoreError(
+            "stored prediction is damaged", got=f"content {content_id(prediction)}", expected=prediction_id
+        )
+    return StoredPrediction(prediction_id, prediction, row["created_at"])

@@ -1,0 +1,82 @@
+"""A frozen prediction keeps its first time, and nothing in the store can change or drop it unseen."""
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from stethoscope.errors import StoreError
+from stethoscope.records import DiagnoseSpec, EditRecipe, ModelRef, Prediction, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.store import schema
+from stethoscope.store.ids import content_id
+from stethoscope.store.runs import RunStore
+
+MODEL = ModelRef(id="embedded:base")
+PROBLEMS = ProblemsRef(problems="p", controls="c", shots="s", subjects=("algebra",), control_names=("facts",))
+
+
+def prediction(layer: int) -> Prediction:
+    return Prediction(
+        recipe=EditRecipe(model=MODEL, task_vector=TaskVectorRef(name="math", tuned="t"), layers={layer: 1.0}),  # type: ignore[arg-type]
+        diagnosis=DiagnoseSpec(model=MODEL, saes=SaeRef(location="s"), problems=PROBLEMS, control="facts"),
+        subject="algebra",
+        picked="hand",
+        scores=(0.25,),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def execute(store: RunStore, *statements: str) -> None:
+    opened = sqlite3.connect(store.root / "runs.sqlite3")
+    with opened:
+        for statement in statements:
+            opened.execute(statement)
+    opened.close()
+
+
+def test_freezing_again_keeps_the_first_time(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    first = store.put_prediction(prediction(3))
+    monkeypatch.setattr(time, "time", lambda: 2000.0)
+    assert store.put_prediction(prediction(3)) == first == content_id(prediction(3))
+    second = store.put_prediction(prediction(4))
+    listed = RunStore(store.root).list_predictions()
+    assert [(stored.prediction_id, stored.created_at) for stored in listed] == [(second, 2000.0), (first, 1000.0)]
+    assert listed[1].prediction == prediction(3)
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE predictions SET created_at = 1", "UPDATE predictions SET body = '{}'", "DELETE FROM predictions"]
+)
+def test_the_table_refuses_changes(store: RunStore, change: str) -> None:
+    store.put_prediction(prediction(3))
+    before = store.list_predictions()
+    with pytest.raises(sqlite3.IntegrityError, match="frozen prediction"):
+        execute(store, change)
+    assert store.list_predictions() == before
+
+
+@pytest.mark.parametrize("body", ["replace(body, '0.25', '0.75')", "'{}'", "'not json'"])
+def test_a_damaged_prediction_is_left_out(store: RunStore, body: str) -> None:
+    store.put_prediction(prediction(3))
+    other = store.put_prediction(prediction(4))
+    damaged = content_id(prediction(3))
+    execute(store, "DROP TRIGGER predictions_stay",
+            f"UPDATE predictions SET body = {body} WHERE prediction_id = '{damaged}'")  # fmt: skip
+    assert [stored.prediction_id for stored in store.list_predictions()] == [other]
+
+
+def test_a_store_from_before_predictions_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+        old = RunStore(tmp_path / "runs")
+        with pytest.raises(StoreError):
+            old.list_predictions()
+    store = RunStore(tmp_path / "runs")
+    assert store.list_predictions() == []
+    assert store.put_prediction(prediction(3)) == store.list_predictions()[0].prediction_id
