@@ -48,7 +48,8 @@ def files(recipe: EditRecipe) -> None:
         st.download_button("Recipe JSON", recipe.model_dump_json(indent=2), "recipe.json", "application/json",
                            key="recipe-json", on_click="ignore")  # fmt: skip
     st.caption("A link to this recipe. It carries the recipe itself, so it works in another person’s dashboard, too.")
-    st.code(f"/edit?recipe={to_link(recipe)}", language=None, wrap_lines=True)
+    here = (st.context.url or "").partition("?")[0].rstrip("/").removesuffix("/edit")
+    st.code(f"{here}/edit?recipe={to_link(recipe)}", language=None, wrap_lines=True)
     st.file_uploader("Load a recipe file", type="json", key="recipe-upload", on_change=_take_upload)
     if error := st.session_state.get("share-error"):
         _ui.banner(error)

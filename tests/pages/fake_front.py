@@ -294,8 +294,11 @@ def compare(spec: r.CompareTextSpec) -> R.TextComparison:
             first_difference=5,
         )
 
-    pair = R.TextPair(prompt=spec.prompts[0], base=column(base), edited=column(edited))
-    return R.TextComparison(recipe_id="sha256-" + "3f" * 32, pairs=(pair,), certificate=certificate((3, 5)))
+    third = None if spec.third is None else column(edited + " Third.")
+    pairs = tuple(
+        R.TextPair(prompt=prompt, base=column(base), edited=column(edited), third=third) for prompt in spec.prompts
+    )
+    return R.TextComparison(recipe_id="sha256-" + "3f" * 32, pairs=pairs, certificate=certificate((3, 5)))
 
 
 def bench(spec: r.BenchSpec) -> R.BenchResult:

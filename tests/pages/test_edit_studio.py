@@ -7,7 +7,15 @@ from streamlit.testing.v1 import AppTest
 
 from stethoscope.profiles import MINI
 from stethoscope.recipes import from_link, to_link
-from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, ProbeSpec, RandomSubspaceArm, TaskVectorRef
+from stethoscope.records import (
+    CompareTextSpec,
+    EditRecipe,
+    LayerAlpha,
+    ModelRef,
+    ProbeSpec,
+    RandomSubspaceArm,
+    TaskVectorRef,
+)
 
 Open = Callable[..., AppTest]
 
@@ -102,8 +110,6 @@ def test_a_recipe_that_does_not_fit_gets_one_clear_message(open_page: Open) -> N
 
 
 def test_runs_shows_what_changed_between_two_recipes(front: FakeFront, open_page: Open) -> None:
-    from stethoscope.records import CompareTextSpec
-
     for alpha in (0.5, 1.0):
         spec = CompareTextSpec(recipe=recipe(master_alpha=alpha), prompts=("x",), problems=MINI.problems)
         run_id = front.store.start_run(spec, extra=())
@@ -112,3 +118,25 @@ def test_runs_shows_what_changed_between_two_recipes(front: FakeFront, open_page
     assert not app.exception
     tables = [frame.value for frame in app.dataframe if "field" in frame.value.columns]
     assert tables[0].to_dict("records") == [{"field": "master_alpha", "before": "0.5", "now": "1.0"}]
+
+
+def test_a_list_of_prompts_with_a_third_column(front: FakeFront, open_page: Open) -> None:
+    app = open_page("edit", layers=[2], prompt_kind="a list", prompt_list="What is 1 + 1?\n\n What is 2 + 2?")
+    app.selectbox(key="third-choice").set_value("fine-tune").run()
+    app.checkbox(key="text-chat").check().run()
+    app.button(key="run-compare").click().run()
+    assert not app.exception
+    spec = next(spec for spec in front.submitted if isinstance(spec, CompareTextSpec))
+    assert spec.prompts == ("What is 1 + 1?", "What is 2 + 2?")
+    assert (spec.framed, spec.chat_template) == (True, True)
+    assert spec.third is not None
+    assert list(spec.third.layers) == list(range(10))
+    assert spec.third.norms
+    assert spec.third.embeddings
+    said = "\n".join(str(element.value) for element in app.caption)
+    assert "of 2 texts differ from the base’s" in said
+
+
+def test_without_a_prompt_nothing_can_be_written(open_page: Open) -> None:
+    app = open_page("edit", layers=[2], prompt_kind="free text", free_text="  ")
+    assert app.button(key="run-compare").disabled

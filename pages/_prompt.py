@@ -1,0 +1,107 @@
+"""What base and edited model are asked on the Edit page: a problem, free text or a pasted list, and who writes."""
+
+import random
+from dataclasses import dataclass
+
+import streamlit as st
+
+from pages import _recipe, _session, _ui
+from stethoscope import strengths
+from stethoscope.errors import CorpusError
+from stethoscope.figures.theme import pretty
+from stethoscope.minerva.problems import load_problems
+from stethoscope.records import CompareTextSpec, EditRecipe, ProjectedArm, RawArm
+
+KINDS = ("a problem", "free text", "a list")
+THIRD = {"nobody": "nobody", "fine-tune": "the full fine-tune", "projected": "the projected edit"}
+MAX_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """The prompts as typed, and whether each is a problem put behind the shots."""
+
+    prompts: tuple[str, ...]
+    framed: bool
+
+
+@st.cache_data(show_spinner=False)
+def dev_problems(location: str, subject: str) -> list[str]:
+    """Return the dev problems of `subject` in a seeded order."""
+    chosen = [problem.problem for problem in load_problems(location, "dev") if problem.subject == subject]
+    random.Random(0).shuffle(chosen)
+    return chosen[:100]
+
+
+def _one_problem() -> Question:
+    profile = _session.profile()
+    left, right = st.columns([1, 3])
+    st.session_state.setdefault("prompt_subject", profile.problems.subjects[0])
+    left.selectbox("Subject", [*profile.problems.subjects], format_func=pretty,
+                   **_session.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
+    try:
+        problems = dev_problems(profile.problems.problems, st.session_state["prompt_subject"])
+    except CorpusError as error:
+        _ui.banner(error)
+        return Question((), True)
+    if st.session_state.get("problem") not in problems:
+        st.session_state["problem"] = problems[0] if problems else ""
+    right.selectbox(
+        "Problem (dev split, put behind the shots)", problems, **_session.mirror("problem", "prompt-problem")
+    )
+    return Question((st.session_state["problem"],) if st.session_state["problem"] else (), True)
+
+
+def _typed(kind: str) -> Question:
+    if kind == "free text":
+        st.session_state.setdefault("free_text", "Problem:\nWhat is 12 + 7?\n\nSolution:")
+        st.text_area("Text, given as it is", height=120, **_session.mirror("free_text", "free-text"))
+        text = st.session_state["free_text"]
+        return Question((text,) if text.strip() else (), False)
+    st.session_state.setdefault("prompt_list", "What is 12 + 7?\nWhat is 9 - 4?")
+    st.text_area(f"One problem a line, each put behind the shots; at most {MAX_PROMPTS}", height=120,
+                 **_session.mirror("prompt_list", "prompt-list"))  # fmt: skip
+    lines = [line.strip() for line in st.session_state["prompt_list"].splitlines() if line.strip()]
+    if len(lines) > MAX_PROMPTS:
+        st.caption(f"Only the first {MAX_PROMPTS} of {len(lines)} lines are asked.")
+    return Question(tuple(lines[:MAX_PROMPTS]), True)
+
+
+def _third(recipe: EditRecipe, who: str) -> EditRecipe | None:
+    if who == "fine-tune":
+        everywhere = strengths.uniform(range(_recipe.known_layers() or 0))
+        changed = {"layers": everywhere, "master_alpha": 1.0, "arm": RawArm(), "norms": True, "embeddings": True}
+        return recipe.model_copy(update=changed)
+    if who == "projected":
+        profile, k = _session.profile(), int(st.session_state["edit_k"])
+        diagnosis = profile.diagnose_spec(control=st.session_state["control"], top_k=k)
+        arm = ProjectedArm(diagnosis=diagnosis, subject=st.session_state["subject"], top_k=k)
+        return recipe.model_copy(update={"arm": arm})
+    return None
+
+
+def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
+    """Draw the controls and return what they ask; None where there is nothing to ask."""
+    chosen = st.session_state
+    for name, start in (("prompt_kind", KINDS[0]), ("third", "nobody"), ("chat", False), ("text_tokens", 128)):
+        chosen.setdefault(name, start)
+    st.segmented_control("Prompt", KINDS, required=True, **_session.mirror("prompt_kind", "prompt-kind"))
+    kind = chosen["prompt_kind"]
+    question = _one_problem() if kind == KINDS[0] else _typed(kind)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.selectbox("Third column", list(THIRD), format_func=lambda who: THIRD[who], width=200,
+                     **_session.mirror("third", "third-choice"))  # fmt: skip
+        st.number_input("New tokens", 8, 1024, step=8, width=130, **_session.mirror("text_tokens", "text-tokens"))
+        st.checkbox("Chat template", help="Put the text into the tokenizer's chat template, as the user's message.",
+                    **_session.mirror("chat", "text-chat"))  # fmt: skip
+    if not question.prompts:
+        return None
+    return CompareTextSpec(
+        recipe=recipe,
+        prompts=question.prompts,
+        problems=_session.profile().problems,
+        framed=question.framed,
+        chat_template=bool(chosen["chat"]),
+        third=_third(recipe, chosen["third"]),
+        max_new_tokens=int(chosen["text_tokens"]),
+    )
