@@ -38,5 +38,6 @@ def caption(recipe: EditRecipe) -> str:
     """Return what stands under the bars."""
     return (
         f"Effective alpha = master alpha ({recipe.master_alpha:g}) × each layer’s own strength, in "
-        f"{len(recipe.layers)} layer{'s' if len(recipe.layers) > 1 else ''}; 0 is the base, the dotted line the full task vector."
+        f"{len(recipe.layers)} layer{'s' if len(recipe.layers) > 1 else ''}; 0 is the base, "
+        "the dotted line the full task vector."
     )
