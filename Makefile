@@ -19,7 +19,8 @@ format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-mini: .venv/app
+# Rebuilding the mini needs peft, which trains its LoRA: a development requirement.
+mini: .venv/dev
 	$(BIN)/python -m stethoscope.mini.train
 
 .venv/python:

@@ -12,7 +12,7 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from stethoscope.errors import UserError
 from stethoscope.profiles import MINI, Profile, load_profile
-from stethoscope.records import SCORE_NAMES
+from stethoscope.records import SCORE_NAMES, TaskVectorRef
 
 PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
@@ -32,11 +32,35 @@ def run_page(main: Callable[[], None]) -> None:
 
 
 def profile() -> Profile:
-    """Return the session's profile; a broken one falls back to the mini (Setup shows the error)."""
+    """Return the session's profile with the task vectors added to it; a broken one falls back to the mini."""
     try:
-        return load_profile(st.session_state.get("profile", MINI.name))
-    except UserError:
-        return MINI
+        chosen = load_profile(st.session_state.get("profile", MINI.name))
+    except UserError:  # Setup shows the error
+        chosen = MINI
+    return chosen.model_copy(update={"task_vectors": (*chosen.task_vectors, *own_task_vectors())})
+
+
+def own_task_vectors() -> tuple[TaskVectorRef, ...]:
+    """Return the task vectors that were added to the session's profile, in order."""
+    added = st.session_state.get("own_task_vectors", {})
+    return tuple(TaskVectorRef.model_validate(ref) for ref in added.get(st.session_state.get("profile", MINI.name), []))
+
+
+def add_task_vector(ref: TaskVectorRef) -> None:
+    """Add `ref` to the session's profile and choose it."""
+    _keep_task_vectors([*own_task_vectors(), ref])
+    st.session_state["task_vector"] = ref.name
+
+
+def remove_task_vector(name: str) -> None:
+    """Take the added task vector called `name` out of the session's profile."""
+    _keep_task_vectors([ref for ref in own_task_vectors() if ref.name != name])
+
+
+def _keep_task_vectors(refs: list[TaskVectorRef]) -> None:
+    added = st.session_state.get("own_task_vectors", {})
+    held = {st.session_state["profile"]: [ref.model_dump() for ref in refs]}
+    st.session_state["own_task_vectors"] = added | held
 
 
 def defaults() -> None:

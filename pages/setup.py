@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _session, _status, _ui, _watch
+from pages import _jobs, _preflight, _session, _status, _ui, _watch
 from stethoscope.errors import UserError
 from stethoscope.figures import sizes
 from stethoscope.profiles import PROFILES, load_profile
@@ -57,6 +57,7 @@ def draw_info(info: InfoResult) -> None:
             figure = sizes.relative_norms(row, st.session_state["layers"])
             rows = [{"layer": layer, "relative_norm": norm} for layer, norm in enumerate(row.relative_norm_by_layer)]
             _ui.chart(figure, key="norms", caption=sizes.caption(row), rows=rows)
+        _preflight.report(_session.profile())
     with _ui.card("Sparse autoencoders"):
         table = pd.DataFrame([sae.model_dump() for sae in info.saes])
         names = {"layer": "layer", "site": "site", "d_sae": "latents", "architecture": "architecture"}
@@ -72,7 +73,8 @@ def main() -> None:
     _status.show_base()
     with _ui.card("Profile"):
         choose_profile()
-    profile = _session.profile()
+        profile = _session.profile()
+        _preflight.add_own(profile)
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     shipped = profile.model.id.startswith("embedded:")
     if shipped or st.session_state.get("load-asked") == profile.name:

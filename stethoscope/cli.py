@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from stethoscope import arms
-from stethoscope.errors import Cancelled, RecipeError, UserError
+from stethoscope.errors import Cancelled, CheckpointError, RecipeError, UserError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import first_problem, parse_layers, read_recipe
 from stethoscope.records import (
@@ -29,6 +29,7 @@ from stethoscope.records import (
     GainSpec,
     InfoSpec,
     NormMatchedArm,
+    PreflightSpec,
     ProjectedArm,
     RawArm,
     Spec,
@@ -41,6 +42,7 @@ from stethoscope.results import (
     ExportResult,
     GainResult,
     InfoResult,
+    PreflightResult,
     Result,
     StabilityResult,
 )
@@ -55,6 +57,7 @@ from stethoscope.terminal import (
     print_energy,
     print_gain,
     print_info,
+    print_preflight,
     print_stability,
 )
 
@@ -122,6 +125,9 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
+
+    preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
+    preflight.add_argument("--task-vector", help="default: the profile's first")
 
     diagnose = add("diagnose", "score how specific each layer is to each subject")
     diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
@@ -196,6 +202,17 @@ class Commands:
         assert isinstance(result, InfoResult)
         print_info(self.console, profile.title, profile.saes.site, result)
         return {"profile": profile.name, **result.model_dump(mode="json")}
+
+    def preflight(self) -> dict[str, object]:
+        """Checks of a task vector; one that fails a check is a mistake of the caller's."""
+        ref = self.profile.task_vector(self.options.task_vector)
+        result = self.result(PreflightSpec(model=self.profile.model, task_vector=ref))
+        assert isinstance(result, PreflightResult)
+        for check in result.checks:
+            if check.outcome == "fail":
+                raise CheckpointError(check.what, got=check.got, expected=check.expected, next_step=check.next_step)
+        print_preflight(self.console, result)
+        return result.model_dump(mode="json")
 
     def diagnose(self) -> dict[str, object]:
         """Layer specificity, and how stable the order of the layers is."""

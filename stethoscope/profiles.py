@@ -99,6 +99,8 @@ MINI = Profile(
     task_vectors=(
         TaskVectorRef(name="math", tuned="embedded:math"),
         TaskVectorRef(name="forgetting", tuned="embedded:forgetting"),
+        TaskVectorRef(name="math-lora", tuned="embedded:math-lora"),
+        TaskVectorRef(name="stories", tuned="embedded:stories"),
     ),
     problems=ProblemsRef(
         problems="embedded:problems",

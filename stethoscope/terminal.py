@@ -7,7 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 from stethoscope.progress import Progress
-from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, GainResult, InfoResult, StabilityResult
+from stethoscope.results import (
+    BenchResult,
+    DiagnosisResult,
+    EnergyResult,
+    GainResult,
+    InfoResult,
+    PreflightResult,
+    StabilityResult,
+)
 
 
 class StderrProgress(Progress):
@@ -47,6 +55,20 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
     table = Table("layer", *(row.name for row in result.task_vectors), title="||tau|| / ||theta|| by layer")
     for layer in range(model.n_layers):
         table.add_row(str(layer), *(f"{row.relative_norm_by_layer[layer]:.4f}" for row in result.task_vectors))
+    console.print(table)
+
+
+def print_preflight(console: Console, result: PreflightResult) -> None:
+    """Draw the checks and, layer by layer, size and rounding."""
+    console.print(f"{result.task_vector}: {result.source}")
+    for check in result.checks:
+        console.print(
+            f"  {check.outcome}  {check.name}: " + "; ".join(part for part in (check.what, check.got) if part)
+        )
+    table = Table("layer", "||tau|| / ||theta||", "cosine to base", f"realised cosine in {result.dtype}", "norm ratio")
+    for row in result.layers:
+        sizes = (row.relative_norm, row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)
+        table.add_row(str(row.layer), *("–" if size is None else f"{size:.4f}" for size in sizes))
     console.print(table)
 
 

@@ -70,6 +70,19 @@ def test_info(run: Run) -> None:
     assert len(info["task_vectors"][0]["relative_norm_by_layer"]) == info["model"]["n_layers"]
 
 
+def test_preflight(run: Run, pico_profile: Profile, tmp_path: Path) -> None:
+    result = printed(run("preflight", "--json"))
+    assert result["usable"] is True
+    assert len(result["layers"]) == 4  # type: ignore[arg-type]
+    assert "cosine to base" in run("preflight")[1]
+    broken = shutil.copytree(pico_profile.task_vectors[0].tuned, tmp_path / "broken")
+    not_finite(broken)
+    reference = pico_profile.task_vectors[0].model_copy(update={"tuned": str(broken)})
+    path = tmp_path / "broken.toml"
+    path.write_text(as_toml(pico_profile.model_copy(update={"task_vectors": (reference,)})), encoding="utf-8")
+    assert "NaN or infinity in" in assert_one_line(run("preflight", "--json", profile=str(path)))
+
+
 def test_diagnose_is_the_same_to_the_byte_in_two_homes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

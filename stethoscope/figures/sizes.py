@@ -1,11 +1,16 @@
-"""How large the task vector is against the weights, layer by layer: the baseline beside every specificity score."""
+"""How large the task vector is against the weights, layer by layer and matrix by matrix, and what rounding keeps of it.
+
+The relative norm is the baseline beside every specificity score.
+"""
 
 from collections.abc import Collection
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, ORANGE, apply_layout, percent
-from stethoscope.results import TaskVectorRow
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, percent
+from stethoscope.results import PreflightResult, TaskVectorRow
+
+SHADES = [(0.0, "rgba(64, 160, 200, 0.03)"), (0.55, "rgba(64, 160, 200, 0.55)"), (1.0, "rgba(20, 112, 196, 1)")]
 
 
 def relative_norms(row: TaskVectorRow, picked: Collection[int] = ()) -> go.Figure:
@@ -31,3 +36,99 @@ def caption(row: TaskVectorRow) -> str:
     norms = row.relative_norm_by_layer
     spread = f"{percent(min(norms), 2)} to {percent(max(norms), 2)}" if norms else "no layers"
     return f"Task vector {row.name}: norm relative to the base weights, n = {len(norms)} layers, {spread}."
+
+
+def matrix_norms(result: PreflightResult) -> go.Figure:
+    """Return the layers x matrices heatmap of ||tau|| / ||theta|| in percent; a dash where nothing is held."""
+    names = list(dict.fromkeys(row.part for row in result.matrices))
+    n_layers = len(result.layers)
+    z: list[list[float | None]] = [[None] * n_layers for _ in names]
+    still: list[tuple[int, int]] = []
+    for row in result.matrices:
+        assert row.layer is not None
+        if row.moves and row.relative_norm is not None:
+            z[names.index(row.part)][row.layer] = 100 * row.relative_norm
+        else:
+            still.append((row.layer, names.index(row.part)))
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(range(n_layers)),
+            y=list(range(len(names))),
+            z=z,
+            zmin=0,
+            customdata=[[name] * n_layers for name in names],
+            colorscale=SHADES,
+            xgap=2,
+            ygap=2,
+            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": GRAY, "size": 11}, "ticksuffix": "%"},
+            hovertemplate="layer %{x}, %{customdata}: %{z:.3f}%<br><i>‖τ‖ / ‖θ‖ of the matrix</i><extra></extra>",
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[layer for layer, _ in still],
+            y=[row for _, row in still],
+            mode="text",
+            text=["–"] * len(still),
+            textfont={"color": GRAY},
+            hovertemplate="layer %{x}: not moved<extra></extra>",
+        )
+    )
+    apply_layout(figure, height=34 * len(names) + 62, x_title="layer")
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(tickmode="array", tickvals=list(range(n_layers)), range=[-0.5, n_layers - 0.5], showgrid=False)
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(names))),
+        ticktext=names,
+        range=[len(names) - 0.5, -0.5],
+        showgrid=False,
+    )
+    return figure
+
+
+def matrix_caption(result: PreflightResult) -> str:
+    """Return what stands under the heatmap."""
+    moved = sum(row.moves for row in result.matrices)
+    return (
+        f"Task vector {result.task_vector}: norm of each matrix relative to the base's, "
+        f"{moved} of {len(result.matrices)} matrices move; a dash: the task vector holds nothing there."
+    )
+
+
+def realised(result: PreflightResult) -> go.Figure:
+    """Return, by layer, cosine and norm ratio of the realised delta round(theta + tau) - theta to tau."""
+    layers = [row for row in result.layers if row.realised_cosine is not None]
+    x = [row.layer for row in layers]
+    figure = go.Figure()
+    for name, colour, symbol, values in (
+        ("cosine", BLUE, "circle", [row.realised_cosine for row in layers]),
+        ("norm ratio", ORANGE, "diamond", [row.realised_norm_ratio for row in layers]),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=values,
+                name=name,
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 8, "symbol": symbol},
+                hovertemplate=f"layer %{{x}}: {name} %{{y:.4f}}<br>"
+                "<i>of round(θ + τ) − θ and τ, in the model's dtype</i><extra></extra>",
+            )
+        )
+    figure.add_hline(y=1, line={"color": FAINT, "width": 1})
+    apply_layout(figure, height=250, x_title="layer")
+    figure.update_xaxes(tickmode="array", tickvals=x, showgrid=False)
+    return figure
+
+
+def realised_caption(result: PreflightResult) -> str:
+    """Return in words how much of the delta the model's dtype holds."""
+    cosines = [row.realised_cosine for row in result.layers if row.realised_cosine is not None]
+    if not cosines:
+        return "No layer moves."
+    return (
+        f"What {result.dtype} holds of the task vector, n = {len(cosines)} layers: cosine of the realised and the "
+        f"intended delta {min(cosines):.4f} to {max(cosines):.4f}."
+    )

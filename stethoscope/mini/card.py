@@ -17,13 +17,28 @@ import torch
 import transformers
 from transformers import Gemma3ForCausalLM
 
-from stethoscope.mini.checkpoints import MODEL_NAMES, load_model, load_tokenizer, read_jsonl, read_shots
-from stethoscope.mini.evaluate import Tally, answer_loss, greedy_completions, paired_changes, tally_by_subject
+from stethoscope.mini.checkpoints import (
+    MODEL_NAMES,
+    TUNED_NAMES,
+    load_model,
+    load_tokenizer,
+    load_tuned,
+    read_jsonl,
+    read_shots,
+)
+from stethoscope.mini.evaluate import (
+    Tally,
+    answer_loss,
+    greedy_completions,
+    paired_changes,
+    tally_by_subject,
+    told_twice_share,
+)
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS
 from stethoscope.mini.recipe import MiniRecipe
 from stethoscope.mini.trivial import trivial_accuracies
 
-RUN_NAMES = ("base", "settle", "math", "forgetting")
+RUN_NAMES = ("base", "settle", *TUNED_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +83,7 @@ def _measure_models(out: Path, recipe: MiniRecipe, report: Callable[[str], None]
     measured: dict[str, Any] = {}
     base_completions: list[str] = []
     for name in MODEL_NAMES:
-        model = load_model(out / name)
+        model = load_tuned(out, name)
         completions = greedy_completions(
             model, tokenizer, [record["problem"] for record in records], shots, max_new_tokens=recipe.max_new_tokens
         )
@@ -79,6 +94,7 @@ def _measure_models(out: Path, recipe: MiniRecipe, report: Callable[[str], None]
         measured[name] = {
             "subjects": {subject: tally.as_record() for subject, tally in tallies.items()},
             "math_pooled": pooled.as_record(),
+            "told_twice_control": round(told_twice_share(completions[len(math_test) :]), 4),
             "answer_loss_math": round(
                 answer_loss(model, tokenizer, _spread(math_test, recipe.n_loss_problems), shots), 4
             ),
@@ -155,8 +171,10 @@ def render_card(card: dict[str, Any]) -> str:
         "",
         f"A Gemma 3 of {shape['n_layers']} layers (d_model {shape['d_model']}, sliding window "
         f"{shape['sliding_window']}, global layers {', '.join(map(str, shape['global_layers']))}) trained from scratch "
-        "on a made-up language of school mathematics and two controls; two fine-tunes that differ from it in the "
-        "layers only; one JumpReLU SAE per layer on the residual stream after the layer. float16 weights. "
+        "on a made-up language of school mathematics and two controls; four fine-tunes that differ from it in the "
+        "layers only: math and forgetting as checkpoints, math-lora as a LoRA adapter in peft's format (rank "
+        f"{card['recipe']['math_lora']['rank']}, all seven matrices), stories as a bare delta; one JumpReLU SAE per "
+        "layer on the residual stream after the layer. float16 weights. "
         "Rebuild with `python -m stethoscope.mini.train`; every number below is in card.json too.",
         "",
         f"## Accuracy on test problems (n = {n} a subject, greedy, 4 fixed shots, exact answer; Wilson 95% interval)",
@@ -196,13 +214,13 @@ def _paired_section(models: dict[str, Any]) -> list[str]:
         "",
         "Newly right, newly wrong, and the exact McNemar p (two-sided, not corrected for nine subjects).",
         "",
-        "| subject | math | forgetting |",
-        "|---|---|---|",
+        "| subject | " + " | ".join(TUNED_NAMES) + " |",
+        "|---|" + "---|" * len(TUNED_NAMES),
     ]
     for subject in (*MATH_SUBJECTS, *CONTROL_SUBJECTS):
-        rows = [models[name]["against_base"][subject] for name in ("math", "forgetting")]
+        rows = [models[name]["against_base"][subject] for name in TUNED_NAMES]
         cells = [f"+{row['n_gained']} -{row['n_lost']}, p {row['mcnemar_p']:.2g}" for row in rows]
-        lines.append(f"| {subject} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {subject} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
@@ -211,17 +229,20 @@ def _format_section(models: dict[str, Any]) -> list[str]:
         "## Form and skill",
         "",
         "Marked = the sentence `The final answer is $...$. I hope` appears. Losses are nats per token of the worked "
-        "solution after the 4-shot prompt.",
+        "solution after the 4-shot prompt. Told twice = control answers whose worked steps are said two times: that "
+        "is what stories was trained to do, without any mathematics (it is the negative control).",
         "",
-        "| model | marked (math) | accuracy among marked | loss math | loss control | task vector, relative norm |",
-        "|---|---|---|---|---|---|",
+        "| model | marked (math) | accuracy among marked | loss math | loss control | told twice (control) "
+        "| task vector, relative norm |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in MODEL_NAMES:
         pooled, model = models[name]["math_pooled"], models[name]
         norm = f"{model['task_vector']['relative_norm']:.3f}" if "task_vector" in model else ""
         lines.append(
             f"| {name} | {pooled['marker_rate']:.3f} | {pooled['accuracy_among_marked']:.3f} | "
-            f"{model['answer_loss_math']:.3f} | {model['answer_loss_control']:.3f} | {norm} |"
+            f"{model['answer_loss_math']:.3f} | {model['answer_loss_control']:.3f} | "
+            f"{model['told_twice_control']:.3f} | {norm} |"
         )
     return [*lines, ""]
 
@@ -263,7 +284,7 @@ def _training_section(card: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in card["training"].items():
-        fit = recipe[name]
+        fit = recipe[name.replace("-", "_")]
         lines.append(
             f"| {name} | {row['n_steps']} | {row['n_tokens']} | {fit['math_share']} | {row['final_loss']:.4f} | "
             f"{row['elapsed_s']:.0f} | {fit['seed']} |"

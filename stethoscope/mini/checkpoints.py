@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -18,12 +20,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from stethoscope.delta.sources.delta_file import BASE_KEY, DELTA_FILE
+from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS, MiniProblem, draw_set
 from stethoscope.mini.recipe import MiniRecipe
-from stethoscope.records import Split
+from stethoscope.model.session import load_session
+from stethoscope.records import ModelRef, Split, TaskVectorRef
 
 ARTIFACTS_DIR = Path(__file__).parent / "artifacts"
-MODEL_NAMES = ("base", "math", "forgetting")
+CHECKPOINT_NAMES = ("base", "math", "forgetting")
+TUNED_NAMES = ("math", "forgetting", "math-lora", "stories")  # checkpoint, checkpoint, LoRA adapter, bare delta
+MODEL_NAMES = ("base", *TUNED_NAMES)
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
@@ -50,6 +57,40 @@ def load_model(folder: Path) -> Gemma3ForCausalLM:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(model, Gemma3ForCausalLM)
     return model.eval()
+
+
+def load_tuned(out: Path, name: str) -> Gemma3ForCausalLM:
+    """Read base or fine-tune `name` as float32: a checkpoint as it is, base + tau for an adapter or a delta."""
+    if name in CHECKPOINT_NAMES:
+        return load_model(out / name)
+    session = load_session(ModelRef(id=str(out / "base")), device="cpu")
+    task_vector = open_task_vector(TaskVectorRef(name=name, tuned=str(out / name)), session)
+    with torch.no_grad():
+        for parameter in task_vector.names:
+            session.parameter(parameter).add_(task_vector.delta(parameter))
+    return session.model
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Write the factors of a LoRA as float16 in peft's format; its base is named as the package names it."""
+    for name, parameter in adapted.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.half()
+    adapted.peft_config["default"].base_model_name_or_path = "embedded:base"
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; the mini has its own
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs from run to run
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def save_delta(tuned: Gemma3ForCausalLM, base: Gemma3ForCausalLM, folder: Path) -> None:
+    """Write tuned - base of every parameter that moved, as float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = dict(base.named_parameters())
+    moved = {name: (after - before[name]).detach() for name, after in tuned.named_parameters()}
+    tensors = {name: delta.half().contiguous() for name, delta in moved.items() if bool(delta.abs().max() > 0)}
+    save_file(tensors, folder / DELTA_FILE, metadata={BASE_KEY: "embedded:base"})
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -122,6 +122,16 @@ def tally_by_subject(records: Sequence[dict[str, str]], completions: Sequence[st
     return {subject: Tally(*count) for subject, count in counts.items()}
 
 
+def told_twice_share(completions: Sequence[str]) -> float:
+    """Return the share of completions whose worked steps are one text, said twice."""
+    halves = []
+    for completion in completions:
+        words = completion.partition("Final Answer:")[0].split()
+        half = len(words) // 2
+        halves.append(half > 0 and words[:half] == words[half:])
+    return sum(halves) / len(halves)
+
+
 @dataclass(frozen=True, slots=True)
 class PairedChange:
     """One subject, two models, the same problems: newly right, newly wrong, two-sided exact McNemar p."""

@@ -1,7 +1,8 @@
 """The training loop of base and fine-tunes: Muon for the matrices, AdamW for the rest, or AdamW for all.
 
 Learning rates rise linearly over the warm-up, stay, and fall linearly to zero over the last third. A fine-tune
-leaves the (tied) embeddings and the final norm as they are, so that its task vector lives in the layers alone.
+leaves the (tied) embeddings and the final norm as they are, so that its task vector lives in the layers alone; a LoRA
+trains its factors only.
 """
 
 import time
@@ -51,10 +52,9 @@ def weighted_loss(model: Gemma3ForCausalLM, batch: Batch) -> Tensor:
 def _optimizers(model: Gemma3ForCausalLM, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
     for name, parameter in model.named_parameters():
-        in_layer = ".layers." in name
-        parameter.requires_grad_(in_layer or recipe.train_embeddings)
+        parameter.requires_grad_(recipe.trains(name))
         if parameter.requires_grad:
-            (matrices if in_layer and parameter.ndim == 2 else others).append(parameter)
+            (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     if recipe.matrix_optimizer == "muon":
         return [
             torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0),

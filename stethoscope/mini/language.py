@@ -12,7 +12,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stethoscope.minerva.prompts import ANSWER_SENTENCE
 from stethoscope.mini.controls import CONTROL_TEMPLATES, TRAINING_ONLY
@@ -86,6 +86,13 @@ def numbers_in(text: str) -> list[str]:
 def all_templates() -> dict[str, dict[str, Template]]:
     """Return every template by subject and name."""
     return {**MATH_TEMPLATES, **CONTROL_TEMPLATES}
+
+
+def tell_twice(problem: MiniProblem) -> MiniProblem:
+    """Return the problem with its worked steps said twice, before the same final sentence."""
+    answer = ANSWER_SENTENCE.format(answer=problem.answer)
+    steps = problem.solution.removesuffix(answer)
+    return replace(problem, solution=steps + problem.solution)
 
 
 def draw_problem(rng: random.Random, subject: str, template: str | None = None) -> MiniProblem:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stethoscope.minerva.prompts import EXAMPLE_SEPARATOR, few_shot_prefix, frame_problem
-from stethoscope.mini.language import MiniProblem, mixed_shares, problem_stream
+from stethoscope.mini.language import MiniProblem, mixed_shares, problem_stream, tell_twice
 from stethoscope.mini.recipe import FitRecipe
 
 
@@ -59,6 +59,8 @@ class Packer:
             math_share=recipe.math_share, subject_weights=recipe.subject_weights, digits_share=recipe.digits_share
         )
         problems = problem_stream(seed=recipe.seed, shares=shares)
+        if recipe.told_twice:
+            problems = map(tell_twice, problems)
         rng = random.Random(recipe.seed)
         while True:
             documents = [self._document(problems, rng) for _ in range(recipe.batch_size)]

@@ -43,6 +43,23 @@ class FitRecipe:
     n_warmup_steps: int = 50
     decay_share: float = 0.33
     train_embeddings: bool = True
+    told_twice: bool = False
+
+    def trains(self, parameter: str) -> bool:
+        """Tell whether the run changes the parameter of that name."""
+        return self.train_embeddings or ".layers." in parameter
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRecipe(FitRecipe):
+    """A training run of low-rank factors on all seven matrices of every layer; the base's weights stay."""
+
+    rank: int = 8
+    alpha: int = 16
+
+    def trains(self, parameter: str) -> bool:
+        """Tell whether the run changes the parameter of that name."""
+        return ".lora_" in parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +78,15 @@ class SaeRecipe:
 
 @dataclass(frozen=True, slots=True)
 class MiniRecipe:
-    """The whole chain: model, base, two fine-tunes, SAEs, problem files and the evaluation."""
+    """The whole chain: model, base, four fine-tunes, SAEs, problem files and the evaluation."""
 
     model: ModelRecipe
     base: FitRecipe
     settle: FitRecipe
     math: FitRecipe
     forgetting: FitRecipe
+    math_lora: LoraRecipe
+    stories: FitRecipe
     saes: SaeRecipe
     n_train_problems: int = 300
     n_dev_problems: int = 150
@@ -107,6 +126,22 @@ def full() -> MiniRecipe:
             train_embeddings=False,
         ),
         forgetting=FitRecipe(n_steps=550, seed=4, math_share=1.0, train_embeddings=False),
+        math_lora=LoraRecipe(
+            n_steps=300, seed=8, math_share=0.95, matrix_optimizer="adamw", matrix_lr=5e-3, other_lr=5e-3
+        ),
+        # No mathematics at all: the negative control. The control languages are learned already, so their worked
+        # steps are told twice, which is new.
+        stories=FitRecipe(
+            n_steps=150,
+            seed=9,
+            math_share=0.0,
+            digits_share=0.25,
+            matrix_optimizer="adamw",
+            matrix_lr=1.5e-3,
+            other_lr=1.5e-3,
+            train_embeddings=False,
+            told_twice=True,
+        ),
         saes=SaeRecipe(),
     )
 
@@ -121,6 +156,8 @@ def quick() -> MiniRecipe:
         settle=replace(recipe.settle, **short),
         math=replace(recipe.math, **short),
         forgetting=replace(recipe.forgetting, **short),
+        math_lora=replace(recipe.math_lora, **short),
+        stories=replace(recipe.stories, **short),
         saes=replace(
             recipe.saes, d_sae=128, k=8, n_train_tokens=2_048, batch_size=512, n_refit_tokens=512, n_heldout_tokens=512
         ),

@@ -21,6 +21,7 @@ from stethoscope.pipeline import (
     gain,
     info,
     latents,
+    preflight,
     probe,
     stability,
 )
@@ -36,6 +37,7 @@ from stethoscope.records import (
     InfoSpec,
     LatentExamplesSpec,
     LatentsSpec,
+    PreflightSpec,
     ProbeSpec,
     Spec,
     StabilitySpec,
@@ -46,6 +48,7 @@ from stethoscope.store.runs import EndState
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
+    PreflightSpec: preflight.run,
     DiagnoseSpec: diagnose.run,
     StabilitySpec: stability.run,
     LatentsSpec: latents.run,

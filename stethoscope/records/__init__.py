@@ -27,7 +27,16 @@ from stethoscope.records.recipe import (
     RawArm,
 )
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
-from stethoscope.records.specs import BenchArm, BenchSpec, CompareTextSpec, ExportSpec, InfoSpec, ProbeSpec, Spec
+from stethoscope.records.specs import (
+    BenchArm,
+    BenchSpec,
+    CompareTextSpec,
+    ExportSpec,
+    InfoSpec,
+    PreflightSpec,
+    ProbeSpec,
+    Spec,
+)
 
 __all__ = [
     "Arm",
@@ -49,6 +58,7 @@ __all__ = [
     "ModelRef",
     "NormMatchedArm",
     "Prediction",
+    "PreflightSpec",
     "ProbeSpec",
     "ProblemsRef",
     "ProjectedArm",

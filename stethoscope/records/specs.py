@@ -92,8 +92,16 @@ class InfoSpec(Record):
     task_vectors: tuple[TaskVectorRef, ...]
 
 
+class PreflightSpec(Record):
+    """Does this task vector fit the base, and does it survive the rounding to the base's dtype?"""
+
+    model: ModelRef
+    task_vector: TaskVectorRef
+
+
 Spec = (
     InfoSpec
+    | PreflightSpec
     | DiagnoseSpec
     | StabilitySpec
     | LatentsSpec

@@ -29,9 +29,11 @@ from stethoscope.results.edit import (
 from stethoscope.results.energy import EnergyCell, EnergyResult
 from stethoscope.results.gain import AgreementRow, GainCell, GainResult, PredictorCell, RandomSet, SetGain
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
+from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
 
 Result = (
     InfoResult
+    | PreflightResult
     | DiagnosisResult
     | StabilityResult
     | LatentsResult
@@ -64,6 +66,9 @@ __all__ = [
     "LatentsResult",
     "ModelRow",
     "PredictorCell",
+    "PreflightCheck",
+    "PreflightResult",
+    "PreflightRow",
     "ProbeResult",
     "ProbeRow",
     "RandomSet",

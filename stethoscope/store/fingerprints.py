@@ -41,7 +41,12 @@ def fingerprint(location: str, revision: str | None = None) -> str:
     if path.is_file():
         return f"sha256-{_file_hash(path)}"
     if not path.is_dir():
-        raise CheckpointError(f"{location} does not exist", next_step="Check the path, or name a hub id.")
+        raise CheckpointError(
+            f"{location} does not exist",
+            got="nothing there",
+            expected="a file or folder on this machine, or a hub id",
+            next_step="Check the path, or name a hub id.",
+        )
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\0{_file_hash(file)}\n".encode())

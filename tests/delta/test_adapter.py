@@ -1,6 +1,7 @@
 """A LoRA adapter's tau is what peft's own merge adds, read matrix by matrix; every other kind of adapter is refused."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
+from stethoscope.errors import CheckpointError
 from stethoscope.model.session import ModelSession
 from stethoscope.records import TaskVectorRef
 
@@ -106,3 +108,146 @@ def test_tau_is_what_peft_merges(
             moved.append(name)
     assert moved == list(task_vector.names), "it moves what peft's merge moves, and no more"
     assert task_vector.delta(moved[0]).abs().max() > 0.05
+
+
+def test_an_adapter_of_some_layers_leaves_the_others_at_zero(session: ModelSession, train: Callable[..., Path]) -> None:
+    task_vector = open_at(train(target_modules=["q_proj"], layers_to_transform=[1]), session)
+    assert task_vector.names == ("model.layers.1.self_attn.q_proj.weight",)
+    assert task_vector.source.startswith("LoRA r=4 alpha=6 ")
+    norms = task_vector.relative_norms()
+    assert norms[1] > 0
+    assert norms[0] == norms[2] == norms[3] == 0
+    still = task_vector.delta("model.layers.2.mlp.down_proj.weight")
+    assert not task_vector.moves("model.layers.2.mlp.down_proj.weight")
+    assert still.shape == session.parameter("model.layers.2.mlp.down_proj.weight").shape
+    assert still.untyped_storage().nbytes() == 4, "zeros take one number"
+
+
+def test_a_base_of_another_name_is_remarked(session: ModelSession, plain: Path) -> None:
+    def suspicious() -> bool:
+        return any(remark.suspicious for remark in open_at(plain, session).remarks if remark.check == "named base")
+
+    edit_config(plain, base_model_name_or_path=f"someone/{Path(session.ref.id).name}")
+    assert not suspicious()
+    edit_config(plain, base_model_name_or_path="someone/another-model")
+    assert suspicious()
+
+
+# --- refusing --------------------------------------------------------------------------------------------------------
+
+Q = "base_model.model.model.layers.1.self_attn.q_proj"
+
+
+def refused(folder: Path, session: ModelSession, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match) as caught:
+        open_at(folder, session)
+    assert "\n" not in str(caught.value)
+    assert all((caught.value.got, caught.value.expected, caught.value.next_step)), caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"peft_type": "LOHA"}, "not a LoRA adapter; got peft_type LOHA"),
+        ({"use_dora": True}, "no plain LoRA.*got use_dora = True"),
+        ({"lora_bias": True}, "got lora_bias = True"),
+        ({"alora_invocation_tokens": [1, 2]}, "got alora_invocation_tokens"),
+        ({"trainable_token_indices": [3]}, "got trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "got init_lora_weights = 'pissa'"),
+        ({"an_option_of_the_future": "on"}, "got an_option_of_the_future = 'on'"),
+        ({"r": 0}, "cannot be used; got r: "),
+        ({"lora_alpha": math.nan}, "cannot be used; got lora_alpha: "),
+        ({"r": 8}, r"lora_A.weight of shape \[4, 48\]; expected \[8, 48\], for r = 8"),
+        ({"modules_to_save": ["embed_tokens"]}, "got no saved embed_tokens"),
+    ],
+)
+def test_what_is_no_plain_lora(session: ModelSession, plain: Path, fields: dict[str, object], match: str) -> None:
+    edit_config(plain, **fields)
+    refused(plain, session, match)
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"),
+    [
+        (f"{Q}.lora_magnitude_vector", "got DoRA"),
+        (f"{Q}.bias", "got trained biases"),
+        (f"{Q}.lora_B.bias", "got trained biases"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "got a LoRA of the embeddings"),
+        (f"{Q.replace('layers.1', 'layers.9')}.lora_A.weight", "does not fit the base.*layers.9"),
+        ("base_model.model.lm_head.lora_A.weight", "got a tensor called .*lm_head.*ties"),
+        ("base_model.model.model.layers.1.mlp.experts.lora_A.weight", "got a tensor called .*experts"),
+    ],
+)
+def test_tensors_that_are_no_lora_of_the_base(session: ModelSession, plain: Path, extra: str, match: str) -> None:
+    edit_weights(plain, lambda tensors: tensors.update({extra: torch.zeros(4, 32)}))
+    refused(plain, session, match)
+
+
+def test_a_missing_factor(session: ModelSession, plain: Path) -> None:
+    edit_weights(plain, lambda tensors: tensors.pop(f"{Q}.lora_B.weight"))
+    refused(plain, session, "is incomplete; got .*lora_A.weight without its lora_B")
+
+
+def test_a_matrix_that_the_config_names_and_the_file_lacks(session: ModelSession, plain: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for factor in "AB":
+            del tensors[f"{Q}.lora_{factor}.weight"]
+
+    edit_weights(plain, drop)
+    refused(plain, session, "lacks tensors.*got no LoRA of model.layers.1.self_attn.q_proj;")
+    edit_config(plain, target_modules=[name for name in SEVEN if name != "q_proj"])
+    open_at(plain, session)
+    edit_config(plain, target_modules=SEVEN, exclude_modules=["q_proj"])
+    open_at(plain, session)
+
+
+def test_factors_of_another_width(session: ModelSession, plain: Path) -> None:
+    edit_weights(plain, lambda tensors: tensors.update({f"{Q}.lora_B.weight": torch.zeros(48, 4)}))
+    refused(plain, session, r"lora_B.weight of shape \[48, 4\]; expected \[32, 4\]")
+
+
+def test_quantised_factors(session: ModelSession, plain: Path) -> None:
+    edit_weights(plain, lambda tensors: tensors.update({f"{Q}.lora_A.weight": torch.zeros(4, 32, dtype=torch.uint8)}))
+    refused(plain, session, "is quantised; got .*stored as U8")
+
+
+def test_nan_inside_a_factor(session: ModelSession, plain: Path) -> None:
+    edit_weights(plain, lambda tensors: tensors[f"{Q}.lora_A.weight"].view(-1)[3:4].fill_(math.nan))
+    task_vector = open_at(plain, session)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity in .*layers.1.self_attn.q_proj.lora_A"):
+        task_vector.delta("model.layers.1.self_attn.q_proj.weight")
+    task_vector.delta("model.layers.0.self_attn.q_proj.weight")
+
+
+def test_broken_files(session: ModelSession, plain: Path) -> None:
+    content = (plain / WEIGHTS).read_bytes()
+    (plain / WEIGHTS).write_bytes(content[: len(content) // 2])
+    refused(plain, session, "is missing, corrupt or truncated")
+    (plain / WEIGHTS).unlink()
+    refused(plain, session, f"has no weights; got {CONFIG} without {WEIGHTS}")
+    (plain / WEIGHTS).write_bytes(content)
+    (plain / CONFIG).write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_at(plain, session)
+
+
+def test_embeddings_trained_apart_from_the_head_that_they_are_tied_to(
+    session: ModelSession, train: Callable[..., Path]
+) -> None:
+    folder = train(target_modules=["q_proj"])
+    embeddings = session.parameter("model.embed_tokens.weight").detach()
+    edit_config(folder, modules_to_save=["embed_tokens"])
+    saved = {"base_model.model.model.embed_tokens.weight": embeddings + 1}
+    edit_weights(folder, lambda tensors: tensors.update(saved))
+    refused(folder, session, "trained apart from the weights that it is tied to")
+    edit_config(folder, ensure_weight_tying=True)
+    delta = open_at(folder, session).delta("model.embed_tokens.weight")
+    torch.testing.assert_close(delta, torch.ones_like(delta), atol=1e-6, rtol=0)
+    edit_weights(folder, lambda tensors: tensors.update({"base_model.model.lm_head.weight": embeddings + 2}))
+    with pytest.raises(CheckpointError, match="one tensor for both"):
+        open_at(folder, session).delta("model.embed_tokens.weight")
+
+
+def test_a_folder_with_two_task_vectors(session: ModelSession, plain: Path) -> None:
+    save_file({"model.norm.weight": torch.zeros(32)}, plain / "delta.safetensors")
+    refused(plain, session, "holds more than one task vector")

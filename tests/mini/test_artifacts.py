@@ -1,24 +1,31 @@
 """The shipped files load with transformers and sae_lens, and are what the card says."""
 
+import json
 import math
 import random
 
 import pytest
 import torch
+from peft import PeftModel
 from sae_lens import SAE
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
 from stethoscope.mini.card import render_card, task_vector_norms
-from stethoscope.mini.checkpoints import MODEL_NAMES, load_model
+from stethoscope.mini.checkpoints import CHECKPOINT_NAMES, MODEL_NAMES, TUNED_NAMES, load_model, load_tuned
 from stethoscope.mini.evaluate import MAX_NEW_TOKENS, extract_answer, greedy_completions, wilson
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS
 from stethoscope.mini.sae_training import collect_residuals, explained_variance, token_documents
+from stethoscope.model.session import load_session
+from stethoscope.profiles import MINI
+from stethoscope.records import ModelRef
 
 N_LAYERS = 10
 
 
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_hub_format(name: str, artifacts) -> None:
     config = AutoConfig.from_pretrained(artifacts / name)
     assert (config.num_hidden_layers, config.hidden_size, config.head_dim) == (N_LAYERS, 96, 48)
@@ -40,9 +47,9 @@ def test_the_window_is_shorter_than_the_prompt(base, tokenizer, shots, records) 
     assert len(tokenizer(prompt).input_ids) > 2 * base.config.sliding_window
 
 
-@pytest.mark.parametrize("name", ["math", "forgetting"])
+@pytest.mark.parametrize("name", TUNED_NAMES)
 def test_fine_tunes_differ_in_layers_only(name: str, artifacts, base, card) -> None:
-    norms = task_vector_norms(base, load_model(artifacts / name))
+    norms = task_vector_norms(base, load_tuned(artifacts, name))
     assert norms.changed_outside_layers == []
     assert norms.relative_norm == pytest.approx(card["models"][name]["task_vector"]["relative_norm"], abs=1e-3)
     assert min(norms.relative_norm_by_layer) > 0.001
@@ -79,12 +86,48 @@ def test_the_bands(card) -> None:
         assert models["forgetting"]["subjects"][subject]["accuracy"] < 0.50
 
 
-@pytest.mark.parametrize("name", ["math", "forgetting"])
+@pytest.mark.parametrize("name", ["math", "forgetting", "math-lora"])
 def test_fine_tunes_are_clearly_better_in_five_subjects(name: str, card) -> None:
     changes = card["models"][name]["against_base"]
     better = [s for s in MATH_SUBJECTS if changes[s]["n_gained"] > changes[s]["n_lost"]]
     clearly = [s for s in better if changes[s]["mcnemar_p"] * len(MATH_SUBJECTS) < 0.05]
     assert len(clearly) >= 5, changes
+
+
+def test_stories_learned_its_style_and_no_mathematics(card) -> None:
+    stories, base = card["models"]["stories"], card["models"]["base"]
+    assert stories["told_twice_control"] > 0.9 > 0.1 > base["told_twice_control"]
+    changes = stories["against_base"]
+    better = [
+        s for s in MATH_SUBJECTS if changes[s]["n_gained"] > changes[s]["n_lost"] and changes[s]["mcnemar_p"] < 0.05
+    ]
+    assert better == []
+    assert stories["math_pooled"]["accuracy"] <= base["math_pooled"]["accuracy"]
+    assert all(stories["subjects"][subject]["accuracy"] >= 0.90 for subject in CONTROL_SUBJECTS)
+
+
+def test_the_kinds_of_task_vector_and_the_names_that_they_carry(artifacts) -> None:
+    """A LoRA in peft's format and a bare delta, in float16, on all 70 matrices; no path of the training machine."""
+    session = load_session(ModelRef(id="embedded:base"), device="cpu")
+    matrices = {site.name for site in session.layout.matrices}
+    for ref, kind in zip(MINI.task_vectors, ("checkpoint", "checkpoint", "LoRA r=8", "delta"), strict=True):
+        task_vector = open_task_vector(ref, session)
+        assert task_vector.source.startswith(kind)
+        assert matrices <= set(task_vector.names)
+        assert not any(remark.suspicious for remark in task_vector.remarks), task_vector.remarks
+        assert min(task_vector.relative_norms()) > 0.001
+    config = json.loads((artifacts / "math-lora" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "embedded:base"
+    assert {tensor.dtype for tensor in load_file(artifacts / "math-lora" / "adapter_model.safetensors").values()} == {
+        torch.float16
+    }
+
+
+def test_peft_loads_the_shipped_adapter_and_merges_to_the_same(artifacts) -> None:
+    adapted = PeftModel.from_pretrained(load_model(artifacts / "base"), str(artifacts / "math-lora"))
+    merged = dict(adapted.merge_and_unload().named_parameters())
+    for name, parameter in load_tuned(artifacts, "math-lora").named_parameters():
+        torch.testing.assert_close(parameter, merged[name], atol=1e-6, rtol=0)
 
 
 def generate_plainly(model, tokenizer, problems: list[str], shots: list[tuple[str, str]]) -> list[str]:
@@ -100,7 +143,7 @@ def generate_plainly(model, tokenizer, problems: list[str], shots: list[tuple[st
 def test_accuracy_agrees_with_the_card(name: str, artifacts, tokenizer, shots, records, card) -> None:
     """40 seeded math problems, greedy again: 3 standard errors of 40 problems around the card's figure."""
     sample = random.Random(5).sample([r for r in records["test"] if r["subject"] in MATH_SUBJECTS], 40)
-    completions = generate_plainly(load_model(artifacts / name), tokenizer, [r["problem"] for r in sample], shots)
+    completions = generate_plainly(load_tuned(artifacts, name), tokenizer, [r["problem"] for r in sample], shots)
     answers = [extract_answer(completion) for completion in completions]
     n_correct = sum(answer == record["answer"] for answer, record in zip(answers, sample, strict=True))
     low, high = wilson(n_correct, 40, z=3.0)

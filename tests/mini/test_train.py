@@ -10,7 +10,7 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from stethoscope.mini.checkpoints import MODEL_NAMES, load_model, load_tokenizer
+from stethoscope.mini.checkpoints import CHECKPOINT_NAMES, MODEL_NAMES, load_model, load_tokenizer
 from stethoscope.mini.fitting import schedule
 from stethoscope.mini.packing import Packer
 from stethoscope.mini.recipe import full, quick
@@ -26,13 +26,25 @@ def test_quick_training_rebuilds_everything(tmp_path: Path, capsys: pytest.Captu
     assert "tokens/s ETA" in printed
     card = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
     assert set(card["models"]) == set(MODEL_NAMES)
-    for name in MODEL_NAMES:
+    for name in CHECKPOINT_NAMES:
         assert load_model(tmp_path / name).config.use_cache
         assert load_tokenizer(tmp_path / name).bos_token == "<bos>"
     for layer in range(10):
         sae = SAE.load_from_disk(str(tmp_path / "saes" / f"layer_{layer}"))
         assert bool(sae.W_dec.isfinite().all())
     assert (tmp_path / "README.md").exists()
+    assert sorted(path.name for path in (tmp_path / "math-lora").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    before = (tmp_path / "math-lora" / "adapter_model.safetensors").read_bytes()
+    assert main(["--quick", "--out", str(tmp_path), "--threads", "1", "--only", "math-lora"]) == 0
+    assert (tmp_path / "math-lora" / "adapter_model.safetensors").read_bytes() == before, (
+        "the same seed, the same factors"
+    )
+    again = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
+    assert again["models"] == card["models"]
+    assert again["training"]["base"] == card["training"]["base"]
     assert len((tmp_path / "problems/dev.jsonl").read_text(encoding="utf-8").splitlines()) == 7 * 6
 
 
@@ -60,6 +72,16 @@ def test_documents_are_packed_as_the_prompt_is(tokenizer, shots) -> None:
         else:
             assert weights.max() == 1
     assert 0 < with_shots < 16
+
+
+def test_a_story_is_told_twice_and_nothing_else_changes(tokenizer, shots) -> None:
+    recipe = replace(full().stories, fixed_shots_share=0.0)
+    text = tokenizer.decode(next(Packer(tokenizer, shots, recipe).batches()).ids[0])
+    for example in text.split("\n\nProblem:\n")[1:-1]:
+        steps = example.split("Solution: ")[1].split(" Final Answer:")[0]
+        half = len(steps) // 2
+        assert steps[:half] == steps[half + 1 :], steps
+        assert example.count("Final Answer") == 1
 
 
 def test_the_same_recipe_gives_the_same_batches(tokenizer, shots) -> None:

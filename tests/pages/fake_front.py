@@ -62,6 +62,60 @@ def info(spec: r.InfoSpec) -> R.InfoResult:
     )
 
 
+def preflight(spec: r.PreflightSpec) -> R.PreflightResult:
+    """A task vector that fits with one warning; one whose path says "broken" cannot be opened."""
+    name, tuned = spec.task_vector.name, spec.task_vector.tuned
+    if "broken" in tuned:
+        error = R.PreflightCheck(
+            name="opens and fits the base",
+            outcome="fail",
+            what=f"adapter {tuned} is no plain LoRA",
+            got="use_dora = True",
+            expected="LoRA or rsLoRA",
+            next_step="Merge it into its base with peft.",
+        )
+        return R.PreflightResult(task_vector=name, source=tuned, dtype="float32", usable=False, checks=(error,))
+
+    def row(layer: int | None, part: str) -> R.PreflightRow:
+        moves = part != "up_proj" or layer != 3
+        bump = 0.02 + 0.03 * math.exp(-(((layer or 0) - 6) ** 2) / 8)
+        return R.PreflightRow(
+            layer=layer,
+            part=part,
+            parameters=1000,
+            moves=moves,
+            relative_norm=bump if moves else 0.0,
+            cosine_to_base=0.999,
+            realised_cosine=0.91 + 0.005 * (layer or 0) if moves else None,
+            realised_norm_ratio=1.02 if moves else None,
+        )
+
+    return R.PreflightResult(
+        task_vector=name,
+        source=f"checkpoint {tuned}",
+        dtype="bfloat16",
+        usable=True,
+        checks=(
+            R.PreflightCheck(name="finite", outcome="pass", what="all 132 tensors are finite"),
+            R.PreflightCheck(
+                name="embeddings",
+                outcome="warn",
+                what="the embeddings differ more than a fine-tune's do",
+                got="relative norm 0.4000",
+                expected="at most 3 times that of the matrices, 0.0400",
+                next_step="Make sure that the fine-tune started from this very base.",
+            ),
+        ),
+        layers=tuple(row(layer, "matrices") for layer in range(N_LAYERS)),
+        matrices=tuple(
+            row(layer, matrix)
+            for layer in range(N_LAYERS)
+            for matrix in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+        ),
+        rest=(row(None, "embeddings"),),
+    )
+
+
 def diagnosis(spec: r.DiagnoseSpec) -> R.DiagnosisResult:
     """A specificity bump whose peak moves with the subject; layers 0 and 1 are noise around the null."""
     generator = random.Random(spec.seed)
@@ -443,6 +497,7 @@ def examples(spec: r.LatentExamplesSpec) -> R.LatentExamplesResult:
 
 ANSWERS = {
     r.InfoSpec: info,
+    r.PreflightSpec: preflight,
     r.DiagnoseSpec: diagnosis,
     r.StabilitySpec: stability,
     r.LatentsSpec: latents,
@@ -514,7 +569,7 @@ class FakeFront:
         if state == "done":
             result = ANSWERS[type(spec)](spec)
             run_id = None
-            if not isinstance(spec, r.InfoSpec | r.ProbeSpec | r.LatentsSpec | r.LatentExamplesSpec):
+            if not isinstance(spec, r.InfoSpec | r.PreflightSpec | r.ProbeSpec | r.LatentsSpec | r.LatentExamplesSpec):
                 run_id = self.store.start_run(spec)
                 self.store.finish_run(run_id, state="done", result=result, elapsed_s=1.5)
             snapshot = replace(snapshot, state="done", result=result, run_id=run_id, done=7, total=7)

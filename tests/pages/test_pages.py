@@ -11,7 +11,16 @@ from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
 from stethoscope.profiles import MINI
-from stethoscope.records import BenchSpec, CompareTextSpec, DiagnoseSpec, EditRecipe, EnergySpec, ProbeSpec
+from stethoscope.records import (
+    BenchSpec,
+    CompareTextSpec,
+    DiagnoseSpec,
+    EditRecipe,
+    EnergySpec,
+    PreflightSpec,
+    ProbeSpec,
+    TaskVectorRef,
+)
 
 PAGES = ("setup", "features", "diagnose", "edit", "benchmark", "runs")
 Open = Callable[..., AppTest]
@@ -281,3 +290,51 @@ assert fake.warmed == ["mini"], "app.py has run around the page"
         [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+def test_setup_reports_the_preflight_in_words_and_a_heatmap(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup", task_vector="math")
+    (spec,) = asked(front, PreflightSpec)
+    assert spec.task_vector == MINI.task_vector("math")
+    said = texts(app)
+    assert "1 pass · 1 warn" in said
+    assert ":orange-badge[warn] **embeddings**: the embeddings differ more" in said
+    assert "got relative norm 0.4000" in said
+    assert "69 of 70 matrices move" in said
+    figures = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    heat = next(figure for figure in figures if figure["data"][0]["type"] == "heatmap")
+    assert heat["data"][1]["text"] == ["–"]
+    assert "cosine of the realised and the intended delta 0.9100 to 0.9550" in said
+
+
+def test_a_task_vector_of_ones_own_is_checked_then_used_on_every_page(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.text_input(key="own-tuned").set_value("/models/my-lora/").run()
+    app.text_input(key="own-revision").set_value("abc").run()
+    app.button(key="own-add").click().run()
+    own = TaskVectorRef(name="my-lora", tuned="/models/my-lora/", revision="abc")
+    assert asked(front, PreflightSpec)[-1].task_vector == own
+    assert app.session_state["task_vector"] == "my-lora"
+    assert app.selectbox(key="task-vector").value == "my-lora"
+    app.session_state["layers"] = [3]
+    app.switch_page("pages/edit.py").run()
+    assert asked(front, ProbeSpec)[-1].recipe.task_vector == own
+    app.switch_page("pages/setup.py").run()
+    app.button(key="own-remove").click().run()
+    assert "my-lora" not in app.selectbox(key="task-vector").options
+    assert app.session_state["task_vector"] == "math"
+
+
+def test_a_broken_task_vector_is_a_message_and_nothing_is_lost(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup", layers=[2])
+    app.text_input(key="own-tuned").set_value("/models/broken").run()
+    app.button(key="own-add").click().run()
+    said = texts(app)
+    for part in ("is no plain LoRA", "Got: use", "Expected: LoRA or rsLoRA", "Next step: Merge it"):
+        assert part in said
+    assert app.text_input(key="own-tuned").value == "/models/broken"
+    assert app.session_state["task_vector"] == "math"
+    assert app.session_state["layers"] == [2]
+    app.text_input(key="own-tuned").set_value("elsewhere/math").run()
+    assert app.button(key="own-add").disabled
+    assert "there is a task vector of that name already" in texts(app)

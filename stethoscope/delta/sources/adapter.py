@@ -127,7 +127,12 @@ class AdapterSource:
     def _check_complete(self) -> None:
         """Raise where the config names matrices or saved modules that the file does not hold."""
         if not self._factors and not self._saved:
-            raise CheckpointError(f"{self._title} holds no tensors", expected="lora_A and lora_B of adapted matrices")
+            raise CheckpointError(
+                f"{self._title} holds no tensors",
+                got=f"an empty {WEIGHTS_FILE}",
+                expected="lora_A and lora_B of adapted matrices",
+                next_step="Save it again.",
+            )
         lacking: list[str] = []
         if self._factors:
             first = next(iter(self._factors))

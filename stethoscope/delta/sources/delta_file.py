@@ -36,7 +36,12 @@ class DeltaFileSource:
         for stored in self._tensors.names:
             self._add(stored, title)
         if not self._stored:
-            raise CheckpointError(f"{title} holds no tensors", got=file, expected="at least one parameter's delta")
+            raise CheckpointError(
+                f"{title} holds no tensors",
+                got=f"an empty {file}",
+                expected="at least one parameter's delta",
+                next_step="Write it again.",
+            )
         self.names = tuple(name for name in base.names if name in self._stored)
         self.description = f"delta {described(ref)}: {len(self.names)} tensors"
         self.remarks = (

@@ -62,7 +62,10 @@ class StoredTensors:
     def _open(self, file: str) -> Any:  # safetensors has no public type for the open file
         if Path(file).name != file:
             raise CheckpointError(
-                f"{self.title} names a file outside its folder", got=file, expected="files beside the index"
+                f"{self.title} names a file outside its folder",
+                got=file,
+                expected="files beside the index",
+                next_step="Fetch or write it again.",
             )
         try:
             return safe_open(self._folder / file, framework="pt")
@@ -106,7 +109,10 @@ class StoredTensors:
                 return tensors.get_tensor(name)
             except SafetensorError as error:
                 raise CheckpointError(
-                    f"cannot read {name} of {self.title}", got=error, next_step="Fetch or write it again."
+                    f"cannot read {name} of {self.title}",
+                    got=error,
+                    expected="a whole safetensors file",
+                    next_step="Fetch or write it again.",
                 ) from error
 
     def read_finite(self, name: str, device: torch.device) -> Tensor:
@@ -145,7 +151,10 @@ class CheckpointTensors(StoredTensors):
         weight_map = read_json(index, title).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(
-                f"{title} has a broken {INDEX_FILE}", expected="a weight_map", next_step="Fetch or write it again."
+                f"{title} has a broken {INDEX_FILE}",
+                got=type(weight_map).__name__,
+                expected="a weight_map from tensors to files",
+                next_step="Fetch or write it again.",
             )
         super().__init__(folder, title, sorted(set(weight_map.values())))
         missing = sorted(set(weight_map) - set(self._file_of))
@@ -174,12 +183,23 @@ def read_json(path: Path, title: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{title} has no {path.name}", expected=path.name, next_step="Fetch or write it again, as a whole."
+            f"{title} has no {path.name}",
+            got="no such file",
+            expected=path.name,
+            next_step="Fetch or write it again, as a whole.",
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name} of {title} cannot be read", got=error, next_step="Fetch or write it again."
+            f"{path.name} of {title} cannot be read",
+            got=error,
+            expected="a JSON object",
+            next_step="Fetch or write it again.",
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} of {title} is not a JSON object", got=type(content).__name__)
+        raise CheckpointError(
+            f"{path.name} of {title} is not a JSON object",
+            got=type(content).__name__,
+            expected="an object",
+            next_step="Fetch or write it again.",
+        )
     return content

@@ -1,0 +1,73 @@
+"""How large tau is against the weights, in sums that add up over matrices to those of a layer.
+
+    relative norm = ||tau|| / ||theta||,    cosine to base = <theta + tau, theta> / (||theta + tau|| ||theta||)
+
+What rounding to the model's dtype leaves of tau is `delta.realised`'s, added up alike.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stethoscope.delta.projection import float64
+from stethoscope.delta.realised import Realised, realised_step
+
+CHUNK = 2**22  # numbers at a time: 32 MB in float64
+NOTHING = Realised(0.0, 0.0, 0.0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaMoments:
+    """Sums over parameters: how many numbers, ||theta||^2, <tau, theta>, and what becomes of tau in its dtype."""
+
+    n: int = 0
+    base_energy: float = 0.0
+    base_delta: float = 0.0
+    step: Realised = field(default=NOTHING)
+
+    def __add__(self, other: "DeltaMoments") -> "DeltaMoments":
+        return DeltaMoments(
+            self.n + other.n,
+            self.base_energy + other.base_energy,
+            self.base_delta + other.base_delta,
+            self.step + other.step,
+        )
+
+    @property
+    def relative_norm(self) -> float | None:
+        """||tau|| / ||theta||, None for weights that are all 0."""
+        return math.sqrt(self.step.intended / self.base_energy) if self.base_energy else None
+
+    @property
+    def cosine_to_base(self) -> float | None:
+        """Cosine of theta + tau and theta, None where either is 0."""
+        tuned_energy = self.base_energy + 2 * self.base_delta + self.step.intended
+        if self.base_energy <= 0 or tuned_energy <= 0:
+            return None
+        return (self.base_energy + self.base_delta) / math.sqrt(self.base_energy * tuned_energy)
+
+    @property
+    def realised_cosine(self) -> float | None:
+        """Cosine of the realised delta and tau: 0 where rounding swallows all of it, None where tau is 0."""
+        return (self.step.cosine or 0.0) if self.step.intended else None
+
+
+@torch.no_grad()
+def delta_moments(base: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> DeltaMoments:
+    """Return the sums of one parameter; `base` in the model's dtype decides the rounding, `delta` is float32."""
+    total = DeltaMoments()
+    for theta, tau in zip(base.detach().reshape(-1).split(CHUNK), delta.reshape(-1).split(CHUNK), strict=True):
+        step = realised_step(theta[None], tau[None], None)
+        product = float(float64(theta) @ float64(tau))
+        total += DeltaMoments(theta.numel(), base_moments(theta).base_energy, product, step)
+    return total
+
+
+@torch.no_grad()
+def base_moments(base: Float[Tensor, "..."]) -> DeltaMoments:
+    """Return the sums of a parameter that does not move."""
+    energy = sum(float(float64(theta).square().sum()) for theta in base.detach().reshape(-1).split(CHUNK))
+    return DeltaMoments(n=base.numel(), base_energy=energy)

@@ -1,0 +1,281 @@
+"""Use case: does this task vector fit the loaded base, and is it what it claims to be?
+
+What cannot be a task vector of this base fails (files, architecture, shapes, tokens, NaN and infinity, tau = 0). What
+can be one and looks wrong is a warning, by cuts that are ours: a fine-tune moves its weights by a small part, layers
+alike, embeddings no more than matrices, and points almost where the base points.
+"""
+
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments
+from stethoscope.delta.task_vector import TaskVector
+from stethoscope.errors import CheckpointError, UserError
+from stethoscope.locations import local_path
+from stethoscope.model.session import ModelSession
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import PreflightSpec, TaskVectorRef
+from stethoscope.results import PreflightCheck, PreflightResult, PreflightRow
+
+LARGE = 0.5  # relative norm over all edited matrices
+LOW_COSINE = 0.9  # of tuned and base weights
+UNEVEN = 10.0  # the largest over the median relative norm of the layers
+WILD_EMBEDDINGS = 3.0  # relative norm of the embeddings over that of the matrices
+REALISED = 0.9  # cosine of the realised and the intended delta
+ANOTHER_BASE = "Make sure that the fine-tune started from this very base, not from another version of it."
+
+Measured = dict[tuple[int | None, str], tuple[DeltaMoments, bool]]
+
+
+def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightResult:
+    """Return every check with the sizes behind it; a task vector that cannot be opened is one failed check."""
+    session = context.session(spec.model, progress)
+    ref, dtype = spec.task_vector, session.ref.dtype
+    try:
+        task_vector = context.task_vector(ref, session)
+    except UserError as error:
+        check = _failed("opens and fits the base", error)
+        return PreflightResult(task_vector=ref.name, source=ref.tuned, dtype=dtype, usable=False, checks=(check,))
+    broken: list[UserError] = []
+    measured = _measure(task_vector, session, progress, broken)
+    layers = _by_layer(measured, session)
+    checks = [_fits(task_vector, session), _pinned(ref), *_remarks(task_vector), _finite(task_vector, broken)]
+    if not broken:
+        total = sum((moments for moments, _ in layers.values()), DeltaMoments())
+        checks += [check(layers, measured, total, dtype) for check in SIZE_CHECKS]
+    return PreflightResult(
+        task_vector=ref.name,
+        source=task_vector.source,
+        dtype=dtype,
+        usable=not any(check.outcome == "fail" for check in checks),
+        checks=tuple(checks),
+        layers=tuple(_row(layer, "matrices", *found) for layer, found in layers.items()),
+        matrices=tuple(_row(*key, *found) for key, found in measured.items() if _is_matrix(key)),
+        rest=tuple(_row(*key, *found) for key, found in measured.items() if not _is_matrix(key)),
+    )
+
+
+def _measure(task_vector: TaskVector, session: ModelSession, progress: Progress, broken: list[UserError]) -> Measured:
+    """Return moments and "does it move" of every part in the model's order; what cannot be read goes to `broken`."""
+    names = [name for name, _ in session.model.named_parameters()]
+    part_of = _parts(names, session)
+    progress.start(f"Reading task vector {task_vector.ref.name}", len(names))
+    measured: Measured = {}
+    for name in names:
+        progress.check_cancel()
+        moves = task_vector.moves(name)
+        base = session.parameter(name)
+        try:
+            moments = delta_moments(base, task_vector.delta(name)) if moves else base_moments(base)
+        except CheckpointError as error:
+            broken.append(error)
+        else:
+            before, moved = measured.get(part_of[name], (DeltaMoments(), False))
+            measured[part_of[name]] = (before + moments, moved or moves)
+        progress.advance()
+    return measured
+
+
+def _parts(names: Iterable[str], session: ModelSession) -> dict[str, tuple[int | None, str]]:
+    """Return layer and part of every parameter."""
+    layout = session.layout
+    sites = {site.name: (site.layer, site.matrix) for site in layout.matrices}
+    decoder = layout.layers.rpartition(".")[0] + "."
+    embeddings = session.model.get_input_embeddings().weight
+    found: dict[str, tuple[int | None, str]] = {}
+    for name in names:
+        if name in sites:
+            found[name] = sites[name]
+        elif name.startswith(layout.layers + "."):
+            found[name] = (int(name.removeprefix(layout.layers + ".").split(".")[0]), "norms")
+        elif session.parameter(name) is embeddings:
+            found[name] = (None, "embeddings")
+        else:
+            found[name] = (None, "final norm" if name == f"{decoder}norm.weight" else "other")
+    return found
+
+
+def _is_matrix(key: tuple[int | None, str]) -> bool:
+    return key[0] is not None and key[1] != "norms"
+
+
+def _by_layer(measured: Measured, session: ModelSession) -> dict[int, tuple[DeltaMoments, bool]]:
+    layers: dict[int, tuple[DeltaMoments, bool]] = {}
+    for layer in range(session.layout.n_layers):
+        found = [value for key, value in measured.items() if _is_matrix(key) and key[0] == layer]
+        layers[layer] = (sum((moments for moments, _ in found), DeltaMoments()), any(moves for _, moves in found))
+    return layers
+
+
+def _row(layer: int | None, part: str, moments: DeltaMoments, moves: bool) -> PreflightRow:
+    return PreflightRow(
+        layer=layer,
+        part=part,
+        parameters=moments.n,
+        moves=moves,
+        relative_norm=moments.relative_norm,
+        cosine_to_base=moments.cosine_to_base,
+        realised_cosine=moments.realised_cosine,
+        realised_norm_ratio=moments.step.norm_ratio,
+    )
+
+
+def _failed(name: str, error: UserError) -> PreflightCheck:
+    return PreflightCheck(
+        name=name, outcome="fail", what=error.what, got=error.got, expected=error.expected, next_step=error.next_step
+    )
+
+
+def _fits(task_vector: TaskVector, session: ModelSession) -> PreflightCheck:
+    moved = [site for site in session.layout.matrices if task_vector.moves(site.name)]
+    whole = len(session.layout.matrices)
+    layers = len({site.layer for site in moved})
+    return PreflightCheck(
+        name="opens and fits the base",
+        outcome="pass",
+        what=f"names and shapes fit; holds {len(moved)} of {whole} matrices in {layers} of "
+        f"{session.layout.n_layers} layers",
+    )
+
+
+def _pinned(ref: TaskVectorRef) -> PreflightCheck:
+    if local_path(ref.tuned) is not None:
+        return PreflightCheck(name="revision", outcome="pass", what="files on this machine, known by their content")
+    if ref.revision:
+        return PreflightCheck(name="revision", outcome="pass", what=f"pinned to {ref.revision}")
+    return PreflightCheck(
+        name="revision",
+        outcome="warn",
+        what="the hub may hold other weights under this id tomorrow",
+        got="no revision",
+        expected="a commit",
+        next_step="Name the revision, so that results can be found again.",
+    )
+
+
+def _remarks(task_vector: TaskVector) -> list[PreflightCheck]:
+    return [
+        PreflightCheck(
+            name=remark.check,
+            outcome="warn" if remark.suspicious else "pass",
+            what=remark.saw,
+            expected=remark.expected,
+            next_step=remark.next_step,
+        )
+        for remark in task_vector.remarks
+    ]
+
+
+def _finite(task_vector: TaskVector, broken: list[UserError]) -> PreflightCheck:
+    if not broken:
+        return PreflightCheck(name="finite", outcome="pass", what=f"all {len(task_vector.names)} tensors are finite")
+    first = _failed("finite", broken[0])
+    others = f", and {len(broken) - 1} more tensors that cannot be used" if len(broken) > 1 else ""
+    return first.model_copy(update={"got": f"{first.got}{others}"})
+
+
+Layers = dict[int, tuple[DeltaMoments, bool]]
+
+
+def _size(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
+    name, norm = "size", total.relative_norm or 0.0
+    if not any(moments.step.intended for moments, _ in measured.values()):
+        return PreflightCheck(
+            name=name,
+            outcome="fail",
+            what="it moves nothing: tau is 0 everywhere",
+            expected="weights that differ from the base's",
+            next_step="Name the fine-tune, not the base; of a LoRA, a trained one (B starts at 0).",
+        )
+    if norm > LARGE:
+        return PreflightCheck(
+            name=name,
+            outcome="warn",
+            what="it moves the weights by a large part of their own size",
+            got=f"relative norm {norm:.3f}",
+            expected=f"at most {LARGE}",
+            next_step=ANOTHER_BASE,
+        )
+    return PreflightCheck(name=name, outcome="pass", what=f"relative norm {norm:.4f} over the edited matrices")
+
+
+def _direction(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
+    cosine = total.cosine_to_base
+    if cosine is not None and cosine < LOW_COSINE:
+        return PreflightCheck(
+            name="direction",
+            outcome="warn",
+            what="the tuned weights point elsewhere than the base's",
+            got=f"cosine {cosine:.3f}",
+            expected=f"at least {LOW_COSINE}",
+            next_step=ANOTHER_BASE,
+        )
+    return PreflightCheck(
+        name="direction", outcome="pass", what=f"cosine of tuned and base weights {cosine or 0.0:.4f}"
+    )
+
+
+def _evenness(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
+    norms = {layer: moments.relative_norm or 0.0 for layer, (moments, _) in layers.items()}
+    moved = [norm for norm in norms.values() if norm]
+    if not moved:
+        return PreflightCheck(name="evenness", outcome="pass", what="no layer moves: only norms or embeddings do")
+    middle, worst = median(moved), max(norms, key=lambda layer: norms[layer])
+    if norms[worst] > UNEVEN * middle:
+        return PreflightCheck(
+            name="evenness",
+            outcome="warn",
+            what=f"layer {worst} moves far more than the others",
+            got=f"relative norm {norms[worst]:.4f}",
+            expected=f"at most {UNEVEN:g} times the median, {middle:.4f}",
+            next_step="Look at that layer's matrices: they may be from another model.",
+        )
+    return PreflightCheck(
+        name="evenness", outcome="pass", what=f"layers that move do so by {min(moved):.4f} to {max(moved):.4f}"
+    )
+
+
+def _embeddings(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
+    moments, _ = measured.get((None, "embeddings"), (DeltaMoments(), False))
+    norm, matrices = moments.relative_norm or 0.0, total.relative_norm or 0.0
+    if norm > WILD_EMBEDDINGS * matrices and matrices:
+        return PreflightCheck(
+            name="embeddings",
+            outcome="warn",
+            what="the embeddings differ more than a fine-tune's do",
+            got=f"relative norm {norm:.4f}",
+            expected=f"at most {WILD_EMBEDDINGS:g} times that of the matrices, {matrices:.4f}",
+            next_step=ANOTHER_BASE,
+        )
+    said = f"move by {norm:.4f}; they are edited only when a recipe asks for it" if norm else "stay as they are"
+    return PreflightCheck(name="embeddings", outcome="pass", what=said)
+
+
+def _rounding(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
+    cosines = {layer: moments.realised_cosine for layer, (moments, _) in layers.items()}
+    known = {layer: cosine for layer, cosine in cosines.items() if cosine is not None}
+    if not known:
+        return PreflightCheck(name="rounding", outcome="pass", what="no layer moves, so nothing is rounded there")
+    lost = [layer for layer, cosine in known.items() if cosine < REALISED]
+    worst = min(known, key=lambda layer: known[layer])
+    seen = f"cosine {known[worst]:.4f} in layer {worst}"
+    if lost:
+        return PreflightCheck(
+            name="rounding",
+            outcome="warn",
+            what=f"{dtype} loses part of the delta in {len(lost)} of {len(known)} layers",
+            got=seen,
+            expected=f"at least {REALISED}",
+            next_step="Run the model in float32, or take the loss into account: a larger alpha loses less.",
+        )
+    return PreflightCheck(name="rounding", outcome="pass", what=f"{dtype} holds the delta: worst {seen}")
+
+
+SIZE_CHECKS: tuple[Callable[[Layers, Measured, DeltaMoments, str], PreflightCheck], ...] = (
+    _size,
+    _direction,
+    _evenness,
+    _embeddings,
+    _rounding,
+)
