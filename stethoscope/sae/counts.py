@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from stethoscope.errors import SaeError
@@ -102,36 +102,40 @@ def sum_by_document(
     buffer = x.new_empty(size, sae.d_sae)
     fires = torch.empty(size, sae.d_sae, dtype=torch.bool, device=x.device)
     cut = sae.threshold.clamp(min=0)
-    sums = []
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # document, latent, count, sum of activations
+    begun: tuple[Tensor, Tensor] | None = None  # counts and sums of a document that goes on in the next chunk
     for start in range(0, len(x), size):
         chunk = x[start : start + size]
         centred = chunk - sae.b_dec if sae.apply_b_dec_to_input else chunk
         pre = torch.addmm(sae.b_enc, centred, sae.W_enc, out=buffer[: len(chunk)])
         token, latent = torch.gt(pre, cut, out=fires[: len(chunk)]).nonzero(as_tuple=True)
-        activation = pre[token, latent].to(torch.float64)
-        sums.append(_sum_by_key(owner[start + token] * sae.d_sae + latent, torch.ones_like(activation), activation))
-    keys, counts, masses = (torch.cat(column) for column in zip(*sums, strict=True))
-    if len(sums) > 1:  # a document may lie in several chunks
-        keys, counts, masses = _sum_by_key(keys, counts, masses)
-    document, latent = (keys // sae.d_sae), keys % sae.d_sae
+        first, last = int(owner[start]), int(owner[start + len(chunk) - 1])
+        shape = (last - first + 1, sae.d_sae)
+        counts, sums = _sums_by_row(owner[start + token] - first, latent, pre[token, latent], shape)
+        if begun is not None:
+            counts[0] += begun[0]
+            sums[0] += begun[1]
+        goes_on = start + size < len(x) and int(owner[start + size]) == last
+        begun = (counts[-1], sums[-1]) if goes_on else None
+        row, latent = counts[: shape[0] - goes_on].nonzero(as_tuple=True)
+        columns.append((first + row, latent, counts[row, latent], sums[row, latent]))
+    document, latent, counts, sums = (torch.cat(column) for column in zip(*columns, strict=True))
     length = torch.from_numpy(n_tokens).to(x.device)[document]
     return LayerTable.of_entries(
         sae.d_sae,
         len(n_tokens),
         documents=document.cpu().numpy(),
         latents=latent.cpu().numpy(),
-        rates=(counts / length).cpu().numpy(),
-        masses=(masses / length * sae.W_dec.norm(dim=1)[latent]).cpu().numpy(),
+        rates=(counts.double() / length).cpu().numpy(),
+        masses=(sums / length * sae.W_dec.norm(dim=1)[latent]).cpu().numpy(),
     )
 
 
-def _sum_by_key(
-    keys: Int[Tensor, " n"], counts: Float[Tensor, " n"], masses: Float[Tensor, " n"]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the distinct keys, ascending, with the sums of their counts and masses."""
-    distinct, place = torch.unique(keys, return_inverse=True)
-    return (
-        distinct,
-        counts.new_zeros(len(distinct)).index_add_(0, place, counts),
-        masses.new_zeros(len(distinct)).index_add_(0, place, masses),
-    )
+def _sums_by_row(
+    rows: Int[Tensor, " n"], latents: Int[Tensor, " n"], values: Float[Tensor, " n"], shape: tuple[int, int]
+) -> tuple[Int[Tensor, "rows d_sae"], Float64[Tensor, "rows d_sae"]]:
+    """Return how many entries each (row, latent) has, and the sum of their values."""
+    place = rows * shape[1] + latents
+    counts = torch.bincount(place, minlength=shape[0] * shape[1])
+    sums = torch.bincount(place, values.double(), minlength=shape[0] * shape[1])
+    return counts.view(shape), sums.view(shape).double()  # without an entry, torch counts in integers
