@@ -87,7 +87,7 @@ def scatter(result: GainResult, subject: str, picked: Collection[int]) -> go.Fig
                 mode="markers+text",
                 marker={"size": 9, "color": colour},
                 text=[f"<b>{layer}</b>" for layer in layers],
-                textposition="top right",
+                textposition=["bottom left" if layer % 2 else "top right" for layer in layers],  # neighbours apart
                 textfont={"color": colour, "size": 13},
                 name=name,
                 hovertext=[describe_layer(scores[layer], gains[layer]) for layer in layers],
@@ -153,7 +153,7 @@ def forest(result: GainResult, subject: str) -> go.Figure:
                 x=0, y=name_of(row.predictor), text="same value in every layer" if row.n_layers > 2 else "no value",
                 showarrow=False, font={"color": GRAY, "size": 12},
             )  # fmt: skip
-    apply_layout(figure, height=380, x_title="Kendall τ with the measured gain · better →")
+    apply_layout(figure, height=380, x_title="Kendall τ with the gain · better →")
     names = [_broken(name_of(row.predictor)) for row in rows]
     figure.update_yaxes(
         categoryorder="array",
@@ -214,11 +214,11 @@ def _harm(result: GainResult) -> str:
     cells = [cell for cell in result.cells if cell.is_control]
     if not cells:
         return ""
-    worst = min(cells, key=lambda cell: cell.gain)
-    harmful = sorted({cell.layer for cell in cells if cell.ci_high < 0})
+    harmful = [cell for cell in cells if cell.ci_high < 0]
     if not harmful:
         return "No layer makes control text clearly less likely."
-    layers = ", ".join(map(str, harmful))
+    worst = min(harmful, key=lambda cell: cell.gain)
+    layers = ", ".join(map(str, sorted({cell.layer for cell in harmful})))
     return (
         f"Control text becomes less likely in layers {layers} (at worst {signed(worst.gain, 4)} nats per token, "
         f"layer {worst.layer})."

@@ -57,7 +57,7 @@ def first_order_effects(
         block = right_align(session, [rows[i] for i in chosen], share_prefix(session, []))
         counts = [scored[i] for i in chosen]
         taken = torch.zeros(len(chosen), session.layout.n_layers, dtype=torch.float64)
-        with torch.enable_grad(), _embeddings_with_graph(session), _take_products(session, delta, taken):
+        with torch.enable_grad(), graph_from_embeddings(session), _take_products(session, delta, taken):
             logits = session.model(
                 input_ids=block.input_ids,
                 attention_mask=block.attention_mask,
@@ -78,7 +78,7 @@ def first_order_effects(
 
 
 @contextlib.contextmanager
-def _embeddings_with_graph(session: ModelSession) -> Iterator[None]:
+def graph_from_embeddings(session: ModelSession) -> Iterator[None]:
     """Let the graph begin at the embeddings' output, so that the activations have gradients and no parameter does."""
     embedding = session.model.get_input_embeddings()
 

@@ -83,7 +83,9 @@ def test_the_caption_says_what_the_numbers_say(result: GainResult) -> None:
 def test_harm_to_control_text_is_said_only_where_the_interval_is_clear_of_zero(result: GainResult) -> None:
     assert "No layer makes control text clearly less likely." in agreement.caption(result, "all")
     cells = tuple(
-        c.model_copy(update={"gain": -0.3, "ci_high": -0.1} if c.is_control and c.layer == 5 else {})
+        c.model_copy(
+            update={5: {"gain": -0.3, "ci_high": -0.1}, 6: {"gain": -0.4}}.get(c.layer, {}) if c.is_control else {}
+        )
         for c in result.cells
     )
     said = agreement.caption(result.model_copy(update={"cells": cells}), "geometry")
