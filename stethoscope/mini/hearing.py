@@ -1,6 +1,6 @@
 """Did the stethoscope hear right on the mini, and does another score hear better? Dev chooses, test confirms once.
 
-Run `python -m stethoscope.mini.hearing`; it prints the Markdown that stands in docs/hearing.md. First the gain study
+Run `python -m stethoscope.mini.hearing`; it prints the tables of docs/hearing.md. First the gain study
 of every task vector on dev. Then candidate scores (`mini.candidates`), computed from train documents and dev problems:
 of those that need no gradient, and of those that do, the one with the highest mean Kendall tau with the gains on dev
 (over subjects and task vectors) is chosen. Only after that are test problems read: the gains are measured on them once,
