@@ -56,6 +56,7 @@ def matrix_norms(result: PreflightResult) -> go.Figure:
             y=list(range(len(names))),
             z=z,
             zmin=0,
+            zmax=max((value for values in z for value in values if value is not None), default=1.0) or 1.0,
             customdata=[[name] * n_layers for name in names],
             colorscale=SHADES,
             xgap=2,

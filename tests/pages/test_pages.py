@@ -304,6 +304,7 @@ def test_setup_reports_the_preflight_in_words_and_a_heatmap(front: FakeFront, op
     figures = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
     heat = next(figure for figure in figures if figure["data"][0]["type"] == "heatmap")
     assert heat["data"][1]["text"] == ["–"]
+    assert (heat["data"][0]["zmin"], heat["data"][0]["zmax"]) == (0, pytest.approx(5.0)), "colour starts at no change"
     assert "cosine of the realised and the intended delta 0.9100 to 0.9550" in said
 
 
