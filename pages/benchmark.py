@@ -10,7 +10,7 @@ from stethoscope.recipes import to_link
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe
 from stethoscope.results import BenchResult, DiagnosisResult
 
-CONTROLS = ("all layers", "random layers", "last layers", "bottom layers", "projected")
+CONTROLS = ("all layers", "random layers", "last layers", "bottom layers", "projected", "random subspace")
 
 
 def subjects_and_n() -> None:
@@ -52,6 +52,8 @@ def arms_from_controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
         k = int(chosen["edit_k"])
         spec = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
         chosen_arms += arms.projected(recipe, spec, chosen["subject"], k)
+    if "random subspace" in wanted and recipe.arm.kind == "raw":
+        chosen_arms += arms.random_subspace(recipe, int(chosen["edit_k"]), profile.saes.site, seed=seed)
     return chosen_arms
 
 

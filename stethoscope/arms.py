@@ -9,7 +9,16 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
-from stethoscope.records import BenchArm, DiagnoseSpec, EditRecipe, LayerAlpha, NormMatchedArm, ProjectedArm
+from stethoscope.records import (
+    BenchArm,
+    DiagnoseSpec,
+    EditRecipe,
+    LayerAlpha,
+    NormMatchedArm,
+    ProjectedArm,
+    RandomSubspaceArm,
+    Site,
+)
 
 BASE = BenchArm(name="base")
 LayerControl = Literal["random", "bottom", "last", "all"]
@@ -82,5 +91,17 @@ def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: 
             recipe=recipe.model_copy(
                 update={"arm": NormMatchedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)},
             ),
+        ),
+    )
+
+
+def random_subspace(recipe: EditRecipe, rank: int, site: Site, *, seed: int = 0) -> tuple[BenchArm, BenchArm]:
+    """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm."""
+    arm = RandomSubspaceArm(rank=rank, site=site, seed=seed)
+    return (
+        BenchArm(name="random subspace", recipe=recipe.model_copy(update={"arm": arm})),
+        BenchArm(
+            name="random subspace, norm-matched",
+            recipe=recipe.model_copy(update={"arm": arm.model_copy(update={"norm_matched": True})}),
         ),
     )

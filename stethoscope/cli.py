@@ -31,6 +31,7 @@ from stethoscope.records import (
     NormMatchedArm,
     PreflightSpec,
     ProjectedArm,
+    RandomSubspaceArm,
     RawArm,
     Spec,
     StabilitySpec,
@@ -70,6 +71,9 @@ examples:
 """
 
 
+ARMS = ("raw", "projected", "projected-norm-matched", "random-subspace", "random-subspace-norm-matched")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
@@ -105,6 +109,14 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
     )
+
+
+def _shard_bytes(text: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in units or not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a size such as 5GB or 500MB")
+    return int(number) * units[unit]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -153,7 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
     recipe.add_argument("--alpha", type=float, default=1.0, help="master alpha (default: 1)")
     recipe.add_argument("--task-vector", help="default: the profile's first")
-    recipe.add_argument("--arm", choices=("raw", "projected", "projected-norm-matched"), default="raw")
+    recipe.add_argument("--arm", choices=ARMS, default="raw")
+    recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
+    recipe.add_argument("--seed", type=int, default=0, help="of the random subspace")
+    recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
+    recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
     recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
     recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
     recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
@@ -164,6 +180,10 @@ def build_parser() -> argparse.ArgumentParser:
     export = add("export", "write the edited model as a plain checkpoint")
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
     export.add_argument("--out", required=True, help="new folder")
+    export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
+    export.add_argument(
+        "--shard-size", type=_shard_bytes, help="largest weights file, for example 5GB (default) or 500MB"
+    )
     return parser
 
 
@@ -273,7 +293,13 @@ class Commands:
         options = self.options
         profile = self._with_site()
         arm: Arm = RawArm()
-        if options.arm != "raw":
+        if options.arm.startswith("random-subspace"):
+            if options.rank is None:
+                raise RecipeError(f"--arm {options.arm} needs --rank", expected="a number of dimensions")
+            matched = options.arm.endswith("norm-matched")
+            site = profile.saes.site
+            arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
+        elif options.arm != "raw":
             if options.basis_subject is None:
                 raise RecipeError(f"--arm {options.arm} needs --basis-subject", expected=profile.problems.subjects)
             profile.check_subjects((options.basis_subject,))
@@ -289,6 +315,8 @@ class Commands:
             layers=parse_layers(options.layers, self._n_layers()),
             master_alpha=options.alpha,
             arm=arm,
+            norms=options.norms,
+            embeddings=options.embeddings,
         )
         self.context.store.put_recipe(recipe)
         try:
@@ -335,11 +363,15 @@ class Commands:
             arms.last_layers(recipe, n_layers),
             arms.bottom_layers(recipe, result.order[subject]),
             *arms.projected(recipe, diagnosis, subject, self.profile.top_k),
+            *arms.random_subspace(recipe, self.profile.top_k, self.profile.saes.site, seed=self.options.seed),
         ]
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""
-        result = self.result(ExportSpec(recipe=read_recipe(self.options.recipe), out=self.options.out))
+        options = self.options
+        fields = {} if options.shard_size is None else {"max_shard_bytes": options.shard_size}
+        kind = "delta" if options.delta_only else "all"
+        result = self.result(ExportSpec(recipe=read_recipe(options.recipe), out=options.out, kind=kind, **fields))
         assert isinstance(result, ExportResult)
         self.console.print(
             f"{len(result.files)} files, {result.size_bytes / 1e6:.1f} MB in {result.out}; "

@@ -174,11 +174,28 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     }  # fmt: skip
     assert comparison_fields <= set(bench["comparisons"][0])
     names = {row["arm"] for row in bench["arms"]}
-    assert {"base", "r", "all layers", "last 2", "bottom 2", "projected"} <= names
+    assert {"base", "r", "all layers", "last 2", "bottom 2", "projected", "random subspace"} <= names
     assert made["recipe_id"] in {row["recipe_id"] for row in bench["arms"]}
     assert {total["kind"] for total in bench["totals"]} == {"macro", "micro"}
     exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "edited")))
     assert exported["max_abs_difference"] == 0.0
+
+
+def test_random_subspace_norms_embeddings_and_a_bare_delta(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    argv = ("recipe", "--json", "--layers", "1", "--out", str(recipe), "--arm", "random-subspace-norm-matched")
+    assert "--rank" in assert_one_line(run(*argv))
+    made = printed(run(*argv, "--rank", "4", "--seed", "7", "--norms", "--embeddings"))["recipe"]
+    assert made["arm"] == {
+        "kind": "random-subspace", "rank": 4, "site": "resid_post", "seed": 7, "norm_matched": True,
+    }  # fmt: skip
+    assert (made["norms"], made["embeddings"]) == (True, True)
+    exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "d"), "--delta-only"))
+    assert exported["files"] == ["README.md", "delta.safetensors", "recipe.json"]
+    whole = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "e"), "--shard-size", "40KB"))
+    assert "model.safetensors.index.json" in whole["files"]
+    assert "random-subspace" in whole["left_out"]
+    assert_one_line(run("export", str(recipe), "--out", str(tmp_path / "f"), "--shard-size", "much"))
 
 
 def test_controls_beside_a_control_corpus_alone(run: Run, tmp_path: Path) -> None:

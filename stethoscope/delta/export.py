@@ -7,14 +7,19 @@ stored once.
 """
 
 import contextlib
+import glob
+import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
+from stethoscope.delta.bare_delta import delta_bytes, delta_fits, write_delta
+from stethoscope.delta.edits import EditSource
 from stethoscope.delta.patch import Patch, applied
 from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
@@ -40,12 +45,32 @@ TOKENIZER_FILES = (
 SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an export holds.
+
+    Attributes:
+        checkpoint: weights, config, tokenizer and model card.
+        delta: writes the bare delta of the touched parameters into a folder.
+        mergekit: the text of mergekit.yaml.
+        measured: lines of the card about stored benchmarks of the recipe.
+        max_shard_bytes: largest weights file.
+    """
+
+    checkpoint: bool = True
+    delta: EditSource | None = None
+    mergekit: str | None = None
+    measured: Sequence[str] = ()
+    max_shard_bytes: int = 5 * 10**9
+
+
 def export_checkpoint(
     session: ModelSession,
     patch: Patch,
     recipe: EditRecipe,
     out: Path,
     *,
+    parts: Parts = Parts(),  # noqa: B008 - frozen
     progress: Progress | None = None,
 ) -> ExportResult:
     """Write the model with `patch` applied to the new folder `out`, verified against the live tensors.
@@ -59,26 +84,39 @@ def export_checkpoint(
     """
     progress = Progress() if progress is None else progress
     out = out.expanduser()
+    touched = sorted(patch.tensors)
     _check_target(out)
-    _check_space(session, out)
+    _check_space(session, out, (0 if parts.delta is None else delta_bytes(session, touched)), parts.checkpoint)
+    _clean_stale(out)
     progress.start("export", 4)
     try:
         with _sibling(out) as folder:
             with applied(session, patch):
                 progress.check_cancel()
-                _save_weights(session, folder)
+                if parts.checkpoint:
+                    _save_weights(session, folder, parts.max_shard_bytes)
                 progress.advance()
                 progress.check_cancel()
-                difference = _max_abs_difference(session, folder)
+                difference = _max_abs_difference(session, folder) if parts.checkpoint else 0.0
+                edited = session.digests(touched)
                 progress.advance()
+            if parts.delta is not None and touched:
+                progress.check_cancel()
+                beside = folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
+                beside.mkdir(exist_ok=True)
+                if not delta_fits(write_delta(parts.delta, touched, beside), session, edited):
+                    difference = float("inf")
             if difference != 0:
                 raise StethoscopeError(
                     f"the written weights differ from the live ones by {difference}; nothing was kept"
                 )
             progress.check_cancel()
-            _save_tokenizer(session, folder)
+            if parts.checkpoint:
+                _save_tokenizer(session, folder)
+            if parts.mergekit is not None:
+                (folder / "mergekit.yaml").write_text(parts.mergekit, encoding="utf-8")
             (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            (folder / "README.md").write_text(model_card(patch, recipe), encoding="utf-8")
+            (folder / "README.md").write_text(model_card(patch, recipe, parts.measured), encoding="utf-8")
             progress.advance()
             progress.check_cancel()
             folder.replace(out)
@@ -108,9 +146,9 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _check_space(session: ModelSession, out: Path) -> None:
+def _check_space(session: ModelSession, out: Path, delta: int, checkpoint: bool) -> None:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
-    needed = weights + SPARE_BYTES
+    needed = weights * checkpoint + delta + SPARE_BYTES
     standing = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(standing).free
     if free < needed:
@@ -122,11 +160,29 @@ def _check_space(session: ModelSession, out: Path) -> None:
         )
 
 
+def _clean_stale(out: Path) -> None:
+    """Remove what exports to `out` left behind whose process was killed."""
+    for folder in out.absolute().parent.glob(f".{glob.escape(out.name)}.*-*.partial"):
+        process = folder.name.rsplit(".", 2)[1].partition("-")[0]
+        if process.isdecimal() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def _sibling(out: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside `out`; where the body fails, remove it and every parent that was made for it."""
     missing = [folder for folder in out.absolute().parents if not folder.exists()]
-    folder = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    folder = out.absolute().parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
     try:
         folder.mkdir(parents=True)
         yield folder
@@ -138,13 +194,13 @@ def _sibling(out: Path) -> Iterator[Path]:
         raise
 
 
-def _save_weights(session: ModelSession, folder: Path) -> None:
+def _save_weights(session: ModelSession, folder: Path, max_shard_bytes: int) -> None:
     """Let transformers write weights, config and generation config (it knows the names on disk, ties and shards)."""
     config = session.model.config
     dtype = config.dtype
     try:
         with quiet_transformers():
-            session.model.save_pretrained(folder)
+            session.model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     finally:
         config.dtype = dtype  # save_pretrained leaves a string in the live config
 
@@ -178,15 +234,15 @@ def _save_tokenizer(session: ModelSession, folder: Path) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
-def model_card(patch: Patch, recipe: EditRecipe) -> str:
-    """Return the README of an exported checkpoint: what it is and how it was made, without any claim of quality."""
+def model_card(patch: Patch, recipe: EditRecipe, measured: Sequence[str] = ()) -> str:
+    """Return the README of an export: what it is, how it was made, and what was measured, if anything was."""
     task_vector = recipe.task_vector
     revision = f" (revision {recipe.model.revision})" if recipe.model.revision else ""
     lines = [
         "# An edited model",
         "",
         f"`{recipe.model.id}`{revision} with the task vector *{task_vector.name}* (`{task_vector.tuned}` minus",
-        f"the base) added to {len(patch.tensors)} matrices, in {recipe.model.dtype}. {_arm_sentence(recipe)}",
+        f"the base) added to {len(patch.tensors)} tensors, in {recipe.model.dtype}. {_arm_sentence(recipe)}",
         "",
         "It is a plain checkpoint: `transformers` loads it like its base, at no extra cost.",
         "",
@@ -197,11 +253,15 @@ def model_card(patch: Patch, recipe: EditRecipe) -> str:
         lines.append(f"| {layer} | {recipe.alpha(layer, 'attention'):g} | {recipe.alpha(layer, 'mlp'):g} |")
     lines += [
         "",
-        "Alpha 0 is the base, 1 the full task vector; layers that are not listed, the embeddings and the norms are the",
-        "base's. `recipe.json` holds the whole recipe"
-        + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
+        "Alpha 0 is the base, 1 the full task vector; layers that are not listed are the base's. Norms of these layers "
+        + ("move too" if recipe.norms else "are the base's")
+        + "; embeddings, head and final norm "
+        + (f"move with alpha {recipe.master_alpha:g}." if recipe.embeddings else "are the base's."),
+        "`recipe.json` holds the whole recipe" + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
         "",
-        "Not evaluated here: judge it on paired problems before relying on it. The licence of the base model applies.",
+        *(measured or ["Not evaluated: judge it on paired problems before relying on it."]),
+        "",
+        "The licences of the base model and of the fine-tune apply to this model as well.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,17 +1,76 @@
-"""Use case: write the edited model as a plain checkpoint that transformers loads without this package."""
+"""Use case: write the edited model as a plain checkpoint that transformers loads without this package.
+
+Beside it, or alone: the bare delta, and a configuration with which mergekit makes the same model. The card says what
+stored benchmarks measured for the very recipe.
+"""
 
 from pathlib import Path
 
-from stethoscope.delta.export import export_checkpoint
+from stethoscope.delta.edits import EditSource
+from stethoscope.delta.export import Parts, export_checkpoint
+from stethoscope.delta.mergekit import mergekit_yaml, not_for_mergekit
+from stethoscope.errors import RecipeError, StoreError
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.editing import bases_of, patch_of
 from stethoscope.progress import Progress
-from stethoscope.records import ExportSpec
-from stethoscope.results import ExportResult
+from stethoscope.records import BenchSpec, ExportSpec
+from stethoscope.results import BenchResult, ExportResult
+from stethoscope.store.ids import content_id
+
+RUNS_SHOWN = 3
+
+
+def measured(spec: ExportSpec, context: Context) -> list[str]:
+    """Return the card's lines about the newest finished benchmarks of the recipe; none where there is none."""
+    lines: list[str] = []
+    wanted, shown = content_id(spec.recipe), 0
+    for run in context.store.list_runs("bench"):
+        if run.state != "done" or shown == RUNS_SHOWN:
+            continue
+        try:
+            result, bench = context.store.load_result(run.run_id), run.spec
+        except StoreError:
+            continue  # damaged: it counts for nothing
+        assert isinstance(result, BenchResult)
+        assert isinstance(bench, BenchSpec)
+        names = {row.arm for row in result.arms if row.recipe_id == wanted}
+        rows = [row for row in result.comparisons if row.arm in names]
+        if not rows:
+            continue
+        shown += 1
+        n = result.arms[0].n
+        lines += [
+            f"Measured (run {run.run_id}, {bench.split} split, n = {n} a subject, greedy, "
+            f"{bench.max_new_tokens} new tokens):",
+            "",
+            "| subject | edited minus reference | 95% interval | verdict |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            interval = f"{row.ci_low:+.3f} to {row.ci_high:+.3f}"
+            lines.append(f"| {row.subject} | {row.difference:+.3f} | {interval} | {row.verdict} |")
+        lines.append("")
+    return lines
 
 
 def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
-    """Write the checkpoint folder, reload it and compare it with the live edited model."""
-    session = context.session(spec.recipe.model, progress)
-    patch = patch_of(spec.recipe, context, progress)
-    return export_checkpoint(session, patch, spec.recipe, Path(spec.out), progress=progress)
+    """Write the folder, read it back and compare it with the live edited model."""
+    recipe = spec.recipe
+    session = context.session(recipe.model, progress)
+    patch = patch_of(recipe, context, progress)
+    task_vector = context.task_vector(recipe.task_vector, session)
+    why_not = not_for_mergekit(recipe) if spec.kind in ("all", "mergekit") else None
+    if spec.kind == "mergekit" and why_not is not None:
+        raise RecipeError("there is no mergekit configuration of this recipe", got=why_not)
+    wants_yaml = spec.kind in ("all", "mergekit") and why_not is None
+    parts = Parts(
+        checkpoint=spec.kind in ("all", "checkpoint"),
+        delta=EditSource(session, task_vector, recipe, bases_of(recipe, session, context, progress))
+        if spec.kind in ("all", "delta")
+        else None,
+        mergekit=mergekit_yaml(recipe, session.layout) if wants_yaml else None,
+        measured=measured(spec, context),
+        max_shard_bytes=spec.max_shard_bytes,
+    )
+    result = export_checkpoint(session, patch, recipe, Path(spec.out), parts=parts, progress=progress)
+    return result.model_copy(update={"left_out": None if why_not is None else f"mergekit.yaml: {why_not}"})

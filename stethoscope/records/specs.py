@@ -1,5 +1,7 @@
 """What a job is asked: probe, text, benchmark, export, info. Each decides its result as a whole."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from stethoscope.records.base import Record, Split
@@ -78,10 +80,17 @@ class BenchSpec(Record):
 
 
 class ExportSpec(Record):
-    """Write the edited model as a plain checkpoint folder."""
+    """Write the edited model into a new folder.
+
+    Attributes:
+        kind: a plain checkpoint, the bare delta, a mergekit configuration, or all of these.
+        max_shard_bytes: largest weights file of the checkpoint.
+    """
 
     recipe: EditRecipe
     out: str
+    kind: Literal["all", "checkpoint", "delta", "mergekit"] = "all"
+    max_shard_bytes: int = Field(default=5 * 10**9, ge=10**4)
 
 
 class InfoSpec(Record):

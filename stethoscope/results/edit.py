@@ -127,9 +127,13 @@ class TextComparison(Record):
 
 
 class ExportResult(Record):
-    """A written checkpoint; `max_abs_difference` compares the reloaded tensors with the live edited model."""
+    """A written export; `max_abs_difference` compares what was read back with the live edited model.
+
+    `left_out` says why a part that was asked for is not there.
+    """
 
     out: str
     files: tuple[str, ...]
     size_bytes: int
     max_abs_difference: float
+    left_out: str | None = None

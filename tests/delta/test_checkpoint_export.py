@@ -1,25 +1,32 @@
 """An exported checkpoint is the live edited model, plain and whole; an interrupted one is nothing at all."""
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stethoscope.delta import export
-from stethoscope.delta.export import export_checkpoint
+from stethoscope.delta.edits import EditSource
+from stethoscope.delta.export import Parts, export_checkpoint
+from stethoscope.delta.mergekit import mergekit_yaml, not_for_mergekit
 from stethoscope.delta.patch import Patch, applied, build_patch
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import Cancelled, ResourceError, StethoscopeError, UserError
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
-from stethoscope.records import Arm, EditRecipe, TaskVectorRef
+from stethoscope.records import Arm, EditRecipe, RandomSubspaceArm, RawArm, TaskVectorRef
 
 MakeRecipe = Callable[..., EditRecipe]
 
@@ -192,10 +199,118 @@ def test_cancel_leaves_nothing(session: ModelSession, patch: Patch, recipe: Edit
 def test_a_checkpoint_that_differs_from_the_live_model_is_not_kept(
     session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_the_base_instead(where: ModelSession, folder: Path) -> None:
+    def save_the_base_instead(where: ModelSession, folder: Path, max_shard_bytes: int) -> None:
         shutil.copytree(where.ref.id, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(export, "_save_weights", save_the_base_instead)
     with pytest.raises(StethoscopeError, match="differ from the live ones"):
         export_checkpoint(session, patch, recipe, tmp_path / "edited")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arm", [RawArm(), RandomSubspaceArm(rank=4, norm_matched=True)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bare_delta_at_alpha_one_is_the_edit_bit_by_bit(
+    session: ModelSession,
+    bf16_session: ModelSession,
+    tuned_ref: TaskVectorRef,
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    arm: RawArm | RandomSubspaceArm,
+    dtype: str,
+) -> None:
+    where = session if dtype == "float32" else bf16_session
+    recipe = make_recipe({1: 0.7, 2: {"attention": 0.0, "mlp": -0.3}}, model=where.ref, arm=arm, master_alpha=0.9)
+    tau = open_task_vector(tuned_ref, where)
+    patch = build_patch(where, tau, recipe)
+    parts = Parts(checkpoint=False, delta=EditSource(where, tau, recipe))
+    result = export_checkpoint(where, patch, recipe, tmp_path / "delta", parts=parts)
+    assert set(result.files) == {"delta.safetensors", "recipe.json", "README.md"}
+    assert result.max_abs_difference == 0
+    ref = TaskVectorRef(name="again", tuned=str(tmp_path / "delta"))
+    again = make_recipe(dict.fromkeys(range(4), 1.0), model=where.ref, task_vector=ref)
+    rebuilt = build_patch(where, open_task_vector(ref, where), again)
+    assert set(rebuilt.tensors) == set(patch.tensors)
+    assert all(torch.equal(tensor, patch.tensors[name]) for name, tensor in rebuilt.tensors.items())
+
+
+def test_a_checkpoint_in_shards_with_its_delta_apart_loads_as_one(
+    session: ModelSession, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
+) -> None:
+    parts = Parts(delta=EditSource(session, task_vector, recipe), max_shard_bytes=40_000)
+    result = export_checkpoint(session, patch, recipe, tmp_path / "edited", parts=parts)
+    shards = [name for name in result.files if name.startswith("model-")]
+    assert len(shards) > 2
+    assert {"model.safetensors.index.json", "delta/delta.safetensors"} <= set(result.files)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", dtype="auto")
+    with applied(session, patch):
+        assert all(torch.equal(model.get_parameter(name), p) for name, p in session.model.named_parameters())
+
+
+def test_a_delta_that_does_not_give_the_edit_is_not_kept(
+    session: ModelSession,
+    task_vector: TaskVector,
+    patch: Patch,
+    make_recipe: MakeRecipe,
+    recipe: EditRecipe,
+    tmp_path: Path,
+) -> None:
+    other = EditSource(session, task_vector, make_recipe({1: 0.5, 3: {"attention": 0.0, "mlp": 0.99}}))
+    with pytest.raises(StethoscopeError, match="differ from the live ones"):
+        export_checkpoint(session, patch, recipe, tmp_path / "x", parts=Parts(checkpoint=False, delta=other))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_cleaned_and_a_running_one_is_left_alone(
+    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    stale = tmp_path / f".edited.{process.pid}-aaaaaaaa.partial"
+    running = tmp_path / f".edited.{os.getpid()}-bbbbbbbb.partial"
+    other = tmp_path / f".other.{process.pid}-aaaaaaaa.partial"
+    for folder in (stale, running, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    export_checkpoint(session, patch, recipe, tmp_path / "edited")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([running.name, other.name, "edited"])
+
+
+def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
+    session: ModelSession, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
+) -> None:
+    """A real refusal of the system: no file of this process may grow beyond 60 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for parts in (Parts(), Parts(checkpoint=False, delta=EditSource(session, task_vector, recipe))):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        try:
+            with pytest.raises(ResourceError, match="cannot write .*edited"):
+                export_checkpoint(session, patch, recipe, tmp_path / "edited", parts=parts)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mergekit_configuration_gives_every_tensor_the_recipes_strength(
+    session: ModelSession, make_recipe: MakeRecipe, make_arm: Callable[..., Arm]
+) -> None:
+    """Read as mergekit documents it: the first filter found in the name decides, lists are spread over the layers."""
+    layers = {1: {"attention": 0.5, "mlp": 0.25}, 3: {"attention": 0.0, "mlp": 1.0}}
+    for fields in ({}, {"norms": True}, {"norms": True, "embeddings": True}):
+        recipe = make_recipe(layers, master_alpha=0.8, **fields)
+        config = yaml.safe_load(mergekit_yaml(recipe, session.layout))
+        assert config["merge_method"] == "task_arithmetic"
+        assert config["parameters"] == {"normalize": False, "lambda": 1.0}
+        (model,) = config["models"]
+        part_of = {site.name: site for site in (*session.layout.matrices, *session.layout.norms)}
+        for name, _ in session.model.named_parameters():
+            rule = next(rule["value"] for rule in model["parameters"]["weight"] if rule.get("filter", "") in name)
+            site = part_of.get(name)
+            weight = rule[site.layer] if isinstance(rule, list) else rule
+            if isinstance(rule, list):
+                assert len(rule) == session.layout.n_layers
+            expected = 0.8 if recipe.embeddings and site is None else 0.0
+            if site is not None and (recipe.norms or "norm" not in name):
+                expected = recipe.alpha(site.layer, site.part)
+            assert weight == expected, name
+    assert "projected" in str(not_for_mergekit(make_recipe({1: 1.0}, arm=make_arm())))

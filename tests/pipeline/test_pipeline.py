@@ -281,3 +281,24 @@ def test_ready_patches_keep_to_the_contexts_bytes_and_go_with_the_model(
     assert context.patches.keys == ()
     assert context.patches.size_bytes == context.directions.size_bytes == 0
     context.close()
+
+
+def test_the_exports_card_shows_what_was_measured_for_the_very_recipe(
+    pico_profile: Profile, context: Context, tmp_path: Path
+) -> None:
+    recipe = recipe_of(pico_profile, {2: 1.0})
+    outcome = pipeline.run(bench_of(pico_profile, BenchArm(name="mine", recipe=recipe)), context, Progress())
+
+    def card(recipe: EditRecipe, out: str) -> str:
+        result = pipeline.run(ExportSpec(recipe=recipe, out=str(tmp_path / out)), context, Progress()).result
+        assert isinstance(result, ExportResult)
+        assert {"mergekit.yaml", "delta/delta.safetensors", "recipe.json"} <= set(result.files)
+        assert result.left_out is None
+        return (tmp_path / out / "README.md").read_text()
+
+    assert isinstance(outcome.result, BenchResult)
+    shown = card(recipe, "a")
+    assert str(outcome.run_id) in shown
+    for row in outcome.result.comparisons:
+        assert f"| {row.subject} | {row.difference:+.3f} |" in shown
+    assert "Not evaluated" in card(recipe_of(pico_profile, {2: 0.5}), "b")
