@@ -98,6 +98,21 @@ def _add_gain_options(gain: argparse.ArgumentParser) -> None:
     gain.add_argument("--seed", type=int, default=0)
 
 
+def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
+    recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
+    recipe.add_argument("--alpha", type=float, default=1.0, help="master alpha (default: 1)")
+    recipe.add_argument("--task-vector", help="default: the profile's first")
+    recipe.add_argument("--arm", choices=ARMS, default="raw")
+    recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
+    recipe.add_argument("--seed", type=int, default=0, help="of the random subspace")
+    recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
+    recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
+    recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
+    recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
+    recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
+    recipe.add_argument("--out", required=True, help="file to write")
+
+
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
     bench.add_argument("--subjects", default="all", help="comma-separated, or all")
@@ -161,20 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
 
-    recipe = add("recipe", "write an edit recipe as JSON")
-    recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
-    recipe.add_argument("--alpha", type=float, default=1.0, help="master alpha (default: 1)")
-    recipe.add_argument("--task-vector", help="default: the profile's first")
-    recipe.add_argument("--arm", choices=ARMS, default="raw")
-    recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
-    recipe.add_argument("--seed", type=int, default=0, help="of the random subspace")
-    recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
-    recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
-    recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
-    recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
-    recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
-    recipe.add_argument("--out", required=True, help="file to write")
-
+    _add_recipe_options(add("recipe", "write an edit recipe as JSON"))
     _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
     export = add("export", "write the edited model as a plain checkpoint")
