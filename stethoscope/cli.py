@@ -17,7 +17,7 @@ from rich.console import Console
 from stethoscope import arms
 from stethoscope.errors import Cancelled, CheckpointError, RecipeError, UserError
 from stethoscope.profiles import Profile, load_profile
-from stethoscope.recipes import first_problem, parse_layers, read_recipe
+from stethoscope.recipes import first_problem, parse_layers, read_recipe, size_in_bytes
 from stethoscope.records import (
     SCORE_NAMES,
     Arm,
@@ -126,14 +126,6 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     )
 
 
-def _shard_bytes(text: str) -> int:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a size such as 5GB or 500MB")
-    return int(number) * units[unit]
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = _Parser(
@@ -184,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, help="new folder")
     export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
     export.add_argument(
-        "--shard-size", type=_shard_bytes, help="largest weights file, for example 5GB (default) or 500MB"
+        "--shard-size", type=size_in_bytes, help="largest weights file, for example 5GB (default) or 500MB"
     )
     return parser
 

@@ -63,6 +63,15 @@ def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:
     return strengths
 
 
+def size_in_bytes(text: str) -> int:
+    """Return the bytes of a size such as `5GB`, `500MB` or `40KB`; raise `ValueError` for anything else."""
+    number, unit = text[:-2], text[-2:].upper()
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    if unit not in units or not number.isdecimal() or int(number) == 0:
+        raise ValueError(f"{text} is not a size such as 5GB")
+    return int(number) * units[unit]
+
+
 def shown_layers(layers: Iterable[int]) -> str:
     """Return layers as a person writes them: `0-3, 7`; `parse_layers` reads it back."""
     spans: list[list[int]] = []

@@ -84,35 +84,17 @@ def export_checkpoint(
     """
     progress = Progress() if progress is None else progress
     out = out.expanduser()
-    touched = sorted(patch.tensors)
     _check_target(out)
-    _check_space(session, out, (0 if parts.delta is None else delta_bytes(session, touched)), parts.checkpoint)
+    _check_space(session, patch, out, parts)
     _clean_stale(out)
     progress.start("export", 4)
     try:
         with _sibling(out) as folder:
-            with applied(session, patch):
-                progress.check_cancel()
-                if parts.checkpoint:
-                    _save_weights(session, folder, parts.max_shard_bytes)
-                progress.advance()
-                progress.check_cancel()
-                difference = _max_abs_difference(session, folder) if parts.checkpoint else 0.0
-                edited = session.digests(touched)
-                progress.advance()
-            if parts.delta is not None and touched:
-                progress.check_cancel()
-                beside = folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
-                beside.mkdir(exist_ok=True)
-                if not delta_fits(write_delta(parts.delta, touched, beside), session, edited):
-                    difference = float("inf")
+            difference = _write_parts(session, patch, folder, parts, progress)
             if difference != 0:
                 raise StethoscopeError(
                     f"the written weights differ from the live ones by {difference}; nothing was kept"
                 )
-            progress.check_cancel()
-            if parts.checkpoint:
-                _save_tokenizer(session, folder)
             if parts.mergekit is not None:
                 (folder / "mergekit.yaml").write_text(parts.mergekit, encoding="utf-8")
             (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -136,6 +118,31 @@ def export_checkpoint(
     )
 
 
+def _write_parts(session: ModelSession, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
+    """Write weights, tokenizer and delta, read them back, and return the largest difference from the edited model."""
+    touched, difference = sorted(patch.tensors), 0.0
+    with applied(session, patch):
+        progress.check_cancel()
+        if parts.checkpoint:
+            _save_weights(session, folder, parts.max_shard_bytes)
+        progress.advance()
+        progress.check_cancel()
+        if parts.checkpoint:
+            difference = _max_abs_difference(session, folder)
+        edited = session.digests(touched)
+        progress.advance()
+    progress.check_cancel()
+    if parts.delta is not None and touched:
+        beside = folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
+        beside.mkdir(exist_ok=True)
+        if not delta_fits(write_delta(parts.delta, touched, beside), session, edited):
+            return float("inf")
+        progress.check_cancel()
+    if parts.checkpoint:
+        _save_tokenizer(session, folder)
+    return difference
+
+
 def _check_target(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
@@ -146,9 +153,12 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _check_space(session: ModelSession, out: Path, delta: int, checkpoint: bool) -> None:
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
-    needed = weights * checkpoint + delta + SPARE_BYTES
+def _check_space(session: ModelSession, patch: Patch, out: Path, parts: Parts) -> None:
+    needed = SPARE_BYTES
+    if parts.checkpoint:
+        needed += sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
+    if parts.delta is not None:
+        needed += delta_bytes(session, sorted(patch.tensors))
     standing = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(standing).free
     if free < needed:
