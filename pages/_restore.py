@@ -15,6 +15,7 @@ from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,
     DiagnoseSpec,
+    DoseSpec,
     EditRecipe,
     EnergySpec,
     ModelRef,
@@ -30,6 +31,7 @@ SLOTS = {
     "StabilitySpec": "stability",
     "EnergySpec": "energy",
     "CompareTextSpec": "compare",
+    "DoseSpec": "dose",
     "BenchSpec": "bench",
 }
 SCREEN = {
@@ -37,6 +39,7 @@ SCREEN = {
     "StabilitySpec": "diagnose",
     "EnergySpec": "diagnose",
     "CompareTextSpec": "edit",
+    "DoseSpec": "edit",
     "BenchSpec": "benchmark",
 }
 
@@ -98,7 +101,7 @@ def open_run(run: Any) -> str:
     elif isinstance(spec, EnergySpec):
         take_diagnosis(spec.diagnosis)
         st.session_state.update(subject=spec.subject, task_vector=spec.task_vector.name)
-    elif isinstance(spec, CompareTextSpec | ProbeSpec):
+    elif isinstance(spec, CompareTextSpec | ProbeSpec | DoseSpec):
         take_recipe(spec.recipe)
     elif isinstance(spec, BenchSpec):
         edits = [arm.recipe for arm in spec.arms if arm.recipe is not None]

@@ -21,7 +21,7 @@ def live_probe(recipe: EditRecipe) -> None:
     spec = ProbeSpec(recipe=recipe, problems=_session.profile().problems)
     view = _jobs.ask("probe", spec, title="Probe")
 
-    @st.fragment(run_every=0.3 if view.active else None)
+    @st.fragment(run_every=0.15 if view.active else None)
     def line() -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
         if view.active and (job is None or job.state in _jobs.FINISHED):

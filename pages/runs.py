@@ -9,7 +9,7 @@ from pages._runs_table import recipes_by_run, recipes_of, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 
-KINDS = ("diagnose", "stability", "energy", "gain", "compare_text", "bench", "export")
+KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "export")
 TABLES = ("cells", "latents", "layers", "rows", "arms", "comparisons", "totals", "items")
 
 

@@ -62,6 +62,7 @@ def weights_at(session: ModelSession) -> list[int]:
 
 @pytest.fixture
 def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setenv("STETHOSCOPE_EDIT_MIB", "0")  # every new edit is written into the buffers of a former one
     monkeypatch.setattr(Job, "may_stand_for_another", property(lambda job: job.active and not job.progress.cancelled))
     front = Watched(RunStore(tmp_path / "runs"), device="cpu")
     yield front

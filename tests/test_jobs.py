@@ -94,7 +94,7 @@ def test_our_own_error_carries_its_traceback(
     def explode(*_: object) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr("stethoscope.pipeline.probe.solution_nll", lambda *_, **__: explode())
+    monkeypatch.setattr("stethoscope.pipeline.probe.rows_nll", lambda *_, **__: explode())
     job = finished(front, front.submit(probe_spec(pico_profile, 0.7)))
     assert job.state == "failed"
     assert job.error is not None

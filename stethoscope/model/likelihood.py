@@ -32,9 +32,21 @@ def solution_nll(
     As lm-evaluation-harness does it, the solution's tokens are those of the whole text behind as many as the prompt
     has. Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
     """
-    progress = progress or Progress()
     rows, scored = encode_solutions(session, pairs)
-    nll = np.zeros(len(pairs))
+    return rows_nll(session, rows, scored, batch_size=batch_size, progress=progress)
+
+
+def rows_nll(
+    session: ModelSession,
+    rows: Sequence[Sequence[int]],
+    scored: Sequence[int],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Float[np.ndarray, " n"]:
+    """Return the mean NLL of the last `scored[i]` tokens of each row, as `solution_nll` does for text."""
+    progress = progress or Progress()
+    nll = np.zeros(len(rows))
     contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
     prefix = share_prefix(session, contexts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -48,7 +60,8 @@ def solution_nll(
                 input_ids=block.input_ids,
                 attention_mask=block.attention_mask,
                 position_ids=block.position_ids,
-                past_key_values=block.cache,
+                past_key_values=block.cache if prefix.length else None,
+                use_cache=prefix.length > 0,  # without a prefix there is nothing to keep
                 logits_to_keep=keep,
             ).logits
         nll[chosen] = mean_nll(logits, block.input_ids, [scored[i] for i in chosen]).cpu().numpy()

@@ -1,8 +1,8 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
 Pages and command line both come in here. Every run but the live probe and the tables of latents becomes a record of the
-history; a diagnosis, its stability, an energy table or a table of gains of the same spec, weights and problems is
-taken from the store.
+history; a diagnosis, its stability, an energy table, a table of gains or a dose-response curve of the same spec,
+weights and problems is taken from the store.
 """
 
 import time
@@ -15,6 +15,7 @@ from stethoscope.pipeline import (
     bench,
     compare_text,
     diagnose,
+    dose,
     energy,
     examples,
     export,
@@ -31,6 +32,7 @@ from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,
     DiagnoseSpec,
+    DoseSpec,
     EnergySpec,
     ExportSpec,
     GainSpec,
@@ -56,12 +58,13 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     EnergySpec: energy.run,
     GainSpec: gain.run,
     ProbeSpec: probe.run,
+    DoseSpec: dose.run,
     CompareTextSpec: compare_text.run,
     BenchSpec: bench.run,
     ExportSpec: export.run,
 }
-KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, CompareTextSpec, BenchSpec, ExportSpec)
-REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec)
+KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, CompareTextSpec, BenchSpec, ExportSpec)
+REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec)
 
 
 @dataclass(frozen=True)

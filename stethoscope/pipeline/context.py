@@ -21,6 +21,7 @@ from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.residual import site_width
 from stethoscope.model.session import ModelSession, load_session
+from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
@@ -72,7 +73,8 @@ class Context:
         self.patches = ReadyPatches(0)
         self.directions = Directions(0)
         self.rates: Recent[str, FiringRates] = Recent(32)
-        self.base_nll: Recent[str, np.ndarray] = Recent(32)
+        self.probe_sets: Recent[str, ProbeSet] = Recent(16)
+        self.edited_nll: Recent[str, np.ndarray] = Recent(256)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
         self.base_checksum: str | None = None
         self._in_use = False
@@ -105,7 +107,7 @@ class Context:
         self._base_check = None
         self.patches.clear()
         self.directions.clear()
-        for cache in (self._banks, self._task_vectors, self.rates, self.base_nll, self.spectra):
+        for cache in (self._banks, self._task_vectors, self.rates, self.probe_sets, self.edited_nll, self.spectra):
             cache.entries.clear()
 
     @contextlib.contextmanager

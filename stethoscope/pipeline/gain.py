@@ -26,7 +26,7 @@ from stethoscope.model.session import ModelSession
 from stethoscope.pipeline import predictors as predict
 from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, predictor_cells, with_mean
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.probe import BATCH_SIZE, gold_pairs
+from stethoscope.pipeline.gold import batch_size, gold_pairs
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
@@ -79,7 +79,7 @@ class Injector:
         patch = build_patch(self.session, self.task_vector, recipe, recipe_id=content_id(recipe))
         with certified(self.session, patch) as certifying:
             pairs = [self.pairs[item] for item in items]
-            nll = solution_nll(self.session, pairs, batch_size=BATCH_SIZE, progress=progress)
+            nll = solution_nll(self.session, pairs, batch_size=batch_size(self.session), progress=progress)
         certificate = certifying.certificate
         self.n_edits += 1
         self.verified &= certificate.restored_checksum == certificate.base_checksum
@@ -163,7 +163,7 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> tuple
         )
     pairs, names = gold_pairs(spec.diagnosis.problems, spec.split, spec.n, spec.seed)
     progress.start("Scoring the base", len(pairs))
-    base = solution_nll(session, pairs, batch_size=BATCH_SIZE, progress=progress)
+    base = solution_nll(session, pairs, batch_size=batch_size(session), progress=progress)
     return Injector(spec, session, task_vector, pairs, active, base), np.array(names)
 
 

@@ -1,8 +1,8 @@
 """Use case: the live probe. Does the edit make gold solutions more likely, and what does it do to control text?
 
 Mean NLL per solution token (nats) of each problem behind the same short frame, edited minus base, paired over the
-problems of a fixed seeded dev sample, with a t interval. The base's values are kept, so moving a slider costs one
-forward pass of the edited model.
+problems of a fixed seeded dev sample, with a t interval. The items' tokens and the base's values are kept, so moving a
+slider costs one forward pass of the edited model.
 """
 
 import time
@@ -10,30 +10,33 @@ import time
 import numpy as np
 
 from stethoscope.delta.certificate import certified
-from stethoscope.minerva.problems import load_problems, sample_problems
-from stethoscope.minerva.prompts import frame_problem
-from stethoscope.model.likelihood import solution_nll
+from stethoscope.model.likelihood import encode_solutions, rows_nll
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.gold import ProbeSet, batch_size, gold_pairs
 from stethoscope.progress import Progress
-from stethoscope.records import ProbeSpec, ProblemsRef, Split
+from stethoscope.records import ModelRef, ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
 from stethoscope.statistics import paired_mean_interval
 from stethoscope.store.ids import content_id
 
-BATCH_SIZE = 32
 
+def probe_set(
+    model: ModelRef, problems: ProblemsRef, split: Split, n: int, seed: int, context: Context, progress: Progress
+) -> ProbeSet:
+    """Return the items that `gold_pairs` names, encoded and scored by the base, kept while recently used."""
+    key = f"{context.identity(model)} {context.identity(problems)} {split} {n} {seed}"
 
-def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""
-    pairs, subjects = [], []
-    of_subjects, of_controls = load_problems(problems.problems, split), load_problems(problems.controls, split)
-    for names, texts in ((problems.subjects, of_subjects), (problems.control_names, of_controls)):
-        for name in names:
-            for problem in sample_problems(texts, name, n, seed):
-                pairs.append((frame_problem(problem.problem), problem.solution))
-                subjects.append(name)
-    return pairs, subjects
+    def make() -> ProbeSet:
+        session = context.session(model, progress)
+        pairs, names = gold_pairs(problems, split, n, seed)
+        rows, scored = encode_solutions(session, pairs)
+        progress.start("Scoring gold solutions with the base", len(rows))
+        base = rows_nll(session, rows, scored, batch_size=batch_size(session), progress=progress)
+        is_control = np.array([name in problems.control_names for name in names])
+        return ProbeSet(key, rows, scored, np.array(names), is_control, base)
+
+    return context.probe_sets.get_or_make(key, make)
 
 
 def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
@@ -42,26 +45,21 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
     recipe = spec.recipe
     session = context.session(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
-    pairs, subjects = gold_pairs(spec.problems, spec.split, spec.n, spec.seed)
-    key = f"{context.identity(recipe.model)} {context.identity(spec.problems)} {spec.split} {spec.n} {spec.seed}"
-    progress.start("Scoring gold solutions", len(pairs) * (1 if key in context.base_nll.entries else 2))
-    base = context.base_nll.get_or_make(
-        key, lambda: solution_nll(session, pairs, batch_size=BATCH_SIZE, progress=progress)
-    )
+    probes = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
+    progress.start("Scoring gold solutions", len(probes.rows))
     with certified(session, patch) as certifying:
-        edited = solution_nll(session, pairs, batch_size=BATCH_SIZE, progress=progress)
-    names = np.array(subjects)
+        edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
     rows = []
     for name in (*spec.problems.subjects, *spec.problems.control_names):
-        of_subject = names == name
-        interval = paired_mean_interval(edited[of_subject] - base[of_subject])
+        items = probes.names == name
+        interval = paired_mean_interval(edited[items] - probes.base[items])
         rows.append(
             ProbeRow(
                 subject=name,
                 is_control=name in spec.problems.control_names,
-                n=int(of_subject.sum()),
-                base_nll=float(base[of_subject].mean()),
-                edited_nll=float(edited[of_subject].mean()),
+                n=int(items.sum()),
+                base_nll=float(probes.base[items].mean()),
+                edited_nll=float(edited[items].mean()),
                 difference=interval.mean,
                 ci_low=interval.low,
                 ci_high=interval.high,

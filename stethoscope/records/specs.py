@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stethoscope.records.base import Record, Split
 from stethoscope.records.diagnosis import (
@@ -25,6 +25,32 @@ class ProbeSpec(Record):
     split: Split = "dev"
     n: int = Field(default=16, ge=2)
     seed: int = 0
+
+
+class DoseSpec(Record):
+    """The probe at every master alpha: one curve a subject and control corpus.
+
+    The recipe's own master alpha does not matter (it is set to 1), so that moving the slider asks for the same curve.
+    """
+
+    recipe: EditRecipe
+    problems: ProblemsRef
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    split: Split = "dev"
+    n: int = Field(default=16, ge=2)
+    seed: int = 0
+
+    @field_validator("recipe")
+    @classmethod
+    def _free_alpha(cls, recipe: EditRecipe) -> EditRecipe:
+        return recipe.model_copy(update={"master_alpha": 1.0})
+
+    @field_validator("alphas")
+    @classmethod
+    def _check_alphas(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        if not alphas or list(alphas) != sorted(set(alphas)):
+            raise ValueError("alphas must increase")
+        return alphas
 
 
 class CompareTextSpec(Record):
@@ -118,6 +144,7 @@ Spec = (
     | EnergySpec
     | GainSpec
     | ProbeSpec
+    | DoseSpec
     | CompareTextSpec
     | BenchSpec
     | ExportSpec

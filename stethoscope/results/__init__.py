@@ -16,7 +16,10 @@ from stethoscope.results.diagnosis import (
     StabilityRow,
 )
 from stethoscope.results.edit import (
+    ALL_SUBJECTS,
     Certificate,
+    DoseResult,
+    DoseRow,
     ExportResult,
     ProbeResult,
     ProbeRow,
@@ -41,12 +44,14 @@ Result = (
     | EnergyResult
     | GainResult
     | ProbeResult
+    | DoseResult
     | TextComparison
     | BenchResult
     | ExportResult
 )
 
 __all__ = [
+    "ALL_SUBJECTS",
     "AgreementRow",
     "ArmRow",
     "BenchItem",
@@ -54,6 +59,8 @@ __all__ = [
     "Certificate",
     "ComparisonRow",
     "DiagnosisResult",
+    "DoseResult",
+    "DoseRow",
     "EnergyCell",
     "EnergyResult",
     "ExportResult",

@@ -76,6 +76,29 @@ class ProbeResult(Record):
     elapsed_s: float
 
 
+ALL_SUBJECTS = "all"  # the row over the problems of all subjects together
+
+
+class DoseRow(Record):
+    """Mean over `n` items of the NLL per solution token (nats) at `alpha`, minus the base's, with a paired interval."""
+
+    alpha: float
+    subject: str
+    is_control: bool
+    n: int
+    difference: float
+    ci_low: float
+    ci_high: float
+
+
+class DoseResult(Record):
+    """Dose and response: rows by alpha, of those of `alphas` that are done; the subject "all" pools the subjects."""
+
+    recipe_id: str
+    alphas: tuple[float, ...]
+    rows: tuple[DoseRow, ...]
+
+
 class TokenChance(Record):
     """A token (as text) and its probability as the next one."""
 

@@ -1,0 +1,87 @@
+"""Use case: dose and response. The live probe at every master alpha, so that a slider's place is seen on its curve.
+
+Items, frame and paired intervals are the probe's. Alphas far apart come first, and the curve is published as it grows;
+each finished alpha is kept, so that a curve that was stopped goes on where it was. Alpha 0 is the base: exactly 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from stethoscope.delta.certificate import certified
+from stethoscope.model.likelihood import rows_nll
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.gold import ProbeSet, batch_size
+from stethoscope.pipeline.probe import probe_set
+from stethoscope.progress import Progress
+from stethoscope.records import DoseSpec, EditRecipe
+from stethoscope.results import ALL_SUBJECTS, DoseResult, DoseRow
+from stethoscope.statistics import paired_mean_interval
+from stethoscope.store.ids import content_id
+
+
+def run(spec: DoseSpec, context: Context, progress: Progress) -> DoseResult:
+    """Return the paired NLL differences at every alpha: of each subject, of all of them, of each control corpus."""
+    probes = probe_set(spec.recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
+    progress.start("Dose and response", len(spec.alphas) * len(probes.rows))
+    rows: dict[float, list[DoseRow]] = {}
+    result = None
+    for alpha in far_apart_first(spec.alphas):
+        recipe = spec.recipe.model_copy(update={"master_alpha": alpha})
+        key = f"{context.identity(recipe)} {probes.key}"
+        if key in context.edited_nll.entries:
+            progress.skip(len(probes.rows))
+        edited = context.edited_nll.get_or_make(
+            key, lambda recipe=recipe: _edited_nll(recipe, probes, context, progress)
+        )
+        rows[alpha] = _rows_at(alpha, probes, edited)
+        result = DoseResult(
+            recipe_id=content_id(spec.recipe),
+            alphas=spec.alphas,
+            rows=tuple(row for known in sorted(rows) for row in rows[known]),
+        )
+        progress.publish(result)
+    assert result is not None, "a curve has at least one alpha"
+    return result
+
+
+def far_apart_first(alphas: Sequence[float]) -> list[float]:
+    """Return `alphas` in an order that spreads from its beginning: both ends, the middle, and so on."""
+    order, left = [alphas[0]], list(alphas[1:])
+    while left:
+        order.append(max(left, key=lambda alpha: min(abs(alpha - known) for known in order)))
+        left.remove(order[-1])
+    return order
+
+
+def _edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress: Progress) -> Float[np.ndarray, " n"]:
+    session = context.session(recipe.model, progress)
+    patch = patch_of(recipe, context, progress)
+    if not patch.tensors:
+        progress.skip(len(probes.rows))
+        return probes.base
+    with certified(session, patch) as certifying:
+        edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
+    assert certifying.certificate.verified, f"the weights at alpha {recipe.master_alpha:g} were not the recipe's"
+    return edited
+
+
+def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) -> list[DoseRow]:
+    rows = []
+    chosen = {ALL_SUBJECTS: ~probes.is_control} | {name: probes.names == name for name in dict.fromkeys(probes.names)}
+    for name, items in chosen.items():
+        interval = paired_mean_interval(edited[items] - probes.base[items])
+        rows.append(
+            DoseRow(
+                alpha=alpha,
+                subject=str(name),
+                is_control=bool(probes.is_control[items].all()),
+                n=int(items.sum()),
+                difference=interval.mean,
+                ci_low=interval.low,
+                ci_high=interval.high,
+            )
+        )
+    return rows

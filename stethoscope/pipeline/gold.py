@@ -1,0 +1,46 @@
+"""Gold solutions that the probe, its dose-response curve and the measured gains score: the same seeded items."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.minerva.prompts import frame_problem
+from stethoscope.model.session import ModelSession
+from stethoscope.records import ProblemsRef, Split
+
+
+def batch_size(session: ModelSession) -> int:
+    """Return how many items are scored at once: on a CPU small batches stay in its cache, a GPU wants large ones."""
+    return 64 if session.device.type == "cuda" else 16
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSet:
+    """The items of a probe as tokens, and the base's NLL of each.
+
+    Attributes:
+        key: what decides the items, their tokens and the base's values.
+        rows: tokens of prompt and solution; `scored` of the last ones are the solution's.
+        names: subject or control corpus of each item.
+    """
+
+    key: str
+    rows: list[list[int]]
+    scored: list[int]
+    names: np.ndarray
+    is_control: Bool[np.ndarray, " n"]
+    base: Float[np.ndarray, " n"]
+
+
+def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""
+    pairs, subjects = [], []
+    of_subjects, of_controls = load_problems(problems.problems, split), load_problems(problems.controls, split)
+    for names, texts in ((problems.subjects, of_subjects), (problems.control_names, of_controls)):
+        for name in names:
+            for problem in sample_problems(texts, name, n, seed):
+                pairs.append((frame_problem(problem.problem), problem.solution))
+                subjects.append(name)
+    return pairs, subjects
