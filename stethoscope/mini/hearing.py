@@ -209,19 +209,19 @@ def _test_gains(
     return with_mean(np.stack([rows.mean(0) for rows in of])), with_mean(np.stack(drawn, axis=1))
 
 
-def report(context: Context, *, n: int, test_n: int, random_sets: int, seed: int) -> str:
+def report(context: Context, *, task_vectors: list[str], n: int, test_n: int, random_sets: int, seed: int) -> str:
     """Return the whole Markdown report, measured now."""
     started = time.perf_counter()
     specs = [
         GainSpec(
             diagnosis=MINI.diagnose_spec(),
-            task_vector=task_vector,
+            task_vector=MINI.task_vector(name),
             n=n,
             top_n=MINI.top_n,
             random_sets=random_sets,
             seed=seed,
         )
-        for task_vector in MINI.task_vectors
+        for name in task_vectors
     ]
     devs = [study_dev(spec, context) for spec in specs]
     chosen = choose(devs)
@@ -254,10 +254,18 @@ def main() -> None:
     parser.add_argument("--random-sets", type=int, default=49, help="random sets of layers (default: 49)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument("--task-vectors", default="math,forgetting", help="comma-separated (default: math,forgetting)")
     options = parser.parse_args()
     context = Context(RunStore(runs_dir()))
     try:
-        text = report(context, n=options.n, test_n=options.test_n, random_sets=options.random_sets, seed=options.seed)
+        text = report(
+            context,
+            task_vectors=options.task_vectors.split(","),
+            n=options.n,
+            test_n=options.test_n,
+            random_sets=options.random_sets,
+            seed=options.seed,
+        )
     finally:
         context.close()
     print(text)
