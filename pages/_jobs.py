@@ -61,7 +61,7 @@ def spec_key(spec: Any) -> str:
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
 
 
-def ask(slot: str, spec: Any, *, title: str) -> View:
+def ask(slot: str, spec: Any, *, title: str, interactive: bool = True) -> View:
     """Return the view of `spec` in `slot`, submitting it when the slot holds another one."""
     held = st.session_state["slots"].get(slot, {})
     job = front().snapshot(held["job"]) if held.get("job") else None
@@ -70,7 +70,7 @@ def ask(slot: str, spec: Any, *, title: str) -> View:
     if held.get("spec") != spec_key(spec) or lost or overtaken:
         if job is not None and held.get("spec") != spec_key(spec):
             front().cancel(job.job_id, visitor())
-        job_id = front().submit(spec, interactive=True, title=title, owner=visitor())
+        job_id = front().submit(spec, interactive=interactive, title=title, owner=visitor())
         st.session_state["slots"][slot] = {"spec": spec_key(spec), "job": job_id, "shown": held.get("shown")}
     return look(slot)
 

@@ -12,6 +12,13 @@ from stethoscope.records import EditRecipe, ExportSpec
 from stethoscope.results import ExportResult
 from stethoscope.store.ids import content_id, short_id
 
+EXPORTS = {
+    "all": "everything below",
+    "checkpoint": "a plain checkpoint",
+    "delta": "the bare delta",
+    "mergekit": "a mergekit configuration",
+}
+
 
 def name_of(recipe: EditRecipe) -> str:
     """Return a recipe's short name: layers, alpha, arm and the first digits of its id."""
@@ -88,8 +95,9 @@ def export(recipe: EditRecipe) -> None:
     st.session_state.setdefault("export_out", f"exports/{short_id(content_id(recipe))}")
     out = st.text_input("New folder, on the machine that runs the dashboard", key="export-out",
                         value=st.session_state["export_out"])  # fmt: skip
+    kind = st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind], key="export-kind")
     view = _jobs.look("export")
-    spec = ExportSpec(recipe=recipe, out=str(Path(out).expanduser()))
+    spec = ExportSpec(recipe=recipe, out=str(Path(out).expanduser()), kind=kind)
     st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not out.strip(),
               on_click=_jobs.begin, args=("export", spec), kwargs={"title": "Export"})  # fmt: skip
     if view.error:
@@ -98,8 +106,10 @@ def export(recipe: EditRecipe) -> None:
         _watch.watch(view, key="export")
     elif isinstance(view.result, ExportResult):
         result = view.result
-        st.success(f"Written to {result.out}: {len(result.files)} files, {result.size_bytes / 1e6:.1f} MB; reloaded "
+        st.success(f"Written to {result.out}: {len(result.files)} files, {result.size_bytes / 1e6:.1f} MB; read back "
                    f"and compared, largest difference {result.max_abs_difference:g}.")  # fmt: skip
+        if result.left_out:
+            st.caption(_ui.escape(result.left_out))
 
 
 def draw(recipe: EditRecipe) -> None:

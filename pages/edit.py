@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _compare, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch
+from pages import _compare, _dose, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch
 from stethoscope.figures import probe
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe, ProbeSpec
@@ -80,6 +80,8 @@ def main() -> None:
     else:
         with _ui.card("Live probe: do gold solutions become more likely?"):
             live_probe(recipe)
+        with _ui.card("Dose and response: the probe at every master alpha"):
+            _dose.draw(recipe)
     with _ui.card("Base and edited text, side by side"):
         held = _compare.draw(recipe)
     _session.link(recipe=to_link(recipe), run=held.run_id, job=held.job.job_id if held.active else None)

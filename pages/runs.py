@@ -64,7 +64,9 @@ def main() -> None:
     if message := st.session_state.pop("runs-error", None):
         _ui.banner(message)
     kind = st.segmented_control("Kind", KINDS, format_func=pretty, key="runs-kind")
+    everything = st.toggle("Show stopped and failed runs, too", key="runs-all")
     runs = sorted(_jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)
+    runs = [run for run in runs if everything or run.result_id is not None or run.state == "running"]
     if not runs:
         _ui.empty("No run is stored yet.", "Start with a diagnosis", "runs-start",
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip

@@ -115,6 +115,8 @@ def test_runs_shows_what_changed_between_two_recipes(front: FakeFront, open_page
         run_id = front.store.start_run(spec, extra=())
         front.store.finish_run(run_id, state="failed", error="stopped", elapsed_s=1.0)
     app = open_page("runs")
+    assert not any("field" in frame.value.columns for frame in app.dataframe)  # stopped runs are hidden at first
+    app.toggle(key="runs-all").set_value(True).run()
     assert not app.exception
     tables = [frame.value for frame in app.dataframe if "field" in frame.value.columns]
     assert tables[0].to_dict("records") == [{"field": "master_alpha", "before": "0.5", "now": "1.0"}]
@@ -140,3 +142,13 @@ def test_a_list_of_prompts_with_a_third_column(front: FakeFront, open_page: Open
 def test_without_a_prompt_nothing_can_be_written(open_page: Open) -> None:
     app = open_page("edit", layers=[2], prompt_kind="free text", free_text="  ")
     assert app.button(key="run-compare").disabled
+
+
+def test_the_dose_curve_is_asked_as_a_batch_job_and_survives_the_slider(front: FakeFront, open_page: Open) -> None:
+    app = open_page("edit", layers=[2])
+    app.slider(key="master-alpha").set_value(0.4).run()
+    curves = [spec for spec in front.submitted if isinstance(spec, DoseSpec)]
+    assert len(curves) == 1  # the slider asks for the same curve
+    assert not app.exception
+    said = "\n".join(str(element.value) for element in app.caption)
+    assert "Choose alpha here, on dev items" in said

@@ -1,0 +1,43 @@
+"""Dose and response on the Edit page: the probe at every master alpha, filling in while nothing else is asked."""
+
+from typing import Any
+
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _watch
+from stethoscope.figures import dose
+from stethoscope.figures.theme import pretty
+from stethoscope.records import DoseSpec, EditRecipe
+from stethoscope.results import ALL_SUBJECTS, DoseResult
+
+
+def _curves(result: Any, recipe: EditRecipe) -> None:
+    subject = st.session_state["dose_subject"]
+    if isinstance(result, DoseResult) and any(row.subject == subject for row in result.rows):
+        figure = dose.curves(result, alpha=recipe.master_alpha, subject=subject)
+        _ui.chart(figure, key="dose", caption=dose.caption(result, subject), rows=result.rows)
+    else:
+        st.caption("The first alpha is on its way; the probe and your texts go first.")
+
+
+def draw(recipe: EditRecipe) -> None:
+    """Ask for the curve of `recipe` as a batch job and draw what is there of it."""
+    profile = _session.profile()
+    spec = DoseSpec(recipe=recipe, problems=profile.problems)
+    view = _jobs.ask("dose", spec, title="Dose and response", interactive=False)
+    st.session_state.setdefault("dose_subject", ALL_SUBJECTS)
+    subjects = [ALL_SUBJECTS, *profile.problems.subjects]
+    st.selectbox("Curve of", subjects, width=260,
+                 format_func=lambda name: "all subjects" if name == ALL_SUBJECTS else pretty(name),
+                 **_session.mirror("dose_subject", "dose-subject"))  # fmt: skip
+    if view.error:
+        _ui.banner(view.error)
+        st.button("Try again", key="dose-again", on_click=_jobs.forget, args=("dose",))
+    elif view.active:
+        _watch.watch(view, key="dose", draw=lambda job: _curves(job.partial, recipe))
+    elif view.stopped:
+        st.caption("Stopped.")
+        st.button("Go on", key="dose-again", on_click=_jobs.forget, args=("dose",))
+        _curves(view.job.partial, recipe)
+    else:
+        _curves(view.result, recipe)
