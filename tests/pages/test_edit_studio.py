@@ -9,6 +9,7 @@ from stethoscope.profiles import MINI
 from stethoscope.recipes import from_link, to_link
 from stethoscope.records import (
     CompareTextSpec,
+    DoseSpec,
     EditRecipe,
     LayerAlpha,
     ModelRef,
