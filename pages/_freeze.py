@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _outcome, _recipe, _session, _ui
+from pages import _jobs, _outcome, _recipe, _session, _ui, _words
 from stethoscope import predictions
 from stethoscope.figures.theme import pretty
 from stethoscope.recipes import shown_layers
@@ -39,7 +39,7 @@ def in_words(prediction: Prediction) -> str:
     return (
         f"Claim: editing layers {shown_layers(prediction.recipe.layers)} ({how}; {pretty(prediction.subject)} by "
         f"{pretty(spec.score)} against {pretty(spec.control)}, k = {spec.top_k}) beats equally strong edits of as many "
-        f"random, bottom and last layers. {_recipe.words(prediction.recipe)}"
+        f"random, bottom and last layers. {_words.words(prediction.recipe)}"
     )
 
 

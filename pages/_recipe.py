@@ -5,7 +5,6 @@ import streamlit as st
 from pages import _jobs, _session, _strengths, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
-from stethoscope.recipes import shown_layers
 from stethoscope.records import Arm, EditRecipe, InfoSpec, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm
 
 
@@ -54,7 +53,9 @@ def _arm(profile: Profile) -> Arm:
     if chosen["arm"] == "raw":
         return RawArm()
     if chosen["arm"] == "random-subspace":
-        return RandomSubspaceArm(rank=k, site=profile.saes.site, seed=int(chosen["arm_seed"]))
+        return RandomSubspaceArm(
+            rank=k, site=profile.saes.site, seed=int(chosen["arm_seed"]), norm_matched=bool(chosen["arm_matched"])
+        )
     diagnosis = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
     kind = ProjectedArm if chosen["arm"] == "projected" else NormMatchedArm
     return kind(diagnosis=diagnosis, subject=chosen["subject"], top_k=k)
@@ -65,7 +66,7 @@ def controls(n_layers: int) -> None:
     chosen, profile = st.session_state, _session.profile()
     _session.layer_pills("Layers", n_layers, "edit-layer-pills")
     left, right = st.columns([3, 1.2])
-    left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, 1.5, step=0.05,
+    left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, _session.MAX_ALPHA, step=0.05,
                 **_session.mirror("alpha", "master-alpha"))  # fmt: skip
     right.selectbox(
         "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
@@ -83,41 +84,8 @@ def controls(n_layers: int) -> None:
     if chosen["arm"] == "random-subspace":
         one.number_input("Seed of the random subspace", 0, 10_000, step=1, **_session.mirror("arm_seed", "edit-seed"))
         two.number_input("Dimensions", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
+        two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched"))
         return
     one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
                   **_session.mirror("subject", "edit-subject"))  # fmt: skip
     two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
-
-
-def symbols(recipe: EditRecipe) -> str:
-    """Return the edit as a LaTeX formula."""
-    vector = {
-        "raw": r"\tau_\ell",
-        "projected": r"P_\ell\,\tau_\ell",
-        "random-subspace": r"R_\ell\,\tau_\ell",
-        "projected-norm-matched": r"\tfrac{\lVert\tau_\ell\rVert}{\lVert P_\ell\tau_\ell\rVert}\,P_\ell\,\tau_\ell",
-    }[recipe.arm.kind]
-    spans = shown_layers(recipe.layers).replace("-", r"\text{–}")
-    layers = rf"\{{{spans}\}}" if recipe.layers else r"\varnothing"
-    return rf"\theta'_\ell = \theta_\ell + {recipe.master_alpha:g}\; a_\ell\; {vector},\qquad \ell \in {layers}"
-
-
-def words(recipe: EditRecipe) -> str:
-    """Return the edit as a sentence."""
-    if not recipe.layers:
-        return "No layer is picked: this is the base."
-    what = f"the task vector {recipe.task_vector.name}"
-    if isinstance(recipe.arm, RandomSubspaceArm):
-        what = f"the part of {what} in a random subspace of {recipe.arm.rank} dimensions (seed {recipe.arm.seed})"
-    elif not isinstance(recipe.arm, RawArm):
-        what = f"the part of {what} in the span of the top {recipe.arm.top_k} {pretty(recipe.arm.subject)} latents"
-        if isinstance(recipe.arm, NormMatchedArm):
-            what += ", scaled back to the raw norm"
-    layers = shown_layers(recipe.layers)
-    own = {(strength.attention, strength.mlp) for strength in recipe.layers.values()} != {(1.0, 1.0)}
-    moved = [name for name, on in (("norms", recipe.norms), ("embeddings", recipe.embeddings)) if on]
-    return (
-        f"In layer{'s' if len(recipe.layers) > 1 else ''} {layers}: base plus {recipe.master_alpha:g} times {what}"
-        f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}"
-        f"{'; ' + ' and '.join(moved) + ' move, too' if moved else ''}."
-    )

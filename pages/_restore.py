@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _session, _ui
+from pages._session import MAX_ALPHA
 from stethoscope.errors import CorpusError, RecipeError, StethoscopeError, StoreError
 from stethoscope.recipes import LINK_PREFIX, from_link
 from stethoscope.records import (
@@ -133,7 +134,11 @@ def take_recipe(recipe: EditRecipe) -> None:
                           got=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
                           expected=" or ".join(ref.name for ref in profile.task_vectors),
                           next_step="Add it on the Setup page, then load the recipe again.")  # fmt: skip
+    if not 0 <= recipe.master_alpha <= MAX_ALPHA:
+        raise RecipeError("the recipe's master alpha is outside the slider's range", got=recipe.master_alpha,
+                          expected=f"0 to {MAX_ALPHA}", next_step="Put the rest into the strengths.")  # fmt: skip
     st.session_state.update(
+        taken=recipe.model_dump_json(),
         norms=recipe.norms,
         embeddings=recipe.embeddings,
         strength_edits=st.session_state.get("strength_edits", 0) + 1,
@@ -144,7 +149,7 @@ def take_recipe(recipe: EditRecipe) -> None:
         arm=recipe.arm.kind,
     )
     if isinstance(recipe.arm, RandomSubspaceArm):
-        st.session_state.update(edit_k=recipe.arm.rank, arm_seed=recipe.arm.seed)
+        st.session_state.update(edit_k=recipe.arm.rank, arm_seed=recipe.arm.seed, arm_matched=recipe.arm.norm_matched)
     if isinstance(recipe.arm, ProjectedArm | NormMatchedArm):
         st.session_state.update(subject=recipe.arm.subject, edit_k=recipe.arm.top_k)
         take_diagnosis(recipe.arm.diagnosis)

@@ -16,6 +16,7 @@ from stethoscope.records import SCORE_NAMES, TaskVectorRef
 
 PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
+MAX_ALPHA = 1.5
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
 
 
@@ -77,7 +78,7 @@ def defaults() -> None:
         if st.session_state.get(name) not in values:
             st.session_state[name] = values[0]
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
-    starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "picture": "PNG"}
+    starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "arm_matched": False, "picture": "PNG"}
     starts |= {"past_layers": [], "picked_seed": None, "anchor": None, "pick_seed": 0}
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)

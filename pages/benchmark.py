@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _outcome, _recipe, _scores, _session, _status, _ui, _watch
+from pages import _jobs, _outcome, _recipe, _scores, _session, _status, _ui, _watch, _words
 from stethoscope import arms
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
@@ -74,7 +74,7 @@ def plan(recipe: EditRecipe, n_layers: int, *, busy: bool) -> None:
     )
     names = ", ".join(arm.name for arm in chosen_arms)
     st.caption(_ui.escape(f"{len(chosen_arms)} arms ({names}), {len(subjects)} subjects, n = {n} each: "
-                          f"{len(chosen_arms) * len(subjects) * n} answers. {_recipe.words(recipe)}"))  # fmt: skip
+                          f"{len(chosen_arms) * len(subjects) * n} answers. {_words.words(recipe)}"))  # fmt: skip
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Run the benchmark", key="run-bench", type="primary", disabled=busy or not subjects,
                   on_click=_jobs.begin, args=("bench", spec), kwargs={"title": "Benchmark"})  # fmt: skip

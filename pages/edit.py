@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _compare, _dose, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch
+from pages import _compare, _dose, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch, _words
 from stethoscope.figures import probe
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe, ProbeSpec
@@ -12,8 +12,8 @@ from stethoscope.store.ids import content_id, short_id
 
 def formula(recipe: EditRecipe) -> None:
     """Say the edit in words and symbols."""
-    st.latex(_recipe.symbols(recipe))
-    st.caption(_ui.escape(_recipe.words(recipe)))
+    st.latex(_words.symbols(recipe))
+    st.caption(_ui.escape(_words.words(recipe)))
 
 
 def live_probe(recipe: EditRecipe) -> None:
@@ -68,6 +68,7 @@ def main() -> None:
         recipe = _recipe.from_session(profile)
         _strengths.draw(recipe, n_layers)
         formula(recipe)
+        _words.check_taken(recipe)
         _history.remember(recipe)
         with st.container(horizontal=True, vertical_alignment="center", key="recipe-row"):
             _history.buttons()
