@@ -21,7 +21,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
         task_vector=profile.task_vector(chosen["task_vector"]),
         subject=subject,
         k=_session.ENERGY_K,
-        fold_gains=chosen.setdefault("fold_gains", True),
+        fold_gains=chosen["fold_gains"],
     )
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")

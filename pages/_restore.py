@@ -101,7 +101,7 @@ def open_run(run: Any) -> str:
         take_diagnosis(spec.diagnosis)
     elif isinstance(spec, EnergySpec):
         take_diagnosis(spec.diagnosis)
-        st.session_state.update(subject=spec.subject, task_vector=spec.task_vector.name)
+        st.session_state.update(subject=spec.subject, task_vector=spec.task_vector.name, fold_gains=spec.fold_gains)
     elif isinstance(spec, CompareTextSpec | ProbeSpec | DoseSpec):
         take_recipe(spec.recipe)
     elif isinstance(spec, BenchSpec):

@@ -189,6 +189,7 @@ def test_spectra_are_factorised_once_for_every_subject(
 
     first = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", spectra_of=spectra_of)
     plain = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", fold_gains=False, spectra_of=spectra_of)
+    assert plain == energy_cells(session, task_vector, rows_of_layer, KS, "algebra", fold_gains=False)
     assert plain != first
     assert all(spectra.size_bytes > 0 for spectra in kept.values())
     monkeypatch.setattr("stethoscope.delta.parts.spectrum_of", lambda _: pytest.fail("factorised again"))

@@ -236,6 +236,7 @@ def energy(spec: r.EnergySpec) -> R.EnergyResult:
         k=spec.k,
         cells=tuple(layers),
         layers=tuple(layers),
+        fold_gains=spec.fold_gains,
     )
 
 

@@ -206,6 +206,18 @@ def test_a_link_shows_a_stored_benchmark_and_starts_none(front: FakeFront, open_
     assert len(asked(front, BenchSpec)) == before
 
 
+def test_a_stored_energy_sets_the_choice_of_weights(front: FakeFront, open_page: Open) -> None:
+    open_page("diagnose", fold_gains=False)
+    runs = front.store.list_runs("energy")
+    assert {run.spec.fold_gains for run in runs} == {True, False}
+    for run in runs:
+        before = len(asked(front, EnergySpec))
+        app = open_page("diagnose", query={"run": run.run_id})
+        assert not app.exception
+        assert app.session_state["energy-gains"] is run.spec.fold_gains
+        assert len(asked(front, EnergySpec)) == before
+
+
 def test_a_recipe_link_restores_the_edit(front: FakeFront, open_page: Open) -> None:
     recipe_id = front.store.put_recipe(recipe({2: 1.0, 7: 0.5}, alpha=0.65))
     app = open_page("edit", query={"recipe": recipe_id})

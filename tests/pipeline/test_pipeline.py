@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from stethoscope import arms, pipeline
 from stethoscope.errors import CheckpointError, RecipeError, StethoscopeError
@@ -22,6 +23,7 @@ from stethoscope.records import (
     InfoSpec,
     ProbeSpec,
     ProjectedArm,
+    SaeRef,
     TaskVectorRef,
 )
 from stethoscope.results import (
@@ -93,17 +95,51 @@ def test_another_score_listens_to_nothing_again(
     assert isinstance(pipeline.run(spec, context, Progress()).result, DiagnosisResult)
 
 
-def test_energy_of_a_full_span_is_one(pico_profile: Profile, context: Context) -> None:
+def test_energy_of_a_full_span_is_one(
+    pico_profile: Profile,
+    context: Context,
+    tmp_path: Path,
+    write_sae_bank: Callable[..., Path],
+    random_sae_tensors: Callable[..., dict[str, torch.Tensor]],
+) -> None:
     """More latents than dimensions span everything: nothing of the task vector can be lost."""
-    diagnosis = pico_profile.diagnose_spec(live_share=0.0, dense_rate=1.0)
-    spec = EnergySpec(diagnosis=diagnosis, task_vector=pico_profile.task_vector(), subject="geometry", k=(2, 24))
+    always = {layer: random_sae_tensors(layer, d_sae=40) for layer in range(4)}
+    for tensors in always.values():
+        tensors["b_enc"] += 100.0  # every latent is live
+    saes = SaeRef(location=str(write_sae_bank(tmp_path / "saes", always)))
+    diagnosis = pico_profile.diagnose_spec().model_copy(update={"saes": saes})
+    spec = EnergySpec(diagnosis=diagnosis, task_vector=pico_profile.task_vector(), subject="geometry", k=(2, 40))
     result = pipeline.run(spec, context, Progress()).result
     assert isinstance(result, EnergyResult)
-    assert {cell.k for cell in result.layers} == {2, 24}
-    for cell in result.layers:
+    for cell in (*result.layers, *result.cells):
         assert cell.retention is not None
-        assert 0 <= cell.retention <= 1
-        assert cell.rank <= cell.k
+        if cell.k == 40:
+            assert cell.rank == cell.d == 32
+            assert cell.retention == pytest.approx(1)
+            assert cell.functional_share == pytest.approx(1)
+        else:
+            assert 0 <= cell.retention < 0.5
+
+
+def test_energy_does_not_depend_on_what_was_measured_before(
+    pico_profile: Profile, context: Context, tmp_path: Path, make_pico: Callable[..., Path]
+) -> None:
+    """Another task vector and plain weights have spectra and a functional energy of their own."""
+    others = TaskVectorRef(name="other", tuned=str(make_pico(seed=7)))
+    diagnosis = pico_profile.diagnose_spec(live_share=0.0)
+    specs = [
+        EnergySpec(diagnosis=diagnosis, task_vector=ref, subject="geometry", k=(4,), fold_gains=folded)
+        for ref in (pico_profile.task_vector(), others)
+        for folded in (True, False)
+    ]
+    results = [pipeline.run(spec, context, Progress()).result for spec in specs]
+    assert all(isinstance(result, EnergyResult) for result in results)
+    assert len({result.layers[2].ceiling for result in results}) == 4  # type: ignore[union-attr]
+    assert len({result.layers[2].functional_share for result in results}) == 4  # type: ignore[union-attr]
+    for i, spec in enumerate(specs):
+        alone = Context(RunStore(tmp_path / f"alone{i}"), device="cpu")
+        assert pipeline.run(spec, alone, Progress()).result == results[i]
+        alone.close()
 
 
 def test_energy_stands_beside_its_references_and_the_next_subject_factorises_nothing(
