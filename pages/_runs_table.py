@@ -9,6 +9,7 @@ from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.recipes import shown_layers
 from stethoscope.records import BenchSpec, EditRecipe
+from stethoscope.store.ids import content_id, short_id
 
 
 def recipes_of(spec: Any) -> dict[str, EditRecipe]:
@@ -39,9 +40,14 @@ def summary(run: Any) -> str:
     if isinstance(spec, BenchSpec):
         return f"{len(spec.arms)} arms, {len(spec.subjects)} subjects, n = {spec.n}"
     subject, control = getattr(spec, "subject", None), getattr(spec, "control", None)
-    layers = next((shown_layers(recipe.layers) for recipe in recipes_of(spec).values()), "")
     parts = [pretty(subject) if subject else "", f"against {pretty(control)}" if control else ""]
-    return ", ".join(part for part in [*parts, f"layers {layers}" if layers else ""] if part) or run.kind
+    for recipe in recipes_of(spec).values():
+        parts += [
+            f"layers {shown_layers(recipe.layers)}" if recipe.layers else "no layers",
+            f"alpha {recipe.master_alpha:g}",
+        ]
+        parts += [pretty(recipe.arm.kind), f"recipe {short_id(content_id(recipe))}"]
+    return ", ".join(part for part in parts if part) or run.kind
 
 
 def table(runs: list[Any]) -> None:
@@ -60,7 +66,7 @@ def table(runs: list[Any]) -> None:
     ]
     columns = {
         "pinned": st.column_config.CheckboxColumn("pinned", width="small"),
-        "started": st.column_config.DatetimeColumn("started", format="YYYY-MM-DD HH:mm:ss"),
+        "started": st.column_config.DatetimeColumn("started, UTC", format="YYYY-MM-DD HH:mm:ss"),
         "about": st.column_config.TextColumn("about", width="large"),
         "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
     }

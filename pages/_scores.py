@@ -23,6 +23,7 @@ def differences(result: BenchResult) -> pd.DataFrame:
         {
             "arm": row.arm,
             "subject": pretty(row.subject),
+            "verdict": row.verdict,
             "n": row.n11 + row.n10 + row.n01 + row.n00,
             "difference": signed(100 * row.difference, 1),
             "95% CI, points": interval(row.ci_low, row.ci_high),
@@ -30,7 +31,6 @@ def differences(result: BenchResult) -> pd.DataFrame:
             "lost": row.n01,
             "McNemar p": shown_p(row.mcnemar_p).removeprefix("= "),
             "Holm p": shown_p(row.holm_p).removeprefix("= "),
-            "verdict": row.verdict,
         }
         for row in result.comparisons
     ]
@@ -60,12 +60,14 @@ def accuracies(result: BenchResult) -> pd.DataFrame:
 def totals(result: BenchResult) -> None:
     """Draw the macro totals as numbers, one an arm; micro stands in the table."""
     macro = [row for row in result.totals if row.kind == "macro"]
+    if macro:
+        st.caption(f"Macro: the mean over subjects of the paired difference to {macro[0].reference}.")
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
-                f"{row.arm} · macro, n = {row.n}",
+                row.arm,
                 signed(100 * row.difference, 1, " points"),
-                f"95% CI {interval(row.ci_low, row.ci_high)}",
+                f"95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,

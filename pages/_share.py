@@ -77,16 +77,23 @@ def changes(before: EditRecipe, after: EditRecipe) -> None:
     st.dataframe(frame, hide_index=True, key="recipe-diff", alt="What differs between the two recipes")
 
 
+def _keep_choice(key: str) -> None:
+    st.session_state["compare_with"] = st.session_state[key]
+
+
 def compare(recipe: EditRecipe) -> None:
     """Draw the choice of a recipe to compare with: one of this session's, or a saved one."""
     past = [parse_recipe(body.encode(), source="of the history") for body in st.session_state.get("edits", [])]
-    others = {f"now · {name_of(other)}": other for other in reversed(past) if other != recipe}
+    others = {f"this session · {name_of(other)}": other for other in reversed(past) if other != recipe}
     others |= {f"saved · {name_of(stored.recipe)}": stored.recipe for stored in _jobs.front().store.list_recipes()
                if stored.recipe != recipe}  # fmt: skip
     if not others:
         st.caption("There is no other recipe yet: change something, or save one.")
         return
-    chosen = st.selectbox("Compare with", list(others), key="diff-with")
+    names, kept = list(others), st.session_state.get("compare_with")
+    key = f"diff-with-{short_id(content_id(recipe))}"  # with one key the box shows the first, but keeps the former
+    chosen = st.selectbox("Compare with", names, index=names.index(kept) if kept in names else 0, key=key, width=520,
+                          on_change=_keep_choice, args=(key,))  # fmt: skip
     changes(others[chosen], recipe)
 
 

@@ -83,6 +83,7 @@ def table() -> None:
     key = f"strengths-{st.session_state.get('strength_edits', 0)}-{len(now)}"
     number = {part: st.column_config.NumberColumn(name, min_value=-2.0, max_value=2.0, step=0.05, format="%.2f")
               for part, name in COLUMNS.items()}  # fmt: skip
+    number["_index"] = st.column_config.NumberColumn("layer", disabled=True)
     st.data_editor(frame, key=key, column_config=number, on_change=_fold, args=(key, list(now)), width=360,
                    alt="Strength of each picked layer, attention and MLP")  # fmt: skip
 

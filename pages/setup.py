@@ -54,9 +54,10 @@ def draw_info(info: InfoResult) -> None:
     row = next((r for r in info.task_vectors if r.name == st.session_state["task_vector"]), None)
     if row is not None:
         with _ui.card(f"Relative size of the task vector {row.name}, by layer"):
-            figure = sizes.relative_norms(row, st.session_state["layers"])
+            picked = st.session_state["layers"]
+            figure = sizes.relative_norms(row, picked)
             rows = [{"layer": layer, "relative_norm": norm} for layer, norm in enumerate(row.relative_norm_by_layer)]
-            _ui.chart(figure, key="norms", caption=sizes.caption(row), rows=rows)
+            _ui.chart(figure, key="norms", caption=sizes.caption(row, picked), rows=rows)
         _preflight.report(_session.profile())
     with _ui.card("Sparse autoencoders"):
         table = pd.DataFrame([sae.model_dump() for sae in info.saes])

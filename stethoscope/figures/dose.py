@@ -25,6 +25,7 @@ def curves(result: DoseResult, *, alpha: float, subject: str = ALL_SUBJECTS) -> 
             go.Scatter(
                 x=[*x, *x[::-1]],
                 y=[*(row.ci_high for row in rows), *(row.ci_low for row in rows[::-1])],
+                mode="lines",
                 fill="toself",
                 fillcolor=RIBBON[colour],
                 line={"width": 0},
@@ -44,11 +45,14 @@ def curves(result: DoseResult, *, alpha: float, subject: str = ALL_SUBJECTS) -> 
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    apply_layout(figure, height=320, x_title="master alpha", y_title="edited − base, nats per token (below 0: better)")
+    apply_layout(figure, height=320, x_title="master alpha", y_title="edited − base, nats per token")
     figure.update_xaxes(range=[min(result.alphas) - 0.04, max(result.alphas) + 0.04], gridcolor=FAINT)
     figure.add_hline(y=0, line={"color": GRAY, "width": 1})
     figure.add_vline(
-        x=alpha, line={"color": ORANGE, "width": 1.5, "dash": "dot"}, annotation={"text": f"alpha {alpha:g}"}
+        x=alpha,
+        line={"color": ORANGE, "width": 1.5, "dash": "dot"},
+        annotation={"text": f"alpha {alpha:g}"},
+        annotation_position="bottom right",
     )
     return figure
 
@@ -74,8 +78,8 @@ def caption(result: DoseResult, subject: str = ALL_SUBJECTS) -> str:
     so_far = "" if known == len(result.alphas) else f"So far {known} of {len(result.alphas)} alphas. "
     n = f"n = {best.n} dev items" + (f", {controls[0].n} of each control" if controls else "")
     return (
-        f"{so_far}{n}, the same at every alpha; ribbons are paired 95% t-intervals of each alpha alone. Lowest mean "
-        f"of {_label(subject)} at alpha {best.alpha:g}: {signed(best.difference)} nats per token. "
+        f"{so_far}{n}, the same at every alpha; below zero is better; ribbons are paired 95% t-intervals of each alpha "
+        f"alone. Lowest mean of {_label(subject)} at alpha {best.alpha:g}: {signed(best.difference)} nats per token. "
         "Choose alpha here, on dev items, and judge it on the test split."
     )
 

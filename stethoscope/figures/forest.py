@@ -12,7 +12,6 @@ from stethoscope.figures.theme import (
     FAINT,
     GRAY,
     apply_layout,
-    percent,
     pretty,
     series_colour,
     shown_p,
@@ -92,7 +91,7 @@ def caption(result: BenchResult, margin: float) -> str:
     reference = next((row.reference for row in result.comparisons), "base")
     parts = [
         f"Paired differences to {reference}, n = {n} problems per subject, the same in every arm; Newcombe 95% "
-        f"intervals; exact McNemar with Holm over subjects. Dashed: the margin of {percent(margin, 0)}."
+        f"intervals; exact McNemar with Holm over subjects. Dashed: the margin of {100 * margin:g} points."
     ]
     if ns and ns[0] < SMOKE_TEST_BELOW:
         parts.append(f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, GRAY, apply_layout, percent, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, apply_layout, shown_p, signed
 from stethoscope.predictions import ControlOutcome
 
 CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "last layers", "all": "all layers"}
@@ -56,5 +56,5 @@ def caption(rows: Sequence[ControlOutcome], margin: float) -> str:
     said = ". ".join(describe(row) for row in rows)
     return (
         f"{said}. Macro over subjects, the same problems in every arm; Student 95% intervals over problems, against "
-        f"random layers over draws, too; Holm over the controls. Dashed: the margin of {percent(margin, 0)}."
+        f"random layers over draws, too; Holm over the controls. Dashed: the margin of {100 * margin:g} points."
     )

@@ -31,11 +31,12 @@ def relative_norms(row: TaskVectorRow, picked: Collection[int] = ()) -> go.Figur
     return figure
 
 
-def caption(row: TaskVectorRow) -> str:
-    """Return what stands under the bars: the definition, n layers, and the range."""
+def caption(row: TaskVectorRow, picked: Collection[int] = ()) -> str:
+    """Return what stands under the bars: the definition, n layers, the range, and what the colours mean."""
     norms = row.relative_norm_by_layer
     spread = f"{percent(min(norms), 2)} to {percent(max(norms), 2)}" if norms else "no layers"
-    return f"Task vector {row.name}: norm relative to the base weights, n = {len(norms)} layers, {spread}."
+    colours = " Orange: the picked layers." if picked else ""
+    return f"Task vector {row.name}: norm relative to the base weights, n = {len(norms)} layers, {spread}.{colours}"
 
 
 def matrix_norms(result: PreflightResult) -> go.Figure:

@@ -183,7 +183,7 @@ def strip(
 ) -> go.Figure:
     """Return `subject`'s score by layer with its 95% interval, the null as a line and picked layers shaded.
 
-    `other`, the same diagnosis against another control corpus, stands beside it as lighter diamonds.
+    `other`, the same diagnosis against another control corpus, stands beside it as open diamonds.
     """
     figure = go.Figure()
     shift = 0.0 if other is None else 0.14
@@ -253,7 +253,7 @@ def strip_caption(result: DiagnosisResult, subject: str, other: DiagnosisResult 
     )
     if other is None:
         return said
-    return f"{said} Lighter diamonds: against {pretty(other.control)}. There: {rank_confidence(other, subject)}"
+    return f"{said} Open diamonds: against {pretty(other.control)}. There: {rank_confidence(other, subject)}"
 
 
 def caption(result: DiagnosisResult, subject: str) -> str:

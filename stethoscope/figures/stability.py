@@ -12,7 +12,7 @@ from stethoscope.figures.theme import GRAY, apply_layout, pretty, signed
 from stethoscope.results import StabilityResult, StabilityRow
 
 KINDS = {"score": "scores", "k": "k", "control": "control corpora"}
-SCALE = [(0.0, "rgba(20, 112, 196, 0.95)"), (0.35, "rgba(64, 160, 200, 0.45)"), (1.0, "rgba(64, 160, 200, 0.04)")]
+SCALE = [(0.0, "#0f62b0"), (0.35, "#3f78a8"), (1.0, "#6f7a86")]  # opaque: white ranks read on each, on any paper
 
 
 def label(row: StabilityRow) -> str:
@@ -51,7 +51,7 @@ def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
             ygap=2,
             text=[["" if rank is None else str(rank) for rank in of_row] for of_row in table],
             texttemplate="%{text}",
-            textfont={"size": 11},
+            textfont={"size": 11, "color": "white"},
             customdata=[list(_hover(result, row)) for row in rows],
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,
@@ -88,7 +88,7 @@ def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
     for position in range(1, len(rows)):
         if rows[position].kind != rows[position - 1].kind:
             figure.add_hline(y=position - 0.5, line={"color": GRAY, "width": 1})
-    figure.update_layout(margin={"l": 8, "r": 72, "t": 8, "b": 8})
+    figure.update_layout(margin_r=72)
     return figure
 
 

@@ -11,6 +11,7 @@ ORANGE = "#e0751a"  # edited, picked (Okabe-Ito vermilion, one step lighter)
 GRAY = "#7d8894"
 FAINT = "rgba(125, 136, 148, 0.28)"
 BAND = "rgba(125, 136, 148, 0.20)"
+MODEBAR = 30  # pixels above the plot that belong to plotly's buttons, so that they cover no cell and no bar
 SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#988714", "#d1495b", "#4f9d4f", "#5b8fa8", "#b07a4f")
 
 
@@ -34,12 +35,16 @@ def two_lines(name: str) -> str:
 
 
 def signed(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """Return `value` with its sign and a true minus, or a dash where it is undefined."""
+    """Return `value` with its sign and a true minus, or a dash where it is undefined.
+
+    A value that `digits` would round to a signed zero is printed to one significant digit instead.
+    """
     if value is None:
         return "–"
-    if value == 0:
+    if abs(value) < 1e-9:  # a sum that cancels leaves rounding noise
         return f"0{unit}"
-    return f"{value:+.{digits}f}{unit}".replace("-", "\N{MINUS SIGN}")
+    style = f"+.{digits}f" if round(value, digits) else "+.0e" if abs(value) < 1e-4 else "+.1g"
+    return f"{value:{style}}{unit}".replace("-", "\N{MINUS SIGN}")
 
 
 def shown_p(p: float | None) -> str:
@@ -55,10 +60,10 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
-    """Set the house layout on `figure` (height in pixels) and return it."""
+    """Set the house layout on `figure` (height in pixels, the room for plotly's buttons comes on top) and return it."""
     figure.update_layout(
-        height=height,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        height=height + MODEBAR - 8,
+        margin={"l": 8, "r": 8, "t": MODEBAR, "b": 8},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"size": 13, "color": GRAY},

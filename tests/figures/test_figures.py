@@ -332,6 +332,8 @@ def test_norm_bars_are_percent() -> None:
     row = TaskVectorRow(name="math", source="x", relative_norm_by_layer=(0.01, 0.02))
     assert list(sizes.relative_norms(row, {1}).data[0].y) == [1.0, 2.0]
     assert "n = 2 layers, 1.00% to 2.00%" in sizes.caption(row)
+    assert "Orange: the picked layers" in sizes.caption(row, {1})
+    assert "Orange" not in sizes.caption(row)
 
 
 def text_column(tokens: tuple[str, ...], kl: tuple[float, ...], first: int | None = None) -> TextColumn:
@@ -385,6 +387,11 @@ def test_csv_keeps_numbers_unrounded_and_empty_for_undefined() -> None:
 def test_numbers_are_printed_with_a_true_minus() -> None:
     assert signed(-0.5, 1) == "−0.5"
     assert signed(0.0) == "0"
+    assert signed(-3e-17, 1, " points") == "0 points"
+    assert signed(-0.0003, 3) == "−0.0003"  # never a signed zero
+    assert signed(0.04, 1, " points") == "+0.04 points"
+    assert signed(-0.00003, 3) == "−3e−05"
+    assert signed(0.0006, 3) == "+0.001"
     assert signed(None) == "–"
     assert shown_p(0.0004) == "< .001"
     assert shown_p(0.032) == "= .032"

@@ -169,3 +169,27 @@ def test_what_the_page_cannot_show_of_a_recipe_is_said(open_page: Open) -> None:
 def test_an_alpha_beyond_the_slider_is_refused(open_page: Open) -> None:
     app = open_page("edit", query={"recipe": to_link(recipe(master_alpha=2.0))})
     assert any("outside the slider's range" in error.value for error in app.error)
+
+
+def test_what_changed_names_the_recipe_that_the_table_compares_with(open_page: Open) -> None:
+    app = open_page("edit", layers=[2])
+    for alpha in (0.5, 0.25):
+        app.slider(key="master-alpha").set_value(alpha).run()
+
+    def shown() -> tuple[str, dict[str, str]]:
+        box = next(box for box in app.selectbox if box.label == "Compare with")
+        assert box.proto.default == box.options.index(box.value)
+        rows = [
+            row for frame in app.dataframe if "field" in frame.value.columns for row in frame.value.to_dict("records")
+        ]
+        return box.value, {row["field"]: row["before"] for row in rows}
+
+    named, before = shown()
+    assert "alpha 0.5 " in named
+    assert before == {"master_alpha": "0.5"}
+    box = next(box for box in app.selectbox if box.label == "Compare with")
+    box.set_value(next(name for name in box.options if "alpha 1 " in name)).run()
+    app.slider(key="master-alpha").set_value(0.75).run()
+    named, before = shown()
+    assert "alpha 1 " in named  # a choice stays while one goes on editing
+    assert before == {"master_alpha": "1.0"}

@@ -143,6 +143,8 @@ def test_the_benchmark_says_when_it_was_frozen_and_against_what(front: FakeFront
     assert not app.warning
     assert not app.info
     assert "To judge the pick" not in said
+    app.switch_page("pages/diagnose.py").run()
+    assert "benchmarked before" not in texts(app)  # it was frozen first
 
 
 def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page: Open) -> None:
@@ -151,6 +153,7 @@ def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page
     app.switch_page("pages/diagnose.py").run()
     assert "This edit was benchmarked before" in texts(app)
     click(app, "freeze-prediction")
+    assert "This edit was benchmarked before" in texts(app)
     app.switch_page("pages/benchmark.py").run()
     assert "this is no prediction" in texts(app)
     assert app.info[0].value == (

@@ -121,6 +121,7 @@ def test_the_figure_shows_ribbons_controls_and_the_sliders_place(pico_profile: P
     assert list(line.y) == [row.difference for row in pooled]
     ribbon = drawn.data[list(drawn.data).index(line) - 1]
     assert list(ribbon.y) == [row.ci_high for row in pooled] + [row.ci_low for row in pooled[::-1]]
+    assert ribbon.mode == "lines"  # few points would be drawn as dots in colours of their own
     assert any(trace.name == "stories (control)" for trace in drawn.data)
     assert {shape.x0 for shape in drawn.layout.shapes if shape.x0 == shape.x1} == {0.8}
     best = min(pooled, key=lambda row: row.difference)
