@@ -181,8 +181,8 @@ def energy_table(setting: Setting) -> list[str]:
     return lines
 
 
-def report(context: Context, *, n: int, n_layers: int, draws: int, seed: int) -> str:
-    """Return the whole Markdown report, measured now."""
+def report(context: Context, names: Sequence[str], *, n: int, n_layers: int, draws: int, seed: int) -> str:
+    """Return the whole Markdown report on the task vectors `names`, measured now."""
     started = time.perf_counter()
     lines: list[str] = []
     diagnosis = pipeline.run(MINI.diagnose_spec(), context, _Lines()).result
@@ -191,14 +191,14 @@ def report(context: Context, *, n: int, n_layers: int, draws: int, seed: int) ->
     depth = float(kendall_tau([order.index(layer) for layer in range(len(order))], range(len(order))))
     lines.append(f"Layers by mean specificity ({diagnosis.score}, against {diagnosis.control}), best first: ")
     lines.append(f"{', '.join(map(str, order))} (Kendall tau of rank with depth {depth:+.2f}).")
-    for task_vector in MINI.task_vectors:
-        setting = Setting(context, task_vector.name, n, n_layers, draws, seed)
-        lines += ["", f"### Task vector `{task_vector.name}`: energy kept by number theory's top latents", ""]
+    for name in names:
+        setting = Setting(context, name, n, n_layers, draws, seed)
+        lines += ["", f"### Task vector `{name}`: energy kept by number theory's top latents", ""]
         lines += energy_table(setting)
         math = run_study(setting, diagnosis, MINI.problems.subjects, n)
         few = replace(setting, draws=1)
         control = run_study(few, diagnosis, MINI.problems.control_names, min(n, CONTROL_N))
-        lines += ["", f"### Task vector `{task_vector.name}`: raw edits and controls, n = {n} a subject", ""]
+        lines += ["", f"### Task vector `{name}`: raw edits and controls, n = {n} a subject", ""]
         lines += [*arms_table(math, control), "", *layer_choice(math, math.comparisons[0].arm)]
     lines += ["", f"Measured in {time.perf_counter() - started:.0f} s on the CPU, seed {seed}, alpha 1."]
     return "\n".join(lines) + "\n"
@@ -207,6 +207,7 @@ def report(context: Context, *, n: int, n_layers: int, draws: int, seed: int) ->
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure the mini's findings and print them as Markdown.")
+    parser.add_argument("--task-vectors", default="math,forgetting", help="names, comma-separated")
     parser.add_argument("--n", type=int, default=100, help="test problems per subject (default: 100)")
     parser.add_argument("--layers", type=int, default=4, help="layers per arm (default: 4)")
     parser.add_argument("--draws", type=int, default=20, help="sets of random layers (default: 20)")
@@ -215,7 +216,14 @@ def main() -> None:
     options = parser.parse_args()
     context = Context(RunStore(runs_dir()))
     try:
-        text = report(context, n=options.n, n_layers=options.layers, draws=options.draws, seed=options.seed)
+        text = report(
+            context,
+            options.task_vectors.split(","),
+            n=options.n,
+            n_layers=options.layers,
+            draws=options.draws,
+            seed=options.seed,
+        )
     finally:
         context.close()
     print(text)
