@@ -7,14 +7,16 @@ Rows are right-aligned, so that only the last positions' logits are made (at 262
 """
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stethoscope.model.prefix import right_align, share_prefix
+from stethoscope.model.prefix import Prefix, right_align, share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.results import TokenChance
@@ -44,29 +46,46 @@ def rows_nll(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """Return the mean NLL of the last `scored[i]` tokens of each row, as `solution_nll` does for text."""
+    """Return the mean NLL of the last `scored[i]` tokens of each row, as `solution_nll` does for text.
+
+    Where torch has one thread of a CPU with more cores (a small model beside a page), two batches run side by side:
+    two threads inside one small product would wait for each other. Nobody passes ahead while a batch runs.
+    """
     progress = progress or Progress()
     nll = np.zeros(len(rows))
     contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
     prefix = share_prefix(session, contexts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        progress.give_way()
-        chosen = order[start : start + batch_size]
-        keep = max(scored[i] for i in chosen) + 1
-        block = right_align(session, [rows[i] for i in chosen], prefix)
-        with torch.no_grad():
-            logits = session.model(
-                input_ids=block.input_ids,
-                attention_mask=block.attention_mask,
-                position_ids=block.position_ids,
-                past_key_values=block.cache if prefix.length else None,
-                use_cache=prefix.length > 0,  # without a prefix there is nothing to keep
-                logits_to_keep=keep,
-            ).logits
-        nll[chosen] = mean_nll(logits, block.input_ids, [scored[i] for i in chosen]).cpu().numpy()
-        progress.advance(len(chosen))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def score(chosen: list[int]) -> Float[np.ndarray, " batch"]:
+        return _batch_nll(session, [rows[i] for i in chosen], [scored[i] for i in chosen], prefix)
+
+    abreast = 2 if session.device.type == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1 else 1
+    with ThreadPoolExecutor(abreast) as executor:
+        for start in range(0, len(batches), abreast):
+            progress.give_way()
+            together = batches[start : start + abreast]
+            for chosen, values in zip(together, list(executor.map(score, together)), strict=True):
+                nll[chosen] = values
+                progress.advance(len(chosen))
     return nll
+
+
+def _batch_nll(
+    session: ModelSession, rows: Sequence[Sequence[int]], scored: Sequence[int], prefix: Prefix
+) -> Float[np.ndarray, " batch"]:
+    block = right_align(session, rows, prefix)
+    with torch.no_grad():
+        logits = session.model(
+            input_ids=block.input_ids,
+            attention_mask=block.attention_mask,
+            position_ids=block.position_ids,
+            past_key_values=block.cache if prefix.length else None,
+            use_cache=prefix.length > 0,  # without a prefix there is nothing to keep
+            logits_to_keep=max(scored) + 1,
+        ).logits
+    return mean_nll(logits, block.input_ids, scored).cpu().numpy()
 
 
 def encode_solutions(session: ModelSession, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:

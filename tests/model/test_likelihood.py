@@ -1,5 +1,7 @@
 """Batched NLL and log-probabilities equal a plain forward pass on each text alone; KL is the textbook sum."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,45 @@ def test_nll_equals_that_of_each_text_alone(
     expected = [nll_alone(pico_session, *pair) for pair in pairs]
     np.testing.assert_allclose(found, expected, atol=2e-5)  # float32 logits up to about 10
     assert progress.done == len(pairs)
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS[:3]], ids=["mixed", "shared prefix"])
+def test_two_batches_abreast_change_nothing_and_let_nobody_pass_meanwhile(
+    pairs: list[tuple[str, str]], pico_session: ModelSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[int] = []
+    most: list[int] = []
+
+    class Watching(Progress):
+        def give_way(self) -> None:
+            assert not running, "a batch ran while another job could have swapped the weights"
+
+    def enter(*_: object) -> None:
+        running.append(1)
+        time.sleep(0.05)
+        most.append(len(running))
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    hooks = [
+        pico_session.model.register_forward_pre_hook(enter),
+        pico_session.model.register_forward_hook(leave),
+    ]
+    found = []
+    try:
+        for cores in (1, 2):
+            most.clear()
+            monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+            found.append(solution_nll(pico_session, pairs, batch_size=1, progress=Watching()))
+            assert max(most) == cores
+    finally:
+        torch.set_num_threads(threads)
+        for hook in hooks:
+            hook.remove()
+    assert (found[0] == found[1]).all()
 
 
 def test_nll_of_the_same_pair_twice_is_the_same(pico_session: ModelSession) -> None:
