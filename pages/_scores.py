@@ -57,11 +57,33 @@ def accuracies(result: BenchResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def means(result: BenchResult) -> pd.DataFrame:
+    """Return the table of macro and micro totals, two rows an arm, in the units of the other tables."""
+    rows = [
+        {
+            "arm": row.arm,
+            "mean over": {"macro": "subjects (macro)", "micro": "problems (micro)"}[row.kind],
+            "n": row.n,
+            "exact match": percent(row.accuracy),
+            "reference": row.reference,
+            "its exact match": percent(row.reference_accuracy),
+            "difference": signed(100 * row.difference, 1),
+            "95% CI, points": interval(row.ci_low, row.ci_high),
+        }
+        for row in result.totals
+    ]
+    return pd.DataFrame(rows)
+
+
 def totals(result: BenchResult) -> None:
     """Draw the macro totals as numbers, one an arm; micro stands in the table."""
     macro = [row for row in result.totals if row.kind == "macro"]
     if macro:
-        st.caption(f"Macro: the mean over subjects of the paired difference to {macro[0].reference}.")
+        reference = macro[0].reference
+        st.caption(
+            f"Macro: the mean over subjects of the paired difference to {_ui.escape(reference)}; bootstrap intervals over "
+            "problems within each subject."
+        )
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
@@ -101,4 +123,4 @@ def draw(result: BenchResult, run_id: str | None) -> None:
         verdicts, arms, sums = st.tabs(names)
         verdicts.dataframe(differences(result), hide_index=True, key="verdict-table", alt="Verdict by arm and subject")
         arms.dataframe(accuracies(result), hide_index=True, key="arm-table", alt="Accuracy by arm and subject")
-        sums.dataframe(pd.DataFrame([row.model_dump() for row in result.totals]), hide_index=True, key="total-table")
+        sums.dataframe(means(result), hide_index=True, key="total-table", alt="Macro and micro totals by arm")

@@ -159,3 +159,15 @@ def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page
     assert app.info[0].value == (
         "To judge the pick, add: random layers (at least two draws), bottom layers, last layers, all layers."
     )
+
+
+def test_totals_are_in_points_and_their_cards_tell_n(front: FakeFront, open_page: Open) -> None:
+    app = run_benchmark(click(open_page("diagnose"), "pick-top"), ["random layers"], 1)
+    card = next(metric for metric in app.metric if metric.label == "recipe")
+    assert card.value == "+7.0 points"
+    assert card.delta.startswith("95% CI [+2.0, +12.0], n = ")
+    table = next(frame.value for frame in app.dataframe if "mean over" in frame.value.columns)
+    row = table[table["arm"] == "recipe"].iloc[0].to_dict()
+    assert row["mean over"] == "subjects (macro)"
+    assert (row["difference"], row["95% CI, points"]) == ("+7.0", "[+2.0, +12.0]")
+    assert (row["exact match"], row["its exact match"]) == ("44.0%", "37.0%")
