@@ -81,8 +81,8 @@ def totals(result: BenchResult) -> None:
     if macro:
         reference = macro[0].reference
         st.caption(
-            f"Macro: the mean over subjects of the paired difference to {_ui.escape(reference)}; bootstrap intervals over "
-            "problems within each subject."
+            f"Macro: the mean over subjects of the paired difference to {_ui.escape(reference)}; bootstrap intervals "
+            "over problems within each subject."
         )
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
