@@ -39,8 +39,8 @@ def finished(result: TextComparison, third: str) -> None:
         one_pair(pair, index, third)
     peak = max((max(pair.edited.kl, default=0.0) for pair in result.pairs), default=0.0)
     st.caption(
-        f"{len(differing)} of {len(result.pairs)} texts differ from the base’s. Tint: KL(edited ‖ base) at each token, "
-        f"full at {text.FULL_TINT_NATS:g} nats; the largest in an edited text is {peak:.2f} nats. Underlined: the "
+        f"{len(differing)} of {len(result.pairs)} edited texts differ from the base’s. Tint: KL(edited ‖ base) at each "
+        f"token, full at {text.FULL_TINT_NATS:g} nats; the largest is {peak:.2f} nats. Underlined: the "
         f"first token that differs. Hover shows the likeliest tokens of both models. n = {len(result.pairs)} "
         f"prompt{'s' if len(result.pairs) > 1 else ''}, greedy."
     )

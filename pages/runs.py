@@ -55,6 +55,11 @@ def compare(runs: list[Any]) -> None:
     _share.changes(recipes[before], recipes[after])
 
 
+def _by_default(run: Any, kind: str | None) -> bool:
+    """Whether a run is listed unasked: not when it was stopped or failed, or is a curve that Edit drew by itself."""
+    return (run.result_id is not None or run.state == "running") and (run.kind != "dose" or kind == "dose")
+
+
 def main() -> None:
     """Draw the page."""
     _ui.heading("Runs", "What did we find? Every finished run, with its spec, can be opened again and downloaded.")
@@ -64,9 +69,9 @@ def main() -> None:
     if message := st.session_state.pop("runs-error", None):
         _ui.banner(message)
     kind = st.segmented_control("Kind", KINDS, format_func=pretty, key="runs-kind")
-    everything = st.toggle("Show stopped and failed runs, too", key="runs-all")
+    everything = st.toggle("Show stopped and failed runs and dose curves, too", key="runs-all")
     runs = sorted(_jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)
-    runs = [run for run in runs if everything or run.result_id is not None or run.state == "running"]
+    runs = [run for run in runs if everything or _by_default(run, kind)]
     if not runs:
         _ui.empty("No run is stored yet.", "Start with a diagnosis", "runs-start",
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_list_of_prompts_with_a_third_column(front: FakeFront, open_page: Open
     assert spec.third.norms
     assert spec.third.embeddings
     said = "\n".join(str(element.value) for element in app.caption)
-    assert "of 2 texts differ from the base’s" in said
+    assert "of 2 edited texts differ from the base’s" in said
 
 
 def test_without_a_prompt_nothing_can_be_written(open_page: Open) -> None:
