@@ -25,14 +25,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
     )
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
-        if view.error:
-            _ui.banner(view.error)
-            st.button("Try again", key="energy-again", on_click=_jobs.forget, args=("energy",))
-        elif view.active:
-            _watch.watch(view, key="energy")
-        elif view.stopped:
-            st.caption("Stopped.")
-            st.button("Compute the energy", key="energy-again", on_click=_jobs.forget, args=("energy",))
+        _watch.standing(view, "energy", "Compute the energy")
         if isinstance(view.result, EnergyResult):
             best = diagnosis.order.get(subject, ())
             _show(view.result, [*chosen["layers"], *best])

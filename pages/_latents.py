@@ -87,13 +87,7 @@ def examples(result: LatentsResult, spec: LatentsSpec) -> None:
                 st.link_button(f"Neuronpedia page of latent {latent}", result.link.format(latent=latent))
         asked = LatentExamplesSpec(diagnosis=spec.diagnosis, subject=spec.subject, layer=spec.layer, latent=latent)
         view = _jobs.ask("examples", asked, title=f"Examples of latent {latent}")
-        if view.error:
-            _ui.banner(view.error)
-            st.button("Try again", key="examples-again", on_click=_jobs.forget, args=("examples",))
-        elif view.active:
-            _watch.watch(view, key="examples-job")
-        elif view.stopped:
-            _ui.empty("Stopped.", "Read the examples", "examples-again", lambda: _jobs.forget("examples"))
+        _watch.standing(view, "examples", "Read the examples", stopped="Stopped.")
         if isinstance(view.result, LatentExamplesResult) and not view.stale:
             _strips(view.result)
 

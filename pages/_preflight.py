@@ -21,14 +21,7 @@ def report(profile: Profile) -> None:
     spec = PreflightSpec(model=profile.model, task_vector=ref)
     with _ui.card(f"Preflight of the task vector {_ui.escape(ref.name)}", key="preflight"):
         view = _jobs.ask("preflight", spec, title=f"Preflight of {ref.name}")
-        if view.error:
-            _ui.banner(view.error)
-            st.button("Try again", key="preflight-again", on_click=_jobs.forget, args=("preflight",))
-        elif view.active:
-            _watch.watch(view, key="preflight")
-        elif view.stopped:
-            st.caption("Stopped.")
-            st.button("Check the task vector", key="preflight-again", on_click=_jobs.forget, args=("preflight",))
+        _watch.standing(view, "preflight", "Check the task vector")
         if isinstance(view.result, PreflightResult) and not view.stale:
             draw(view.result)
 

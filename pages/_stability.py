@@ -24,14 +24,7 @@ def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
     subject = st.session_state["subject"]
     with _ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
         view = _jobs.ask("stability", StabilitySpec(diagnosis=spec), title="Stability of the layer order")
-        if view.error:
-            _ui.banner(view.error)
-            st.button("Try again", key="stability-again", on_click=_jobs.forget, args=("stability",))
-        elif view.active:
-            _watch.watch(view, key="stability")
-        elif view.stopped:
-            st.caption("Stopped.")
-            st.button("Compare the orders", key="stability-again", on_click=_jobs.forget, args=("stability",))
+        _watch.standing(view, "stability", "Compare the orders")
         result = view.result
         if isinstance(result, StabilityResult) and subject in diagnosis.subjects:
             _ui.chart(

@@ -35,3 +35,20 @@ def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = No
 
     live()
     st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(job_id,))
+
+
+def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:
+    """Draw how the question of `slot` stands where it has no answer: error, progress, or that it was stopped.
+
+    `again` names the button that asks anew after a stop; with `stopped` that is an empty state of the whole page.
+    """
+    if view.error:
+        _ui.banner(view.error)
+        st.button("Try again", key=f"{slot}-again", on_click=_jobs.forget, args=(slot,))
+    elif view.active:
+        watch(view, key=slot)
+    elif view.stopped and stopped:
+        _ui.empty(stopped, again, f"{slot}-again", lambda: _jobs.forget(slot))
+    elif view.stopped:
+        st.caption("Stopped.")
+        st.button(again, key=f"{slot}-again", on_click=_jobs.forget, args=(slot,))

@@ -37,13 +37,7 @@ def main() -> None:
     st.session_state["diagnosis_run"] = view.run_id
     _status.show_base()
     _status.recorded(view)
-    if view.error:
-        _ui.banner(view.error)
-        st.button("Try again", key="diagnose-again", on_click=_jobs.forget, args=("diagnosis",))
-    elif view.active:
-        _watch.watch(view, key="diagnosis")
-    elif view.stopped:
-        _ui.empty("The diagnosis was stopped.", "Listen again", "diagnose-again", lambda: _jobs.forget("diagnosis"))
+    _watch.standing(view, "diagnosis", "Listen again", stopped="The diagnosis was stopped.")
     address = {"run": view.run_id, "job": view.job.job_id if view.active else None}
     if isinstance(view.result, DiagnosisResult):
         _pick.draw(view.result, None if view.stale else spec, address)

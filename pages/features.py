@@ -99,13 +99,7 @@ def main() -> None:
     view = _jobs.ask("latents", spec, title=f"Latents of layer {spec.layer}")
     _status.show_base()
     _status.recorded(view)
-    if view.error:
-        _ui.banner(view.error)
-        st.button("Try again", key="features-again", on_click=_jobs.forget, args=("latents",))
-    elif view.active:
-        _watch.watch(view, key="features")
-    elif view.stopped:
-        _ui.empty("The listening was stopped.", "Listen again", "features-again", lambda: _jobs.forget("latents"))
+    _watch.standing(view, "latents", "Listen again", stopped="The listening was stopped.")
     if isinstance(view.result, LatentsResult) and not view.error:
         explorer(view.result, None if view.stale else spec)
     _session.link()
