@@ -15,12 +15,14 @@ from stethoscope.figures.specificity import diverging_scale
 from stethoscope.figures.theme import (
     BAND,
     BLUE,
+    COLORBAR,
     GRAY,
     ORANGE,
     SERIES,
     apply_layout,
     percent,
     pretty,
+    row_axis,
     signed,
 )
 from stethoscope.results import EnergyCell, EnergyResult
@@ -177,13 +179,7 @@ def enrichment_heatmap(result: EnergyResult, k: int, picked: Collection[int]) ->
     ticks = list(range(0, result.n_layers, 1 + result.n_layers // 20))
     figure.update_layout(showlegend=False)
     figure.update_xaxes(tickmode="array", tickvals=ticks, range=[-0.5, result.n_layers - 0.5], showgrid=False)
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(len(rows))),
-        ticktext=["<b>layer</b>" if row == "all" else row for row in rows],
-        range=[len(rows) - 0.5, -0.5],
-        showgrid=False,
-    )
+    row_axis(figure, ["<b>layer</b>" if row == "all" else row for row in rows])
     _name_gaps(figure, result, rows, cells)
     for layer in sorted(picked):
         corners = {"x0": layer - 0.48, "x1": layer + 0.48, "y0": -0.48, "y1": len(rows) - 0.52}
@@ -211,10 +207,7 @@ def _strength(
         opacity=0.5 if weak else 1.0,
         showscale=not weak,
         colorbar={
-            "thickness": 8,
-            "outlinewidth": 0,
-            "len": 0.9,
-            "tickfont": {"color": GRAY, "size": 11},
+            **COLORBAR,
             "tickvals": ticks,
             "ticktext": [f"{2**tick:.2g}×" for tick in ticks],
         },

@@ -13,6 +13,7 @@ from stethoscope.figures.theme import (
     GRAY,
     apply_layout,
     pretty,
+    row_axis,
     series_colour,
     shown_p,
     signed,
@@ -70,13 +71,7 @@ def paired_differences(result: BenchResult, subjects: Sequence[str], margin: flo
     height = max(34, 20 * len(arms)) * len(rank) + 110
     apply_layout(figure, height=height, x_title="arm − reference, points · better →")
     figure.update_layout(showlegend=True)
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(len(rank))),
-        ticktext=[two_lines(subject) for subject in rank],
-        range=[len(rank) - 0.5, -0.5],
-        showgrid=False,
-    )
+    row_axis(figure, [two_lines(subject) for subject in rank])
     for boundary in range(1, len(rank)):
         figure.add_hline(y=boundary - 0.5, line={"color": FAINT, "width": 1})
     figure.add_vline(x=0, line={"color": GRAY, "width": 1})

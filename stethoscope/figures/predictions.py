@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, GRAY, apply_layout, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis, shown_p, signed
 from stethoscope.predictions import ControlOutcome
 
 CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "last layers", "all": "all layers"}
@@ -43,9 +43,7 @@ def against_controls(rows: Sequence[ControlOutcome], margin: float) -> go.Figure
     )
     apply_layout(figure, height=34 * len(rows) + 74, x_title="prediction − control, points · better →")
     names = [CONTROL_NAMES[row.control] for row in rows]
-    figure.update_yaxes(
-        tickmode="array", tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5], showgrid=False
-    )
+    row_axis(figure, names)
     figure.add_vline(x=0, line={"color": GRAY, "width": 1})
     figure.add_vline(x=-100 * margin, line={"color": GRAY, "width": 1, "dash": "dash"})
     return figure

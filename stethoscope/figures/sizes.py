@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, percent
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, layer_axis, percent, row_axis
 from stethoscope.results import PreflightResult, TaskVectorRow
 
 SHADES = [(0.0, "rgba(64, 160, 200, 0.03)"), (0.55, "rgba(64, 160, 200, 0.55)"), (1.0, "rgba(20, 112, 196, 1)")]
@@ -78,14 +78,8 @@ def matrix_norms(result: PreflightResult) -> go.Figure:
     )
     apply_layout(figure, height=34 * len(names) + 62, x_title="layer")
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(tickmode="array", tickvals=list(range(n_layers)), range=[-0.5, n_layers - 0.5], showgrid=False)
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(len(names))),
-        ticktext=names,
-        range=[len(names) - 0.5, -0.5],
-        showgrid=False,
-    )
+    layer_axis(figure, n_layers)
+    row_axis(figure, names)
     return figure
 
 

@@ -12,12 +12,15 @@ import plotly.graph_objects as go
 
 from stethoscope.figures.theme import (
     BLUE,
+    COLORBAR,
     FAINT,
     GRAY,
     ORANGE,
     apply_layout,
+    layer_axis,
     percent,
     pretty,
+    row_axis,
     shown_p,
     signed,
     two_lines,
@@ -77,21 +80,8 @@ def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | Non
     figure.update_layout(
         showlegend=False, clickmode="event+select", dragmode="pan", hoverdistance=60
     )  # "select" mutes clicks
-    figure.update_xaxes(
-        tickmode="array",
-        tickvals=list(range(result.n_layers)),
-        range=[-0.5, result.n_layers - 0.5],
-        showgrid=False,
-        fixedrange=True,
-    )
-    figure.update_yaxes(
-        fixedrange=True,
-        tickmode="array",
-        tickvals=list(range(len(result.subjects))),
-        ticktext=labels,
-        range=[len(result.subjects) - 0.5, -0.5],
-        showgrid=False,
-    )
+    layer_axis(figure, result.n_layers, fixed=True)
+    row_axis(figure, labels, fixed=True)
     _mark_columns(figure, result, picked, {cell.layer for cell in shown})
     return figure
 
@@ -117,10 +107,7 @@ def _strength(
         opacity=0.5 if weak else 1.0,
         showscale=not weak,
         colorbar={
-            "thickness": 8,
-            "outlinewidth": 0,
-            "len": 0.9,
-            "tickfont": {"color": GRAY, "size": 11},
+            **COLORBAR,
             "nticks": 5,
         },
         xgap=3,
@@ -196,9 +183,7 @@ def strip(
         marks = _interval_marks(other, cells, f"against {pretty(other.control)}", shift, weak=True)
         figure.add_trace(marks.update(marker={"symbol": "diamond-open", "color": ORANGE}, opacity=0.75))
     apply_layout(figure, height=230, x_title="layer", y_title=pretty(result.score))
-    figure.update_xaxes(
-        tickmode="array", tickvals=list(range(result.n_layers)), range=[-0.5, result.n_layers - 0.5], showgrid=False
-    )
+    layer_axis(figure, result.n_layers)
     figure.add_hline(y=result.null, line={"color": GRAY, "width": 1, "dash": "dot"})
     for layer in sorted(picked):
         figure.add_vrect(x0=layer - 0.45, x1=layer + 0.45, fillcolor=ORANGE, opacity=0.13, line_width=0, layer="below")

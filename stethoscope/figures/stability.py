@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import GRAY, apply_layout, pretty, signed
+from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, pretty, row_axis, signed
 from stethoscope.results import StabilityResult, StabilityRow
 
 KINDS = {"score": "scores", "k": "k", "control": "control corpora"}
@@ -59,21 +59,8 @@ def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
     )
     apply_layout(figure, height=26 * len(rows) + 62, x_title="layer")
     names = [f"<b>{label(row)}</b>" if is_reference(result, row) else label(row) for row in rows]
-    figure.update_xaxes(
-        tickmode="array",
-        tickvals=list(range(result.n_layers)),
-        range=[-0.5, result.n_layers - 0.5],
-        showgrid=False,
-        fixedrange=True,
-    )
-    figure.update_yaxes(
-        tickmode="array",
-        tickvals=list(range(len(rows))),
-        ticktext=names,
-        range=[len(rows) - 0.5, -0.5],
-        showgrid=False,
-        fixedrange=True,
-    )
+    layer_axis(figure, result.n_layers, fixed=True)
+    row_axis(figure, names, fixed=True)
     for position, row in enumerate(rows):
         figure.add_annotation(
             x=1.0,

@@ -4,6 +4,8 @@ Colours set in Python do not follow a theme switch in the browser, so every tone
 both papers, papers are transparent, and heatmaps fade to transparent at the null instead of to white.
 """
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 
 BLUE = "#1f83c4"  # base (Okabe-Ito blue, one step lighter)
@@ -13,6 +15,9 @@ FAINT = "rgba(125, 136, 148, 0.28)"
 BAND = "rgba(125, 136, 148, 0.20)"
 MODEBAR = 30  # pixels above the plot that belong to plotly's buttons, so that they cover no cell and no bar
 SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#988714", "#d1495b", "#4f9d4f", "#5b8fa8", "#b07a4f")
+
+
+COLORBAR = {"thickness": 8, "outlinewidth": 0, "len": 0.9, "tickfont": {"color": GRAY, "size": 11}}
 
 
 def series_colour(index: int) -> str:
@@ -91,3 +96,20 @@ def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: 
     figure.update_xaxes(title={"text": x_title, "font": {"color": GRAY, "size": 12}}, **axis)
     figure.update_yaxes(title={"text": y_title, "font": {"color": GRAY, "size": 12}}, **axis)
     return figure
+
+
+def layer_axis(figure: go.Figure, n_layers: int, *, fixed: bool = False) -> None:
+    """Put every layer on the x axis, half a step of room at both ends; `fixed` forbids zooming."""
+    figure.update_xaxes(tickmode="array", tickvals=list(range(n_layers)), range=[-0.5, n_layers - 0.5], showgrid=False)
+    if fixed:
+        figure.update_xaxes(fixedrange=True)
+
+
+def row_axis(figure: go.Figure, labels: Sequence[str], *, fixed: bool = False) -> None:
+    """Put `labels` on the y axis from top to bottom, at 0, 1, ...; `fixed` forbids zooming."""
+    rows = len(labels)
+    figure.update_yaxes(
+        tickmode="array", tickvals=list(range(rows)), ticktext=list(labels), range=[rows - 0.5, -0.5], showgrid=False
+    )
+    if fixed:
+        figure.update_yaxes(fixedrange=True)
