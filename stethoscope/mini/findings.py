@@ -17,14 +17,13 @@ import numpy as np
 
 from stethoscope import arms, pipeline
 from stethoscope.minerva.comparison import is_correct
+from stethoscope.mini.report import print_report
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, EnergySpec, LayerAlpha
 from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult
 from stethoscope.statistics import kendall_tau
-from stethoscope.store.home import runs_dir
-from stethoscope.store.runs import RunStore
 
 CONTROL_N = 100
 BOOTSTRAP_DRAWS = 4_000
@@ -214,9 +213,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     options = parser.parse_args()
-    context = Context(RunStore(runs_dir()))
-    try:
-        text = report(
+
+    def measure(context: Context) -> str:
+        return report(
             context,
             options.task_vectors.split(","),
             n=options.n,
@@ -224,11 +223,8 @@ def main() -> None:
             draws=options.draws,
             seed=options.seed,
         )
-    finally:
-        context.close()
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+
+    print_report(measure, options.out)
 
 
 if __name__ == "__main__":

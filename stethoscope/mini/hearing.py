@@ -18,18 +18,17 @@ from jaxtyping import Float
 
 from stethoscope import pipeline
 from stethoscope.mini.candidates import FORMULAS, NEEDS_GRADIENT, Subject, candidate_values
+from stethoscope.mini.report import print_report
 from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, with_mean
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gain import open_injector, problem_weights, single_layer_gains
-from stethoscope.pipeline.probe import gold_pairs
+from stethoscope.pipeline.gold import gold_pairs
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
 from stethoscope.records import GainSpec
 from stethoscope.results import AgreementRow, GainResult
 from stethoscope.results.gain import POOLED
 from stethoscope.statistics import kendall_tau, percentile_interval
-from stethoscope.store.home import runs_dir
-from stethoscope.store.runs import RunStore
 
 SUBJECTS = MINI.problems.subjects
 ROWS = (*SUBJECTS, POOLED)
@@ -256,9 +255,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     parser.add_argument("--task-vectors", default="math,forgetting", help="comma-separated (default: math,forgetting)")
     options = parser.parse_args()
-    context = Context(RunStore(runs_dir()))
-    try:
-        text = report(
+
+    def measure(context: Context) -> str:
+        return report(
             context,
             task_vectors=options.task_vectors.split(","),
             n=options.n,
@@ -266,11 +265,8 @@ def main() -> None:
             random_sets=options.random_sets,
             seed=options.seed,
         )
-    finally:
-        context.close()
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text, encoding="utf-8")
+
+    print_report(measure, options.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from stethoscope.mini import hearing
 from stethoscope.mini.candidates import FORMULAS, NEEDS_GRADIENT, Subject, candidate_values
 from stethoscope.mini.hearing import Dev, choose, mean_tau
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.probe import gold_pairs
+from stethoscope.pipeline.gold import gold_pairs
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
 from stethoscope.records import GainSpec

@@ -12,7 +12,7 @@ from stethoscope.errors import Cancelled, CorpusError, RecipeError
 from stethoscope.model.likelihood import solution_nll
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gain import draw_sets
-from stethoscope.pipeline.probe import gold_pairs
+from stethoscope.pipeline.gold import gold_pairs
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import GainSpec, SaeRef, TaskVectorRef
