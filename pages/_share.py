@@ -1,5 +1,6 @@
 """A recipe leaves and comes back: saved, loaded, as a file, as a link, exported; and what differs from another."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,26 +28,23 @@ def name_of(recipe: EditRecipe) -> str:
     return " · ".join((*parts, short_id(content_id(recipe))))
 
 
-def _take(recipe: EditRecipe) -> None:
+def _take(read: Callable[[], EditRecipe]) -> None:
+    """Show the recipe that `read` returns, or keep its error for the popover; a success forgets the former error."""
     try:
-        _restore.take_recipe(recipe)
+        _restore.take_recipe(read())
+        st.session_state.pop("share-error", None)
     except StethoscopeError as error:
         st.session_state["share-error"] = error
 
 
 def _take_upload() -> None:
     upload = st.session_state.get("recipe-upload")
-    if upload is None:
-        return
-    try:
-        _restore.take_recipe(parse_recipe(upload.getvalue(), source=upload.name))
-        st.session_state.pop("share-error", None)
-    except StethoscopeError as error:
-        st.session_state["share-error"] = error
+    if upload is not None:
+        _take(lambda: parse_recipe(upload.getvalue(), source=upload.name))
 
 
-def files(recipe: EditRecipe) -> None:
-    """Draw save, download, upload and link."""
+def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
+    """Draw save, download, upload and link, and the `saved` recipes to load."""
     store = _jobs.front().store
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -60,11 +58,11 @@ def files(recipe: EditRecipe) -> None:
     st.file_uploader("Load a recipe file", type="json", key="recipe-upload", on_change=_take_upload)
     if error := st.session_state.get("share-error"):
         _ui.banner(error)
-    saved = {stored.recipe_id: stored.recipe for stored in store.list_recipes()}
     if saved:
-        chosen = st.selectbox("Saved recipes", list(saved), key="saved-recipe",
-                              format_func=lambda recipe_id: name_of(saved[recipe_id]))  # fmt: skip
-        st.button("Load", key="load-recipe", on_click=_take, args=(saved[chosen],))
+        named = {content_id(stored): stored for stored in saved}
+        chosen = st.selectbox("Saved recipes", list(named), key="saved-recipe",
+                              format_func=lambda recipe_id: name_of(named[recipe_id]))  # fmt: skip
+        st.button("Load", key="load-recipe", on_click=_take, args=(lambda: named[chosen],))
 
 
 def changes(before: EditRecipe, after: EditRecipe) -> None:
@@ -81,12 +79,11 @@ def _keep_choice(key: str) -> None:
     st.session_state["compare_with"] = st.session_state[key]
 
 
-def compare(recipe: EditRecipe) -> None:
+def compare(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
     """Draw the choice of a recipe to compare with: one of this session's, or a saved one."""
     past = [parse_recipe(body.encode(), source="of the history") for body in st.session_state.get("edits", [])]
     others = {f"this session · {name_of(other)}": other for other in reversed(past) if other != recipe}
-    others |= {f"saved · {name_of(stored.recipe)}": stored.recipe for stored in _jobs.front().store.list_recipes()
-               if stored.recipe != recipe}  # fmt: skip
+    others |= {f"saved · {name_of(other)}": other for other in saved if other != recipe}
     if not others:
         st.caption("There is no other recipe yet: change something, or save one.")
         return
@@ -121,9 +118,10 @@ def export(recipe: EditRecipe) -> None:
 
 def draw(recipe: EditRecipe) -> None:
     """Draw the three popovers."""
+    saved = [stored.recipe for stored in _jobs.front().store.list_recipes()]
     with st.popover("Save, load, share", key="share", width="content"):
-        files(recipe)
+        files(recipe, saved)
     with st.popover("What changed", key="diff", width="content"):
-        compare(recipe)
+        compare(recipe, saved)
     with st.popover("Export the model", key="export", width="content"):
         export(recipe)
