@@ -32,8 +32,7 @@ MAY_IMPORT = {
     "pipeline": GROUND | {"store", "model", "sae", "delta", "minerva"},
     "job": GROUND,
     "jobs": GROUND | {"job", "profiles", "store", "pipeline"},
-    "terminal": {"progress", "results"},
-    "cli": GROUND | {"profiles", "recipes", "arms", "terminal", "store", "pipeline"},
+    "cli": GROUND | {"profiles", "recipes", "arms", "store", "pipeline"},
     "__main__": {"cli"},
     "mini": GROUND | {"profiles", "arms", "store", "model", "sae", "delta", "minerva", "pipeline"},
 }

@@ -19,6 +19,7 @@ from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import parse_layers
 
 Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parent.parent.parent
 
 
 def as_toml(profile: Profile) -> str:
@@ -116,7 +117,7 @@ def test_two_processes_print_the_same_bytes(
         ran = subprocess.run(
             [sys.executable, "-m", "stethoscope", *options, "--json", "--profile", str(profile_file), "--device", "cpu",
              "--seed", "3"],
-            cwd=Path(__file__).parent.parent, capture_output=True, check=True, env=os.environ | home | threads_of,
+            cwd=ROOT, capture_output=True, check=True, env=os.environ | home | threads_of,
         )  # fmt: skip
         printed.append(ran.stdout)
     assert printed[0] == printed[1]

@@ -1,0 +1,125 @@
+"""Options of every command: argv -> `argparse.Namespace`; a mistake is one line on stderr and exit code 2."""
+
+import argparse
+from typing import NoReturn
+
+from stethoscope.recipes import size_in_bytes
+from stethoscope.records import SCORE_NAMES
+
+EPILOG = """\
+examples:
+  python -m stethoscope diagnose --profile mini
+  python -m stethoscope recipe --profile mini --layers 3,5=0.5 --alpha 0.8 --out r.json
+  python -m stethoscope bench r.json --subjects number_theory --n 100 --controls
+  python -m stethoscope export r.json --out edited-model
+"""
+
+
+ARMS = ("raw", "projected", "projected-norm-matched", "random-subspace", "random-subspace-norm-matched")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _k_list(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_positive(part) for part in text.split(",")}))
+
+
+def _add_gain_options(gain: argparse.ArgumentParser) -> None:
+    gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
+    gain.add_argument("--task-vector", help="default: the profile's first")
+    gain.add_argument("--n", type=_positive, help="dev problems per subject (default: 16)")
+    gain.add_argument("--control", help="control corpus of the scores (default: the profile's first)")
+    gain.add_argument("--seed", type=int, default=0)
+
+
+def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
+    recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
+    recipe.add_argument("--alpha", type=float, default=1.0, help="master alpha (default: 1)")
+    recipe.add_argument("--task-vector", help="default: the profile's first")
+    recipe.add_argument("--arm", choices=ARMS, default="raw")
+    recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
+    recipe.add_argument("--seed", type=int, default=0, help="of the random subspace")
+    recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
+    recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
+    recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
+    recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
+    recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
+    recipe.add_argument("--out", required=True, help="file to write")
+
+
+def _add_bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
+    bench.add_argument("--subjects", default="all", help="comma-separated, or all")
+    bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
+    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--split", choices=("dev", "test"), default="test")
+    bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
+    bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    bench.add_argument(
+        "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = _Parser(
+        prog="python -m stethoscope",
+        description="Find the layers that carry a skill with SAEs, inject the raw task vector there, judge the edit.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("--profile", default="mini", help="a profile's name or a TOML file (default: mini)")
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        command.add_argument("--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1 ...")
+        return command
+
+    add("info", "show the model, its SAEs and how far each task vector moves each layer")
+
+    preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
+    preflight.add_argument("--task-vector", help="default: the profile's first")
+
+    diagnose = add("diagnose", "score how specific each layer is to each subject")
+    diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
+    diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
+    diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
+    diagnose.add_argument("--documents", type=_positive, help="documents per subject, at least 20")
+    diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
+    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
+    diagnose.add_argument("--seed", type=int, default=0)
+
+    energy = add("energy", "show how much of the task vector the span of the top latents keeps, against chance")
+    energy.add_argument("--subject", required=True)
+    energy.add_argument("--k", type=_k_list, help="latent counts, for example 4,8,16")
+    energy.add_argument("--task-vector", help="default: the profile's first")
+    energy.add_argument("--control", help="control corpus (default: the profile's first)")
+    energy.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
+    energy.add_argument("--plain-weights", action="store_true", help="leave the norms' gains out")
+    energy.add_argument("--seed", type=int, default=0)
+
+    _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
+
+    _add_recipe_options(add("recipe", "write an edit recipe as JSON"))
+    _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
+
+    export = add("export", "write the edited model as a plain checkpoint")
+    export.add_argument("recipe", metavar="RECIPE", help="recipe file")
+    export.add_argument("--out", required=True, help="new folder")
+    export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
+    export.add_argument(
+        "--shard-size", type=size_in_bytes, help="largest weights file, for example 5GB (default) or 500MB"
+    )
+    return parser
