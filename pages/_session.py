@@ -76,7 +76,7 @@ def defaults() -> None:
     }
     for name, values in allowed.items():
         if st.session_state.get(name) not in values:
-            st.session_state[name] = values[0]
+            st.session_state[name] = values[0] if values else None
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
     starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "arm_matched": False, "picture": "PNG"}
     starts |= {"fold_gains": True, "past_layers": [], "picked_seed": None, "anchor": None, "pick_seed": 0}

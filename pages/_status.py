@@ -63,7 +63,7 @@ def draw() -> None:
             st.badge("recorded" if st.session_state.get("recorded") else "live", color="gray")
             memory = f"{status.memory_bytes / 1e6:.0f} MB" if status.memory_bytes else ""
             parts = [f"{profile.title}: {loaded}", f"SAEs {profile.saes.site}"]
-            parts += [f"task vector {st.session_state['task_vector']}"]
+            parts += [f"task vector {st.session_state['task_vector'] or 'not named'}"]
             parts += [" · ".join(part for part in (status.device or "", memory) if part)]
             st.caption(_ui.escape("  |  ".join(part for part in parts if part)), width="content")
             if running:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "records": {"errors"},
     "results": {"records"},
     "statistics": {"errors"},
-    "profiles": {"errors", "records"},
+    "profiles": {"errors", "records", "locations"},
     "recipes": {"errors", "records"},
     "arms": {"records"},
     "predictions": {"arms", "records", "results", "statistics"},

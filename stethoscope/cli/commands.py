@@ -72,10 +72,8 @@ class Commands:
         return pipeline.run(spec, self.context, self.progress).result
 
     def _with_site(self) -> Profile:
-        site = getattr(self.options, "site", None)
-        if site is None:
-            return self.profile
-        return self.profile.model_copy(update={"saes": self.profile.saes.model_copy(update={"site": site})})
+        saes = self.profile.saes_at(getattr(self.options, "site", None))
+        return self.profile.model_copy(update={"saes": saes})
 
     def _n_layers(self) -> int:
         return self.context.session(self.profile.model, self.progress).layout.n_layers
@@ -157,17 +155,18 @@ class Commands:
     def recipe(self) -> dict[str, object]:
         """Write a recipe."""
         options = self.options
-        profile = self._with_site()
+        profile = self.profile
         arm: Arm = RawArm()
         if options.arm.startswith("random-subspace"):
             if options.rank is None:
                 raise RecipeError(f"--arm {options.arm} needs --rank", expected="a number of dimensions")
             matched = options.arm.endswith("norm-matched")
-            site = profile.saes.site
+            site = options.site or profile.saes.site
             arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
         elif options.arm != "raw":
             if options.basis_subject is None:
                 raise RecipeError(f"--arm {options.arm} needs --basis-subject", expected=profile.problems.subjects)
+            profile = self._with_site()
             profile.check_subjects((options.basis_subject,))
             kind = ProjectedArm if options.arm == "projected" else NormMatchedArm
             arm = kind(

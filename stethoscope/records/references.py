@@ -12,10 +12,27 @@ class ModelRef(Record):
 
 
 class SaeRef(Record):
-    """One SAE a layer: the folder (or release) that holds `layer_{l}` and the site that they read."""
+    """One SAE a layer: where they lie and the site that they read.
+
+    Attributes:
+        location: a folder, `embedded:NAME`, or a release that sae_lens knows (`gemma-scope-2-4b-it-res-all`).
+        site: what they read in the model.
+        width: of the release's or folder's several SAEs a layer, those with this width in their name (`16k`).
+        l0: those with this density in their name (`small`).
+        revision: of the release's repository.
+    """
 
     location: str
     site: Site = "resid_post"
+    width: str | None = None
+    l0: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The SAEs in a few words, for a list to choose from."""
+        density = self.l0 and f"L0 {self.l0}"
+        return ", ".join(part for part in (self.location, self.site, self.width, density) if part)
 
 
 class TaskVectorRef(Record):

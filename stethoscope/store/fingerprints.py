@@ -60,8 +60,8 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
         match part:
             case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
                 found[f"{location}@{revision}"] = fingerprint(location, revision)
-            case SaeRef(location=location):
-                found[location] = fingerprint(location)
+            case SaeRef(location=location, revision=revision):
+                found[f"{location}@{revision}"] = fingerprint(location, revision)
             case ProblemsRef(problems=problems, controls=controls, shots=shots):
                 for location in (problems, controls, shots):
                     found[location] = fingerprint(location)

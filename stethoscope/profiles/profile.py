@@ -1,0 +1,113 @@
+"""A profile: a model, its SAEs, task vectors and problems, with the cuts that suit them."""
+
+from stethoscope.errors import ProfileError
+from stethoscope.locations import local_path
+from stethoscope.records import DiagnoseSpec, ModelRef, ProblemsRef, Record, SaeRef, Site, TaskVectorRef
+
+
+class Suggestion(Record):
+    """A public task vector that could be tried, and what is known of it; none is used unless it is named."""
+
+    task_vector: TaskVectorRef
+    known: str
+
+
+class Profile(Record):
+    """A model with everything that is needed to listen to it, edit it and judge the edit.
+
+    `live_share` and `dense_rate` are the cuts of the specificity score that suit the SAEs' density;
+    `top_n` is the number of layers that "pick top n" takes. `other_saes` are SAEs of the same model to choose instead
+    (another site, width or density), and `suggestions` are public task vectors.
+    """
+
+    name: str
+    title: str
+    model: ModelRef
+    saes: SaeRef
+    other_saes: tuple[SaeRef, ...] = ()
+    task_vectors: tuple[TaskVectorRef, ...] = ()
+    suggestions: tuple[Suggestion, ...] = ()
+    problems: ProblemsRef
+    live_share: float = 0.01
+    dense_rate: float = 0.10
+    top_k: int = 16
+    top_n: int = 4
+    documents: int = 128
+
+    def task_vector(self, name: str | None = None) -> TaskVectorRef:
+        """Return the task vector called `name` (the first where None), or the one at the location `name`.
+
+        A location is a path, `embedded:NAME`, or a hub id with an optional revision: user/model@COMMIT.
+
+        Raises:
+            ProfileError: an unknown name, or no name in a profile without task vectors.
+        """
+        if name is None and self.task_vectors:
+            return self.task_vectors[0]
+        for task_vector in self.task_vectors:
+            if task_vector.name == name:
+                return task_vector
+        if name is not None and (local_path(name) is not None or "/" in name):
+            return _task_vector_at(name)
+        raise ProfileError(
+            f"profile {self.name} has no task vector" + (" of that name" if name else ""),
+            got=name and repr(name),
+            expected=" or ".join(task_vector.name for task_vector in self.task_vectors) or None,
+            next_step="Name one of these, a path or a hub id."
+            if self.task_vectors
+            else "Name one on the Setup page, under [[task_vectors]] in a profile of your own, or as a path or hub id.",
+        )
+
+    def saes_at(self, site: Site | None = None) -> SaeRef:
+        """Return the profile's SAEs of `site` (its own where None); raise `ProfileError` where it names none."""
+        known = (self.saes, *self.other_saes)
+        for ref in known:
+            if site in (None, ref.site):
+                return ref
+        raise ProfileError(
+            f"profile {self.name} names no SAEs of that site",
+            got=site,
+            expected=" or ".join(dict.fromkeys(ref.site for ref in known)),
+            next_step="Name them under other_saes in a profile of your own.",
+        )
+
+    def diagnose_spec(self, *, control: str | None = None, **fields: object) -> DiagnoseSpec:
+        """Return the profile's diagnosis, with `fields` (see `DiagnoseSpec`) changed; None keeps the default."""
+        control = control or self.problems.control_names[0]
+        if control not in self.problems.control_names:
+            raise ProfileError(
+                f"profile {self.name} has no control corpus of that name",
+                got=repr(control),
+                expected=" or ".join(self.problems.control_names),
+                next_step="Name one of these with --control.",
+            )
+        base = {
+            "model": self.model,
+            "saes": self.saes,
+            "problems": self.problems,
+            "control": control,
+            "top_k": self.top_k,
+            "documents": self.documents,
+            "live_share": self.live_share,
+            "dense_rate": self.dense_rate,
+        }
+        chosen = {name: value for name, value in fields.items() if value is not None}
+        return DiagnoseSpec.model_validate(base | chosen)
+
+    def check_subjects(self, subjects: tuple[str, ...]) -> tuple[str, ...]:
+        """Return `subjects`, or raise `ProfileError` naming the first that the profile does not have."""
+        known = self.problems.subjects + self.problems.control_names
+        for subject in subjects:
+            if subject not in known:
+                raise ProfileError(
+                    f"profile {self.name} has no subject of that name",
+                    got=repr(subject),
+                    expected="one of " + ", ".join(known),
+                )
+        return subjects
+
+
+def _task_vector_at(location: str) -> TaskVectorRef:
+    place, _, revision = location.partition("@") if local_path(location) is None else (location, "", "")
+    called = place.rstrip("/").rpartition("/")[2].removeprefix("embedded:").removesuffix(".safetensors")
+    return TaskVectorRef(name=called, tuned=place, revision=revision or None)

@@ -1,0 +1,148 @@
+"""TOML -> Profile: paths are taken from the file's own folder, and a profile may start from another one.
+
+    extends = "gemma-3-4b-it"      a shipped profile, or the path of another file
+
+What a file does not say is the extended profile's. Tables are merged field by field, lists are replaced; but a [model]
+with an id takes nothing that was the other model's (SAEs, task vectors, suggestions), and an [saes] with a location
+takes nothing that was said of the other SAEs.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from stethoscope.errors import ProfileError
+from stethoscope.profiles.profile import Profile
+from stethoscope.records import Record
+
+SHIPPED = Path(__file__).parent
+OF_THE_MODEL = ("model", "saes", "other_saes", "task_vectors", "suggestions")
+PLACES = {"model": "id", "saes": "location", "other_saes": "location", "task_vectors": "tuned"}
+PROBLEM_PLACES = ("problems", "controls", "shots")
+OTHER_SIZES = ("270m", "1b", "12b", "27b")
+
+
+def load_profile(name: str) -> Profile:
+    """Return the profile called `name`, or the one in the TOML file at `name`.
+
+    Raises:
+        ProfileError: no such profile, an unreadable file, or fields that do not fit.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    return _read(_path_of(name))
+
+
+def _path_of(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name).expanduser()
+    raise ProfileError(
+        "no profile of that name",
+        got=repr(name),
+        expected=" or ".join(PROFILES) + ", or a path ending in .toml",
+        next_step="Pass one of these to --profile.",
+    )
+
+
+def _read(path: Path) -> Profile:
+    table = _table(path, (path.resolve(),))
+    table = {"name": path.stem, "title": path.stem} | table
+    try:
+        return Profile.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden":
+            raise ProfileError(
+                f"profile {path} has an unknown field",
+                got=place,
+                expected=", ".join(_fields_beside(first["loc"])),
+                next_step="Check the spelling, and the table that it stands in.",
+            ) from error
+        raise ProfileError(f"profile {path} does not fit at {place}", got=first["msg"]) from error
+
+
+def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the file's table with absolute paths, over the one that it extends."""
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"cannot read profile {path}", got=error.strerror, next_step="Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {path} is not valid TOML", got=error) from error
+    extended = own.pop("extends", None)
+    own = _located(own, path.parent)
+    if extended is None:
+        return own
+    if extended in PROFILES:
+        return _over(PROFILES[extended].model_dump(mode="json"), own)
+    below = path.parent / _path_of(str(extended))
+    if below.resolve() in seen:
+        raise ProfileError(f"profile {path} extends itself", got=" -> ".join(step.name for step in (*seen, below)))
+    return _over(_table(below, (*seen, below.resolve())), own)
+
+
+def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in below.items() if name not in ("name", "title")}
+    if "id" in _as_table(own.get("model")):
+        kept = {name: value for name, value in kept.items() if name not in OF_THE_MODEL}
+    if "location" in _as_table(own.get("saes")):
+        kept = {name: value for name, value in kept.items() if name not in ("saes", "other_saes")}
+    merged = {
+        name: value | own[name]
+        for name, value in kept.items()
+        if isinstance(value, dict) and isinstance(own.get(name), dict)
+    }
+    return kept | own | merged
+
+
+def _located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `table` with paths that start with a dot, or that exist in `folder`, taken from there."""
+
+    def place(value: object) -> object:
+        if isinstance(value, str) and value and (value.startswith(".") or (folder / value).exists()):
+            return str((folder / value).resolve())
+        return value
+
+    located = dict(table)
+    for name, field in PLACES.items():
+        rows = located.get(name)
+        if isinstance(rows, dict) and field in rows:
+            located[name] = rows | {field: place(rows[field])}
+        elif isinstance(rows, list):
+            located[name] = [row | {field: place(row[field])} if field in _as_table(row) else row for row in rows]
+    problems = _as_table(located.get("problems"))
+    if problems:
+        located["problems"] = problems | {name: place(problems[name]) for name in PROBLEM_PLACES if name in problems}
+    return located
+
+
+def _as_table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
+    """Return the fields that the table around `place` (a path of field names and list positions) may hold."""
+    record: type[Record] = Profile
+    for part in place[:-1]:
+        if isinstance(part, str):
+            annotation = record.model_fields[part].annotation
+            kinds = [annotation, *get_args(annotation)]
+            record = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Record))
+    return list(record.model_fields)
+
+
+def _shipped() -> dict[str, Profile]:
+    """Read the shipped profiles; gemma-3-4b-it also serves the other sizes, whose names differ in the size alone."""
+    found = {path.stem: _read(path) for path in sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem != "mini")}
+    of_4b = found["gemma-3-4b-it"]
+    for size in OTHER_SIZES:
+        resized = of_4b.model_dump_json(exclude={"suggestions"}).replace("-4b-", f"-{size}-")
+        profile = Profile.model_validate_json(resized)
+        found[profile.name] = profile
+    return found
+
+
+PROFILES: dict[str, Profile] = _shipped()
