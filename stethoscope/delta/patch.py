@@ -22,7 +22,7 @@ from stethoscope.delta.edits import Directions, Edit, EditSource, edits_of
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError, StethoscopeError, UserError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.session import ModelSession, new_edition
 from stethoscope.records import EditRecipe
 
 PIECE_NUMBERS = {"cpu": 2**19}  # numbers added at a time: float32 scratch of 2 MiB stays in the cache
@@ -40,11 +40,14 @@ class Patch:
 
     Attributes:
         expected: digests of edited tensors that were computed a second time, independently (see `expectation`).
+        edition: number of this set of weights (see `ModelSession.edition`); another patch of the same recipe has
+            another one.
     """
 
     recipe_id: str | None
     tensors: Mapping[str, Tensor]
     expected: Mapping[str, bytes] = field(default_factory=dict)
+    edition: int = field(default_factory=new_edition, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -184,16 +187,26 @@ def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: Edi
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A patch that is on: the touched parameters, and the base's own tensors to go back to."""
+    """A patch that is on: the touched parameters, and the base's own tensors and edition to go back to."""
 
+    session: ModelSession
     parameters: Mapping[str, nn.Parameter]
     base: Mapping[str, Tensor]
+    base_edition: int
     edited: Mapping[str, Tensor]
+    edition: int
 
-    def point_at(self, tensors: Mapping[str, Tensor]) -> None:
-        """Point every touched parameter at its tensor."""
+    def put_on(self) -> None:
+        """Point every touched parameter at the patch's tensor."""
         for name, parameter in self.parameters.items():
-            parameter.data = tensors[name]
+            parameter.data = self.edited[name]
+        self.session.edition = self.edition
+
+    def take_off(self) -> None:
+        """Point every touched parameter at the base's tensor."""
+        for name, parameter in self.parameters.items():
+            parameter.data = self.base[name]
+        self.session.edition = self.base_edition
 
     def check(self, tensors: Mapping[str, Tensor], whose: str) -> None:
         """Raise unless every touched parameter lies in the storage of its tensor."""
@@ -219,16 +232,23 @@ def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
     parameters = {name: session.parameter(name) for name in patch.tensors}
     for name, parameter in parameters.items():
         _check_swap(name, parameter, patch.tensors[name])
-    swap = _Swap(parameters, {name: parameter.data for name, parameter in parameters.items()}, patch.tensors)
+    swap = _Swap(
+        session,
+        parameters,
+        base={name: parameter.data for name, parameter in parameters.items()},
+        base_edition=session.edition,
+        edited=patch.tensors,
+        edition=patch.edition if patch.tensors else session.edition,
+    )
     with _on_lock:
         if session.model in _on:
             raise StethoscopeError("a patch is already applied to this model; edits do not nest: leave the first one")
         _on[session.model] = swap
     try:
-        swap.point_at(swap.edited)
+        swap.put_on()
         yield
     finally:
-        swap.point_at(swap.base)
+        swap.take_off()
         with _on_lock:
             _on.pop(session.model, None)
 
@@ -250,13 +270,13 @@ def lifted(session: ModelSession) -> Iterator[None]:
         return
     try:
         swap.check(swap.edited, "edited")
-        swap.point_at(swap.base)
+        swap.take_off()
         yield
     finally:
         with _on_lock:
             _on[session.model] = swap
         swap.check(swap.base, "base")
-        swap.point_at(swap.edited)
+        swap.put_on()
 
 
 def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:

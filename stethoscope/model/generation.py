@@ -47,27 +47,36 @@ def generate_greedy(
     max_new_tokens: int,
     stop: str | None = STOP,
     batch_size: int = 32,
+    prefix: Prefix | None = None,
     progress: Progress | None = None,
+    on_finished: Callable[[Generation], None] | None = None,
     on_batch: Callable[[list[Generation]], None] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
     """Return the greedy completion of each prompt (text, or token ids taken as they are), in the prompts' order.
 
-    Batches are `batch_size` prompts in the order given; `on_batch` receives each finished one. `on_text(index, delta)`
-    receives text as it is decoded: whole characters, never a part of the stop string; the deltas add up to the text.
-    Counts each finished prompt on `progress` (which the caller has started) and looks for a cancel at every step.
+    Batches are `batch_size` prompts in the order given; `on_batch` receives each finished one, `on_finished` each
+    finished row. `on_text(index, delta)` receives text as it is decoded: whole characters, never a part of the stop
+    string; the deltas add up to the text. Counts each finished prompt on `progress` (which the caller has started) and
+    looks for a cancel at every step.
+
+    Args:
+        prefix: a beginning computed earlier with the weights in place (`share_prefix`, of these prompts or more); the
+            part that all prompts begin with is used. None: it is computed here.
 
     Raises:
-        Cancelled: asked to stop; the batches handed to `on_batch` are complete.
+        Cancelled: asked to stop; what was handed to `on_finished` and `on_batch` is complete.
+        StethoscopeError: `prefix` was computed with other weights than those in place.
     """
-    assert max_new_tokens > 0, max_new_tokens
-    assert batch_size > 0, batch_size
+    assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
     progress = progress or Progress()
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
     assert len(rows) == len(prompts), "prompts are all text or all token ids"
     progress.give_way()
-    prefix = share_prefix(session, rows)
+    prefix = prefix or share_prefix(session, rows)
+    prefix.check(session)
+    prefix = prefix.cut_to(rows)
     finished: list[Generation] = []
     for start in range(0, len(rows), batch_size):
         batch = GreedyBatch(
@@ -84,6 +93,9 @@ def generate_greedy(
             batch.step()
         generations = batch.finish()
         finished.extend(generations)
+        if on_finished is not None:
+            for generation in generations:
+                on_finished(generation)
         if on_batch is not None:
             on_batch(generations)
         progress.advance(len(generations))
@@ -187,6 +199,7 @@ class GreedyBatch:
     ) -> None:
         assert all(rows), "a prompt without a token"
         self._session = session
+        self._prefix = prefix
         self._ends = _Ends(session, stop)
         self._drafts = [_Draft(first_index + i, on_text) for i in range(len(rows))]
         self._live = list(self._drafts)
@@ -203,6 +216,7 @@ class GreedyBatch:
     def step(self) -> None:
         """Run the model once and give each living row its next token."""
         assert not self.done, "the batch is done"
+        self._prefix.check(self._session)
         with torch.no_grad():
             logits = self._session.model(
                 input_ids=self._ids,

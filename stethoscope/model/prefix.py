@@ -6,8 +6,8 @@
 Sliding-window layers count cache *slots*, not positions, so padding may only stand left of the prefix. Keys carry
 their own rotary position, so a row's cached part is the prefix's keys moved right by its padding; the block of the
 last L - P tokens then repeats a few prefix tokens for rows shorter than the longest. This is left padding, computed
-once: the results are those of padding each whole prompt on the left. A prefix belongs to one set of weights: make it
-inside `delta.patch.applied`, and drop it with the edit.
+once: the results are those of padding each whole prompt on the left. A prefix belongs to one set of weights: it is
+made inside `delta.patch.applied`, remembers the edition of the weights, and is refused with any other.
 """
 
 import os
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from stethoscope.errors import StethoscopeError
 from stethoscope.model.session import ModelSession
 
 MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
@@ -27,11 +28,46 @@ MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A shared beginning of `length` tokens, and its keys and values of each layer (empty where length is 0)."""
+    """A shared beginning, and its keys and values of each layer (none where `tokens` is empty).
 
-    length: int
+    Attributes:
+        tokens: the token ids of the beginning.
+        edition: the set of weights that it was computed with (see `ModelSession.edition`); it fits no other.
+    """
+
+    tokens: tuple[int, ...]
+    edition: int
     keys: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
     values: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that keys and values take."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+    def check(self, session: ModelSession) -> None:
+        """Raise `StethoscopeError` unless the weights in place are those that the prefix was computed with."""
+        if self.tokens and self.edition != session.edition:
+            raise StethoscopeError(
+                f"keys and values of edition {self.edition} of the weights meet edition {session.edition}: "
+                "compute the prefix inside the patch that uses it"
+            )
+
+    def cut_to(self, rows: Sequence[Sequence[int]]) -> "Prefix":
+        """Return the part that all of `rows` begin with, leaving each row at least one token of its own.
+
+        Nothing is copied: what a token's keys and values are, later tokens do not change.
+        """
+        length = min(_common(row, self.tokens) for row in rows) if rows else 0
+        length = length if length >= MIN_PREFIX else 0
+        kept = self.keys if length else (), self.values if length else ()
+        keys, values = (tuple(states[:, :, :length] for states in layers) for layers in kept)
+        return Prefix(self.tokens[:length], self.edition, keys, values)
 
 
 @dataclass(slots=True)
@@ -56,12 +92,11 @@ def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix
 
     A prefix under `MIN_PREFIX` tokens, or of a single row, is empty.
     """
-    if len(rows) < 2:
-        return Prefix(0, (), ())
-    length = min(len(os.path.commonprefix([list(row) for row in rows])), min(len(row) for row in rows) - 1)
+    tokens = tuple(os.path.commonprefix([tuple(row) for row in rows])) if len(rows) > 1 else ()
+    length = min([len(tokens), *(len(row) - 1 for row in rows)])
     if length < MIN_PREFIX:
-        return Prefix(0, (), ())
-    ids = torch.tensor([list(rows[0][:length])], device=session.device)
+        return Prefix((), session.edition, (), ())
+    ids = torch.tensor([tokens[:length]], device=session.device)
     cache = DynamicCache()  # without a config it keeps every slot, also in sliding-window layers
     with torch.no_grad():
         session.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -69,11 +104,17 @@ def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix
     keys = tuple(layer.keys for layer in layers if layer.keys is not None)
     values = tuple(layer.values for layer in layers if layer.values is not None)
     assert len(keys) == len(values) == session.layout.n_layers, "a layer without cached keys and values"
-    return Prefix(length, keys, values)
+    return Prefix(tokens[:length], session.edition, keys, values)
+
+
+def _common(row: Sequence[int], tokens: Sequence[int]) -> int:
+    """Return how many of `tokens` `row` begins with, its last token not counted."""
+    return len(os.path.commonprefix([tuple(row[:-1]), tuple(tokens)]))
 
 
 def right_align(session: ModelSession, rows: Sequence[Sequence[int]], prefix: Prefix) -> Block:
     """Return the block that computes `rows`, each of which begins with `prefix`."""
+    prefix.check(session)
     batch = session.batch(rows, side="left")
     positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=session.model.config)

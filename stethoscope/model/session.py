@@ -6,6 +6,7 @@ positions then weigh exactly 0, so that padding and batch size do not change a r
 """
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,14 @@ INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+_editions = itertools.count()
+
+
+def new_edition() -> int:
+    """Return a number that no other set of weights of this process has, nor had."""
+    return next(_editions)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
     """Right- or left-padded tokens: ids and mask (1 = a real token), both [batch, seq]."""
@@ -42,7 +51,10 @@ class TokenBatch:
 class ModelSession:
     """A loaded model with what belongs to it. Its weights are the base's; only `delta.patch` may swap them.
 
-    `loaded` holds the digest of every parameter as it was when the model was loaded.
+    Attributes:
+        loaded: digest of every parameter as it was when the model was loaded.
+        edition: number of the set of weights that is in place now: the base's, or inside `delta.patch.applied` the
+            patch's. What was computed with one edition (keys and values) is worth nothing with another.
     """
 
     ref: ModelRef
@@ -52,6 +64,7 @@ class ModelSession:
     device: torch.device
     dtype: torch.dtype
     loaded: Mapping[str, bytes]
+    edition: int = field(default_factory=new_edition)
     _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
     def encode(self, texts: Sequence[str], add_bos: bool = True) -> list[list[int]]:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from stethoscope.errors import Cancelled
+from stethoscope.delta.patch import Patch, applied, lifted
+from stethoscope.errors import Cancelled, StethoscopeError
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
-from stethoscope.model.generation import STOP, Generation, generate_greedy
+from stethoscope.model.generation import STOP, Generation, GreedyBatch, generate_greedy
 from stethoscope.model.prefix import MIN_PREFIX, right_align, share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
@@ -173,3 +174,57 @@ def test_cancel_stops_between_steps_and_keeps_finished_batches(pico_session: Mod
 
 def test_no_prompts_give_no_text(pico_session: ModelSession) -> None:
     assert generate_greedy(pico_session, [], max_new_tokens=3) == []
+
+
+def edited(session: ModelSession) -> Patch:
+    """A patch that changes what the model writes."""
+    names = [site.name for site in session.layout.of_layer(1)]
+    return Patch(None, {name: session.parameter(name).detach() * 1.5 for name in names})
+
+
+def test_a_prefix_kept_from_more_prompts_gives_the_same_tokens(pico_session: ModelSession) -> None:
+    expected = generate_greedy(pico_session, FRAMED, max_new_tokens=12)
+    kept = share_prefix(pico_session, pico_session.encode(FRAMED))
+    assert generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=kept) == expected
+    for prompt, generation in zip(FRAMED, expected, strict=True):  # one row alone uses it, too
+        (alone_,) = generate_greedy(pico_session, [prompt], max_new_tokens=12, prefix=kept)
+        assert alone_.token_ids == generation.token_ids
+    others = [FRAMED[0][:40] + end for end in ("x", "river")]  # they leave the shots half-way
+    kept_longer = share_prefix(pico_session, pico_session.encode([FRAMED[0], FRAMED[0] + "."]))
+    assert kept_longer.cut_to(pico_session.encode(others)).length < kept_longer.length
+    assert generate_greedy(pico_session, others, max_new_tokens=12, prefix=kept_longer) == generate_greedy(
+        pico_session, others, max_new_tokens=12
+    )
+
+
+def test_a_prefix_is_refused_with_other_weights(pico_session: ModelSession) -> None:
+    rows = pico_session.encode(FRAMED)
+    base, patch = share_prefix(pico_session, rows), edited(pico_session)
+    plain = generate_greedy(pico_session, FRAMED, max_new_tokens=12)
+    with applied(pico_session, patch):
+        with pytest.raises(StethoscopeError, match="edition"):
+            generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=base)
+        with pytest.raises(StethoscopeError, match="edition"):
+            right_align(pico_session, rows, base)
+        of_patch = share_prefix(pico_session, rows)
+        changed = generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=of_patch)
+        with lifted(pico_session):  # the base is in place here: its own prefix fits again
+            assert generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=base) == plain
+            with pytest.raises(StethoscopeError, match="edition"):
+                generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=of_patch)
+        assert generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=of_patch) == changed
+    assert changed != plain
+    with pytest.raises(StethoscopeError, match="edition"):
+        generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=of_patch)
+    with applied(pico_session, edited(pico_session)), pytest.raises(StethoscopeError, match="edition"):
+        generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=of_patch)  # built again: written elsewhere
+    with applied(pico_session, Patch(None, {})):  # a patch of nothing is the base
+        assert generate_greedy(pico_session, FRAMED, max_new_tokens=12, prefix=base) == plain
+
+
+def test_weights_swapped_between_two_steps_are_noticed(pico_session: ModelSession) -> None:
+    rows = pico_session.encode(FRAMED)
+    batch = GreedyBatch(pico_session, rows, share_prefix(pico_session, rows), max_new_tokens=4)
+    batch.step()
+    with applied(pico_session, edited(pico_session)), pytest.raises(StethoscopeError, match="edition"):
+        batch.step()
