@@ -23,7 +23,7 @@ def differences(result: BenchResult) -> pd.DataFrame:
         {
             "arm": row.arm,
             "subject": pretty(row.subject),
-            "verdict": row.verdict,
+            "verdict": row.verdict or "none",
             "n": row.n11 + row.n10 + row.n01 + row.n00,
             "difference": signed(100 * row.difference, 1),
             "95% CI, points": interval(row.ci_low, row.ci_high),
@@ -50,7 +50,10 @@ def accuracies(result: BenchResult) -> pd.DataFrame:
             "math-verify": percent(row.math_verify),
             "marked": percent(row.marker_rate),
             "truncated": percent(row.truncation_rate),
-            "unscored": row.unscored,
+            "in a loop": percent(row.repetition_rate),
+            "no answer": percent(row.no_answer_rate),
+            "unparsable": row.n_unparsable,
+            "timeout": row.n_timeout,
         }
         for row in result.arms
     ]

@@ -10,7 +10,6 @@ from stethoscope import arms
 from stethoscope.predictions import (
     BenchRun,
     Outcome,
-    difference_to_draws,
     how_picked,
     outcome,
     random_pick,
@@ -32,6 +31,7 @@ from stethoscope.records import (
     TaskVectorRef,
 )
 from stethoscope.results import BenchItem, BenchResult
+from stethoscope.statistics import difference_to_draws
 
 MODEL = ModelRef(id="embedded:base")
 PROBLEMS = ProblemsRef(
@@ -81,7 +81,9 @@ def answers(spec: BenchSpec, rates: dict[str, float], n: int = 100) -> BenchResu
                         n_tokens=1, truncated=False, grade=grade,
                     )
                 )  # fmt: skip
-    return BenchResult(arms=(), comparisons=(), totals=(), items=tuple(items), certificates={}, complete=True)
+    return BenchResult(
+        spec=spec, arms=(), comparisons=(), totals=(), items=tuple(items), certificates={}, complete=True
+    )
 
 
 def judged(spec: BenchSpec, rates: dict[str, float] = RATES, *, frozen_at: float = 90.0, started: float = 100.0,
@@ -98,7 +100,7 @@ def test_a_pick_that_wins_is_better_than_its_controls_and_level_with_all_layers(
     random_row, bottom, last, everything = found.rows
     assert [row.verdict for row in (random_row, bottom, last)] == ["better"] * 3
     assert random_row.difference == pytest.approx(0.4, abs=0.08)
-    assert random_row.arms == 3
+    assert random_row.draws == 3
     assert random_row.n == 200, "two subjects; the control corpus is no part of the claim"
     assert everything.verdict in ("inconclusive", "not worse by more than the margin")
     assert everything.ci_low < 0 < everything.ci_high

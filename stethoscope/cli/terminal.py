@@ -174,12 +174,17 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.difference:+.3f}",
             f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
             f"{row.holm_p:.4f}",
-            row.verdict,
+            row.verdict or "none",
         )
     for total in result.totals:
         interval = f"{total.ci_low:+.3f} to {total.ci_high:+.3f}"
         table.add_row(total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", "")
     console.print(table)
+    for row in result.arms:
+        if row.collapsed:
+            console.print(f"ALARM: {row.arm}, {row.subject}. {row.collapsed}")
+    if result.no_verdict:
+        console.print(result.no_verdict)
     if any(row.n < 100 for row in result.arms):
         console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
 

@@ -34,7 +34,7 @@ def describe_comparison(row: ComparisonRow) -> str:
             f"95% CI [{signed(100 * row.ci_low, 1)}, {signed(100 * row.ci_high, 1)}] (Newcombe, paired)",
             f"gained {row.n10}, lost {row.n01}, both right {row.n11}, both wrong {row.n00} · n = {n}",
             f"exact McNemar p {shown_p(row.mcnemar_p)}, Holm p {shown_p(row.holm_p)}",
-            f"<b>{row.verdict}</b>",
+            f"<b>{row.verdict or 'no verdict'}</b>",
         )
     )
 

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis, shown_p, signed
-from stethoscope.predictions import ControlOutcome
+from stethoscope.results import LayerClaim
 
 CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "last layers", "all": "all layers"}
 
 
-def describe(row: ControlOutcome) -> str:
+def describe(row: LayerClaim) -> str:
     """Return the outcome against one control in words."""
-    what = f"the mean of {row.arms} random draws" if row.control == "random" else CONTROL_NAMES[row.control]
+    what = f"the mean of {row.draws} random draws" if row.control == "random" else CONTROL_NAMES[row.control]
     return (
         f"{signed(100 * row.difference, 1)} points against {what}, 95% CI [{signed(100 * row.ci_low, 1)}, "
-        f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {row.verdict}"
+        f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {row.verdict or 'no verdict'}"
     )
 
 
-def against_controls(rows: Sequence[ControlOutcome], margin: float) -> go.Figure:
+def against_controls(rows: Sequence[LayerClaim], margin: float) -> go.Figure:
     """Return the prediction minus each control in points, right of zero is better; `margin` is a fraction."""
     figure = go.Figure(
         go.Scatter(
@@ -49,7 +49,7 @@ def against_controls(rows: Sequence[ControlOutcome], margin: float) -> go.Figure
     return figure
 
 
-def caption(rows: Sequence[ControlOutcome], margin: float) -> str:
+def caption(rows: Sequence[LayerClaim], margin: float) -> str:
     """Return what stands under the picture: every outcome in words, and how the intervals are made."""
     said = ". ".join(describe(row) for row in rows)
     return (

@@ -2,26 +2,29 @@
 
 An arm and the reference are matched by (subject, problem id); a problem that only one of them has finished counts
 in that arm's own row and in no comparison. Correct means exact_match; timeouts and unparsable answers are wrong,
-and shown apart. Holm's correction is over the subjects of one arm, controls apart: they are a family of their own
-and no part of the totals.
+and shown apart with what they could change. Holm's correction is over the subjects of one arm, controls apart: they
+are a family of their own and no part of the totals. A verdict needs problems that nothing was chosen on, all of them.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from stethoscope.records import GradeStatus, finite_or_none
-from stethoscope.results import ArmRow, BenchItem, ComparisonRow, TotalRow
+from stethoscope.claims import Decide, decider, layer_claims
+from stethoscope.minerva.collapse import collapse
+from stethoscope.records import BenchSpec, GradeStatus, finite_or_none
+from stethoscope.results import ArmRow, BenchItem, ComparisonRow, LayerClaim, Sensitivity, TotalRow
 from stethoscope.statistics import (
+    PairedDifference,
+    discordant_e_value,
     holm,
     lm_eval_stderr,
     mcnemar_exact,
     newcombe_paired,
     stratified_paired_bootstrap,
     unpooled_z,
-    verdict,
     wilson,
 )
 
@@ -38,15 +41,101 @@ class Comparison(NamedTuple):
     totals: tuple[TotalRow, ...]
 
 
-class _Pairs(NamedTuple):
+class Judgement(NamedTuple):
+    """Everything that the answers of a benchmark say; the fields are those of `BenchResult`."""
+
+    arms: tuple[ArmRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    totals: tuple[TotalRow, ...]
+    layer_claims: tuple[LayerClaim, ...]
+    no_verdict: str | None
+
+
+def judge(
+    spec: BenchSpec,
+    items_by_arm: Mapping[str, Iterable[BenchItem]],
+    recipe_ids: Mapping[str, str | None],
+    *,
+    complete: bool,
+) -> Judgement:
+    """Return rows, comparisons, totals and claims about layers of the arms of `spec` that have answers.
+
+    Args:
+        items_by_arm: answers of completed blocks only, by the arm's name; the first arm is the reference.
+        recipe_ids: recipe id by the arm's name, None for the base.
+        complete: every arm has answered every problem; a look before that gives no verdict.
+    """
+    no_verdict = why_no_verdict(spec, complete=complete)
+    answers = {arm: list(items) for arm, items in items_by_arm.items()}
+    reference = spec.arms[0].name
+    rows = [
+        row.model_copy(update={"collapsed": None if arm == reference else collapse(items, answers[reference], row)})
+        for arm, items in answers.items()
+        for row in arm_rows(items, recipe_ids[arm], spec.subjects)
+    ]
+    found = compare(
+        answers,
+        reference,
+        decider(spec.margin, no_verdict),
+        spec.seed,
+        subjects=spec.subjects,
+        controls=spec.problems.control_names,
+    )
+    claims = layer_claims(
+        spec, [item for items in answers.values() for item in items], decider(spec.margin, no_verdict)
+    )
+    return Judgement(tuple(rows), found.comparisons, found.totals, claims, no_verdict)
+
+
+def why_no_verdict(spec: BenchSpec, *, complete: bool) -> str | None:
+    """Return why a benchmark gives no verdict in one sentence, None where it gives one."""
+    if spec.split != "test":
+        return (
+            f"These are {spec.split} problems, which recipes are tuned on: the numbers are for choosing, and a verdict "
+            "needs the test split."
+        )
+    if not complete:
+        return (
+            "Not all problems are answered: intervals and p values hold for a look that was planned, and only the "
+            "e-value may be looked at before the end."
+        )
+    return None
+
+
+Table = tuple[int, int, int, int]  # n11, n10, n01, n00
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Right or wrong (bool [n] each) on the common problems of a subject, and which answers have no score."""
+
     arm: np.ndarray
     reference: np.ndarray
+    arm_unscored: np.ndarray
+    reference_unscored: np.ndarray
 
-    def table(self) -> tuple[int, int, int, int]:
-        """Return n11, n10, n01, n00."""
-        both, only_arm = int((self.arm & self.reference).sum()), int((self.arm & ~self.reference).sum())
-        only_reference = int((~self.arm & self.reference).sum())
-        return both, only_arm, only_reference, len(self.arm) - both - only_arm - only_reference
+    @property
+    def unscored(self) -> int:
+        """Pairs with at least one answer without a score."""
+        return int((self.arm_unscored | self.reference_unscored).sum())
+
+    def table(self) -> Table:
+        """Return n11, n10, n01, n00; an answer without a score is wrong."""
+        return _table(self.arm, self.reference)
+
+    def against(self) -> Table:
+        """Return the table, had every answer without a score counted against the arm."""
+        return _table(self.arm, self.reference | self.reference_unscored)
+
+    def in_favour(self) -> Table:
+        """Return the table, had every answer without a score counted for the arm."""
+        return _table(self.arm | self.arm_unscored, self.reference)
+
+
+def _table(arm: np.ndarray, reference: np.ndarray) -> Table:
+    both, only_arm = int((arm & reference).sum()), int((arm & ~reference).sum())
+    only_reference = int((~arm & reference).sum())
+    return both, only_arm, only_reference, len(arm) - both - only_arm - only_reference
 
 
 def is_correct(item: BenchItem) -> bool:
@@ -83,6 +172,8 @@ def arm_rows(items: Iterable[BenchItem], recipe_id: str | None = None, subjects:
 def _arm_row(recipe_id: str | None, subject: str, items: list[BenchItem]) -> ArmRow:
     n, correct = len(items), sum(map(is_correct, items))
     interval = wilson(correct, n)
+    status = [item.grade.exact_match for item in items]
+    unscored = sum(map(_is_unscored, items))
     return ArmRow(
         arm=items[0].arm,
         recipe_id=recipe_id,
@@ -96,14 +187,22 @@ def _arm_row(recipe_id: str | None, subject: str, items: list[BenchItem]) -> Arm
         math_verify=sum(item.grade.math_verify is GradeStatus.CORRECT for item in items) / n,
         marker_rate=sum(item.grade.marked for item in items) / n,
         truncation_rate=sum(item.truncated for item in items) / n,
-        unscored=sum(item.grade.exact_match in _UNSCORED for item in items),
+        repetition_rate=sum(item.repetitive for item in items) / n,
+        no_answer_rate=status.count(GradeStatus.NO_ANSWER) / n,
+        n_unparsable=status.count(GradeStatus.UNPARSABLE),
+        n_timeout=status.count(GradeStatus.TIMEOUT),
+        accuracy_if_right=(correct + unscored) / n if unscored else None,
     )
+
+
+def _is_unscored(item: BenchItem) -> bool:
+    return item.grade.exact_match in _UNSCORED
 
 
 def compare(
     items_by_arm: Mapping[str, Iterable[BenchItem]],
     reference: str,
-    margin: float,
+    decide: Decide,
     seed: int,
     *,
     subjects: Collection[str] = (),
@@ -113,7 +212,7 @@ def compare(
 
     Args:
         items_by_arm: the graded answers of each arm; an arm without common problems gets no rows.
-        margin: non-inferiority margin, as a fraction.
+        decide: what turns an interval and Holm's p into a verdict.
         seed: of the totals' bootstrap.
         subjects: display order.
         controls: subjects that are no math: corrected among themselves, and left out of the totals.
@@ -131,7 +230,7 @@ def compare(
             {subject: pair for subject, pair in pairs.items() if subject in controls},
         )
         for family in families:
-            comparisons.extend(_comparison_rows(arm, reference, family, margin))
+            comparisons.extend(_comparison_rows(arm, reference, family, decide))
         if families[0]:
             totals.extend(_total_row(kind, arm, reference, families[0], seed) for kind in ("macro", "micro"))
     return Comparison(tuple(comparisons), tuple(totals))
@@ -144,20 +243,43 @@ def _paired(
     pairs: dict[str, _Pairs] = {}
     for subject in _subjects(common, order):
         keys = [key for key in common if key[0] == subject]
+        of_arm, of_reference = [ours[key] for key in keys], [theirs[key] for key in keys]
         pairs[subject] = _Pairs(
-            np.array([is_correct(ours[key]) for key in keys]), np.array([is_correct(theirs[key]) for key in keys])
+            np.array([is_correct(item) for item in of_arm]),
+            np.array([is_correct(item) for item in of_reference]),
+            np.array([_is_unscored(item) for item in of_arm]),
+            np.array([_is_unscored(item) for item in of_reference]),
         )
     return pairs
 
 
-def _comparison_rows(arm: str, reference: str, family: Mapping[str, _Pairs], margin: float) -> list[ComparisonRow]:
-    p_values = [mcnemar_exact(*pairs.table()[1:3]) for pairs in family.values()]
+class _Tested(NamedTuple):
+    """One table of a family: the difference, McNemar's p alone and after Holm, the verdict."""
+
+    table: Table
+    paired: PairedDifference
+    p: float
+    holm_p: float
+    verdict: str | None
+
+
+def _test(family: list[Table], decide: Decide) -> list[_Tested]:
+    p_values = [mcnemar_exact(n10, n01) for _, n10, n01, _ in family]
+    tested: list[_Tested] = []
+    for table, p, holm_p in zip(family, p_values, holm(p_values).tolist(), strict=True):
+        paired = newcombe_paired(*table)
+        tested.append(_Tested(table, paired, p, holm_p, decide(paired.low, paired.high, holm_p)))
+    return tested
+
+
+def _comparison_rows(arm: str, reference: str, family: Mapping[str, _Pairs], decide: Decide) -> list[ComparisonRow]:
+    tested = _test([pairs.table() for pairs in family.values()], decide)
+    against = _test([pairs.against() for pairs in family.values()], decide)
+    in_favour = _test([pairs.in_favour() for pairs in family.values()], decide)
     rows: list[ComparisonRow] = []
-    for (subject, pairs), p, holm_p in zip(family.items(), p_values, holm(p_values).tolist(), strict=True):
-        n11, n10, n01, n00 = pairs.table()
-        n = n11 + n10 + n01 + n00
-        paired = newcombe_paired(n11, n10, n01, n00)
-        z = unpooled_z(n11 + n01, n, n11 + n10, n).z
+    for (subject, pairs), found, low, high in zip(family.items(), tested, against, in_favour, strict=True):
+        n11, n10, n01, n00 = found.table
+        n = sum(found.table)
         rows.append(
             ComparisonRow(
                 arm=arm,
@@ -167,16 +289,30 @@ def _comparison_rows(arm: str, reference: str, family: Mapping[str, _Pairs], mar
                 n10=n10,
                 n01=n01,
                 n00=n00,
-                difference=paired.difference,
-                ci_low=paired.low,
-                ci_high=paired.high,
-                mcnemar_p=p,
-                holm_p=holm_p,
-                z_unpooled=None if math.isnan(z) else z,
-                verdict=verdict(paired.low, paired.high, holm_p, margin),
+                difference=found.paired.difference,
+                ci_low=found.paired.low,
+                ci_high=found.paired.high,
+                mcnemar_p=found.p,
+                holm_p=found.holm_p,
+                z_unpooled=finite_or_none(unpooled_z(n11 + n01, n, n11 + n10, n).z),
+                e_value=discordant_e_value(n10, n01),
+                verdict=found.verdict,
+                sensitivity=_sensitivity(pairs.unscored, low, high) if pairs.unscored else None,
             )
         )
     return rows
+
+
+def _sensitivity(unscored: int, against: _Tested, in_favour: _Tested) -> Sensitivity:
+    return Sensitivity(
+        unscored=unscored,
+        difference_low=against.paired.difference,
+        ci_low=against.paired.low,
+        verdict_low=against.verdict,
+        difference_high=in_favour.paired.difference,
+        ci_high=in_favour.paired.high,
+        verdict_high=in_favour.verdict,
+    )
 
 
 def _total_row(

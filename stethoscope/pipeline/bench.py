@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from stethoscope.delta.certificate import BaseCheck, certified
 from stethoscope.delta.patch import Patch
 from stethoscope.errors import Cancelled, StethoscopeError
-from stethoscope.minerva.comparison import arm_rows, compare
+from stethoscope.minerva.comparison import judge
 from stethoscope.minerva.grading import Answer
 from stethoscope.minerva.problems import Problem, load_problems, load_shots, sample_problems
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.minerva.repetition import is_repetitive
 from stethoscope.model.generation import Generation, generate_greedy
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
@@ -61,6 +62,7 @@ def _graded(arm: str, block: Sequence[Problem], generations: Sequence[Generation
             n_tokens=generation.n_tokens,
             truncated=generation.truncated,
             grade=grade,
+            repetitive=is_repetitive(generation.text),
         )
         for problem, generation, grade in zip(block, generations, grades, strict=True)
     ]
@@ -144,19 +146,10 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
             break
     _check_base(context)
     recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in spec.arms}
-    rows = [row for name in items for row in arm_rows(items[name], recipe_ids[name], spec.subjects)]
-    comparison = compare(
-        items,
-        spec.arms[0].name,
-        spec.margin,
-        spec.seed,
-        subjects=spec.subjects,
-        controls=spec.problems.control_names,
-    )
+    judgement = judge(spec, items, recipe_ids, complete=complete)
     return BenchResult(
-        arms=tuple(rows),
-        comparisons=comparison.comparisons,
-        totals=comparison.totals,
+        spec=spec,
+        **judgement._asdict(),
         items=tuple(item for name in items for item in items[name]),
         certificates=certificates,
         complete=complete,

@@ -48,7 +48,7 @@ def measured(spec: ExportSpec, context: Context) -> list[str]:
         ]
         for row in rows:
             interval = f"{row.ci_low:+.3f} to {row.ci_high:+.3f}"
-            lines.append(f"| {row.subject} | {row.difference:+.3f} | {interval} | {row.verdict} |")
+            lines.append(f"| {row.subject} | {row.difference:+.3f} | {interval} | {row.verdict or 'none'} |")
         lines.append("")
     return lines
 

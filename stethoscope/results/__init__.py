@@ -3,7 +3,15 @@
 Field names are those of the command line's JSON. Fractions stay in [0, 1]; an undefined number is None.
 """
 
-from stethoscope.results.bench import ArmRow, BenchItem, BenchResult, ComparisonRow, TotalRow
+from stethoscope.results.bench import (
+    ArmRow,
+    BenchItem,
+    BenchResult,
+    ComparisonRow,
+    LayerClaim,
+    Sensitivity,
+    TotalRow,
+)
 from stethoscope.results.diagnosis import (
     DiagnosisResult,
     LatentExample,
@@ -71,6 +79,7 @@ __all__ = [
     "LatentExamplesResult",
     "LatentRow",
     "LatentsResult",
+    "LayerClaim",
     "ModelRow",
     "PredictorCell",
     "PreflightCheck",
@@ -82,6 +91,7 @@ __all__ = [
     "Result",
     "SaeRow",
     "SelectedLatent",
+    "Sensitivity",
     "SetGain",
     "SpecificityCell",
     "StabilityResult",

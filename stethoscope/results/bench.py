@@ -1,11 +1,20 @@
-"""What a benchmark returns: answers, accuracies, paired differences, totals."""
+"""What a benchmark returns: answers, accuracies, paired differences, totals, claims about layers."""
 
-from stethoscope.records import Grade, Record
+from typing import Literal
+
+from stethoscope.records import BenchSpec, Grade, Record
 from stethoscope.results.edit import Certificate
 
 
 class BenchItem(Record):
-    """One graded answer. `problem_id` is the hash of the problem's text."""
+    """One graded answer. `problem_id` is the hash of the problem's text.
+
+    Attributes:
+        repetitive: the completion ends in a loop (see `minerva.repetition`).
+        token_ids: of the completion; kept in the store, left out of a result.
+        diverges_at: place in `completion` of the first token that the reference arm's answer does not share; None
+            where it shares all of them, or this is the reference's.
+    """
 
     arm: str
     subject: str
@@ -16,12 +25,23 @@ class BenchItem(Record):
     n_tokens: int
     truncated: bool
     grade: Grade
+    repetitive: bool = False
+    token_ids: tuple[int, ...] = ()
+    diverges_at: int | None = None
 
 
 class ArmRow(Record):
-    """Accuracy of one arm on one subject, with a Wilson interval, the share of marked and of truncated answers.
+    """Accuracy of one arm on one subject with a Wilson interval, and what else its answers were.
 
-    `unscored` counts timeouts and unparsable answers (inside n, shown apart); `lm_eval_stderr` is sd(n-1)/sqrt(n).
+    Attributes:
+        lm_eval_stderr: sd(n-1)/sqrt(n) of the scores; None when n < 2.
+        math_verify: accuracy by the second score.
+        marker_rate: share of answers that hold the sentence which exact_match reads.
+        truncation_rate: share that hit the token limit. repetition_rate: share that end in a loop.
+        no_answer_rate: share that exact_match found no answer in.
+        n_unparsable, n_timeout: answers without a score: inside n, counted as wrong, and shown apart.
+        accuracy_if_right: accuracy, had all unscored answers been right; None without any.
+        collapsed: which rates got worse than the reference's, in words; None when none did, or it is the reference.
     """
 
     arm: str
@@ -36,14 +56,35 @@ class ArmRow(Record):
     math_verify: float
     marker_rate: float
     truncation_rate: float
+    repetition_rate: float
+    no_answer_rate: float
+    n_unparsable: int
+    n_timeout: int
+    accuracy_if_right: float | None = None
+    collapsed: str | None = None
+
+
+class Sensitivity(Record):
+    """A paired difference, had all unscored answers counted against the arm (low) or for it (high).
+
+    Against it means: its own wrong, the reference's right. `unscored` pairs have at least one such answer.
+    """
+
     unscored: int
+    difference_low: float
+    ci_low: float
+    verdict_low: str | None
+    difference_high: float
+    ci_high: float
+    verdict_high: str | None
 
 
 class ComparisonRow(Record):
     """Paired difference arm - reference on the same problems.
 
     n10 = arm right, reference wrong; n01 = arm wrong, reference right; ci = Newcombe's paired interval;
-    holm_p is corrected over the subjects of the arm.
+    holm_p is corrected over the subjects of the arm; e_value may be looked at while the benchmark runs, the others
+    may not. `verdict` is None where the benchmark gives none (`BenchResult.no_verdict` says why).
     """
 
     arm: str
@@ -59,13 +100,15 @@ class ComparisonRow(Record):
     mcnemar_p: float
     holm_p: float
     z_unpooled: float | None
-    verdict: str
+    e_value: float
+    verdict: str | None
+    sensitivity: Sensitivity | None = None
 
 
 class TotalRow(Record):
     """Macro (mean over subjects) or micro (over problems) difference with a stratified paired bootstrap interval."""
 
-    kind: str
+    kind: Literal["macro", "micro"]
     arm: str
     reference: str
     n: int
@@ -76,12 +119,52 @@ class TotalRow(Record):
     ci_high: float
 
 
-class BenchResult(Record):
-    """A finished, or cancelled and therefore partial, benchmark."""
+class LayerClaim(Record):
+    """An arm minus equally strong edits of other layers, macro over subjects, on the problems that all have answered.
 
+    Attributes:
+        control: which other layers; "random" is the claim about the choice of layers.
+        draws: arms of that control (random draws; 1 for the others).
+        n: problems in all subjects together.
+        difference, ci_low, ci_high, p: arm minus mean of the draws; the interval allows for other problems and, with
+            two draws or more, for other draws.
+        p_holm: corrected over the controls of the arm.
+    """
+
+    arm: str
+    control: Literal["random", "bottom", "last", "all"]
+    draws: int
+    n: int
+    difference: float
+    ci_low: float
+    ci_high: float
+    p: float
+    p_holm: float
+    verdict: str | None
+
+
+class BenchResult(Record):
+    """A finished, or stopped and therefore partial, benchmark.
+
+    Attributes:
+        spec: what was asked.
+        blocks_done, blocks_total: blocks of problems that every arm has answered; all numbers are of these.
+        no_verdict: why no verdict is given; None where they are.
+        excluded: problems left out because something was chosen on them, by subject.
+        configurations_tried: other weights and settings than the base that have answered any of these problems so
+            far, these arms included; None where nobody counted.
+    """
+
+    spec: BenchSpec
     arms: tuple[ArmRow, ...]
     comparisons: tuple[ComparisonRow, ...]
     totals: tuple[TotalRow, ...]
+    layer_claims: tuple[LayerClaim, ...] = ()
     items: tuple[BenchItem, ...]
     certificates: dict[str, Certificate]
     complete: bool
+    blocks_done: int = 0
+    blocks_total: int = 0
+    no_verdict: str | None = None
+    excluded: dict[str, int] = {}
+    configurations_tried: int | None = None

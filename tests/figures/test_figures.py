@@ -10,6 +10,7 @@ import pytest
 
 from stethoscope.figures import energy, forest, probe, sizes, specificity, tables, text
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, SERIES, shown_p, signed
+from stethoscope.records import BenchArm, BenchSpec, ModelRef, ProblemsRef
 from stethoscope.results import (
     ArmRow,
     BenchResult,
@@ -29,6 +30,12 @@ from stethoscope.results import (
 
 SUBJECTS = ("algebra", "number_theory")
 PAPERS = ("#fcfdfe", "#10151c")
+SPEC = BenchSpec(
+    model=ModelRef(id="m"),
+    problems=ProblemsRef(problems="p", controls="c", shots="s", subjects=SUBJECTS, control_names=("facts",)),
+    arms=(BenchArm(name="base"), BenchArm(name="recipe")),
+    subjects=SUBJECTS,
+)
 
 
 def diagnosis(null: float = 0.0) -> DiagnosisResult:
@@ -292,6 +299,7 @@ def bench(n: int = 50, *, complete: bool = True) -> BenchResult:
         mcnemar_p=0.08,
         holm_p=0.5,
         z_unpooled=1.5,
+        e_value=1.1,
         verdict="inconclusive",
     )
     arm = ArmRow(
@@ -307,9 +315,14 @@ def bench(n: int = 50, *, complete: bool = True) -> BenchResult:
         math_verify=0.5,
         marker_rate=1.0,
         truncation_rate=0.0,
-        unscored=0,
+        repetition_rate=0.0,
+        no_answer_rate=0.0,
+        n_unparsable=0,
+        n_timeout=0,
     )
-    return BenchResult(arms=(arm,), comparisons=(comparison,), totals=(), items=(), certificates={}, complete=complete)
+    return BenchResult(
+        spec=SPEC, arms=(arm,), comparisons=(comparison,), totals=(), items=(), certificates={}, complete=complete
+    )
 
 
 def test_forest_shows_points_with_newcombe_and_the_margin() -> None:

@@ -380,7 +380,10 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
                     math_verify=accuracy,
                     marker_rate=0.98,
                     truncation_rate=0.01,
-                    unscored=0,
+                    repetition_rate=0.0,
+                    no_answer_rate=0.01,
+                    n_unparsable=0,
+                    n_timeout=0,
                 )
             )
             if index:
@@ -401,6 +404,7 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
                         mcnemar_p=0.003 if better else 0.3,
                         holm_p=0.02 if better else 1.0,
                         z_unpooled=1.2,
+                        e_value=30.0 if better else 0.8,
                         verdict="better" if better else "inconclusive",
                     )
                 )
@@ -436,6 +440,7 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
         for arm in spec.arms
     ]
     return R.BenchResult(
+        spec=spec,
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         totals=tuple(totals),

@@ -1,0 +1,78 @@
+"""Pure statistics on numbers: intervals, paired tests, corrections, the bootstrap, power and the four verdicts.
+
+A comparison is paired: the same problems were put to both arms, and the 2x2 table counts them as n11 (both right),
+n10 (only the arm right), n01 (only the reference right) and n00 (both wrong). The headline is
+
+    difference = (n10 - n01) / n, with Newcombe's method-10 interval for paired proportions and the exact McNemar p.
+
+Fractions stay in [0, 1]. Counts that cannot be are programmer mistakes and assert.
+"""
+
+from stethoscope.statistics.bootstrap import stratified_paired_bootstrap
+from stethoscope.statistics.corrections import benjamini_hochberg, fdr_threshold, holm
+from stethoscope.statistics.draws import TestedDifference, difference_to_draws
+from stethoscope.statistics.intervals import (
+    Interval,
+    MeanInterval,
+    PairedDifference,
+    lm_eval_stderr,
+    newcombe_paired,
+    paired_mean_interval,
+    percentile_interval,
+    wilson,
+)
+from stethoscope.statistics.paired import (
+    BETTER,
+    INCONCLUSIVE,
+    NOT_WORSE,
+    SIGNIFICANCE,
+    WORSE,
+    Verdict,
+    ZTest,
+    discordant_e_value,
+    mcnemar_exact,
+    unpooled_z,
+    verdict,
+)
+from stethoscope.statistics.ranks import (
+    Midranks,
+    RankTest,
+    kendall_tau,
+    mann_whitney_auroc,
+    mann_whitney_p,
+    midranks,
+)
+
+__all__ = [
+    "BETTER",
+    "INCONCLUSIVE",
+    "NOT_WORSE",
+    "SIGNIFICANCE",
+    "WORSE",
+    "Interval",
+    "MeanInterval",
+    "Midranks",
+    "PairedDifference",
+    "RankTest",
+    "TestedDifference",
+    "Verdict",
+    "ZTest",
+    "benjamini_hochberg",
+    "difference_to_draws",
+    "discordant_e_value",
+    "fdr_threshold",
+    "holm",
+    "kendall_tau",
+    "lm_eval_stderr",
+    "mann_whitney_auroc",
+    "mann_whitney_p",
+    "mcnemar_exact",
+    "midranks",
+    "newcombe_paired",
+    "paired_mean_interval",
+    "percentile_interval",
+    "stratified_paired_bootstrap",
+    "unpooled_z",
+    "verdict",
+    "wilson",
+]
