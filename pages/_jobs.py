@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stethoscope import jobs
 
-FINISHED = ("done", "cancelled", "failed")
+FINISHED = ("done", "paused", "cancelled", "failed")
 
 
 @dataclass(frozen=True)

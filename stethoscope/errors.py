@@ -13,6 +13,10 @@ class Cancelled(StethoscopeError):
     """The user asked a running job to stop; everything finished so far is stored."""
 
 
+class Paused(Cancelled):
+    """The user asked a running job to stop for now; the same request goes on where it stopped."""
+
+
 class UserError(StethoscopeError):
     """A mistake that the user can mend.
 

@@ -11,10 +11,10 @@ from typing import Literal, cast
 
 from stethoscope.errors import ResourceError, UserError
 from stethoscope.progress import Progress
-from stethoscope.records import ExportSpec, ModelRef, Spec, nested_records
+from stethoscope.records import BenchSpec, ExportSpec, ModelRef, Spec, nested_records
 from stethoscope.results import Result
 
-JobState = Literal["queued", "running", "done", "cancelled", "failed"]
+JobState = Literal["queued", "running", "done", "paused", "cancelled", "failed"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class JobSnapshot:
     """A job as it stands now.
 
     Attributes:
+        state: "paused" is a benchmark that left the worker with its finished blocks stored; the same spec goes on.
         rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
         eta_s: seconds to the end of the stage at that rate.
         text: what was streamed so far, by channel.
@@ -61,6 +62,11 @@ class JobSnapshot:
     def active(self) -> bool:
         """True while the job waits or runs."""
         return self.state in ("queued", "running")
+
+    @property
+    def may_pause(self) -> bool:
+        """True for a job that waits or runs and can be gone on with later: a benchmark, which works in blocks."""
+        return self.active and self.kind == BenchSpec.__name__
 
 
 class JobProgress(Progress):
@@ -121,7 +127,7 @@ class Job:
     def may_stand_for_another(self) -> bool:
         """Whether a new job of the same spec would only repeat this one; a done export has effects to be had again."""
         if self.active:
-            return not self.progress.cancelled
+            return not self.progress.stopping
         return self.state == "done" and not isinstance(self.spec, ExportSpec)
 
     def snapshot(self) -> JobSnapshot:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from stethoscope.errors import Cancelled
+from stethoscope.errors import Cancelled, Paused
 from stethoscope.job import ErrorInfo, Job, JobSnapshot, JobState, describe_error
 from stethoscope.profiles import Profile
 from stethoscope.records import InfoSpec, Spec
@@ -116,6 +116,19 @@ class JobFront:
                 if not job.owners:
                     self._stop(job)
 
+    def pause(self, job_id: str, owner: str = ANYBODY) -> None:
+        """Withdraw `owner` from a benchmark as `cancel` does, but for now: its state and its run's become "paused".
+
+        It leaves the worker to others, its finished blocks are stored, and submitting its spec again goes on. Jobs of
+        other kinds (see `JobSnapshot.may_pause`) are left alone.
+        """
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is not None and job.snapshot().may_pause:
+                job.owners.discard(owner)
+                if not job.owners:
+                    self._stop(job, for_now=True)
+
     def active(self) -> list[JobSnapshot]:
         """Return the running and waiting jobs, running ones first."""
         with self._changed:
@@ -152,10 +165,13 @@ class JobFront:
     # --- under the lock -------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _stop(job: Job) -> None:
-        job.progress.cancel()
+    def _stop(job: Job, *, for_now: bool = False) -> None:
+        if for_now:
+            job.progress.pause()
+        else:
+            job.progress.cancel()
         if job.state == "queued":
-            job.state = "cancelled"
+            job.state = "paused" if for_now else "cancelled"
 
     def _forget_old_jobs(self) -> None:
         finished = [job_id for job_id, job in self._jobs.items() if not job.active]
@@ -217,13 +233,12 @@ class JobFront:
             job.progress.pass_ahead = partial(self._let_pass, job, context)
         try:
             outcome = pipeline.run(job.spec, context, job.progress)
-        except Cancelled:
-            self._finish(job, "cancelled")
+        except Cancelled as stopped:
+            self._finish(job, "paused" if isinstance(stopped, Paused) else "cancelled")
         except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
             self._finish(job, "failed", error=describe_error(error))
         else:
-            state = "done" if outcome.complete else "cancelled"
-            self._finish(job, state, result=outcome.result, run_id=outcome.run_id)
+            self._finish(job, outcome.state, result=outcome.result, run_id=outcome.run_id)
 
     def _let_pass(self, batch: Job, context: "Context") -> None:
         """Run the waiting interactive jobs between two steps of `batch`, on the base; one of another model waits."""
@@ -237,7 +252,7 @@ class JobFront:
         job = self._take(fits)
         if job is None:
             return
-        with batch.progress.paused(), context.set_aside():
+        with batch.progress.clock_stopped(), context.set_aside():
             while job is not None:
                 self._run(job, context)
                 job = self._take(fits)

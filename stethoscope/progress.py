@@ -1,4 +1,4 @@
-"""Progress counts finished items; cancel is a token that long loops look at between items.
+"""Progress counts finished items; cancel and pause are tokens that long loops look at between items.
 
 A pipeline receives one `Progress` and calls `start`, `advance`, `give_way` (between decode steps, between batches) and,
 for streamed text and results that grow, `write` and `publish`. The base class keeps quiet; the job worker and the
@@ -11,17 +11,18 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from stethoscope.errors import Cancelled
+from stethoscope.errors import Cancelled, Paused
 
 
 class Progress:
-    """Silent progress that is never cancelled unless `cancel` is called."""
+    """Silent progress that is never stopped unless `cancel` or `pause` is called."""
 
     def __init__(self) -> None:
         self.stage = ""
         self.done = 0
         self.total = 0
         self.cancelled = False
+        self.pausing = False
         self._skipped = 0
         self._started = time.perf_counter()
         self._paused_at: float | None = None
@@ -53,7 +54,7 @@ class Progress:
         return (self.total - self.done) / rate if rate else None
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def clock_stopped(self) -> Iterator[None]:
         """Stop the clock of the rate for the body."""
         self._paused_at = time.perf_counter()
         try:
@@ -72,10 +73,21 @@ class Progress:
         """Ask the work to stop at its next check."""
         self.cancelled = True
 
+    def pause(self) -> None:
+        """Ask the work to stop at its next check, to be gone on with later; a cancel counts more."""
+        self.pausing = True
+
+    @property
+    def stopping(self) -> bool:
+        """True when the work was asked to stop, for good or for now."""
+        return self.cancelled or self.pausing
+
     def check_cancel(self) -> None:
-        """Raise `Cancelled` when the work was asked to stop."""
+        """Raise `Cancelled` (`Paused` for now) when the work was asked to stop."""
         if self.cancelled:
             raise Cancelled(f"cancelled at {self.stage}: {self.done} of {self.total} done")
+        if self.pausing:
+            raise Paused(f"paused at {self.stage}: {self.done} of {self.total} done")
 
     def give_way(self) -> None:
         """Raise `Cancelled` when asked to stop; in a batch job of the worker, waiting interactive jobs run right here.

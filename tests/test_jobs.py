@@ -257,6 +257,51 @@ def test_a_shared_job_stops_when_its_last_owner_withdraws(front: JobFront, pico_
     assert finished(front, batch).state == "cancelled"
 
 
+def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
+    front: JobFront, pico_profile: Profile, tmp_path: Path
+) -> None:
+    spec = long_bench(pico_profile).model_copy(update={"block_size": 4})
+    batch = running_with(front, spec, 8)
+    held = front.snapshot(batch)
+    assert held is not None
+    assert held.may_pause
+    front.pause(batch, "a stranger")
+    front.pause(batch)
+    job = finished(front, batch)
+    assert (job.state, job.may_pause) == ("paused", False)
+    assert isinstance(job.result, BenchResult)
+    assert not job.result.complete
+    assert job.run_id is not None
+    assert front.store.get_run(job.run_id).state == "paused"
+    again = front.submit(spec, interactive=False)
+    assert again != batch, "a paused job does not stand for the one that goes on"
+    job = finished(front, again)
+    assert job.state == "done", job.error
+    assert job.result == solo(spec, tmp_path / "bench")
+    idle(front)
+    assert front.status().base_verified is True
+
+
+def test_only_benchmarks_pause_and_one_that_waits_does_so_at_once(front: JobFront, pico_profile: Profile) -> None:
+    batch = running_with(front, long_bench(pico_profile), 1)
+    probe = front.submit(probe_spec(pico_profile, 0.2), interactive=False)
+    waiting = front.submit(long_bench(pico_profile, (2,)), interactive=False, owner="one")
+    front.pause(probe)
+    front.pause(waiting)
+    states = {}
+    for name, job_id in (("probe", probe), ("waiting", waiting)):
+        snapshot = front.snapshot(job_id)
+        assert snapshot is not None
+        states[name] = snapshot.state
+    assert states == {"probe": "queued", "waiting": "queued"}, "a stranger's pause stops nothing"
+    front.pause(waiting, "one")
+    snapshot = front.snapshot(waiting)
+    assert snapshot is not None
+    assert snapshot.state == "paused"
+    front.cancel(batch)
+    assert finished(front, probe).state == "done"
+
+
 def test_the_rate_counts_neither_pauses_nor_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("stethoscope.progress.time.perf_counter", lambda: now[0])
@@ -267,7 +312,7 @@ def test_the_rate_counts_neither_pauses_nor_what_was_found(monkeypatch: pytest.M
     now[0] = 10.0
     progress.advance(20)
     assert (progress.rate, progress.eta_s) == (2.0, 20.0)
-    with progress.paused():
+    with progress.clock_stopped():
         now[0] = 500.0
         assert progress.rate == 2.0
     assert progress.rate == 2.0

@@ -209,7 +209,9 @@ class Commands:
             n=options.n,
             split=options.split,
             max_new_tokens=options.max_new_tokens,
+            chat_template=options.chat_template,
             batch_size=options.batch_size,
+            block_size=options.block_size,
             seed=options.seed,
         )
         result = self.result(spec)

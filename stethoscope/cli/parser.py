@@ -63,8 +63,12 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--split", choices=("dev", "test"), default="test")
-    bench.add_argument("--max-new-tokens", type=_positive, default=128, metavar="N")
+    bench.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
+    bench.add_argument("--chat-template", action="store_true", help="ask through the tokenizer's chat template")
     bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
+    bench.add_argument(
+        "--block-size", type=_positive, default=64, metavar="N", help="problems that every arm answers before the next"
+    )
     bench.add_argument(
         "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stethoscope.errors import Cancelled, UserError
+from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.pipeline import (
     bench,
     compare_text,
@@ -69,15 +69,15 @@ REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result and, where the history keeps it, the run that made it."""
+    """A result and, where the history keeps it, the run that made it.
+
+    Attributes:
+        state: "cancelled" and "paused" are benchmarks that were stopped half-way and show what they have.
+    """
 
     result: Result
     run_id: str | None
-
-    @property
-    def complete(self) -> bool:
-        """False for a benchmark that was stopped half-way and shows what it has."""
-        return not isinstance(self.result, BenchResult) or self.result.complete
+    state: EndState = "done"
 
 
 def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
@@ -85,7 +85,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 
     Raises:
         UserError: something in the spec does not fit; the run is kept as failed with the message.
-        Cancelled: stopped before there was anything to show.
+        Cancelled: stopped (`Paused`: for now) before there was anything to show.
     """
     runner = RUNNERS[type(spec)]
     if not isinstance(spec, KEPT):
@@ -104,7 +104,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     try:
         result = runner(spec, context, progress)
     except Cancelled as error:
-        finish("cancelled", error=str(error))
+        finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
         raise
     except UserError as error:
         finish("failed", error=str(error))
@@ -112,6 +112,8 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     except Exception as error:
         finish("failed", error=f"{type(error).__name__}: {error}")
         raise
-    outcome = Outcome(result, run_id)
-    finish("done" if outcome.complete else "cancelled", result)
-    return outcome
+    state: EndState = "done"
+    if isinstance(result, BenchResult) and not result.complete:
+        state = "cancelled" if progress.cancelled else "paused"
+    finish(state, result)
+    return Outcome(result, run_id, state)

@@ -93,6 +93,9 @@ def _run_arm(
     session = context.session(spec.model, progress)
     patch = Patch(None, {}) if arm.recipe is None else patch_of(arm.recipe, context, progress)
     shots = load_shots(spec.problems.shots)
+    prompts = [few_shot_prompt(problem.problem, shots) for problem in missing]
+    if spec.chat_template:
+        prompts = [session.chat_prompt(prompt) for prompt in prompts]
 
     def keep(generations: list[Generation]) -> None:
         block = [missing[generation.index] for generation in generations]
@@ -105,7 +108,7 @@ def _run_arm(
         try:
             generate_greedy(
                 session,
-                [few_shot_prompt(problem.problem, shots) for problem in missing],
+                prompts,
                 max_new_tokens=spec.max_new_tokens,
                 stop=STOP_STRING,
                 batch_size=spec.batch_size,

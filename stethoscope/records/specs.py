@@ -83,6 +83,9 @@ class BenchSpec(Record):
 
     Attributes:
         n: problems per subject; a larger n with the same seed contains the smaller sample.
+        max_new_tokens: where an answer is cut off (256 is HFLM's default).
+        chat_template: put problem and shots as the user's message into the tokenizer's chat template.
+        block_size: problems that every arm answers before the next ones; finished blocks survive a stop.
         margin: non-inferiority margin, as a fraction.
     """
 
@@ -92,8 +95,10 @@ class BenchSpec(Record):
     subjects: tuple[str, ...]
     n: int = Field(default=50, ge=1)
     split: Split = "test"
-    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    chat_template: bool = False
     batch_size: int = Field(default=32, ge=1)
+    block_size: int = Field(default=64, ge=1)
     margin: float = Field(default=0.03, gt=0, lt=1)
     seed: int = 0
 

@@ -40,8 +40,8 @@ from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json, content_i
 from stethoscope.store.predictions import StoredPrediction
 from stethoscope.store.schema import connection, migrate
 
-RunState = Literal["running", "done", "cancelled", "failed"]
-EndState = Literal["done", "cancelled", "failed"]
+EndState = Literal["done", "paused", "cancelled", "failed"]
+RunState = EndState | Literal["running"]
 
 SPEC_OF_KIND: dict[str, type[Spec]] = {
     "info": InfoSpec,
