@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _ui
+from stethoscope.progress import counted, pace
 
 
 def describe(job: Any) -> str:
@@ -13,8 +14,8 @@ def describe(job: Any) -> str:
     if job.state == "queued":
         return f"{job.title} · queued"
     parts = [job.title, job.stage or "starting"]
-    parts += [f"{job.done} of {job.total}"] if job.total else []
-    parts += [f"{job.rate:.1f} per s"] if job.rate else []
+    parts += [counted(job.done, job.total, job.unit)] if job.total else []
+    parts += [pace(job.rate, job.unit)] if job.rate else []
     parts += [f"about {job.eta_s:.0f} s left"] if job.eta_s is not None else []
     return " · ".join(parts)
 

@@ -36,6 +36,7 @@ class JobSnapshot:
         state: "paused" is a benchmark that left the worker with its finished blocks stored; the same spec goes on.
         rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
         eta_s: seconds to the end of the stage at that rate.
+        unit: of the items: "B" for bytes, "" for things that are counted.
         text: what was streamed so far, by channel.
         partial: the result as it stands while the job runs, where the use case shows one.
         owners: who asked for it and has not withdrawn.
@@ -57,6 +58,7 @@ class JobSnapshot:
     error: ErrorInfo | None
     partial: Result | None = None
     owners: frozenset[str] = frozenset()
+    unit: str = ""
 
     @property
     def active(self) -> bool:
@@ -151,6 +153,7 @@ class Job:
             error=self.error,
             partial=progress.partial if running else None,
             owners=frozenset(self.owners),
+            unit=progress.unit,
         )
 
 

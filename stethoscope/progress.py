@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 from stethoscope.errors import Cancelled, Paused
 
+BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
+
 
 class Progress:
     """Silent progress that is never stopped unless `cancel` or `pause` is called."""
@@ -21,15 +23,16 @@ class Progress:
         self.stage = ""
         self.done = 0
         self.total = 0
+        self.unit = ""
         self.cancelled = False
         self.pausing = False
         self._skipped = 0
         self._started = time.perf_counter()
         self._paused_at: float | None = None
 
-    def start(self, stage: str, total: int) -> None:
-        """Begin `stage` of `total` items; the count starts at zero."""
-        self.stage, self.done, self.total = stage, 0, total
+    def start(self, stage: str, total: int, *, unit: str = "") -> None:
+        """Begin `stage` of `total` items; the count starts at zero. `unit` "B" says that the items are bytes."""
+        self.stage, self.done, self.total, self.unit = stage, 0, total, unit
         self._skipped, self._started = 0, time.perf_counter()
 
     def advance(self, items: int = 1) -> None:
@@ -96,3 +99,16 @@ class Progress:
         backward pass is half-way. Weights (`delta.patch.lifted`) and key-value caches are as before when it returns.
         """
         self.check_cancel()
+
+
+def counted(done: int, total: int, unit: str = "") -> str:
+    """Return how far a stage is, for display: "3 of 64", or bytes as "1.20 of 8.60 GB"."""
+    if unit != "B":
+        return f"{done} of {total}"
+    scale, name = next((scale, name) for scale, name in BYTE_UNITS if total >= scale or scale == 1)
+    return f"{done / scale:.{2 if scale > 1 else 0}f} of {total / scale:.{2 if scale > 1 else 0}f} {name}"
+
+
+def pace(rate: float, unit: str = "") -> str:
+    """Return items per second for display: "3.1 per s", or bytes as "12.4 MB per s"."""
+    return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"

@@ -7,7 +7,7 @@ test module needs no import from here.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtyp
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.profiles import Profile
 from stethoscope.records import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from tests.hub.server import LoopbackHub, point_at
 
 torch.set_num_threads(1)
 
@@ -269,3 +270,15 @@ def pico_profile(
         top_n=2,
         documents=20,
     )
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty model hub on loopback, which huggingface_hub uses in this process and in children; no token is set.
+
+    `tests.hub.server.point_at` sets a token or offline mode; `tests.hub.contents` holds repositories to add.
+    """
+    served = LoopbackHub()
+    point_at(monkeypatch, served.endpoint, tmp_path / "hf")
+    yield served
+    served.stop()

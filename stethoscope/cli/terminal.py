@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from stethoscope.progress import Progress
+from stethoscope.progress import Progress, counted, pace
 from stethoscope.results import (
     BenchResult,
     DiagnosisResult,
@@ -25,8 +25,8 @@ class StderrProgress(Progress):
         super().__init__()
         self._shown = 0.0
 
-    def start(self, stage: str, total: int) -> None:
-        super().start(stage, total)
+    def start(self, stage: str, total: int, *, unit: str = "") -> None:
+        super().start(stage, total, unit=unit)
         self._show(force=True)
 
     def advance(self, items: int = 1) -> None:
@@ -38,9 +38,9 @@ class StderrProgress(Progress):
         if not sys.stderr.isatty() or (not force and now - self._shown < 0.1):
             return
         self._shown = now
-        eta = "" if self.eta_s is None else f", {self.rate:.1f}/s, {self.eta_s:.0f} s left"
+        left = "" if self.rate is None else f", {pace(self.rate, self.unit)}, {self.eta_s:.0f} s left"
         end = "\n" if self.total and self.done >= self.total else ""
-        sys.stderr.write(f"\r\033[K{self.stage}: {self.done}/{self.total}{eta}{end}")
+        sys.stderr.write(f"\r\033[K{self.stage}: {counted(self.done, self.total, self.unit)}{left}{end}")
         sys.stderr.flush()
 
 

@@ -33,8 +33,8 @@ RANDOM = "random"
 class _Lines(Progress):
     """One line on stderr a stage."""
 
-    def start(self, stage: str, total: int) -> None:
-        super().start(stage, total)
+    def start(self, stage: str, total: int, *, unit: str = "") -> None:
+        super().start(stage, total, unit=unit)
         sys.stderr.write(f"{stage}: {total}\n")
 
 

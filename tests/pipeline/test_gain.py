@@ -196,8 +196,8 @@ class Watching(Progress):
         self.wanted = (stage, items)
         self.counted: dict[str, list[int]] = {}
 
-    def start(self, stage: str, total: int) -> None:
-        super().start(stage, total)
+    def start(self, stage: str, total: int, *, unit: str = "") -> None:
+        super().start(stage, total, unit=unit)
         self.counted[stage] = [0, total]
 
     def advance(self, items: int = 1) -> None:

@@ -1,0 +1,340 @@
+"""Folders and files of a repository at a commit: what is wanted, what is missing, and fetching that.
+
+    revision --resolve--> commit --list--> names and sizes --patterns--> plan --transfer--> snapshot folder
+
+The listing of a commit never changes, so that it is kept in the hub's cache, too: what is whole is known offline.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import httpx2
+import huggingface_hub
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import logging as hub_logging
+from tqdm.auto import tqdm
+
+from stethoscope.errors import UserError
+from stethoscope.hub.refusals import HubError, no_space, offline, refusal
+from stethoscope.hub.transfer import Blob, fetch_blob
+from stethoscope.progress import Progress
+
+CHECKPOINT = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+DATA = (".safetensors", ".npz", ".json", ".jsonl", ".parquet", ".jinja", ".model", ".txt", ".yaml", ".md")  # no code
+AT_ONCE = 4  # files on their way at the same time
+LOOK_S = 0.2  # between two looks at progress and cancel
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository: its path there, its size, and whether the cache holds it whole."""
+
+    name: str
+    size_bytes: int
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FetchPlan:
+    """What fetching would do: the commit, the folder in the cache, and the files that match the patterns."""
+
+    repo_id: str
+    repo_type: str
+    revision: str
+    folder: Path
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def missing(self) -> tuple[RemoteFile, ...]:
+        """Files that the cache does not hold."""
+        return tuple(file for file in self.files if not file.cached)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the files that the cache does not hold."""
+        return sum(file.size_bytes for file in self.missing)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFolder:
+    """A repository's files on this machine, and the commit that they are of."""
+
+    path: Path
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """A file on this machine, and the commit that it is of."""
+
+    path: Path
+    revision: str
+
+
+def fetch_folder(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] = CHECKPOINT,
+    repo_type: str = "model",
+    progress: Progress | None = None,
+) -> FetchedFolder:
+    """Return the folder with the files of `repo_id` that match `patterns`, fetching those that the cache lacks.
+
+    Args:
+        repo_id: OWNER/NAME.
+        revision: branch, tag or commit (None: main); the commit that it means now is returned.
+        patterns: shell patterns over paths in the repository. Pickles and code are never fetched.
+        repo_type: "model" or "dataset".
+        progress: counts bytes (what the cache holds is not counted), and can cancel.
+
+    Raises:
+        HubError: gated, no token, wrong token, no such repository, revision or file, no network, not in the cache while
+            offline, a file that is cut off or damaged.
+        ResourceError: not enough space on the disk, seen before the first byte, or a cache that cannot be written.
+        Cancelled: what came so far is kept, and the next call goes on from there.
+    """
+    progress = progress or Progress()
+    plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
+    progress.check_cancel()
+    if plan.missing:
+        with _refusals(plan.repo_id, plan.repo_type, plan.revision):
+            _fetch(plan, progress)
+    return FetchedFolder(plan.folder, plan.revision)
+
+
+def fetch_file(
+    repo_id: str,
+    name: str,
+    *,
+    revision: str | None = None,
+    repo_type: str = "model",
+    progress: Progress | None = None,
+) -> FetchedFile:
+    """Return the file `name` of `repo_id`, fetched where the cache lacks it; see `fetch_folder`."""
+    folder = fetch_folder(repo_id, revision=revision, patterns=(name,), repo_type=repo_type, progress=progress)
+    return FetchedFile(folder.path / name, folder.revision)
+
+
+def plan_fetch(
+    repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT, repo_type: str = "model"
+) -> FetchPlan:
+    """Return which files `fetch_folder` would return, how large they are, and which it would have to fetch.
+
+    Raises:
+        HubError: as `fetch_folder`; also when no file matches.
+    """
+    with _refusals(repo_id, repo_type, revision):
+        commit = HfApi().resolve_revision(repo_id, revision=revision, repo_type=repo_type).resolved
+        folder = _storage(repo_id, repo_type) / "snapshots" / commit
+        sizes = _sizes(repo_id, repo_type, commit, folder)
+    wanted = [name for name in sorted(sizes) if _is_wanted(name, patterns)]
+    title = _title(repo_id, repo_type)
+    if not wanted:
+        raise HubError(
+            f"{title} has none of the files that are wanted",
+            got=", ".join(sorted(sizes)[:4]) + (" and others" if len(sizes) > 4 else ""),
+            expected=" or ".join(patterns[:4]) + (" and the like" if len(patterns) > 4 else ""),
+            next_step="Check the id and the revision. Weights are read from safetensors only.",
+        )
+    files = tuple(RemoteFile(name, sizes[name], _is_whole(folder / name, sizes[name])) for name in wanted)
+    plan = FetchPlan(repo_id, repo_type, commit, folder, files)
+    if plan.missing and constants.is_offline_mode():
+        raise offline(title, revision, f"no {plan.missing[0].name}")
+    return plan
+
+
+def _fetch(plan: FetchPlan, progress: Progress) -> None:
+    """Look up the missing files, check the disk, and fetch them."""
+    stop, title = threading.Event(), _title(plan.repo_id, plan.repo_type)
+    with ThreadPoolExecutor(AT_ONCE) as pool, _stopping(pool, stop):
+        progress.start(f"Looking up {title}", len(plan.missing))
+        asked = [pool.submit(_blob, plan, file) for file in plan.missing]
+        for n_done in _finished(asked, progress):
+            progress.advance(n_done - progress.done)
+        blobs = [future.result() for future in asked]
+        total, kept = plan.missing_bytes, sum(blob.kept_bytes for blob in blobs)
+        _check_space(plan.folder, total - kept)
+
+        received = [0] * len(blobs)
+        progress.start(_stage(title, 0, len(blobs)), total, unit="B")
+        progress.skip(kept)
+        coming = [
+            pool.submit(_bring, plan, file, blob, stop, _adder(received, i))
+            for i, (file, blob) in enumerate(zip(plan.missing, blobs, strict=True))
+        ]
+        for n_done in _finished(coming, progress):
+            progress.advance(kept + sum(received) - progress.done)
+            progress.stage = _stage(title, n_done, len(blobs))
+
+
+def _blob(plan: FetchPlan, file: RemoteFile) -> Blob:
+    """Ask the hub for the ETag of `file`, under which the cache keeps it."""
+    url = huggingface_hub.hf_hub_url(plan.repo_id, file.name, repo_type=plan.repo_type, revision=plan.revision)
+    etag = huggingface_hub.get_hf_file_metadata(url).etag
+    title = f"{file.name} of {_title(plan.repo_id, plan.repo_type)}"
+    if etag is None or Path(etag).name != etag:
+        raise HubError(f"the hub names no version of {title}", got=f"ETag {etag!r}", next_step="Check HF_ENDPOINT.")
+    storage = _storage(plan.repo_id, plan.repo_type)
+    lock = storage.parent / ".locks" / storage.name / f"{etag}.lock"
+    return Blob(title, url, storage / "blobs" / etag, lock, file.size_bytes)
+
+
+def _bring(
+    plan: FetchPlan, file: RemoteFile, blob: Blob, stop: threading.Event, received: Callable[[int], None]
+) -> None:
+    """Fetch `blob` and let the library link it into the snapshot folder."""
+    fetch_blob(blob, stop, received)
+    huggingface_hub.hf_hub_download(plan.repo_id, file.name, repo_type=plan.repo_type, revision=plan.revision)
+
+
+def _finished(futures: Sequence[Future[Any]], progress: Progress) -> Iterator[int]:
+    """Yield the number of finished futures every so often until all are, raising what one raised, or `Cancelled`."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=LOOK_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+        yield len(futures) - len(pending)
+        progress.check_cancel()
+
+
+@contextlib.contextmanager
+def _stopping(pool: ThreadPoolExecutor, stop: threading.Event) -> Iterator[None]:
+    """Set `stop` when the body raises, and start nothing more in `pool`: leaving it then waits for one lot of bytes."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _adder(received: list[int], i: int) -> Callable[[int], None]:
+    def add(n_bytes: int) -> None:  # one thread a place, the main thread sums
+        received[i] += n_bytes
+
+    return add
+
+
+def _sizes(repo_id: str, repo_type: str, commit: str, folder: Path) -> dict[str, int]:
+    """Return the size of every file of the commit, by path; from the cache where it was listed before."""
+    with contextlib.suppress(CachedRepoTreeNotFoundError):
+        return _listed(repo_id, repo_type, commit)
+    if constants.is_offline_mode():
+        if not folder.is_dir():
+            raise offline(_title(repo_id, repo_type), commit)
+        files = (file for file in folder.rglob("*") if file.is_file())  # fetched by a tool that keeps no listing
+        return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    HfApi().repo_info(
+        repo_id, repo_type=repo_type, revision=commit
+    )  # says at once what is wrong; listing tries 5 times
+    huggingface_hub.snapshot_download(  # of no file: it lists the repository and keeps the list
+        repo_id, repo_type=repo_type, revision=commit, allow_patterns=[], tqdm_class=_NoBar
+    )
+    return _listed(repo_id, repo_type, commit)
+
+
+class _NoBar(tqdm):
+    """A progress bar that shows nothing."""
+
+    def __init__(self, *args: Any, **fields: Any) -> None:
+        fields.pop("name", None)
+        super().__init__(*args, **fields | {"disable": True})
+
+
+def _listed(repo_id: str, repo_type: str, commit: str) -> dict[str, int]:
+    tree = huggingface_hub.get_cached_repo_tree(repo_id, repo_type=repo_type, revision=commit)
+    return {file.path: file.size for file in tree}
+
+
+def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
+    return name.lower().endswith(DATA) and any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    """Tell whether the cached file has the size that the hub lists; one that has not is taken out of the cache."""
+    if not path.is_file():
+        return False
+    if path.stat().st_size == size_bytes:
+        return True
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    there = next(parent for parent in folder.parents if parent.exists())
+    free = disk_usage(there).free
+    if needed_bytes > free:
+        raise no_space(there, needed_bytes, free)
+
+
+def _storage(repo_id: str, repo_type: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+
+
+def _title(repo_id: str, repo_type: str) -> str:
+    return f"{repo_type} {repo_id}"
+
+
+def _stage(title: str, n_done: int, n_files: int) -> str:
+    return f"Downloading {title}, {n_done} of {n_files} files"
+
+
+@contextlib.contextmanager
+def _refusals(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
+    """Raise every error of the hub, the network and the disk as ours; keep the library quiet meanwhile."""
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        httpx2.HTTPError,
+        OSError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionResolutionError,
+        CachedRepoTreeNotFoundError,
+    ) as error:
+        raise refusal(error, _title(repo_id, repo_type), revision) from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
