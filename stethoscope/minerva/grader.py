@@ -6,12 +6,15 @@ the package around it would drag in datasets and torch), so
     correct = is_equiv(normalize(extract(completion)), normalize(gold answer)),
 
 and math_verify is its second metric, verify(parse(gold solution), parse(completion)). Both use signal timeouts,
-which work here because everything runs on the main thread. What they swallow (a timeout, an answer that cannot be
-parsed) they log, and the log decides the status. Each answer gives three lines, so that the parent, who kills a
-child at the deadline, keeps what was already known: extraction, exact_match, math_verify.
+which work here because everything runs on the main thread. What they swallow (a timeout, an answer or a gold answer
+that cannot be parsed, a failed comparison) they log, and the log decides the status: only what was compared and found
+different is `incorrect`. Each answer gives three lines, so that the parent, who kills a child at the deadline, keeps
+what was already known: extraction, exact_match, math_verify.
 """
 
 import argparse
+import ast
+import contextlib
 import importlib.util
 import json
 import logging
@@ -20,7 +23,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +30,7 @@ from typing import Any
 from stethoscope.records import GradeStatus
 
 NOT_EXTRACTED = "[invalidanswer]"  # what lm-eval's get_unnormalized_answer returns without the marker sentence
-_UNDECIDED = ("Failed comparing", "Had some trouble simplifying")
+_UNDECIDED = ("Failed comparing", "Had some trouble simplifying", "couldn't")  # parse one of the two, or subtract them
 
 
 def lm_eval_functions() -> ModuleType:
@@ -42,6 +44,27 @@ def lm_eval_functions() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+class _MemoryErrorsPass(ast.NodeTransformer):
+    """Lets MemoryError through every `except` of a module, which else takes it for "not equal"."""
+
+    def visit_Try(self, node: ast.Try) -> ast.Try:
+        self.generic_visit(node)
+        passing = ast.parse("try: pass\nexcept MemoryError: raise").body[0]
+        assert isinstance(passing, ast.Try)
+        node.handlers[:0] = passing.handlers
+        return node
+
+
+def math_verify_grader() -> ModuleType:
+    """Return math_verify's module of comparisons, in which running out of memory is an error and not "not equal"."""
+    import math_verify.grader as module
+
+    assert module.__file__ is not None
+    tree = _MemoryErrorsPass().visit(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
+    exec(compile(ast.fix_missing_locations(tree), module.__file__, "exec"), module.__dict__)
     return module
 
 
@@ -59,7 +82,7 @@ class _Overheard(logging.Handler):
         return any(template.startswith(beginnings) for template in self.templates)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _overhear(logger: logging.Logger) -> Iterator[_Overheard]:
     heard = _Overheard()
     logger.addHandler(heard)
@@ -76,10 +99,11 @@ class Grader:
         import math_verify
 
         self._lm_eval = lm_eval_functions()
-        self._math_verify = math_verify
+        self._parse = math_verify.parse
+        self._verify = math_verify_grader().verify
         self._patience_s = patience_s
-        for logger, level in ((self._lm_eval.eval_logger, logging.DEBUG), (self._math_logger, logging.WARNING)):
-            logger.setLevel(level)
+        for logger in (self._lm_eval.eval_logger, self._math_logger):
+            logger.setLevel(logging.DEBUG)
             logger.propagate = False
 
     @property
@@ -98,35 +122,46 @@ class Grader:
                 return GradeStatus.CORRECT
             if heard.heard("Timed out"):
                 return GradeStatus.TIMEOUT
-            if heard.heard(*_UNDECIDED) or (heard.heard("couldn't parse") and not self._parses(answer)):
-                return GradeStatus.UNPARSABLE
-        return GradeStatus.INCORRECT
+        return GradeStatus.UNPARSABLE if heard.heard(*_UNDECIDED) else GradeStatus.INCORRECT
 
-    def _parses(self, answer: str) -> bool:
+    def reads_gold(self, gold: str) -> bool:
+        """Return whether lm-eval's parser reads the gold answer; where it does not, only the same text is correct."""
         from sympy import SympifyError
         from sympy.parsing.latex import LaTeXParsingError
 
         try:
-            self._lm_eval.parse_latex(answer)
-        except (LaTeXParsingError, SympifyError, TypeError):
+            with self._lm_eval.timeout(seconds=5):
+                self._lm_eval.parse_latex(self._lm_eval.normalize_final_answer(gold))
+        except (LaTeXParsingError, SympifyError, TypeError, TimeoutError):
             return False
         return True
 
     def math_verify(self, completion: str, solution: str) -> GradeStatus:
         """Return math_verify's verdict on the whole completion against the whole gold solution, as lm-eval asks it."""
         with _overhear(self._math_logger) as heard:
-            gold = self._math_verify.parse(solution, parsing_timeout=self._patience_s)
-            target = self._math_verify.parse(completion, parsing_timeout=self._patience_s)
-            if self._math_verify.verify(gold, target, timeout_seconds=self._patience_s):
-                return GradeStatus.CORRECT
-            if heard.heard("Timeout"):
-                return GradeStatus.TIMEOUT
-        if not gold:
+            try:
+                gold = self._parse(solution, parsing_timeout=self._patience_s)
+                target = self._parse(completion, parsing_timeout=self._patience_s)
+                if self._verify(gold, target, timeout_seconds=self._patience_s):
+                    return GradeStatus.CORRECT
+            except MemoryError:
+                return GradeStatus.UNPARSABLE
+        if heard.heard("Timeout"):
+            return GradeStatus.TIMEOUT
+        if heard.heard("Error") or _only_text(gold) or not gold:
             return GradeStatus.UNPARSABLE
-        return GradeStatus.INCORRECT if target else GradeStatus.NO_ANSWER
+        if not target:
+            return GradeStatus.NO_ANSWER
+        return GradeStatus.UNPARSABLE if _only_text(target) else GradeStatus.INCORRECT
 
     def grade(self, request: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
-        """Grade one request {completion, solution, gold}, writing each part as soon as it is known."""
+        """Grade one request {completion, solution, gold}, writing each part as soon as it is known.
+
+        A request without a completion asks only whether its gold answer can be read.
+        """
+        if "completion" not in request:
+            write({"gold_read": self.reads_gold(request["gold"])})
+            return
         completion, solution = request["completion"], request["solution"]
         answer = self.extract(completion)
         write({"marked": answer is not None, "answer": answer or ""})
@@ -134,12 +169,18 @@ class Grader:
         write({"math_verify": self.math_verify(completion, solution)})
 
 
+def _only_text(extracted: list[Any]) -> bool:
+    """Return whether math_verify found text and read none of it as mathematics."""
+    return bool(extracted) and all(isinstance(part, str) for part in extracted)
+
+
 def _limit_memory(memory_bytes: int) -> None:
     try:
         import resource
     except ImportError:  # not on Windows
         return
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    with contextlib.suppress(ValueError, OSError):  # macOS knows the limit, and refuses to set it
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -169,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     write({"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        _limit_cpu(4 * options.deadline_s + 10)
+        _limit_cpu(options.deadline_s + 5)  # CPU time: a living parent's wall clock comes first
         grader.grade(request, lambda part, index=request["index"]: write({"index": index, **part}))
         _limit_cpu(0)
 

@@ -2,9 +2,10 @@
 
 Signal timeouts cannot stop `9^{9^{9^9}}` (one long operation in C) and do not work off the main thread, so the parent
 holds the deadline: a child that does not answer in time is killed and replaced, the answer that it was at gets the
-status `timeout`, and the rest of its batch goes to the new child. Children start at the first use (about a second)
-and live as long as the pool. They are started with subprocess and pipes, because multiprocessing would execute the
-dashboard's script again.
+status `timeout`, and the rest of its batch goes to the new child. A child that ends by itself (out of memory, killed
+from outside) is replaced, too; the answer that it was at is asked once more, and is `unparsable` when that ends the
+new child as well. Children start at the first use (about a second) and live as long as the pool. They are started
+with subprocess and pipes, because multiprocessing would execute the dashboard's script again.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,14 @@ class _ChildDied(Exception):
 class _Request:
     index: int
     line: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is asked: the field that ends an answer's lines, and what all its fields are when there is only a status."""
+
+    last: str
+    of_status: Callable[[GradeStatus], dict[str, Any]]
 
 
 class _Child:
@@ -127,16 +136,24 @@ def _kill_all(children: set[_Child]) -> None:
         child.kill()
 
 
+def _all(status: GradeStatus, *, marked: bool = False) -> dict[str, Any]:
+    return {"marked": marked, "answer": "", "exact_match": status, "math_verify": status}
+
+
+_ANSWER = _Kind("math_verify", _all)
+_GOLD = _Kind("gold_read", lambda _: {"gold_read": False})
+
+
 class GraderPool:
     """Grades answers with lm-eval's exact_match and math_verify in `n_workers` killable processes, from any thread.
 
     Args:
         n_workers: processes at most; they start when first needed.
-        deadline_s: wall-clock seconds per answer, for both metrics together.
+        deadline_s: wall-clock seconds per answer, for both metrics together (lm-eval itself gives each some 5 s).
         memory_bytes: address space of each process.
     """
 
-    def __init__(self, n_workers: int = 1, deadline_s: float = 5.0, memory_bytes: int = 2 << 30) -> None:
+    def __init__(self, n_workers: int = 1, deadline_s: float = 10.0, memory_bytes: int = 2 << 30) -> None:
         assert n_workers > 0 < deadline_s, f"n_workers={n_workers}, deadline_s={deadline_s}"
         self.n_workers = n_workers
         self.deadline_s = deadline_s
@@ -173,7 +190,7 @@ class GraderPool:
         requests: list[_Request] = []
         for index, given in enumerate(answers):
             answer = given if isinstance(given, Answer) else Answer(given[0], given[1])
-            if len(answer.completion) > MAX_ANSWER_CHARS:
+            if max(len(answer.completion), len(answer.solution)) > MAX_ANSWER_CHARS:
                 parts[index] = _all(GradeStatus.UNPARSABLE, marked=_MARKER in answer.completion)
                 continue
             completion = answer.completion.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
@@ -186,11 +203,33 @@ class GraderPool:
                 )
             fields = {"completion": completion, "solution": answer.solution, "gold": gold}
             requests.append(_Request(index, json.dumps({"index": index, **fields}).encode() + b"\n"))
+        self._run(requests, parts, _ANSWER, progress)
+        return [Grade.model_validate(part) for part in parts]
 
+    def read_golds(self, golds: Sequence[str], *, progress: Progress | None = None) -> list[bool]:
+        """Return for each gold answer whether lm-eval's parser can read it.
+
+        Where it cannot (most tuples, intervals and matrices), only an answer of the same text is an exact match.
+
+        Raises:
+            ResourceError: the grader process cannot be started. Cancelled: asked to stop.
+        """
+        parts: list[dict[str, Any]] = [{} if len(gold) <= MAX_ANSWER_CHARS else {"gold_read": False} for gold in golds]
+        requests = [
+            _Request(index, json.dumps({"index": index, "gold": gold}).encode() + b"\n")
+            for index, gold in enumerate(golds)
+            if not parts[index]
+        ]
+        self._run(requests, parts, _GOLD, progress)
+        return [part["gold_read"] for part in parts]
+
+    def _run(
+        self, requests: list[_Request], parts: list[dict[str, Any]], kind: _Kind, progress: Progress | None
+    ) -> None:
         def run(batch: list[_Request]) -> None:
             if progress is not None:
                 progress.check_cancel()
-            self._grade_batch(batch, parts, progress)
+            self._run_batch(batch, parts, kind, progress)
 
         batches = list(_batches(requests))
         if self.n_workers == 1 or len(batches) < 2:
@@ -199,9 +238,10 @@ class GraderPool:
         else:
             with ThreadPoolExecutor(self.n_workers, thread_name_prefix="grading") as executor:
                 list(executor.map(run, batches))
-        return [Grade.model_validate(part) for part in parts]
 
-    def _grade_batch(self, batch: list[_Request], parts: list[dict[str, Any]], progress: Progress | None) -> None:
+    def _run_batch(
+        self, batch: list[_Request], parts: list[dict[str, Any]], kind: _Kind, progress: Progress | None
+    ) -> None:
         pending = list(batch)
         retried: set[int] = set()
         while pending:
@@ -211,23 +251,25 @@ class GraderPool:
                 try:
                     child.send(b"".join(request.line for request in pending))
                     while pending:
-                        self._collect(child, parts[pending[0].index], pending[0].index)
+                        self._collect(child, parts[pending[0].index], pending[0].index, kind.last)
                         pending.pop(0)
                 except queue.Empty:
                     child.kill()
-                    _settle(parts[pending.pop(0).index], GradeStatus.TIMEOUT)
+                    _settle(parts[pending.pop(0).index], kind.of_status(GradeStatus.TIMEOUT))
                 except _ChildDied:
                     child.kill()
                     index = pending[0].index
-                    if parts[index] or index in retried:  # it died at this answer, not before
-                        _settle(parts[index], GradeStatus.UNPARSABLE)
+                    if index in retried:
+                        _settle(parts[index], kind.of_status(GradeStatus.UNPARSABLE))
                         pending.pop(0)
-                    retried.add(index)
+                    else:
+                        parts[index].clear()
+                        retried.add(index)
 
-    def _collect(self, child: _Child, part: dict[str, Any], index: int) -> None:
-        """Receive the three lines of one answer into `part` before its deadline."""
+    def _collect(self, child: _Child, part: dict[str, Any], index: int, last: str) -> None:
+        """Receive the lines of one request into `part`, up to the one with the field `last`, before its deadline."""
         deadline = time.monotonic() + self.deadline_s
-        while "math_verify" not in part:
+        while last not in part:
             line = child.receive(deadline - time.monotonic())
             assert line.pop("index") == index, "the grader answered out of turn"
             part.update(line)
@@ -270,13 +312,9 @@ class GraderPool:
         return child
 
 
-def _all(status: GradeStatus, *, marked: bool) -> dict[str, Any]:
-    return {"marked": marked, "answer": "", "exact_match": status, "math_verify": status}
-
-
-def _settle(part: dict[str, Any], status: GradeStatus) -> None:
-    """Give what is not yet known of an answer that status."""
-    for name, value in _all(status, marked=False).items():
+def _settle(part: dict[str, Any], values: dict[str, Any]) -> None:
+    """Give what is not yet known of a request those `values`."""
+    for name, value in values.items():
         part.setdefault(name, value)
 
 

@@ -18,6 +18,7 @@ from stethoscope.errors import CorpusError
 from stethoscope.locations import local_path
 from stethoscope.records import Split
 
+CANONICAL_SHOTS = "lm_eval:minerva_math"
 _FINAL_SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct\.")
 
 
@@ -153,9 +154,15 @@ def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem,
 def load_shots(location: str) -> tuple[tuple[str, str], ...]:
     """Return the few-shot examples (problem, solution) of a JSON file {"shots": [{...}, ...]}, in its order.
 
+    `lm_eval:minerva_math` is the four of Lewkowycz et al. (2022), read from the installed lm-evaluation-harness.
+
     Raises:
         CorpusError: no such file, or no list of objects with problem and solution in it.
     """
+    if location == CANONICAL_SHOTS:
+        from stethoscope.minerva.grader import lm_eval_functions  # sympy
+
+        return tuple((shot["problem"], shot["solution"]) for shot in lm_eval_functions().list_fewshot_samples())
     path = _existing(location)
     try:
         content = json.loads(_read(path).decode("utf-8"))

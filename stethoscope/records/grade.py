@@ -6,7 +6,11 @@ from stethoscope.records.base import Record
 
 
 class GradeStatus(StrEnum):
-    """Outcome of grading one answer. Only `correct` counts as correct; the others are shown apart."""
+    """Outcome of grading one answer. Only `correct` counts as correct; the others are shown apart.
+
+    `incorrect` was compared and is different; `unparsable` could not be compared, because the answer or the gold answer
+    cannot be read; `no_answer` has nothing to compare; `timeout` took longer than the deadline.
+    """
 
     CORRECT = "correct"
     INCORRECT = "incorrect"
