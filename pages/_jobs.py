@@ -5,6 +5,7 @@ is there. A slot can also hold a stored run (recorded). Only ids go into the ses
 job: one who stops it only leaves it, unless nobody else is there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,8 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from stethoscope import jobs
 
-FINISHED = ("done", "paused", "cancelled", "failed")
+STOPPED = ("paused", "cancelled")
+FINISHED = ("done", *STOPPED, "failed")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class View:
 
     @property
     def stopped(self) -> bool:
-        """True when the job was cancelled before there was anything to show."""
-        return self.job is not None and self.job.state == "cancelled" and (self.result is None or self.stale)
+        """True when the job was cancelled or paused before there was anything to show."""
+        return self.job is not None and self.job.state in STOPPED and (self.result is None or self.stale)
 
 
 def front() -> Any:
@@ -136,10 +138,19 @@ def stop(job_id: str) -> None:
 
     Those who have closed the page withdraw too; the job goes on only where another visitor still waits for it.
     """
+    _withdraw(job_id, front().cancel)
+
+
+def pause(job_id: str) -> None:
+    """Withdraw from a benchmark for now, as `stop` does; the same question goes on where it stood."""
+    _withdraw(job_id, front().pause)
+
+
+def _withdraw(job_id: str, leave: Callable[[str, str], None]) -> None:
     job = front().snapshot(job_id)
     for owner in () if job is None else job.owners:
         if owner == visitor() or _gone(owner):
-            front().cancel(job_id, owner)
+            leave(job_id, owner)
     for held in st.session_state["slots"].values():
         if held.get("job") == job_id:
             held["stopped"] = True

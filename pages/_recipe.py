@@ -14,6 +14,12 @@ def known_layers() -> int | None:
     return model.n_layers if model is not None and model.id == _session.profile().model.id else None
 
 
+def has_chat_template() -> bool:
+    """Return whether the loaded model's tokenizer has a chat template."""
+    model = _jobs.front().status().model
+    return model is not None and model.chat_template
+
+
 def wait_for_model() -> None:
     """Show that the model is loading, or one button that loads it."""
     profile = _session.profile()

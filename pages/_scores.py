@@ -1,129 +1,118 @@
-"""A finished benchmark: forest plot first, then verdicts, totals and each arm's accuracy."""
+"""What a benchmark found: alarms first, then the forest plot, the totals, and the tables behind them."""
 
-import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _status, _ui
+from pages import _score_tables, _session, _status, _ui
 from stethoscope.figures import forest
-from stethoscope.figures.theme import percent, pretty, shown_p, signed
-from stethoscope.records import BenchSpec
+from stethoscope.figures.forest import Order
+from stethoscope.figures.theme import percent, pretty, signed
 from stethoscope.results import BenchResult
 
-MARGIN = BenchSpec.model_fields["margin"].default
+LAYOUTS = ("side by side", "one below the other")
+ORDERS: tuple[Order, ...] = ("as planned", "by difference")
+GRID_COLUMNS = 4
+ALARMS_SHOWN = 6
 
 
-def interval(low: float, high: float) -> str:
-    """Return an interval of fractions in percentage points."""
-    return f"[{signed(100 * low, 1)}, {signed(100 * high, 1)}]"
+def badges(result: BenchResult) -> None:
+    """Draw what limits the result: finished blocks only, a small sample, problems for tuning."""
+    with st.container(horizontal=True, gap="small", key="bench-badges"):
+        if not result.complete:
+            st.badge(f"partial: {result.blocks_done} of {result.blocks_total} blocks", color="orange")
+        if any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms):
+            st.badge("smoke test", color="orange",
+                     help=f"Below n = {forest.SMOKE_TEST_BELOW} per subject most true gains stay unseen.")  # fmt: skip
+        if result.spec.split != "test":
+            st.badge(f"{result.spec.split} problems: no verdict", color="orange")
+        if result.configurations_tried is not None:
+            many = result.configurations_tried
+            st.badge(f"{many} configuration{'s' if many != 1 else ''} tried on these problems", color="gray",
+                     help="Edits and settings that have answered any of these problems so far, these arms included. "
+                          "The more are tried, the more likely one looks good by chance.")  # fmt: skip
 
 
-def differences(result: BenchResult) -> pd.DataFrame:
-    """Return the table of paired differences, one row per arm and subject."""
-    rows = [
-        {
-            "arm": row.arm,
-            "subject": pretty(row.subject),
-            "verdict": row.verdict or "none",
-            "n": row.n11 + row.n10 + row.n01 + row.n00,
-            "difference": signed(100 * row.difference, 1),
-            "95% CI, points": interval(row.ci_low, row.ci_high),
-            "gained": row.n10,
-            "lost": row.n01,
-            "McNemar p": shown_p(row.mcnemar_p).removeprefix("= "),
-            "Holm p": shown_p(row.holm_p).removeprefix("= "),
-        }
-        for row in result.comparisons
-    ]
-    return pd.DataFrame(rows)
-
-
-def accuracies(result: BenchResult) -> pd.DataFrame:
-    """Return the table of accuracies, one row per arm and subject, with what else an answer can be."""
-    rows = [
-        {
-            "arm": row.arm,
-            "subject": pretty(row.subject),
-            "n": row.n,
-            "correct": row.correct,
-            "exact match": percent(row.accuracy),
-            "95% CI (Wilson)": f"[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
-            "math-verify": percent(row.math_verify),
-            "marked": percent(row.marker_rate),
-            "truncated": percent(row.truncation_rate),
-            "in a loop": percent(row.repetition_rate),
-            "no answer": percent(row.no_answer_rate),
-            "unparsable": row.n_unparsable,
-            "timeout": row.n_timeout,
-        }
-        for row in result.arms
-    ]
-    return pd.DataFrame(rows)
-
-
-def means(result: BenchResult) -> pd.DataFrame:
-    """Return the table of macro and micro totals, two rows an arm, in the units of the other tables."""
-    rows = [
-        {
-            "arm": row.arm,
-            "mean over": {"macro": "subjects (macro)", "micro": "problems (micro)"}[row.kind],
-            "n": row.n,
-            "exact match": percent(row.accuracy),
-            "reference": row.reference,
-            "its exact match": percent(row.reference_accuracy),
-            "difference": signed(100 * row.difference, 1),
-            "95% CI, points": interval(row.ci_low, row.ci_high),
-        }
-        for row in result.totals
-    ]
-    return pd.DataFrame(rows)
+def alarms(result: BenchResult) -> None:
+    """Draw which weights are not verified, which arms collapsed and which problems were left out."""
+    if any(not certificate.verified for certificate in result.certificates.values()):
+        st.warning("At least one arm's weights could not be verified; do not trust this run.")
+    fallen = [row for row in result.arms if row.collapsed]
+    if fallen:
+        lines = [f"**{_ui.escape(row.arm)} · {pretty(row.subject)}**: {_ui.escape(row.collapsed or '')}"
+                 for row in fallen[:ALARMS_SHOWN]]  # fmt: skip
+        if len(fallen) > ALARMS_SHOWN:
+            lines.append(f"… and {len(fallen) - ALARMS_SHOWN} more (column “alarm” of the table of arms).")
+        st.error(
+            "  \n".join(("Collapse alarm: here the model answers worse in kind, not only less often right.", *lines))
+        )
+    if result.excluded:
+        left_out = ", ".join(f"{pretty(subject)} {n}" for subject, n in result.excluded.items())
+        st.warning(f"Problems that a recipe was tuned on are left out of these numbers: {left_out}.")
+    if result.no_verdict:
+        st.info(_ui.escape(result.no_verdict))
 
 
 def totals(result: BenchResult) -> None:
-    """Draw the macro totals as numbers, one an arm; micro stands in the table."""
+    """Draw the macro totals as numbers, one an arm; micro stands in the picture and in the table."""
     macro = [row for row in result.totals if row.kind == "macro"]
-    if macro:
-        reference = macro[0].reference
-        st.caption(
-            f"Macro: the mean over subjects of the paired difference to {_ui.escape(reference)}; bootstrap intervals "
-            "over problems within each subject."
-        )
+    if not macro:
+        return
+    st.caption(
+        f"Macro: the mean over subjects of the paired difference to {_ui.escape(macro[0].reference)}; bootstrap "
+        "intervals over problems within each subject."
+    )
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
                 row.arm,
                 signed(100 * row.difference, 1, " points"),
-                f"95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
+                f"95% CI {_score_tables.interval(row.ci_low, row.ci_high)}, n = {row.n}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
                 help=f"Macro accuracy {percent(row.accuracy)}, {row.reference} {percent(row.reference_accuracy)}.",
-                width=250,
+                width=236,
             )
 
 
-def draw(result: BenchResult, run_id: str | None) -> None:
-    """Draw the benchmark and name its weights in the status strip."""
-    spec = _jobs.front().store.get_run(run_id).spec if run_id else None
-    recipes = {arm.name: arm.recipe for arm in spec.arms} if isinstance(spec, BenchSpec) else {}
+def _by_phone() -> bool:
+    return "Mobi" in (st.context.headers.get("User-Agent") or "")
+
+
+def picture(result: BenchResult, *, key: str = "forest") -> None:
+    """Draw the forest plot with the choice of its arms, their order and the panels' layout."""
+    if not result.comparisons:
+        st.caption("No arm has answered the same problems as the reference yet.")
+        return
+    chosen = st.session_state
+    chosen.setdefault("forest_layout", LAYOUTS[1] if _by_phone() else LAYOUTS[0])
+    chosen.setdefault("forest_order", ORDERS[0])
+    arms = forest.arms_in_order(result, chosen["forest_order"])
+    kept = [arm for arm in chosen.get("forest_arms", arms) if arm in arms]
+    chosen["forest_arms"] = kept or list(arms)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=f"{key}-controls"):
+        st.segmented_control("Order", ORDERS, required=True, **_session.mirror("forest_order", f"{key}-order"))
+        st.segmented_control("Subjects", LAYOUTS, required=True, **_session.mirror("forest_layout", f"{key}-layout"))
+        with st.popover(f"Arms: {len(chosen['forest_arms'])} of {len(arms)}", key=f"{key}-arms-menu"):
+            st.multiselect("Arms in the picture", arms, **_session.mirror("forest_arms", f"{key}-arms"))
+    shown = [arm for arm in arms if arm in chosen["forest_arms"]]
+    grid = chosen["forest_layout"] == LAYOUTS[0]
+    subjects = list(dict.fromkeys(row.subject for row in result.arms))
+    figure = forest.paired_differences(
+        result, subjects, result.spec.margin, arms=shown, columns=GRID_COLUMNS if grid else 1
+    )
+    with st.container(key=f"{key}-wide" if grid else f"{key}-tall"):
+        _ui.chart(figure, key=key, caption=forest.caption(result, result.spec.margin), rows=result.comparisons,
+                  more={"Arms": result.arms, "Totals": result.totals})  # fmt: skip
+
+
+def draw(result: BenchResult) -> None:
+    """Draw the finished or stopped benchmark and name its weights in the status strip."""
+    recipes = {arm.name: arm.recipe for arm in result.spec.arms}
     if "recipe" in result.certificates:
         _status.show_certificate(result.certificates["recipe"], recipes.get("recipe"))
-    if any(not certificate.verified for certificate in result.certificates.values()):
-        st.warning("At least one arm's weights could not be verified; do not trust this run.")
-    subjects = list(dict.fromkeys(row.subject for row in result.arms))
-    note = forest.caption(result, MARGIN)
-    smoke = any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms)
-    with _ui.card("Paired differences to the base", key="bench-result"):
-        if not result.complete:
-            st.badge("partial: finished blocks only", color="orange")
-        if smoke:
-            st.badge("smoke test", color="orange")
-        if result.comparisons:
-            figure = forest.paired_differences(result, subjects, MARGIN)
-            more = {"Arms": result.arms, "Answers": result.items}
-            _ui.chart(figure, key="forest", caption=note, rows=result.comparisons, more=more)
+    with _ui.card(f"Paired differences to {_ui.escape(result.spec.arms[0].name)}", key="bench-result"):
+        badges(result)
+        alarms(result)
+        picture(result)
         totals(result)
-        names = ("Verdicts", "Accuracy by arm", "Totals")
-        verdicts, arms, sums = st.tabs(names)
-        verdicts.dataframe(differences(result), hide_index=True, key="verdict-table", alt="Verdict by arm and subject")
-        arms.dataframe(accuracies(result), hide_index=True, key="arm-table", alt="Accuracy by arm and subject")
-        sums.dataframe(means(result), hide_index=True, key="total-table", alt="Macro and micro totals by arm")
+        _score_tables.draw(result)

@@ -20,12 +20,11 @@ def describe(job: Any) -> str:
     return " · ".join(parts)
 
 
-def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
-    """Draw the running job of `view` until it ends, then rerun the page; Stop stands outside the fragment."""
-    job_id = view.job.job_id
+def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
+    """Draw the running job until it ends, then rerun the page."""
 
     @st.fragment(run_every=every)
-    def live() -> None:
+    def progress() -> None:
         job = _jobs.front().snapshot(job_id)
         if job is None or job.state in _jobs.FINISHED:
             st.rerun()
@@ -34,8 +33,13 @@ def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = No
         if draw is not None:
             draw(job)
 
-    live()
-    st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(job_id,))
+    progress()
+
+
+def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
+    """Draw the running job of `view` until it ends; Stop stands outside the fragment."""
+    live(view.job.job_id, draw=draw, every=every)
+    st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(view.job.job_id,))
 
 
 def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:

@@ -105,3 +105,20 @@ def random_subspace(recipe: EditRecipe, rank: int, site: Site, *, seed: int = 0)
             recipe=recipe.model_copy(update={"arm": arm.model_copy(update={"norm_matched": True})}),
         ),
     )
+
+
+def alpha_sweep(recipe: EditRecipe, alphas: Sequence[float]) -> tuple[BenchArm, ...]:
+    """Return `recipe` at each master alpha but 0, which is the base itself."""
+    return tuple(
+        BenchArm(name=f"alpha {alpha:g}", recipe=recipe.model_copy(update={"master_alpha": alpha}))
+        for alpha in sorted(set(alphas))
+        if alpha
+    )
+
+
+def swept_alphas(arms: Sequence[BenchArm]) -> dict[str, float]:
+    """Return the master alpha by arm where all arms but the base are one recipe at two or more alphas; else nothing."""
+    recipes = {arm.name: arm.recipe for arm in arms if arm.recipe is not None}
+    neutral = {recipe.model_copy(update={"master_alpha": 1.0}).model_dump_json() for recipe in recipes.values()}
+    alphas = {name: recipe.master_alpha for name, recipe in recipes.items()}
+    return alphas if len(neutral) == 1 and len(set(alphas.values())) >= 2 else {}

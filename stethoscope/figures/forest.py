@@ -1,27 +1,36 @@
-"""Benchmarks: one dot per arm and subject, the paired difference to the reference with Newcombe's interval.
+"""Benchmarks: one panel a subject, one row an arm, the paired difference to the reference with its interval.
 
-Differences are drawn in percentage points, right of zero is better than the reference; the dashed line is the
+Differences are drawn in percentage points, right of zero is better than the reference; the shaded band is the
 non-inferiority margin. Two accuracy bars side by side are never drawn: overlap of their intervals is not the test.
+Subjects have Newcombe's interval and a filled mark where Holm's p is at most .05; the first panel has the totals with
+their bootstrap intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from stethoscope.figures.theme import (
+    BAND,
     FAINT,
     GRAY,
+    ORANGE,
     apply_layout,
     pretty,
     row_axis,
-    series_colour,
     shown_p,
     signed,
-    two_lines,
 )
-from stethoscope.results import BenchResult, ComparisonRow
+from stethoscope.results import BenchResult, ComparisonRow, TotalRow
 
 SMOKE_TEST_BELOW = 100
+SIGNIFICANT = 0.05
+TOTALS = "all subjects"
+FADED = 0.45
+ROW, PANEL_TITLE = 22, 56  # pixels
+Order = Literal["as planned", "by difference"]
 
 
 def describe_comparison(row: ComparisonRow) -> str:
@@ -39,57 +48,154 @@ def describe_comparison(row: ComparisonRow) -> str:
     )
 
 
-def paired_differences(result: BenchResult, subjects: Sequence[str], margin: float) -> go.Figure:
-    """Return the forest plot: `subjects` from top to bottom, within each one row an arm; `margin` is a fraction."""
-    arms = list(dict.fromkeys(row.arm for row in result.comparisons))
-    step = 0.72 / max(len(arms), 1)
-    rank = {subject: index for index, subject in enumerate(subjects)}
-    figure = go.Figure()
-    for index, arm in enumerate(arms):
-        rows = [row for row in result.comparisons if row.arm == arm and row.subject in rank]
-        colour = series_colour(index + 1)  # blue is the base, which is the zero line here
-        figure.add_trace(
+def describe_total(row: TotalRow) -> str:
+    """Return the hover text of a total: what it is a mean over, difference, interval and n."""
+    over = {"macro": "mean over subjects (macro)", "micro": "mean over problems (micro)"}[row.kind]
+    return "<br>".join(
+        (
+            f"<b>{row.arm} − {row.reference} · {over}</b>",
+            f"{signed(100 * row.difference, 1)} points, "
+            f"95% CI [{signed(100 * row.ci_low, 1)}, {signed(100 * row.ci_high, 1)}] (stratified paired bootstrap)",
+            f"n = {row.n}",
+        )
+    )
+
+
+def arms_in_order(result: BenchResult, order: Order = "as planned") -> tuple[str, ...]:
+    """Return the arms that were compared: as planned, or the largest macro difference first."""
+    planned = tuple(dict.fromkeys(row.arm for row in result.comparisons))
+    macro = {row.arm: row.difference for row in result.totals if row.kind == "macro"}
+    if order == "as planned" or not macro:
+        return planned
+    return tuple(sorted(planned, key=lambda arm: -macro.get(arm, 0.0)))
+
+
+def paired_differences(
+    result: BenchResult,
+    subjects: Sequence[str],
+    margin: float,
+    *,
+    arms: Sequence[str] | None = None,
+    columns: int = 1,
+) -> go.Figure:
+    """Return the forest plot: a panel for the totals and one a subject, `columns` side by side, one row an arm.
+
+    Args:
+        subjects: the panels' order; those without a comparison have none.
+        margin: non-inferiority margin, a fraction.
+        arms: the rows from top to bottom (all compared arms by default).
+    """
+    arms = arms_in_order(result) if arms is None else arms
+    compared = {row.subject for row in result.comparisons}
+    panels = [TOTALS] if result.totals else []
+    panels += [subject for subject in subjects if subject in compared]
+    columns = max(1, min(columns, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    height = lines * (ROW * len(arms) + PANEL_TITLE)
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.02,
+        vertical_spacing=min(0.9 / max(lines - 1, 1), PANEL_TITLE / height) if lines > 1 else 0,
+        subplot_titles=[f"<b>{pretty(panel)}</b>" for panel in panels],
+        specs=[
+            [{} if row * columns + column < len(panels) else None for column in range(columns)] for row in range(lines)
+        ],
+    )
+    apply_layout(figure, height=height + 20)
+    figure.update_layout(showlegend=False)
+    figure.update_annotations(font={"size": 12, "color": GRAY})
+    row_axis(figure, list(arms))
+    figure.update_xaxes(matches="x", gridcolor=FAINT, ticksuffix="")
+    shade = 1.0 if result.complete else FADED
+    for index, panel in enumerate(panels):
+        x, y = f"x{index + 1 if index else ''}", f"y{index + 1 if index else ''}"
+        place = {"xref": x, "yref": f"{y} domain", "y0": 0, "y1": 1}
+        figure.add_shape(type="rect", x0=-100 * margin, x1=0, fillcolor=BAND, line_width=0, layer="below", **place)
+        figure.add_shape(type="line", x0=0, x1=0, line={"color": GRAY, "width": 1}, **place)
+        traces = _totals(result, arms, shade) if panel == TOTALS else _subject(result, panel, arms, shade)
+        figure.add_traces([trace.update(xaxis=x, yaxis=y) for trace in traces])
+    for column in range(min(columns, len(panels))):
+        lowest = max(index for index in range(len(panels)) if index % columns == column)
+        title = {"text": "arm − reference, points", "font": {"color": GRAY, "size": 12}}
+        figure.layout[f"xaxis{lowest + 1 if lowest else ''}"].title = title
+    return figure
+
+
+def _subject(result: BenchResult, subject: str, arms: Sequence[str], shade: float) -> list[go.Scatter]:
+    rank = {arm: index for index, arm in enumerate(arms)}
+    rows = [row for row in result.comparisons if row.subject == subject and row.arm in rank]
+    marks = ["circle" if row.holm_p <= SIGNIFICANT else "circle-open" for row in rows]
+    text = [describe_comparison(row) for row in rows]
+    return _by_colour(rows, rank, marks, text, shade)
+
+
+def _totals(result: BenchResult, arms: Sequence[str], shade: float) -> list[go.Scatter]:
+    traces: list[go.Scatter] = []
+    for kind, mark, shift in (("macro", "diamond", -0.14), ("micro", "diamond-open", 0.2)):
+        rank = {arm: index + shift for index, arm in enumerate(arms)}
+        rows = [row for row in result.totals if row.kind == kind and row.arm in rank]
+        traces += _by_colour(rows, rank, [mark] * len(rows), [describe_total(row) for row in rows], shade)
+    return traces
+
+
+def _by_colour(
+    rows: Sequence[ComparisonRow] | Sequence[TotalRow],
+    rank: dict[str, float] | dict[str, int],
+    marks: Sequence[str],
+    text: Sequence[str],
+    shade: float,
+) -> list[go.Scatter]:
+    """Return one trace for the recipe and one for everything that stands beside it (error bars have one colour)."""
+    traces = []
+    for colour in (GRAY, ORANGE):
+        of = [index for index, row in enumerate(rows) if (ORANGE if row.arm == "recipe" else GRAY) == colour]
+        if not of:
+            continue
+        chosen = [rows[index] for index in of]
+        traces.append(
             go.Scatter(
-                x=[100 * row.difference for row in rows],
-                y=[rank[row.subject] + (index - (len(arms) - 1) / 2) * step for row in rows],
+                x=[100 * row.difference for row in chosen],
+                y=[rank[row.arm] for row in chosen],
                 error_x={
                     "type": "data",
                     "symmetric": False,
-                    "array": [100 * (row.ci_high - row.difference) for row in rows],
-                    "arrayminus": [100 * (row.difference - row.ci_low) for row in rows],
+                    "array": [100 * (row.ci_high - row.difference) for row in chosen],
+                    "arrayminus": [100 * (row.difference - row.ci_low) for row in chosen],
                     "color": colour,
                     "thickness": 1.6,
-                    "width": 4,
+                    "width": 3,
                 },
                 mode="markers",
-                marker={"size": 8, "color": colour},
-                name=arm,
-                text=[describe_comparison(row) for row in rows],
+                opacity=shade,
+                marker={"size": 8, "color": colour, "symbol": [marks[index] for index in of], "line": {"width": 1.5}},
+                text=[text[index] for index in of],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    height = max(34, 20 * len(arms)) * len(rank) + 110
-    apply_layout(figure, height=height, x_title="arm − reference, points · better →")
-    figure.update_layout(showlegend=True)
-    row_axis(figure, [two_lines(subject) for subject in rank])
-    for boundary in range(1, len(rank)):
-        figure.add_hline(y=boundary - 0.5, line={"color": FAINT, "width": 1})
-    figure.add_vline(x=0, line={"color": GRAY, "width": 1})
-    figure.add_vline(x=-100 * margin, line={"color": GRAY, "width": 1, "dash": "dash"})
-    return figure
+    return traces
 
 
 def caption(result: BenchResult, margin: float) -> str:
     """Return what stands under the picture: n, the reference, the intervals, the margin and what is missing."""
-    ns = sorted({row.n for row in result.arms})
-    n = "no" if not ns else str(ns[0]) if len(ns) == 1 else f"{ns[0]} to {ns[-1]}"
     reference = next((row.reference for row in result.comparisons), "base")
     parts = [
-        f"Paired differences to {reference}, n = {n} problems per subject, the same in every arm; Newcombe 95% "
-        f"intervals; exact McNemar with Holm over subjects. Dashed: the margin of {100 * margin:g} points."
+        f"Paired differences to {reference}, n = {_count(row.n for row in result.arms)} problems per subject, the same "
+        "in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
+        f"Shaded: the margin of {100 * margin:g} points."
     ]
-    if ns and ns[0] < SMOKE_TEST_BELOW:
+    if result.totals:
+        parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")
+    if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
         parts.append(f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")
     if not result.complete:
-        parts.append("Stopped early: finished blocks only.")
+        parts.append("Partial: finished blocks only, so the intervals are faded and are no reason to stop or go on.")
     return " ".join(parts)
+
+
+def _count(ns: Iterable[int]) -> str:
+    known = sorted(set(ns))
+    if not known:
+        return "no"
+    return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"

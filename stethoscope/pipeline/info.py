@@ -22,6 +22,7 @@ def model_row(context: Context) -> ModelRow:
         device=str(session.device),
         size_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         checksum=context.base_checksum,
+        chat_template=bool(session.tokenizer.chat_template),
     )
 
 

@@ -13,7 +13,10 @@ class SaeRow(Record):
 
 
 class ModelRow(Record):
-    """Size and identity of the loaded model; `checksum` is over all weights as loaded."""
+    """Size and identity of the loaded model; `checksum` is over all weights as loaded.
+
+    `chat_template`: the tokenizer has one.
+    """
 
     id: str
     revision: str | None
@@ -24,6 +27,7 @@ class ModelRow(Record):
     device: str
     size_bytes: int
     checksum: str
+    chat_template: bool
 
 
 class TaskVectorRow(Record):

@@ -8,14 +8,11 @@ import re
 
 import pytest
 
-from stethoscope.figures import energy, forest, probe, sizes, specificity, tables, text
+from stethoscope.figures import energy, probe, sizes, specificity, tables, text
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, SERIES, shown_p, signed
 from stethoscope.records import BenchArm, BenchSpec, ModelRef, ProblemsRef
 from stethoscope.results import (
-    ArmRow,
-    BenchResult,
     Certificate,
-    ComparisonRow,
     DiagnosisResult,
     EnergyCell,
     EnergyResult,
@@ -282,63 +279,6 @@ def test_probe_keeps_controls_apart() -> None:
     assert list(subjects.error_x.arrayminus) == pytest.approx([0.02, 0.02])
     assert "subjects −0.150, control +0.050" in probe.caption(result)
     assert "n = 16" in probe.caption(result)
-
-
-def bench(n: int = 50, *, complete: bool = True) -> BenchResult:
-    comparison = ComparisonRow(
-        arm="recipe",
-        reference="base",
-        subject="algebra",
-        n11=10,
-        n10=12,
-        n01=4,
-        n00=n - 26,
-        difference=8 / n,
-        ci_low=-0.02,
-        ci_high=0.3,
-        mcnemar_p=0.08,
-        holm_p=0.5,
-        z_unpooled=1.5,
-        e_value=1.1,
-        verdict="inconclusive",
-    )
-    arm = ArmRow(
-        arm="recipe",
-        recipe_id="r",
-        subject="algebra",
-        n=n,
-        correct=22,
-        accuracy=22 / n,
-        ci_low=0.3,
-        ci_high=0.6,
-        lm_eval_stderr=0.07,
-        math_verify=0.5,
-        marker_rate=1.0,
-        truncation_rate=0.0,
-        repetition_rate=0.0,
-        no_answer_rate=0.0,
-        n_unparsable=0,
-        n_timeout=0,
-    )
-    return BenchResult(
-        spec=SPEC, arms=(arm,), comparisons=(comparison,), totals=(), items=(), certificates={}, complete=complete
-    )
-
-
-def test_forest_shows_points_with_newcombe_and_the_margin() -> None:
-    figure = forest.paired_differences(bench(), SUBJECTS, 0.03)
-    assert list(figure.data[0].x) == [16.0]
-    assert figure.data[0].error_x.array[0] == pytest.approx(14.0)
-    assert -3.0 in [shape.x0 for shape in figure.layout.shapes]
-    hover = figure.data[0].text[0]
-    for part in ("gained 12, lost 4", "n = 50", "Newcombe", "inconclusive"):
-        assert part in hover
-
-
-def test_small_or_partial_benchmarks_say_so() -> None:
-    assert "Smoke test" in forest.caption(bench(50), 0.03)
-    assert "Smoke test" not in forest.caption(bench(100), 0.03)
-    assert "Stopped early" in forest.caption(bench(complete=False), 0.03)
 
 
 def test_norm_bars_are_percent() -> None:

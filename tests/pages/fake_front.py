@@ -28,6 +28,7 @@ MODEL_ROW = R.ModelRow(
     device="cpu",
     size_bytes=4_960_000,
     checksum="sha256-" + "ab" * 32,
+    chat_template=True,
 )
 
 

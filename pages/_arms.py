@@ -1,0 +1,110 @@
+"""The arms of a benchmark: the recipe and its controls, saved recipes beside it, or one recipe at several alphas."""
+
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _words
+from stethoscope import arms
+from stethoscope.recipes import shown_layers
+from stethoscope.records import BenchArm, EditRecipe
+from stethoscope.results import DiagnosisResult
+from stethoscope.store.ids import content_id, short_id
+
+WHAT = {"controls": "the recipe and its controls", "sweep": "the recipe at several alphas"}
+ALPHAS = tuple(round(0.25 * step, 2) for step in range(1, 7))
+STARTS = {
+    "bench_what": "controls",
+    "bench_controls": ["all layers", "random layers"],
+    "bench_draws": 3,
+    "bench_saved": [],
+    "bench_alphas": list(ALPHAS),
+}
+
+
+def _split_follows() -> None:
+    """An alpha is chosen on dev problems; controls are judged on test problems: by default, both can be changed."""
+    st.session_state["bench_what"] = st.session_state["bench-what"]
+    st.session_state["bench_split"] = "dev" if st.session_state["bench-what"] == "sweep" else "test"
+
+
+def choose(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
+    """Draw the choice of arms and return them all, the base first."""
+    for name, start in STARTS.items():
+        st.session_state.setdefault(name, start)
+    widget = _session.mirror("bench_what", "bench-what") | {"on_change": _split_follows, "args": ()}
+    st.segmented_control("Arms", list(WHAT), format_func=lambda what: WHAT[what], required=True, **widget)
+    chosen = _sweep(recipe) if st.session_state["bench_what"] == "sweep" else _controls(recipe, n_layers)
+    chosen = [arms.BASE, *chosen]
+    with st.expander(f"{len(chosen)} arms: {', '.join(_ui.escape(arm.name) for arm in chosen)}", key="bench-arm-list"):
+        for arm in chosen:
+            what = (
+                "the model as it is; every other arm is compared with it"
+                if arm.recipe is None
+                else _words.words(arm.recipe)
+            )
+            st.caption(f"**{_ui.escape(arm.name)}**: {_ui.escape(what)}")
+    return chosen
+
+
+def _sweep(recipe: EditRecipe) -> list[BenchArm]:
+    options = sorted({*ALPHAS, 0.05, 0.1, *st.session_state["bench_alphas"]})
+    st.multiselect("Master alphas (0, the base, is always among them)", options, format_func=lambda alpha: f"{alpha:g}",
+                   **_session.mirror("bench_alphas", "bench-alphas"))  # fmt: skip
+    return list(arms.alpha_sweep(recipe, st.session_state["bench_alphas"]))
+
+
+def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
+    chosen, diagnosis = st.session_state, _jobs.look("diagnosis").result
+    order = diagnosis.order.get(chosen["subject"], ()) if isinstance(diagnosis, DiagnosisResult) else ()
+    offered = _offered(recipe, n_layers, order)
+    chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(list(offered),),
+                  help="Every control that this recipe can have, with three random draws.")  # fmt: skip
+        st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
+                 **_session.mirror("bench_controls", "bench-controls"))  # fmt: skip
+    saved = _saved(recipe)
+    chosen["bench_saved"] = [key for key in chosen["bench_saved"] if key in saved]
+    left, right = st.columns([4, 1], vertical_alignment="bottom")
+    left.multiselect("Saved recipes as further arms", list(saved), format_func=lambda key: saved[key].name,
+                     placeholder="none" if saved else "no other recipe is saved", disabled=not saved,
+                     **_session.mirror("bench_saved", "bench-saved"))  # fmt: skip
+    right.number_input("Random draws", 1, 10, step=1, **_session.mirror("bench_draws", "bench-draws"))
+    found = [BenchArm(name="recipe", recipe=recipe)]
+    for name in offered:
+        found += offered[name] if name in chosen["bench_controls"] else ()
+    return found + [saved[key] for key in chosen["bench_saved"]]
+
+
+def _take_standard(everything: list[str]) -> None:
+    st.session_state.update(bench_controls=everything, bench_draws=3)
+
+
+def _offered(recipe: EditRecipe, n_layers: int, order: tuple[int, ...]) -> dict[str, tuple[BenchArm, ...]]:
+    """Return the arms of every control that this recipe can have, by the control's name."""
+    chosen, profile = st.session_state, _session.profile()
+    seed, k = int(chosen["bench_seed"]), int(chosen["edit_k"])
+    offered: dict[str, tuple[BenchArm, ...]] = {}
+    if len(recipe.layers) < n_layers:
+        offered["all layers"] = (arms.all_layers(recipe, n_layers),)
+        offered["random layers"] = arms.random_layers(recipe, n_layers, draws=int(chosen["bench_draws"]), seed=seed)
+        offered["last layers"] = (arms.last_layers(recipe, n_layers),)
+        if order:
+            offered["bottom layers"] = (arms.bottom_layers(recipe, order),)
+    if recipe.arm.kind == "raw":
+        spec = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
+        offered["projected"] = arms.projected(recipe, spec, chosen["subject"], k)
+        offered["random subspace"] = arms.random_subspace(recipe, k, profile.saes.site, seed=seed)
+    return offered
+
+
+def _saved(recipe: EditRecipe) -> dict[str, BenchArm]:
+    """Return the saved recipes of this model as arms, by recipe id; those that edit nothing are left out."""
+    stored = {content_id(kept.recipe): kept.recipe for kept in _jobs.front().store.list_recipes()}
+    return {
+        recipe_id: BenchArm(
+            name=f"saved {short_id(recipe_id)}: layers {shown_layers(kept.layers)} at {kept.master_alpha:g}",
+            recipe=kept,
+        )
+        for recipe_id, kept in stored.items()
+        if kept.layers and kept.model == recipe.model and kept != recipe
+    }

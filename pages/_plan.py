@@ -1,0 +1,107 @@
+"""The plan of a benchmark: which problems, how many, how they are asked; and what that many can show at all."""
+
+import streamlit as st
+
+from pages import _problems, _session, _ui
+from stethoscope.figures.theme import pretty
+from stethoscope.records import BenchArm, BenchSpec
+
+MOST = 500  # of the slider; the box beside it takes more
+STARTS = {
+    "bench_n": 100,
+    "bench_seed": 0,
+    "bench_tokens": 256,
+    "bench_split": "test",
+    "bench_chat": False,
+    "bench_margin": 3.0,
+    "bench_block": 64,
+}
+SPLITS = {"test": "test: for verdicts", "dev": "dev: for tuning"}
+
+
+def defaults() -> None:
+    """Give every session key of the plan a value that suits the profile."""
+    profile, chosen = _session.profile(), st.session_state
+    everything = known_subjects()
+    chosen.setdefault("bench_subjects", list(profile.problems.subjects))
+    chosen["bench_subjects"] = [name for name in chosen["bench_subjects"] if name in everything]
+    for name, start in STARTS.items():
+        chosen.setdefault(name, start)
+
+
+def known_subjects() -> list[str]:
+    """Return the subjects of the problems in use, control corpora behind them."""
+    problems = _problems.in_use()
+    return [*problems.subjects, *problems.control_names]
+
+
+def spec_of(chosen_arms: list[BenchArm]) -> BenchSpec:
+    """Return the benchmark that the session describes."""
+    chosen = st.session_state
+    return BenchSpec(
+        model=_session.profile().model,
+        problems=_problems.in_use(),
+        arms=tuple(chosen_arms),
+        subjects=tuple(chosen["bench_subjects"]),
+        n=int(chosen["bench_n"]),
+        split=chosen["bench_split"],
+        max_new_tokens=int(chosen["bench_tokens"]),
+        seed=int(chosen["bench_seed"]),
+        margin=round(float(chosen["bench_margin"]) / 100, 4),
+        chat_template=bool(chosen["bench_chat"]),
+        block_size=int(chosen["bench_block"]),
+    )
+
+
+def take(spec: BenchSpec) -> None:
+    """Set the plan to that of a stored benchmark; its arms are `_arms`' part."""
+    st.session_state.update(
+        bench_subjects=list(spec.subjects),
+        bench_n=spec.n,
+        bench_seed=spec.seed,
+        bench_tokens=spec.max_new_tokens,
+        bench_split=spec.split,
+        bench_chat=spec.chat_template,
+        bench_margin=100 * spec.margin,
+        bench_block=spec.block_size,
+    )
+
+
+def problems_and_n() -> None:
+    """Draw which problems are asked, and of how many."""
+    st.multiselect("Subjects", known_subjects(), format_func=pretty,
+                   **_session.mirror("bench_subjects", "bench-subjects"))  # fmt: skip
+    slider, exact, split = st.columns([3.2, 0.9, 1.9], vertical_alignment="bottom")
+    n = int(st.session_state["bench_n"])
+    slider.slider("n per subject", 2, max(MOST, n), **_session.mirror("bench_n", "bench-n-slider"))
+    exact.number_input("exactly", 2, 5000, step=10, **_session.mirror("bench_n", "bench-n"))
+    split.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
+                            **_session.mirror("bench_split", "bench-split"))  # fmt: skip
+
+
+def how_asked(*, chat_template: bool) -> None:
+    """Draw how the problems are asked and compared."""
+    seed, tokens, chat, more = st.columns([0.9, 0.9, 1.6, 1], vertical_alignment="bottom")
+    seed.number_input("Seed", 0, 10_000, step=1, **_session.mirror("bench_seed", "bench-seed"))
+    tokens.number_input("New tokens", 8, 4096, step=8, help="The longest answer; lm-evaluation-harness stops at 256.",
+                        **_session.mirror("bench_tokens", "bench-tokens"))  # fmt: skip
+    if not chat_template:
+        st.session_state["bench_chat"] = False
+    reason = "Put each problem into the tokenizer’s chat template, as the user’s message."
+    if not chat_template:
+        reason = "This model’s tokenizer has no chat template."
+    chat.checkbox("Chat template" if chat_template else "Chat template (the tokenizer has none)", help=reason,
+                  disabled=not chat_template, **_session.mirror("bench_chat", "bench-chat"))  # fmt: skip
+    with more.popover("More", width="stretch", key="bench-more"):
+        st.number_input("Margin, points", 0.5, 50.0, step=0.5,
+                        help="“Not worse” means: the interval’s lower bound lies above minus this.",
+                        **_session.mirror("bench_margin", "bench-margin"))  # fmt: skip
+        st.number_input("Block size, problems", 8, 1024, step=8,
+                        help="Every arm answers a block before the next begins; a block is what a stop can cost.",
+                        **_session.mirror("bench_block", "bench-block"))  # fmt: skip
+
+
+def note_on_split() -> None:
+    """Say once what the chosen split may be used for."""
+    if st.session_state["bench_split"] == "dev":
+        st.caption(_ui.escape("Dev problems are for choosing alpha, layers and k. They give numbers, and no verdict."))

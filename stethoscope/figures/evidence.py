@@ -1,0 +1,66 @@
+"""E-values of a benchmark while it runs: the one number that may be looked at after every block.
+
+e = 2^(g+l) Beta(g + 1/2, l + 1/2) / Beta(1/2, 1/2) over g problems gained and l lost; whatever the moment of looking,
+P(e >= 20) is at most 1/20 where there is no difference. One dot an arm and subject, on a logarithmic axis.
+"""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, row_axis
+from stethoscope.results import BenchResult, ComparisonRow
+
+EVIDENCE = 20.0
+LEAST, MOST = 0.05, 1e6  # the axis' ends: what lies beyond stands at them
+FADED = "rgba(125, 136, 148, 0.55)"
+
+
+def e_values(result: BenchResult, arms: Sequence[str]) -> go.Figure:
+    """Return the picture: `arms` from top to bottom, evidence right of the line at 20."""
+    rank = {arm: index for index, arm in enumerate(arms)}
+    rows = [row for row in result.comparisons if row.arm in rank]
+    figure = go.Figure(
+        go.Scatter(
+            x=[min(max(row.e_value, LEAST), MOST) for row in rows],
+            y=[rank[row.arm] for row in rows],
+            mode="markers",
+            marker={
+                "size": 9,
+                "symbol": ["diamond" if row.e_value >= EVIDENCE else "circle" for row in rows],
+                "color": [ORANGE if row.e_value >= EVIDENCE else FADED for row in rows],
+            },
+            text=[describe(row) for row in rows],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    apply_layout(figure, height=24 * len(rank) + 70, x_title="e-value · evidence from 20 on →")
+    figure.update_xaxes(
+        type="log", tickvals=[0.1, 1, 20, 1000, 1e6], ticktext=["0.1", "1", "20", "1000", "10⁶"], gridcolor=FAINT
+    )
+    row_axis(figure, list(arms))
+    figure.add_vline(x=EVIDENCE, line={"color": GRAY, "width": 1.5, "dash": "dash"})
+    return figure
+
+
+def describe(row: ComparisonRow) -> str:
+    """Return the hover text of one dot: which way the evidence points, and how many problems it rests on."""
+    side = "gains" if row.n10 > row.n01 else "losses" if row.n10 < row.n01 else "neither side"
+    return (
+        f"<b>{row.arm} − {row.reference} · {pretty(row.subject)}</b><br>e = {row.e_value:.3g}, for {side}<br>"
+        f"gained {row.n10}, lost {row.n01} of n = {row.n11 + row.n10 + row.n01 + row.n00}"
+    )
+
+
+def caption(result: BenchResult) -> str:
+    """Return what stands under the picture: what may be concluded from it while the run goes on, and what not."""
+    shown = [row for row in result.comparisons if row.e_value >= EVIDENCE]
+    names = ", ".join(
+        f"{row.arm} · {pretty(row.subject)} ({'better' if row.n10 > row.n01 else 'worse'})" for row in shown
+    )
+    n = max((row.n for row in result.arms), default=0)
+    return (
+        "Evidence that may be looked at after every block: of arms that do not differ, at most one in twenty ever gets "
+        f"to e = 20 (each subject alone, not corrected over subjects). n = {n} per subject so far. "
+        f"{names + '.' if names else 'Nothing has reached 20 yet.'}"
+    )
