@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stethoscope.errors import CheckpointError
-from stethoscope.model.likelihood import encode_solutions, mean_nll
+from stethoscope.model.likelihood import bounded_batches, encode_solutions, mean_nll, position_bytes
 from stethoscope.model.prefix import right_align, share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 
+GRAPH_BYTES = (
+    3 << 30
+)  # what a backward pass may keep: at 4B in bfloat16 about 350 tokens of solutions with their logits
 Delta = Callable[[str], Float[Tensor, "out in"]]
 
 
@@ -38,7 +41,8 @@ def first_order_effects(
     """Return d NLL / d alpha at alpha = 0 of each (prompt, solution), for injecting alpha * tau into each layer alone.
 
     In nats per solution token, as `likelihood.solution_nll`; the gain to first order is its negative times alpha.
-    Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
+    Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches. A batch has
+    fewer rows where the activations that the backward pass needs would take more than `GRAPH_BYTES`.
 
     Args:
         delta: tau of a parameter, by name, in float32 (`TaskVector.delta`).
@@ -51,9 +55,11 @@ def first_order_effects(
     rows, scored = encode_solutions(session, pairs)
     effects = np.zeros((len(pairs), session.layout.n_layers))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
+    kept = [
+        len(row) * _token_bytes(session) + (n + 1) * _logits_bytes(session) for row, n in zip(rows, scored, strict=True)
+    ]
+    for chosen in bounded_batches(order, kept, batch_size, 1, GRAPH_BYTES):
         progress.give_way()
-        chosen = order[start : start + batch_size]
         block = right_align(session, [rows[i] for i in chosen], share_prefix(session, []))
         counts = [scored[i] for i in chosen]
         taken = torch.zeros(len(chosen), session.layout.n_layers, dtype=torch.float64)
@@ -75,6 +81,19 @@ def first_order_effects(
         effects[chosen] = taken.numpy()
         progress.advance(len(chosen))
     return effects
+
+
+def _token_bytes(session: ModelSession) -> int:
+    """Return about what the layers keep of one token: inputs of the matrices and of what stands between them."""
+    layout = session.layout
+    down = next(site for site in layout.of_layer(0) if site.matrix == "down_proj")
+    width = session.parameter(down.name).shape[1]
+    return layout.n_layers * (10 * layout.d_model + 5 * width) * session.dtype.itemsize
+
+
+def _logits_bytes(session: ModelSession) -> int:
+    """Return what one scored position keeps: its logits, their float32 copy, log-probabilities and gradients."""
+    return 2 * position_bytes(session) + 12 * position_bytes(session) // session.dtype.itemsize
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def layout_of(model: nn.Module) -> ModelLayout:
         CheckpointError: no decoder, or more than one, whose layers have q, k, v, o, gate, up and down projections
             (fused projections, mixtures of experts, encoder-decoders).
     """
-    path, layers = _decoder_layers(model)
+    path, layers = decoder_layers(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     matrices: list[MatrixSite] = []
     for index, layer in enumerate(layers):
@@ -156,7 +156,7 @@ def _part(part: str) -> Literal["attention", "mlp"]:
     return "attention" if part == "attention" else "mlp"
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Find the one list of decoder layers; a vision tower's layers have no gated MLP and do not count."""
     found = [
         (path, module)

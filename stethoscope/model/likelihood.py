@@ -21,6 +21,9 @@ from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.results import TokenChance
 
+LOGITS_BYTES = 1 << 30  # logits made at a time; at 262k words in bfloat16 that is 2,047 positions
+CHUNK_BYTES = 64 << 20  # of them in float32 at a time
+
 
 def solution_nll(
     session: ModelSession,
@@ -49,19 +52,21 @@ def rows_nll(
     """Return the mean NLL of the last `scored[i]` tokens of each row, as `solution_nll` does for text.
 
     Where torch has one thread of a CPU with more cores (a small model beside a page), two batches run side by side:
-    two threads inside one small product would wait for each other. Nobody passes ahead while a batch runs.
+    two threads inside one small product would wait for each other. Nobody passes ahead while a batch runs. A batch has
+    fewer rows where its logits would take more than `LOGITS_BYTES`.
     """
     progress = progress or Progress()
     nll = np.zeros(len(rows))
     contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
     prefix = share_prefix(session, contexts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    abreast = batches_abreast(session.device.type)
+    budget = LOGITS_BYTES // abreast
+    batches = bounded_batches(order, [n + 1 for n in scored], batch_size, position_bytes(session), budget)
 
     def score(chosen: list[int]) -> Float[np.ndarray, " batch"]:
         return _batch_nll(session, [rows[i] for i in chosen], [scored[i] for i in chosen], prefix)
 
-    abreast = 2 if session.device.type == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1 else 1
     with ThreadPoolExecutor(abreast) as executor:
         for start in range(0, len(batches), abreast):
             progress.give_way()
@@ -70,6 +75,34 @@ def rows_nll(
                 nll[chosen] = values
                 progress.advance(len(chosen))
     return nll
+
+
+def batches_abreast(device: str) -> int:
+    """Return how many batches are scored side by side: two where torch has one thread of a CPU with more cores."""
+    return 2 if device == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1 else 1
+
+
+def position_bytes(session: ModelSession) -> int:
+    """Return the bytes of the logits of one position, in the model's dtype."""
+    return int(session.model.config.get_text_config().vocab_size) * session.dtype.itemsize
+
+
+def bounded_batches(
+    order: Sequence[int], sizes: Sequence[int], batch_size: int, unit_bytes: int, budget: int
+) -> list[list[int]]:
+    """Return `order` cut into batches of at most `batch_size` rows whose padded size stays within `budget` bytes.
+
+    A batch takes rows x its largest size x `unit_bytes`; a single row is always let through.
+    """
+    batches: list[list[int]] = []
+    for i in order:
+        batch = batches[-1] if batches else []
+        widest = max([sizes[i], *(sizes[j] for j in batch)])
+        if batch and len(batch) < batch_size and (len(batch) + 1) * widest * unit_bytes <= budget:
+            batch.append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 def _batch_nll(
@@ -102,11 +135,15 @@ def mean_nll(
 ) -> Float[Tensor, " batch"]:
     """Return the mean NLL, in nats and float64, of the `scored[i]` last tokens of each right-aligned row.
 
-    `logits` are those of the last `keep` positions, keep = max(scored) + 1: each predicts the token after it.
+    `logits` are those of the last `keep` positions, keep = max(scored) + 1: each predicts the token after it. They are
+    taken to float32 some positions at a time.
     """
-    keep = logits.shape[1]
+    batch, keep, vocab = logits.shape
     targets = input_ids[:, 1 - keep :, None]  # [batch, keep - 1, 1]
-    chances = logits[:, :-1].float().log_softmax(-1).gather(2, targets)[..., 0].double()  # [batch, keep - 1]
+    step = max(1, CHUNK_BYTES // (4 * batch * vocab))
+    pieces = zip(logits[:, :-1].split(step, dim=1), targets.split(step, dim=1), strict=True)
+    picked = [piece.float().log_softmax(-1).gather(2, wanted)[..., 0] for piece, wanted in pieces]
+    chances = torch.cat(picked, dim=1).double()  # [batch, keep - 1]
     return torch.stack([-row[-n:].mean() for row, n in zip(chances, scored, strict=True)])
 
 

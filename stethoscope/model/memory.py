@@ -1,4 +1,7 @@
-"""How much memory a device has left, as the system tells it; a container's own limit counts where there is one."""
+"""How much memory a device has left, as the system tells it; a container's own limit counts where there is one.
+
+On a GPU, memory that torch holds without using it counts as free: torch hands it out again.
+"""
 
 import os
 from pathlib import Path
@@ -6,33 +9,69 @@ from pathlib import Path
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+NO_LIMIT = 2**62
 
 
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that can still be allocated on `device` (for the CPU: without swapping)."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_system_free_bytes(), _container_free_bytes())
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return min(_system_bytes("MemAvailable", "SC_AVPHYS_PAGES"), _container_free_bytes())
 
 
-def _system_free_bytes() -> int:
+def capacity_bytes(device: torch.device) -> int:
+    """Return the bytes that `device` has in all (for the CPU: of the machine, or of the container's limit)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    limit = _container_numbers()
+    return min(_system_bytes("MemTotal", "SC_PHYS_PAGES"), NO_LIMIT if limit is None else limit[0])
+
+
+def device_name(device: torch.device) -> str:
+    """Return what the device calls itself: the GPU's product name, or the CPU's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in _lines(Path("/proc/cpuinfo")):
+        name, _, rest = line.partition(":")
+        if name.strip() == "model name":
+            return rest.strip()
+    return device.type
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a number of bytes as people read it: "7.8 GB" (decimal), "335 MB"."""
+    return f"{size_bytes / 1e9:.1f} GB" if abs(size_bytes) >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            name, _, rest = line.partition(":")
-            if name == "MemAvailable":
-                return int(rest.split()[0]) * 1024
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        pass
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        return []
+
+
+def _system_bytes(field: str, pages: str) -> int:
+    for line in _lines(Path("/proc/meminfo")):
+        name, _, rest = line.partition(":")
+        if name == field:
+            return int(rest.split()[0]) * 1024
+    known = pages if pages in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(known) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _container_free_bytes() -> int:
     """Return what the memory limit of this process's group leaves, a very large number where there is none."""
+    numbers = _container_numbers()
+    return NO_LIMIT if numbers is None else numbers[0] - numbers[1]
+
+
+def _container_numbers() -> tuple[int, int] | None:
+    """Return limit and use (without the file cache) of this process's group, None where there is no limit."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
         cached = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
     except (OSError, ValueError):
-        return 2**62
-    return 2**62 if limit == "max" else int(limit) - used + int(cached.get("inactive_file", 0))
+        return None
+    return None if limit == "max" else (int(limit), used - int(cached.get("inactive_file", 0)))

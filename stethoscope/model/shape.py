@@ -1,0 +1,97 @@
+"""The sizes of a decoder, from its config.json alone: what every estimate of memory is made of.
+
+The model is built on torch's meta device, which allocates nothing, so that every architecture's numbers are exact.
+Counted is the language tower; a vision tower is not loaded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from stethoscope.errors import CheckpointError
+from stethoscope.model.layout import decoder_layers
+from stethoscope.records import ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a language tower.
+
+    Attributes:
+        numbers: parameters, tied ones once.
+        layer_numbers: parameters of the matrices of one layer (of the largest, where layers differ).
+        matrix_numbers: parameters of the largest matrix of a layer.
+        outer_numbers: parameters of embeddings and untied head.
+        width: inner width of the MLP.
+        windows: how many slots each layer's attention keeps; None where it keeps all.
+    """
+
+    n_layers: int
+    d_model: int
+    width: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    windows: tuple[int | None, ...]
+    numbers: int
+    layer_numbers: int
+    matrix_numbers: int
+    outer_numbers: int
+
+    @property
+    def attention_width(self) -> int:
+        """Width of what o_proj reads."""
+        return self.n_heads * self.head_dim
+
+
+def shape_of(model: nn.Module) -> ModelShape:
+    """Return the sizes of a model, loaded or on the meta device.
+
+    Raises:
+        CheckpointError: no decoder, or more than one.
+    """
+    config: Any = model.config
+    text = config.get_text_config()
+    path, layers = decoder_layers(model)
+    decoder = path.rpartition(".")[0] + "."
+    tower = {name: p.numel() for name, p in model.named_parameters() if name.startswith((decoder, "lm_head."))}
+    matrices = [[p.numel() for p in layer.parameters() if p.ndim > 1] for layer in layers]
+    n_layers, heads = len(layers), int(text.num_attention_heads)
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * n_layers
+    window = getattr(text, "sliding_window", None)
+    return ModelShape(
+        n_layers=n_layers,
+        d_model=int(text.hidden_size),
+        width=int(text.intermediate_size),
+        n_heads=heads,
+        n_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        vocab=int(text.vocab_size),
+        windows=tuple(int(window) if window and kind == "sliding_attention" else None for kind in kinds),
+        numbers=sum(tower.values()),
+        layer_numbers=max(map(sum, matrices)),
+        matrix_numbers=max(map(max, matrices)),
+        outer_numbers=sum(n for name, n in tower.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))),
+    )
+
+
+def shape_of_config(ref: ModelRef, config: Any) -> ModelShape:
+    """Return the sizes of the model that `config` (a transformers config) describes; nothing is allocated.
+
+    Raises:
+        CheckpointError: a config that describes no decoder whose layers can be edited.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return shape_of(model)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(
+            f"config.json of {ref.id} does not tell the sizes of a decoder",
+            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            expected="a causal language model that transformers knows",
+        ) from error
