@@ -40,7 +40,7 @@ def test_logits_stay_within_their_budget_and_nothing_changes(
     budget = widest // 3
     monkeypatch.setattr(likelihood, "LOGITS_BYTES", budget)
     np.testing.assert_allclose(rows_nll(pico_session, ROWS, SCORED, batch_size=8), whole, atol=1e-5)
-    assert len(kept) > 3
+    assert len(kept) >= 3
     assert budget / 2 < max(kept) <= budget
 
 
