@@ -3,11 +3,12 @@
 Each control keeps the recipe's task vector, master alpha and filter and changes only *which* layers are edited:
 all of them, equally many drawn at random (several seeded draws), the last ones (a control for depth), the least
 specific ones; or it keeps the layers and projects the edit. Strengths per layer are the recipe's mean strength.
+`standard_set` is all of them in one call, with the whole fine-tune as the other end of the scale.
 """
 
 import random
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 from stethoscope.records import (
     BenchArm,
@@ -17,6 +18,7 @@ from stethoscope.records import (
     NormMatchedArm,
     ProjectedArm,
     RandomSubspaceArm,
+    RawArm,
     Site,
 )
 
@@ -40,10 +42,28 @@ def all_layers(recipe: EditRecipe, n_layers: int) -> BenchArm:
     return BenchArm(name="all layers", recipe=with_layers(recipe, range(n_layers)))
 
 
-def random_layers(recipe: EditRecipe, n_layers: int, *, draws: int = 3, seed: int = 0) -> tuple[BenchArm, ...]:
-    """Return `draws` arms on equally many layers, drawn without replacement and never the recipe's own set."""
+def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
+    """Return the arm that is the fine-tuned model itself: layers, norms and embeddings at alpha 1."""
+    whole = EditRecipe(
+        model=recipe.model,
+        task_vector=recipe.task_vector,
+        layers=dict.fromkeys(range(n_layers), LayerAlpha()),
+        norms=True,
+        embeddings=True,
+    )
+    return BenchArm(name="full fine-tune", recipe=whole)
+
+
+def random_layers(
+    recipe: EditRecipe, n_layers: int, *, draws: int = 3, seed: int = 0, avoid: Iterable[Iterable[int]] = ()
+) -> tuple[BenchArm, ...]:
+    """Return `draws` arms on equally many layers, all different, never the recipe's own set nor one of `avoid`.
+
+    There are fewer where the model has no more such sets.
+    """
     generator = random.Random(f"{seed}-{n_layers}-{len(recipe.layers)}")
-    size, taken, arms = len(recipe.layers), {tuple(sorted(recipe.layers))}, []
+    size, arms = len(recipe.layers), []
+    taken = {tuple(sorted(recipe.layers)), *(tuple(sorted(layers)) for layers in avoid)}
     for _ in range(200 * draws):
         layers = tuple(sorted(generator.sample(range(n_layers), size)))
         if layers not in taken:
@@ -122,3 +142,62 @@ def swept_alphas(arms: Sequence[BenchArm]) -> dict[str, float]:
     neutral = {recipe.model_copy(update={"master_alpha": 1.0}).model_dump_json() for recipe in recipes.values()}
     alphas = {name: recipe.master_alpha for name, recipe in recipes.items()}
     return alphas if len(neutral) == 1 and len(set(alphas.values())) >= 2 else {}
+
+
+class StandardSet(NamedTuple):
+    """The arms of a complete benchmark, the base first, and what is not among them, in words."""
+
+    arms: tuple[BenchArm, ...]
+    notes: tuple[str, ...]
+
+
+def standard_set(
+    recipe: EditRecipe,
+    n_layers: int,
+    *,
+    order: Sequence[int] | None,
+    diagnosis: DiagnoseSpec | None,
+    subject: str,
+    top_k: int,
+    seed: int = 0,
+    draws: int = 3,
+    name: str = "recipe",
+) -> StandardSet:
+    """Return base, recipe, all layers, bottom n, last n, random n, projected, norm-matched, and the full fine-tune.
+
+    An arm that edits exactly like one before it is left out, and said so.
+
+    Args:
+        order: the layers by specificity, best first; without it there are no bottom layers.
+        diagnosis, subject, top_k: whose latents the projected arms use; without a diagnosis there are none.
+        seed: of the random draws. name: of the recipe's arm.
+    """
+    notes: list[str] = []
+    wanted = [BASE, BenchArm(name=name, recipe=recipe), all_layers(recipe, n_layers)]
+    fixed = [last_layers(recipe, n_layers)]
+    if order is None:
+        notes.append("No diagnosis, so no bottom layers.")
+    else:
+        fixed.insert(0, bottom_layers(recipe, order))
+    avoid = [arm.recipe.layers for arm in fixed if arm.recipe is not None]
+    drawn = random_layers(recipe, n_layers, draws=draws, seed=seed, avoid=avoid)
+    if len(drawn) < draws:
+        notes.append(
+            f"{len(drawn)} random draws instead of {draws}: there are no more sets of {len(recipe.layers)} layers."
+        )
+    wanted += [*fixed, *drawn]
+    if not isinstance(recipe.arm, RawArm):
+        notes.append(f"The recipe is {recipe.arm.kind} itself, so no projected arms beside it.")
+    elif diagnosis is None:
+        notes.append("No SAEs, so no projected arms.")
+    else:
+        wanted += projected(recipe, diagnosis, subject, top_k)
+    wanted.append(full_fine_tune(recipe, n_layers))
+    arms: list[BenchArm] = []
+    for arm in wanted:
+        twin = next((other for other in arms if other.recipe == arm.recipe), None)
+        if twin is None:
+            arms.append(arm)
+        else:
+            notes.append(f"“{arm.name}” is the same edit as “{twin.name}”, and left out.")
+    return StandardSet(tuple(arms), tuple(notes))

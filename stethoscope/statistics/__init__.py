@@ -34,6 +34,14 @@ from stethoscope.statistics.paired import (
     unpooled_z,
     verdict,
 )
+from stethoscope.statistics.power import (
+    DiscordantRates,
+    detectable_difference,
+    discordant_rates,
+    expected_found,
+    mcnemar_power,
+    n_for_margin,
+)
 from stethoscope.statistics.ranks import (
     Midranks,
     RankTest,
@@ -44,6 +52,12 @@ from stethoscope.statistics.ranks import (
 )
 
 __all__ = [
+    "n_for_margin",
+    "mcnemar_power",
+    "expected_found",
+    "discordant_rates",
+    "detectable_difference",
+    "DiscordantRates",
     "BETTER",
     "INCONCLUSIVE",
     "NOT_WORSE",

@@ -1,0 +1,100 @@
+"""The standard set: every control once, three different random draws, nothing twice, and what is missing is said."""
+
+import pytest
+import torch
+
+from stethoscope import arms
+from stethoscope.delta.patch import build_patch
+from stethoscope.delta.task_vector import open_task_vector
+from stethoscope.model.session import load_session
+from stethoscope.profiles import MINI
+from stethoscope.records import EditRecipe, ModelRef, RandomSubspaceArm
+
+ORDER = (9, 8, 5, 4, 3, 2, 7, 6, 0, 1)
+DIAGNOSIS = MINI.diagnose_spec()
+
+
+def recipe_on(layers: tuple[int, ...], **fields: object) -> EditRecipe:
+    named = {"model": MINI.model, "task_vector": MINI.task_vector(), "layers": dict.fromkeys(layers, 1.0)}
+    return EditRecipe.model_validate(named | fields)
+
+
+def standard(recipe: EditRecipe, n_layers: int = 10, **fields: object) -> arms.StandardSet:
+    chosen = {"order": ORDER, "diagnosis": DIAGNOSIS, "subject": "algebra", "top_k": 8} | fields
+    return arms.standard_set(recipe, n_layers, **chosen)  # type: ignore[arg-type]
+
+
+def layers_of(found: arms.StandardSet) -> dict[str, list[int]]:
+    return {arm.name: list(arm.recipe.layers) for arm in found.arms if arm.recipe is not None}
+
+
+def test_every_control_once() -> None:
+    found = standard(recipe_on((4, 5)))
+    layers = layers_of(found)
+    drawn = [name for name in layers if name.startswith("random 2 ")]
+    assert [arm.name for arm in found.arms] == [
+        "base", "recipe", "all layers", "bottom 2", "last 2", *drawn, "projected", "projected, norm-matched",
+        "full fine-tune",
+    ]  # fmt: skip
+    assert len({tuple(layers[name]) for name in drawn} - {(4, 5), (0, 1), (8, 9)}) == len(drawn) == 3
+    assert (layers["bottom 2"], layers["last 2"]) == ([0, 1], [8, 9])
+    assert found.notes == ()
+    assert found.arms == standard(recipe_on((4, 5))).arms
+    assert standard(recipe_on((4, 5)), seed=1).arms != found.arms
+
+
+def test_the_same_edit_stands_there_once() -> None:
+    found = standard(recipe_on((4, 5)), order=tuple(range(10)))
+    assert layers_of(found)["bottom 2"] == [8, 9]
+    assert "last 2" not in layers_of(found)
+    assert found.notes == ("“last 2” is the same edit as “bottom 2”, and left out.",)
+
+
+def test_a_recipe_on_all_layers_has_no_other_sets() -> None:
+    found = standard(recipe_on(tuple(range(10))))
+    assert [arm.name for arm in found.arms] == [
+        "base", "recipe", "projected", "projected, norm-matched", "full fine-tune",
+    ]  # fmt: skip
+    assert "“all layers” is the same edit as “recipe”, and left out." in found.notes
+    assert "0 random draws instead of 3: there are no more sets of 10 layers." in found.notes
+    whole = recipe_on(tuple(range(10)), norms=True, embeddings=True)
+    assert "“full fine-tune” is the same edit as “recipe”, and left out." in standard(whole).notes
+
+
+def test_random_draws_never_repeat_a_named_control() -> None:
+    for seed in range(30):
+        found = standard(recipe_on((0,)), n_layers=5, order=(0, 1, 2, 3, 4), seed=seed)
+        drawn = {tuple(layers) for name, layers in layers_of(found).items() if name.startswith("random")}
+        assert drawn == {(1,), (2,), (3,)}
+    few = standard(recipe_on((0,)), n_layers=3, order=(0, 1, 2))
+    assert "1 random draws instead of 3: there are no more sets of 1 layers." in few.notes
+
+
+def test_what_cannot_be_is_said() -> None:
+    found = standard(recipe_on((4, 5)), order=None, diagnosis=None)
+    assert found.notes == ("No diagnosis, so no bottom layers.", "No SAEs, so no projected arms.")
+    filtered = standard(recipe_on((4, 5), arm=RandomSubspaceArm(rank=4)))
+    assert not any(arm.name.startswith("projected") for arm in filtered.arms)
+    assert "The recipe is random-subspace itself, so no projected arms beside it." in filtered.notes
+
+
+def test_controls_of_the_set_are_known_as_such() -> None:
+    recipe = recipe_on((4, 5))
+    kinds = [arms.layer_control(arm, recipe) for arm in standard(recipe).arms]
+    assert kinds == [None, None, "all", "bottom", "last", "random", "random", "random", None, None, None]
+
+
+@pytest.mark.parametrize("task_vector", ["math", "forgetting"])
+def test_the_full_fine_tune_is_the_fine_tuned_checkpoint_bit_by_bit(task_vector: str) -> None:
+    session = load_session(MINI.model, device="cpu")
+    ref = MINI.task_vector(task_vector)
+    arm = arms.full_fine_tune(recipe_on((4,), task_vector=ref, master_alpha=0.3), session.layout.n_layers)
+    assert arm.recipe is not None
+    patch = build_patch(session, open_task_vector(ref, session), arm.recipe)
+    tuned = load_session(ModelRef(id=ref.tuned), device="cpu")
+    moved = 0
+    for name, parameter in tuned.model.named_parameters():
+        edited = patch.tensors.get(name, session.parameter(name).detach())
+        assert torch.equal(edited, parameter.detach()), name
+        moved += not torch.equal(edited, session.parameter(name).detach())
+    assert moved > 100

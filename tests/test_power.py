@@ -1,0 +1,173 @@
+"""What a benchmark can see, against published and simulated values; and what an error rate is under peeking."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stethoscope import statistics as S
+from stethoscope.statistics.power import discordant_rates
+
+BASE, GAIN, CORRELATION = 160 / 540, 53 / 540, 0.45  # the abstract's number theory: 29.6% to 39.4%, +9.8 points
+
+
+def simulated_tables(n: int, base: float, difference: float, correlation: float, trials: int, seed: int) -> np.ndarray:
+    """Draw 2x2 tables [trials, (n11, n10, n01, n00)] of answers with these accuracies and correlation."""
+    arm = base + difference
+    both = arm * base + correlation * math.sqrt(arm * (1 - arm) * base * (1 - base))
+    shares = [both, arm - both, base - both, 1 - arm - base + both]
+    return np.random.default_rng(seed).multinomial(n, shares, size=trials)
+
+
+@pytest.mark.parametrize(("n", "power"), [(50, 0.19), (100, 0.41), (200, 0.76)])
+def test_power_of_the_abstracts_effect(n: int, power: float) -> None:
+    assert round(S.mcnemar_power(n, BASE, GAIN, CORRELATION), 2) == power
+
+
+@pytest.mark.parametrize(
+    ("n", "base", "difference", "correlation"), [(60, 0.3, 0.15, 0.45), (150, 0.6, -0.1, 0.3), (40, 0.5, 0.3, -0.2)]
+)
+def test_power_is_what_simulation_finds(n: int, base: float, difference: float, correlation: float) -> None:
+    tables = simulated_tables(n, base, difference, correlation, 6000, seed=n)
+    found = [S.mcnemar_exact(n10, n01) < 0.05 and (n10 - n01) * difference > 0 for _, n10, n01, _ in tables.tolist()]
+    sd = 0.0065  # binomial, at most
+    assert S.mcnemar_power(n, base, difference, correlation) == pytest.approx(np.mean(found), abs=4 * sd)
+
+
+def test_without_a_difference_power_is_the_one_sided_error() -> None:
+    for n in (20, 100, 500):
+        assert 0 < S.mcnemar_power(n, 0.3, 0.0, 0.45) <= 0.025
+    assert S.mcnemar_power(5, 0.3, 0.3, 0.45) == 0.0, "five discordant pairs cannot reach .05"
+    assert S.mcnemar_power(100, 0.3, 0.0, 1.0) == 0.0, "no discordant pairs at all"
+
+
+@given(st.floats(0.02, 0.9), st.floats(0.0, 0.4), st.floats(-1, 1), st.integers(5, 300))
+@settings(max_examples=60, deadline=None)
+def test_power_grows_with_the_effect_and_the_level(base: float, gain: float, phi: float, n: int) -> None:
+    gain = min(gain, 1 - base)
+    rates = discordant_rates(base, gain, phi)
+    assert rates.gained - rates.lost == pytest.approx(gain, abs=1e-9)
+    assert min(rates) >= -1e-12
+    assert rates.gained + rates.lost <= 1 + 1e-12
+    power = S.mcnemar_power(n, base, gain, phi)
+    assert 0 <= power <= 1 + 1e-9
+    assert S.mcnemar_power(n, base, gain, phi, level=0.01) <= power + 1e-12
+    mirrored = S.mcnemar_power(n, base + gain, -gain, phi)  # the arms change names
+    assert mirrored == pytest.approx(power, abs=1e-9)
+
+
+def test_detectable_difference_is_where_power_crosses() -> None:
+    for n in (50, 100, 474, 1187):
+        found = S.detectable_difference(n, BASE, CORRELATION)
+        assert found is not None
+        assert S.mcnemar_power(n, BASE, found, CORRELATION) >= 0.8
+        assert S.mcnemar_power(n, BASE, found - 2e-4, CORRELATION) < 0.8
+    detectable = [S.detectable_difference(n, BASE, CORRELATION) or 1 for n in (50, 100, 200, 400, 1187)]
+    assert detectable == sorted(detectable, reverse=True)
+    assert round(100 * detectable[0]) == 22  # fifty problems cannot see less than 22 points
+    assert S.detectable_difference(5, BASE, CORRELATION) is None
+    assert S.detectable_difference(100, 1.0, CORRELATION) is None, "nothing is above 100%"
+
+
+def test_found_after_holm_is_what_simulation_finds() -> None:
+    for n, published in ((100, 1.4), (200, 4.0)):
+        expected = S.expected_found(n, BASE, GAIN, CORRELATION)
+        assert expected == pytest.approx(published, abs=0.1)
+        tables = simulated_tables(n, BASE, GAIN, CORRELATION, 7 * 1500, seed=n)
+        p = np.array([S.mcnemar_exact(n10, n01) if n10 > n01 else 1.0 for _, n10, n01, _ in tables.tolist()])
+        found = [(S.holm(family) < 0.05).sum() for family in p.reshape(-1, 7)]
+        assert expected == pytest.approx(np.mean(found), abs=4 * np.std(found) / math.sqrt(1500))
+    assert S.expected_found(100, BASE, GAIN, CORRELATION, subjects=1) == pytest.approx(
+        S.mcnemar_power(100, BASE, GAIN, CORRELATION)
+    )
+
+
+def test_a_margin_of_three_points_needs_more_than_a_thousand_problems() -> None:
+    n = S.n_for_margin(BASE, CORRELATION, 0.03)
+    assert n > 1000
+    tables = simulated_tables(n, BASE, 0.0, CORRELATION, 1500, seed=3)
+    lows = [S.newcombe_paired(*table).low for table in tables.tolist()]
+    assert np.mean(np.array(lows) > -0.03) == pytest.approx(0.8, abs=0.05)
+    assert S.n_for_margin(BASE, CORRELATION, 0.03, difference=0.03) < n / 3
+
+
+def test_fast_enough_for_a_slider() -> None:
+    S.detectable_difference.cache_clear()
+    S.mcnemar_power.cache_clear()
+    started = time.process_time()
+    for n in range(20, 1187, 60):
+        S.detectable_difference(n, 0.31, 0.4)
+    assert time.process_time() - started < 2.0  # 20 settings; a shared machine is slow, a slider needs one
+    started = time.process_time()
+    for n in range(20, 1187, 60):
+        S.detectable_difference(n, 0.31, 0.4)
+    assert time.process_time() - started < 0.01
+
+
+def test_the_e_value_keeps_its_error_under_continuous_peeking_where_mcnemar_does_not() -> None:
+    generator = np.random.default_rng(4)
+    trials, length = 1500, 300
+    flips = generator.random((trials, length)) < 0.5
+    gained = flips.cumsum(axis=1)
+    total = range(1, length + 1)
+    place = np.arange(length)
+    e = np.array([[S.discordant_e_value(g, k - g) for g in range(k + 1)] + [0.0] * (length - k) for k in total])
+    crossed = (e[place, gained] >= 20).any(axis=1).mean()
+    assert 0.005 < crossed <= 0.05, "P(sup e >= 20) <= 1/20 (Ville)"
+    p = np.array([[S.mcnemar_exact(g, k - g) for g in range(k + 1)] + [1.0] * (length - k) for k in total])
+    assert (p[place, gained] < 0.05).any(axis=1).mean() > 0.2, "what the e-value is for"
+
+
+def test_the_e_value_is_a_mean_of_likelihood_ratios() -> None:
+    """E[e] = 1 under the null at every fixed length: the sum over all outcomes of probability times e."""
+    for k in (1, 7, 40):
+        expected = sum(math.comb(k, g) * 0.5**k * S.discordant_e_value(g, k - g) for g in range(k + 1))
+        assert expected == pytest.approx(1.0)
+
+
+def test_the_totals_bootstrap_covers_the_truth() -> None:
+    generator = np.random.default_rng(5)
+    covered = {"macro": 0, "micro": 0}
+    trials, sizes = 250, {"a": 60, "b": 120, "c": 40}
+    gains = {"a": 0.15, "b": 0.0, "c": 0.05}
+    truth = {"macro": 0.2 / 3, "micro": (60 * 0.15 + 40 * 0.05) / 220}
+    for trial in range(trials):
+        arm, reference = {}, {}
+        for name, n in sizes.items():
+            tables = generator.multinomial(n, [0.3, 0.1 + gains[name], 0.1, 0.5 - gains[name]])
+            cells = np.repeat(np.array([(1, 1), (1, 0), (0, 1), (0, 0)], dtype=bool), tables, axis=0)
+            arm[name], reference[name] = cells[:, 0], cells[:, 1]
+        for kind in ("macro", "micro"):
+            total = S.stratified_paired_bootstrap(arm, reference, kind=kind, draws=600, seed=trial)
+            covered[kind] += total.low <= truth[kind] <= total.high
+    for kind, times in covered.items():
+        assert times / trials >= 0.91, kind  # nominal 95%; binomial sd 1.4%
+
+
+def test_the_claim_about_layers_covers_with_three_draws() -> None:
+    generator = np.random.default_rng(6)
+    trials, n = 600, 100
+    for sd in (0.0, 0.06, 0.15):  # draws differ in their own accuracy around .45; ours is .5
+        covered = rejected = 0
+        for _ in range(trials):
+            rates = np.clip(generator.normal(0.45, sd, 3), 0, 1)
+            ours = {s: generator.random(n) < 0.5 for s in "abcdefg"}
+            draws = {s: generator.random((3, n)) < rates[:, None] for s in "abcdefg"}
+            found = S.difference_to_draws(ours, draws)
+            covered += found.low <= 0.05 <= found.high
+            rejected += found.p < 0.05
+            assert (found.p < 0.05) == (not found.low <= 0 <= found.high), "p and interval say the same"
+        assert covered / trials >= 0.935, sd  # nominal 95%; binomial sd .9%
+    assert rejected / trials < 0.15, "draws that differ that much leave little to say"
+
+
+def test_the_p_of_a_claim_falls_with_the_difference_down_to_nothing() -> None:
+    others = np.zeros((2, 400), dtype=bool)
+    others[:, :40] = True
+    p = [S.difference_to_draws({"a": np.arange(400) < n}, {"a": others}).p for n in (40, 60, 100, 400)]
+    assert p[0] == 1.0
+    assert p == sorted(p, reverse=True)
+    assert p[-1] < 1e-50
