@@ -1,11 +1,11 @@
-"""One sparse autoencoder a layer, read from sae_lens' disk format without importing sae_lens (6 seconds).
+"""One sparse autoencoder a layer, read from the formats of `sae.formats` without importing sae_lens (6 seconds).
 
     pre = (x - b_dec if apply_b_dec_to_input else x) @ W_enc + b_enc
     a   = relu(pre) * (pre > threshold)          jumprelu;   a = relu(pre)   standard
     x^  = a @ W_dec + b_dec
 
-A bank is a folder with `layer_{l}/{cfg.json, sae_weights.safetensors}`. Opening reads the cfg.json files only; weights
-are read when a layer is asked for and kept up to `cache_bytes` (at 16k latents one SAE is 335 MB).
+Opening reads (and fetches) the small files of settings only; weights are read when a layer is asked for and kept up to
+`cache_bytes` (at 16k latents and d_model 2560 one SAE is 335 MB).
 """
 
 import json
@@ -13,25 +13,21 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stethoscope.errors import SaeError
-from stethoscope.locations import local_path
+from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
 from stethoscope.results import SaeRow
+from stethoscope.sae.arrays import read_arrays, read_sizes
+from stethoscope.sae.formats import SITE_OF_HOOK, Stated, hook_site
+from stethoscope.sae.places import Found, Place, Source, find_places
 
-SITE_OF_HOOK: dict[str, Site] = {
-    "hook_resid_post": "resid_post",
-    "hook_mlp_out": "mlp_out",
-    "attn.hook_z": "attn_out",
-}
-ARCHITECTURES = ("jumprelu", "standard")
+WIDTHS = {"k": 1 << 10, "m": 1 << 20}  # width_16k has 16,384 latents
 CACHE_BYTES = 1 << 30
 
 
@@ -98,11 +94,12 @@ class Sae:
 class SaeBank:
     """The SAEs of a model: what there is (`rows`), and each one's weights when asked for (`load`)."""
 
-    def __init__(self, ref: SaeRef, folder: Path, rows: tuple[SaeRow, ...], *, d_model: int, cache_bytes: int) -> None:
+    def __init__(self, ref: SaeRef, found: Found, stated: dict[int, Stated], *, d_model: int, cache_bytes: int) -> None:
         self.ref = ref
-        self.rows = rows
         self.d_model = d_model
-        self._folder = folder
+        self.rows = tuple(_row(ref, layer, found.of_layer[layer], stated[layer]) for layer in stated)
+        self._found = found
+        self._stated = stated
         self._cache_bytes = cache_bytes
         self._loaded: OrderedDict[int, Sae] = OrderedDict()
 
@@ -110,6 +107,11 @@ class SaeBank:
     def layers(self) -> tuple[int, ...]:
         """Layers that have an SAE, in order."""
         return tuple(row.layer for row in self.rows)
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the repository that the SAEs are of; None for a folder."""
+        return self._found.source.revision
 
     def row(self, layer: int) -> SaeRow:
         """Return what the SAE of `layer` is, without reading its weights.
@@ -125,6 +127,23 @@ class SaeBank:
             )
         return self.rows[self.layers.index(layer)]
 
+    def fetch(self, layers: Sequence[int], progress: Progress) -> None:
+        """Bring the weights of `layers` to this machine, counting bytes on `progress`; folders have them already.
+
+        The first is read before the others come, so that SAEs of another width are refused after one.
+
+        Raises:
+            SaeError: as `load`.
+            HubError: see `hub.fetch_folder`.
+        """
+        wanted = {layer: _weights(self._found.of_layer[self.row(layer).layer]) for layer in layers}
+        missing = {layer: name for layer, name in wanted.items() if self._found.source.here(name) is None}
+        for layer in list(missing)[:1]:
+            self._found.source.fetch([missing.pop(layer)], progress)
+            self.load(layer)
+        if missing:
+            self._found.source.fetch(list(missing.values()), progress)
+
     def load(self, layer: int) -> Sae:
         """Return the SAE of `layer`, checked, in float32 on the CPU.
 
@@ -134,152 +153,144 @@ class SaeBank:
         if layer in self._loaded:
             self._loaded.move_to_end(layer)
             return self._loaded[layer]
-        sae = _read_sae(self.ref, self._folder / f"layer_{layer}", self.row(layer), self.d_model)
+        row = self.row(layer)
+        if self._found.source.here(_weights(self._found.of_layer[layer])) is None:
+            self._found.source.fetch([_weights(self._found.of_layer[layer])], Progress())
+        sae = _read_sae(self.ref, self._found, row, self._stated[layer], self.d_model)
         self._loaded[layer] = sae
+        self.rows = tuple(
+            known.model_copy(update={"d_sae": sae.d_sae}) if known.layer == layer else known for known in self.rows
+        )
         while len(self._loaded) > 1 and sum(kept.size_bytes for kept in self._loaded.values()) > self._cache_bytes:
             self._loaded.popitem(last=False)
         return sae
 
     def latent_page(self, layer: int) -> str | None:
-        """Return the address of a latent's Neuronpedia page, with {latent} in it, where cfg.json names its set.
+        """Return the address of a latent's Neuronpedia page, with {latent} in it, where its set is known.
 
-        sae_lens writes `neuronpedia_id` into the metadata of an SAE whose registry entry has one.
+        sae_lens' registry names the set of some SAEs, and sae_lens writes it into the metadata of those it saves.
         """
-        metadata = _read_config(_name(self.ref, layer), self._folder / f"layer_{layer}").get("metadata")
-        named = metadata.get("neuronpedia_id") if isinstance(metadata, dict) else None
+        named = self._found.of_layer[layer].neuronpedia or self._stated[layer].neuronpedia
         if not isinstance(named, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
             return None
         return f"https://www.neuronpedia.org/{named}/{{latent}}"
 
 
-def open_bank(ref: SaeRef, d_model: int, *, cache_bytes: int = CACHE_BYTES) -> SaeBank:
+def open_bank(
+    ref: SaeRef, d_model: int, *, cache_bytes: int = CACHE_BYTES, progress: Progress | None = None
+) -> SaeBank:
     """Open the bank at `ref`; `d_model` is the width that its SAEs must read (`residual.site_width` for attn_out).
 
     Raises:
-        SaeError: no such folder, no SAE in it, an unreadable or unsupported cfg.json, another width.
+        SaeError: no such folder or release, no SAE in it, unreadable or unsupported settings, another width or site.
+        HubError: see `hub.fetch_folder`.
     """
-    folder = local_path(ref.location)
-    if folder is None or not folder.is_dir():
-        raise SaeError(
-            f"no SAE folder {ref.location}",
-            got="nothing there",
-            expected="a folder with layer_0, layer_1, ... in sae_lens' disk format",
-            next_step="Check the path; save hub SAEs with sae_lens' save_model first.",
-        )
-    found = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(r"layer_(\d+)", path.name))}
-    if not found:
-        raise SaeError(f"no SAE in {ref.location}", got="no folder called layer_0, layer_1, ...")
-    rows = tuple(_read_row(ref, layer, found[layer], d_model) for layer in sorted(found))
-    return SaeBank(ref, folder, rows, d_model=d_model, cache_bytes=cache_bytes)
+    found = find_places(ref, progress or Progress())
+    stated = {layer: _state(ref, layer, place, found.source, d_model) for layer, place in found.of_layer.items()}
+    return SaeBank(ref, found, stated, d_model=d_model, cache_bytes=cache_bytes)
 
 
-def _read_config(name: str, folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SaeError(f"{name} has no cfg.json", expected="sae_lens' disk format") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SaeError(f"cannot read cfg.json of {name}", got=error) from error
-    if not isinstance(config, dict):
-        raise SaeError(f"cannot read cfg.json of {name}", got=type(config).__name__, expected="a JSON object")
-    return config
+def _state(ref: SaeRef, layer: int, place: Place, source: Source, d_model: int) -> Stated:
+    """Read what the files say of one SAE, and refuse what does not fit; its sizes are those of its weights if here."""
+    name = _name(ref, place)
+    config = _read_config(name, place, source) | dict(place.overrides)
+    stated = place.known.read(name, place.place, config)
+    weights = source.here(_weights(place))
+    if (stated.d_in is None or stated.d_sae is None) and weights is not None:
+        d_in, d_sae = read_sizes(name, weights, place.known)
+        stated = replace(stated, d_in=d_in, d_sae=d_sae)
+    if stated.d_in is not None:
+        _check_width(name, stated.d_in, ref, d_model)
+    _check_hook(name, stated.hook, ref, layer)
+    return stated
 
 
-def _read_row(ref: SaeRef, layer: int, folder: Path, d_model: int) -> SaeRow:
-    name = _name(ref, layer)
-    config = _read_config(name, folder)
-    for field in ("d_in", "d_sae"):
-        if not isinstance(config.get(field), int):
-            raise SaeError(f"cfg.json of {name} lacks {field}", got=repr(config.get(field)), expected="an integer")
-    if config.get("architecture") not in ARCHITECTURES:
-        raise SaeError(
-            f"{name} is of an unsupported kind",
-            got=f"architecture {config.get('architecture')!r}",
-            expected=" or ".join(ARCHITECTURES),
-            next_step="Convert it with sae_lens (a trained BatchTopK is saved as jumprelu).",
-        )
-    if config.get("normalize_activations", "none") != "none":
-        raise SaeError(
-            f"{name} normalises its input",
-            got=f"normalize_activations {config['normalize_activations']!r}",
-            expected="'none'",
-            next_step="Fold the normalisation into the weights with sae_lens first.",
-        )
-    if config["d_in"] != d_model:
+def _check_width(name: str, d_in: int, ref: SaeRef, d_model: int) -> None:
+    if d_in != d_model:
         raise SaeError(
             f"{name} reads another width than the model's {ref.site}",
-            got=f"d_in {config['d_in']}",
+            got=f"d_in {d_in}",
             expected=d_model,
             next_step="Pick SAEs trained on this model and site.",
         )
-    _check_hook(name, config, ref, layer)
-    return SaeRow(layer=layer, site=ref.site, d_sae=config["d_sae"], architecture=config["architecture"])
 
 
-def _check_hook(name: str, config: dict[str, Any], ref: SaeRef, layer: int) -> None:
+def _read_config(name: str, place: Place, source: Source) -> dict[str, Any]:
+    """Return the settings of an SAE; {} where its format has none, or where Gemma Scope 2 left them out."""
+    file = place.known.config
+    if file is None:
+        return {}
+    path = source.here(place.file(file))
+    try:
+        config = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        path, config = None, {}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SaeError(f"cannot read {file} of {name}", got=error) from error
+    if path is None and not place.known.config_optional:
+        raise SaeError(f"{name} has no {file}", expected=f"{place.known.title}'s disk format")
+    if not isinstance(config, dict):
+        raise SaeError(f"cannot read {file} of {name}", got=type(config).__name__, expected="a JSON object")
+    return config
+
+
+def _check_hook(name: str, hook: str | None, ref: SaeRef, layer: int) -> None:
     """Refuse an SAE whose file says that it was trained on another site or layer; a file that says nothing passes."""
-    metadata = config.get("metadata")
-    hook = (metadata if isinstance(metadata, dict) else config).get("hook_name")
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook) if isinstance(hook, str) else None
-    if match is None or match[2] not in SITE_OF_HOOK:
-        return
-    if (int(match[1]), SITE_OF_HOOK[match[2]]) != (layer, ref.site):
+    trained = hook_site(hook) if hook else None
+    if trained is not None and trained != (layer, ref.site):
+        known = trained[1]
         raise SaeError(
             f"{name} was trained on another place in the model",
             got=hook,
             expected=f"{ref.site} of layer {layer}",
-            next_step=f"Name SAEs trained on {ref.site}, or the site that these read.",
+            next_step=f"Name SAEs trained on {ref.site}, or the site that these read."
+            if known
+            else f"Pick SAEs trained on one of {', '.join(dict.fromkeys(SITE_OF_HOOK.values()))}.",
         )
 
 
-def _read_sae(ref: SaeRef, folder: Path, row: SaeRow, d_model: int) -> Sae:
-    name = _name(ref, row.layer)
-    shapes = {
-        "W_enc": (d_model, row.d_sae),
-        "b_enc": (row.d_sae,),
-        "W_dec": (row.d_sae, d_model),
-        "b_dec": (d_model,),
-        "threshold": (row.d_sae,),
-    }
-    if row.architecture == "standard":
-        del shapes["threshold"]
-    tensors = {"threshold": torch.zeros(row.d_sae)} | _read_tensors(name, folder / "sae_weights.safetensors", shapes)
-    return Sae(
-        layer=row.layer,
-        site=ref.site,
-        apply_b_dec_to_input=bool(_read_config(name, folder).get("apply_b_dec_to_input", True)),
-        **tensors,
+def _row(ref: SaeRef, layer: int, place: Place, stated: Stated) -> SaeRow:
+    return SaeRow(
+        layer=layer, site=ref.site, d_sae=stated.d_sae or _named_width(place.id), architecture=stated.architecture
     )
 
 
-def _read_tensors(name: str, path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Read the tensors named by `shapes` in float32, each checked for presence, shape and finiteness."""
-    again = "Write or fetch this SAE again."
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key, shape in shapes.items():
-                if key not in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    raise SaeError(f"{name} lacks a tensor", got=f"no {key}", expected=", ".join(shapes))
-                tensor = file.get_tensor(key).to(torch.float32)
-                if tuple(tensor.shape) != shape:
-                    raise SaeError(
-                        f"{name} has {key} of the wrong shape",
-                        got=tuple(tensor.shape),
-                        expected=f"{shape} by cfg.json",
-                        next_step=again,
-                    )
-                if not torch.isfinite(tensor).all():
-                    raise SaeError(
-                        f"{name} has NaN or infinity in {key}", got="not finite", expected="finite", next_step=again
-                    )
-                tensors[key] = tensor
-    except FileNotFoundError as error:
-        raise SaeError(f"{name} has no sae_weights.safetensors", next_step=again) from error
-    except (SafetensorError, OSError) as error:
-        raise SaeError(f"{name} has a corrupt safetensors file", got=error, next_step=again) from error
-    return tensors
+def _named_width(identity: str) -> int:
+    """Return the number of latents that a name such as width_16k promises, 0 for a name that promises none."""
+    match = re.search(r"width_(\d+)([km]?)|(\d+)x(?![a-z0-9])", identity)
+    return int(match[1]) * WIDTHS.get(match[2], 1) if match and match[1] else 0
 
 
-def _name(ref: SaeRef, layer: int) -> str:
-    return f"SAE {ref.location}/layer_{layer}"
+def _read_sae(ref: SaeRef, found: Found, row: SaeRow, stated: Stated, d_model: int) -> Sae:
+    place = found.of_layer[row.layer]
+    name = _name(ref, place)
+    path = found.source.here(_weights(place))
+    assert path is not None, f"{name} is fetched before it is read"
+    d_in, d_sae = read_sizes(name, path, place.known)
+    _check_width(name, d_in, ref, d_model)
+    shapes = {
+        "W_enc": (d_model, stated.d_sae or d_sae),
+        "b_enc": (d_sae,),
+        "W_dec": (d_sae, d_model),
+        "b_dec": (d_model,),
+        "threshold": (d_sae,),
+    }
+    fixed = stated.threshold if stated.architecture == "jumprelu" else 0.0
+    if fixed is not None:
+        del shapes["threshold"]
+    arrays = read_arrays(name, path, place.known, shapes)
+    if fixed is not None:
+        arrays["threshold"] = torch.full((d_sae,), fixed)
+    sae = Sae(layer=row.layer, site=ref.site, apply_b_dec_to_input=stated.apply_b_dec_to_input, **arrays)
+    scale = stated.input_scale
+    if scale == 1:
+        return sae
+    return replace(sae, W_enc=sae.W_enc * scale, W_dec=sae.W_dec / scale, b_dec=sae.b_dec / scale)
+
+
+def _weights(place: Place) -> str:
+    return place.file(place.known.weights)
+
+
+def _name(ref: SaeRef, place: Place) -> str:
+    return f"SAE {ref.location}/{place.id}"

@@ -93,7 +93,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "width": (change_config(d_in=7), "reads another width than the model's resid_post; got d_in 7; expected 6"),
     "kind": (change_config(architecture="topk"), "unsupported kind; got architecture 'topk'; expected jumprelu or"),
     "normalised": (change_config(normalize_activations="layer_norm"), "normalises its input"),
-    "no size": (change_config(d_sae=None), "lacks d_sae; got None"),
+    "no size": (change_config(d_sae=None), "lacks d_sae in its settings; got None"),
     "no cfg": (lambda folder: (folder / "cfg.json").unlink(), "has no cfg.json"),
     "bad cfg": (lambda folder: (folder / "cfg.json").write_text("{"), "cannot read cfg.json"),
     "list cfg": (lambda folder: (folder / "cfg.json").write_text("[]"), "got list; expected a JSON object"),
@@ -135,6 +135,8 @@ def test_a_missing_bank_or_layer_is_refused(tmp_path: Path, write_sae_bank: Call
         ("blocks.2.hook_resid_post", "resid_post", False),
         ("blocks.3.attn.hook_z", "attn_out", True),
         ("somewhere else", "mlp_out", True),
+        ("blocks.3.hook_resid_pre", "resid_post", False),
+        ("blocks.3.hook_attn_out", "attn_out", False),  # behind o_proj
     ],
 )
 def test_an_sae_of_another_site_or_layer_is_refused(

@@ -18,6 +18,8 @@ from stethoscope.sae import bank as bank_module
 from stethoscope.sae.bank import Sae, SaeBank, open_bank
 from stethoscope.sae.counts import count_firing, sum_by_document
 from stethoscope.sae.documents import Document
+from stethoscope.sae.formats import Stated
+from stethoscope.sae.places import Found
 
 DOCUMENTS = [
     Document(" the prime divisor of 31 and a river", "12 and the circle.", "number_theory"),
@@ -188,10 +190,10 @@ def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the
     reads: Counter[int] = Counter()
     read = bank_module._read_sae
 
-    def counted(ref: SaeRef, folder: Path, row: SaeRow, d_model: int) -> Sae:
+    def counted(ref: SaeRef, found: Found, row: SaeRow, stated: Stated, d_model: int) -> Sae:
         reads[row.layer] += 1
         seen.append(new_bytes())
-        return read(ref, folder, row, d_model)
+        return read(ref, found, row, stated, d_model)
 
     def new_bytes() -> int:
         return sum(size for place, size in storages_of_vectors(32).items() if place not in before)

@@ -1,0 +1,205 @@
+"""Where the SAEs of a bank lie: in a folder, in a hub repository, or in a release of sae_lens' registry.
+
+However they are named, each layer ends with one place: a folder of files, here or fetched when asked for. Of several
+SAEs a layer (Gemma Scope has widths and densities), `width` and `l0` say which; two that remain are a mistake.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stethoscope.errors import SaeError
+from stethoscope.hub import fetch_folder, plan_fetch
+from stethoscope.locations import local_path
+from stethoscope.progress import Progress
+from stethoscope.records import SaeRef
+from stethoscope.sae.formats import FORMATS, Format, format_of_loader, layer_of, refuse_transcoder
+from stethoscope.sae.releases import Release, find_release, unknown_release
+
+WIDTH = r"(?<![a-z])width_(\d+[a-z]?)(?![0-9a-z])"
+DENSITY = r"(?<![a-z])l0_(\w+?)(?=/|_width|$)"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Files in a folder."""
+
+    root: Path
+    revision: None = None
+
+    def here(self, name: str) -> Path | None:
+        """Return the path of the file, whether it is there or not: the reader says what is missing."""
+        return self.root / name
+
+    def fetch(self, names: Sequence[str], progress: Progress) -> None:
+        """Do nothing: what is not there cannot be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """Files in a hub repository at a commit, below the hub's cache."""
+
+    repo_id: str
+    root: Path
+    revision: str
+
+    def here(self, name: str) -> Path | None:
+        """Return the path of the file in the hub's cache, None where it was not fetched."""
+        path = self.root / name
+        return path if path.is_file() else None
+
+    def fetch(self, names: Sequence[str], progress: Progress) -> None:
+        """Fetch what the cache lacks; see `hub.fetch_folder`."""
+        fetch_folder(self.repo_id, revision=self.revision, patterns=names, progress=progress)
+
+
+Source = Folder | Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One SAE.
+
+    Attributes:
+        id: how it is called, in messages and to choose by.
+        path: its folder in the source.
+        place: that folder with its repository or location, which some formats tell the site by.
+        overrides: what a registry puts in place of its settings.
+        neuronpedia: its set there, where a registry knows it.
+    """
+
+    id: str
+    path: str
+    known: Format
+    place: str
+    overrides: tuple[tuple[str, object], ...] = ()
+    neuronpedia: str | None = None
+
+    def file(self, name: str) -> str:
+        """Return the name of one of its files in the source."""
+        return f"{self.path}/{name}" if self.path else name
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The SAEs of a bank: where their files come from, and the place of each layer's."""
+
+    source: Source
+    of_layer: dict[int, Place]
+
+
+def find_places(ref: SaeRef, progress: Progress) -> Found:
+    """Return where the SAEs of `ref` lie; fetches settings from the hub where that is, and no weights.
+
+    Raises:
+        SaeError: nothing there, nothing of this width or density, several for one layer, a format that is not read.
+        HubError: see `hub.fetch_folder`.
+    """
+    folder = local_path(ref.location)
+    if folder is not None:
+        if not folder.is_dir():
+            raise SaeError(
+                f"no SAE folder {ref.location}",
+                got="nothing there",
+                expected="a folder with layer_0, layer_1, ..., each an SAE in sae_lens' or Gemma Scope's format",
+                next_step="Check the path.",
+            )
+        names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        return Found(Folder(folder), _one_a_layer(ref, _scan(ref.location, names)))
+    release = find_release(ref.location)
+    if release is not None:
+        return _of_release(ref, release, progress)
+    if ref.location.count("/") != 1:
+        raise unknown_release(ref.location)
+    plan = plan_fetch(ref.location, revision=ref.revision, patterns=[f"*{known.weights}" for known in FORMATS])
+    places = _one_a_layer(ref, _scan(ref.location, (file.name for file in plan.files)))
+    return _fetched(ref.location, plan.revision, places, progress)
+
+
+def _of_release(ref: SaeRef, release: Release, progress: Progress) -> Found:
+    known = format_of_loader(release.name, release.loader)
+    places = [
+        Place(
+            id=sae.id,
+            path=sae.path,
+            known=known,
+            place=f"{release.repo_id}/{sae.path}",
+            overrides=tuple(release.overrides.items()),
+            neuronpedia=sae.neuronpedia,
+        )
+        for sae in release.saes
+    ]
+    refuse_transcoder(f"release {release.name}", places[0].place)
+    return _fetched(release.repo_id, ref.revision, _one_a_layer(ref, places), progress)
+
+
+def _fetched(repo_id: str, revision: str | None, places: dict[int, Place], progress: Progress) -> Found:
+    """Fetch the settings of the SAEs, all at once."""
+    wanted = [place.file(place.known.config or place.known.weights) for place in places.values()]
+    plan = plan_fetch(repo_id, revision=revision, patterns=wanted)
+    source = Repository(repo_id, plan.folder, plan.revision)
+    configs = [place.file(place.known.config) for place in places.values() if place.known.config]
+    if configs:
+        source.fetch(configs, progress)
+    return Found(source, places)
+
+
+def _scan(location: str, names: Iterable[str]) -> list[Place]:
+    """Return the folders that hold an SAE, told by the names of their files."""
+    found: dict[str, Place] = {}
+    held = sorted(names)
+    for known in FORMATS:
+        for marker in (known.weights, known.config):
+            for name in held:
+                folder = name.removesuffix(marker or name)
+                if marker and folder != name and (not folder or folder.endswith("/")):
+                    path = folder.rstrip("/")
+                    found.setdefault(path, Place(path, path, known, f"{location}/{path}"))
+    return list(found.values())
+
+
+def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
+    """Return the SAE of each layer, of those with the width and density that are asked for."""
+    with_layer = [place for place in places if layer_of(place.id) is not None]
+    if not with_layer:
+        raise SaeError(
+            f"no SAE in {ref.location}",
+            got="no folder named after a layer",
+            expected="layer_0, layer_1, ..., each an SAE in one of these formats: "
+            + ", ".join(known.title for known in FORMATS),
+        )
+    chosen: dict[int, list[Place]] = {}
+    for place in with_layer:
+        if _fits(place.id, WIDTH, ref.width) and _fits(place.id, DENSITY, ref.l0):
+            chosen.setdefault(layer_of(place.id) or 0, []).append(place)
+    if not chosen:
+        raise SaeError(
+            f"no SAE of {ref.location} has this width and density",
+            got=f"width {ref.width or 'not given'}, l0 {ref.l0 or 'not given'}",
+            expected=_choices(with_layer),
+            next_step="Set width and l0 to one of these.",
+        )
+    for layer, several in sorted(chosen.items()):
+        if len(several) > 1:
+            raise SaeError(
+                f"{ref.location} has several SAEs for layer {layer}",
+                got=", ".join(place.id for place in several[:4]) + (" and others" if len(several) > 4 else ""),
+                expected="one a layer",
+                next_step=f"Set width and l0 ({_choices(several)}), or name a folder that holds one a layer.",
+            )
+    return {layer: chosen[layer][0] for layer in sorted(chosen)}
+
+
+def _fits(identity: str, pattern: str, wanted: str | None) -> bool:
+    return wanted is None or wanted in re.findall(pattern, identity)
+
+
+def _choices(places: Sequence[Place]) -> str:
+    """Return the widths and densities that the SAEs' names hold."""
+    parts = []
+    for title, pattern in (("width", WIDTH), ("l0", DENSITY)):
+        values = list(dict.fromkeys(value for place in places for value in re.findall(pattern, place.id)))
+        if values:
+            parts.append(f"{title} {' or '.join(values[:6])}{' ...' if len(values) > 6 else ''}")
+    return "; ".join(parts) or "names without width_ and l0_"

@@ -1,0 +1,85 @@
+"""sae_lens' registry of published SAEs, read from its file: importing sae_lens takes 6 seconds, reading this .6.
+
+A release names a hub repository, the loader that its files need, and for each SAE an id and a folder in the
+repository: gemma-scope-2-4b-it-res-all, layer_9_width_16k_l0_small -> google/gemma-scope-2-4b-it,
+resid_post_all/layer_9_width_16k_l0_small.
+"""
+
+import difflib
+import functools
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stethoscope.errors import SaeError
+
+OWN_FORMAT = "sae_lens"  # the loader of a release that names none
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedSae:
+    """One SAE of a release: its id, its folder in the repository, and its Neuronpedia set where it has one."""
+
+    id: str
+    path: str
+    neuronpedia: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A published set of SAEs.
+
+    Attributes:
+        repo_id: repository on the hub.
+        model: model that they were trained on.
+        loader: name of sae_lens' loader, which stands for a format.
+        overrides: what sae_lens reads in place of fields of cfg.json.
+    """
+
+    name: str
+    repo_id: str
+    model: str
+    loader: str
+    saes: tuple[ReleasedSae, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@functools.cache
+def _registry() -> dict[str, dict[str, Any]]:
+    spec = importlib.util.find_spec("sae_lens")
+    assert spec is not None, "sae_lens is among the requirements"
+    assert spec.origin is not None, "sae_lens is a package on disk"
+    text = (Path(spec.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the C one is 5 times faster
+
+
+def find_release(name: str) -> Release | None:
+    """Return the release called `name`, None where sae_lens knows none of that name."""
+    entry = _registry().get(name)
+    if entry is None:
+        return None
+    return Release(
+        name=name,
+        repo_id=entry["repo_id"],
+        model=entry["model"],
+        loader=entry.get("conversion_func") or OWN_FORMAT,
+        saes=tuple(ReleasedSae(sae["id"], str(sae["path"]), sae.get("neuronpedia")) for sae in entry["saes"]),
+        overrides=entry.get("config_overrides") or {},
+    )
+
+
+def unknown_release(name: str) -> SaeError:
+    """Return the error for a location that is neither a folder nor a release, with the names closest to it."""
+    close = difflib.get_close_matches(name, _registry(), n=3, cutoff=0.6)
+    return SaeError(
+        f"no SAEs at {name}",
+        got="neither a folder here nor a release that sae_lens knows",
+        expected=" or ".join(close)
+        if close
+        else "a folder, OWNER/NAME on the hub, or a release such as gemma-scope-2-4b-it-res-all",
+        next_step="Check the name or the path.",
+    )
