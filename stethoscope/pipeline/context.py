@@ -133,9 +133,10 @@ class Context:
         """
         return None if self._base_check is None else self._base_check.run(go_on)
 
-    def bank(self, ref: SaeRef, session: ModelSession) -> SaeBank:
-        """Return the SAEs of `ref`, checked against the model's width."""
-        return self._banks.get_or_make(ref, lambda: open_bank(ref, site_width(session, ref.site)))
+    def bank(self, ref: SaeRef, session: ModelSession, progress: Progress) -> SaeBank:
+        """Return the SAEs of `ref`, checked against the model's width; their settings may have to be fetched."""
+        width = site_width(session, ref.site)
+        return self._banks.get_or_make(ref, lambda: open_bank(ref, width, progress=progress))
 
     def task_vector(self, ref: TaskVectorRef, session: ModelSession) -> TaskVector:
         """Return the task vector of `ref` over the loaded base."""

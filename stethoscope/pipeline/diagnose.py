@@ -6,7 +6,7 @@ from dataclasses import asdict
 from threadpoolctl import threadpool_limits
 
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.listening import firing_rates, top_latents
+from stethoscope.pipeline.listening import firing_rates, start_listening, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
@@ -65,7 +65,7 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     """Return the score of every layer for every subject, with intervals, p-values and the selected latents."""
     session = context.session(spec.model, progress)
     subjects = spec.problems.subjects
-    progress.start("Listening", spec.documents * (len(subjects) + 1))
+    start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
     domains = {subject: firing_rates(spec, subject, context, progress) for subject in subjects}
     progress.start("Scoring layers", len(subjects))

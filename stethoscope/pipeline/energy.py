@@ -27,7 +27,7 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
     diagnosis, site = spec.diagnosis, spec.diagnosis.saes.site
     session = context.session(diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, session)
-    bank = context.bank(diagnosis.saes, session)
+    bank = context.bank(diagnosis.saes, session, progress)
     spans = {
         layer: _rows_of(bank, layer, latents)
         for layer, latents in _choose_latents(spec, bank, context, progress).items()

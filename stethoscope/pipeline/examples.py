@@ -10,7 +10,7 @@ from stethoscope.errors import SaeError
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.latents import check_subject
-from stethoscope.pipeline.listening import corpus_documents, firing_rates
+from stethoscope.pipeline.listening import corpus_documents, firing_rates, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import LatentExamplesSpec
 from stethoscope.results import LatentExample, LatentExamplesResult
@@ -32,7 +32,7 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
     session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.saes, session)
+    bank = context.bank(diagnosis.saes, session, progress)
     check_layers(session, bank, [spec.layer])
     d_sae = bank.row(spec.layer).d_sae
     if spec.latent >= d_sae:
@@ -42,7 +42,7 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
             expected=f"0 to {d_sae - 1}",
             next_step="Name one of these.",
         )
-    progress.start("Listening", 2 * diagnosis.documents)
+    start_listening(diagnosis, 2, context, progress)
     corpora = (spec.subject, diagnosis.control)
     rates = {corpus: firing_rates(diagnosis, corpus, context, progress) for corpus in corpora}
     progress.start("Reading examples", 2 * spec.n)

@@ -40,4 +40,5 @@ def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
             )
         )
         progress.advance()
-    return InfoResult(model=model_row(context), saes=context.bank(spec.saes, session).rows, task_vectors=tuple(rows))
+    saes = context.bank(spec.saes, session, progress).rows
+    return InfoResult(model=model_row(context), saes=saes, task_vectors=tuple(rows))

@@ -2,7 +2,7 @@
 
 from stethoscope.errors import CorpusError
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.listening import firing_rates
+from stethoscope.pipeline.listening import firing_rates, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec, LatentsSpec
 from stethoscope.results import LatentRow, LatentsResult
@@ -25,9 +25,9 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
     session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.saes, session)
+    bank = context.bank(diagnosis.saes, session, progress)
     check_layers(session, bank, [spec.layer])
-    progress.start("Listening", 2 * diagnosis.documents)
+    start_listening(diagnosis, 2, context, progress)
     domain = firing_rates(diagnosis, spec.subject, context, progress)
     control = firing_rates(diagnosis, diagnosis.control, context, progress)
     rows = _rows(spec, domain, control)

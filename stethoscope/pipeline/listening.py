@@ -10,7 +10,7 @@ from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
-from stethoscope.sae.counts import count_firing
+from stethoscope.sae.counts import check_layers, count_firing
 from stethoscope.sae.documents import Document
 from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.selection import select_latents
@@ -30,11 +30,25 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
     return [Document(problem=problem.problem, solution=problem.solution, subject=corpus) for problem in sample]
 
 
+def start_listening(spec: DiagnoseSpec, n_corpora: int, context: Context, progress: Progress) -> None:
+    """Load the model, bring its SAEs to this machine, and start counting the documents of `n_corpora` corpora.
+
+    Raises:
+        SaeError: SAEs that do not fit the model, known before the first is downloaded where their files' names or
+            settings tell, and after the first otherwise.
+    """
+    session = context.session(spec.model, progress)
+    bank = context.bank(spec.saes, session, progress)
+    check_layers(session, bank, bank.layers)
+    bank.fetch(bank.layers, progress)
+    progress.start("Listening", n_corpora * spec.documents)
+
+
 def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress) -> FiringRates:
     """Return the firing rates and mass of every SAE's latents on a corpus, per document.
 
     Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again. Counts the
-    documents on `progress`, which the caller has started.
+    documents on `progress`, which the caller has started with `start_listening`.
     """
     session = context.session(spec.model, progress)
     neutral = DiagnoseSpec(
@@ -54,7 +68,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
         key,
         lambda: count_firing(
             session,
-            context.bank(spec.saes, session),
+            context.bank(spec.saes, session, progress),
             corpus_documents(spec, corpus),
             tokens=spec.tokens,
             batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
@@ -80,7 +94,7 @@ def selected_latents(
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
-    progress.start("Listening", 2 * spec.documents)
+    start_listening(spec, 2, context, progress)
     domain = firing_rates(spec, subject, context, progress)
     latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
     if not any(len(chosen) for chosen in latents.values()):
@@ -102,7 +116,7 @@ def decoder_rows(
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
     latents = selected_latents(spec, subject, top_k, context, progress)
-    bank = context.bank(spec.saes, session)
+    bank = context.bank(spec.saes, session, progress)
 
     def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:

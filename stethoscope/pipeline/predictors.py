@@ -11,7 +11,7 @@ from stethoscope.delta.task_vector import TaskVector
 from stethoscope.pipeline.agreement import Predictor
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.linear_probe import auroc_with_draws, document_means, held_out_scores
-from stethoscope.pipeline.listening import firing_rates
+from stethoscope.pipeline.listening import firing_rates, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.sae.rates import FiringRates
@@ -26,7 +26,7 @@ def specificity_predictors(
 ) -> tuple[Predictor, ...]:
     """Return one predictor a specificity score; layers without an SAE, or without a latent to select, have no value."""
     subjects = spec.problems.subjects
-    progress.start("Listening", spec.documents * (len(subjects) + 1))
+    start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
     domains = [firing_rates(spec, subject, context, progress) for subject in subjects]
     progress.start("Scoring layers", len(subjects) * len(SCORES))

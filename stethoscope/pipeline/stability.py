@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.diagnose import SCORING_THREADS, order_layers
-from stethoscope.pipeline.listening import firing_rates
+from stethoscope.pipeline.listening import firing_rates, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES, StabilitySpec, finite_or_none
 from stethoscope.results import StabilityResult, StabilityRow
@@ -84,7 +84,7 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
     diagnosis = spec.diagnosis
     session = context.session(diagnosis.model, progress)
     subjects, names = diagnosis.problems.subjects, diagnosis.problems.control_names
-    progress.start("Listening", diagnosis.documents * (len(subjects) + len(names)))
+    start_listening(diagnosis, len(subjects) + len(names), context, progress)
     controls = {name: firing_rates(diagnosis, name, context, progress) for name in names}
     domains = {subject: firing_rates(diagnosis, subject, context, progress) for subject in subjects}
     progress.start("Comparing orders", len(subjects))

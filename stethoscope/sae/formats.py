@@ -104,14 +104,14 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
             expected="'none'",
             next_step="Fold the normalisation into the weights with sae_lens first.",
         )
-    hook = told.get("hook_name", told.get("hook_point"))
+    hook, neuronpedia = told.get("hook_name", told.get("hook_point")), told.get("neuronpedia_id")
     return Stated(
         d_in=_size(name, config, "d_in"),
         d_sae=_size(name, config, "d_sae"),
         architecture=architecture,
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         hook=hook if isinstance(hook, str) else None,
-        neuronpedia=told.get("neuronpedia_id"),
+        neuronpedia=neuronpedia if isinstance(neuronpedia, str) else None,
     )
 
 

@@ -34,7 +34,7 @@ def diagnosis(pico_profile: Profile) -> DiagnoseSpec:
 def activations_of(context: Context, diagnosis: DiagnoseSpec, corpus: str, layer: int) -> list[torch.Tensor]:
     """Activations [n_tokens, d_sae] of each document, one at a time and without BOS."""
     session = context.session(diagnosis.model, Progress())
-    sae = context.bank(diagnosis.saes, session).load(layer)
+    sae = context.bank(diagnosis.saes, session, Progress()).load(layer)
     found = []
     for document in corpus_documents(diagnosis, corpus):
         ids = torch.tensor(session.encode([document.problem]))
@@ -50,7 +50,9 @@ def test_latents_are_those_of_the_documents(diagnosis: DiagnoseSpec, context: Co
     assert (result.n_documents, result.d_sae, result.n_dead) == (20, 24, 24 - len(result.rows))
     assert result.link is None
     domain, control = (activations_of(context, diagnosis, corpus, 1) for corpus in ("geometry", "stories"))
-    norms = context.bank(diagnosis.saes, context.session(diagnosis.model, Progress())).load(1).W_dec.norm(dim=1)
+    norms = (
+        context.bank(diagnosis.saes, context.session(diagnosis.model, Progress()), Progress()).load(1).W_dec.norm(dim=1)
+    )
     p, q = (torch.stack([(a > 0).float().mean(0) for a in corpus]).mean(0).numpy() for corpus in (domain, control))
     mass = (torch.stack([a.mean(0) for a in domain]).mean(0) * norms).numpy()
     assert len({row.latent for row in result.rows}) == len(result.rows) > 3
