@@ -112,3 +112,17 @@ def counted(done: int, total: int, unit: str = "") -> str:
 def pace(rate: float, unit: str = "") -> str:
     """Return items per second for display: "3.1 per s", or bytes as "12.4 MB per s"."""
     return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"
+
+
+class Aside(Progress):
+    """Progress of work beside the stage that is counted: not shown; it stops and gives way with the whole."""
+
+    def __init__(self, whole: Progress) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def check_cancel(self) -> None:
+        self._whole.check_cancel()
+
+    def give_way(self) -> None:
+        self._whole.give_way()

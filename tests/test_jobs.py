@@ -261,7 +261,7 @@ def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
     front: JobFront, pico_profile: Profile, tmp_path: Path
 ) -> None:
     spec = long_bench(pico_profile).model_copy(update={"block_size": 4})
-    batch = running_with(front, spec, 8)
+    batch = running_with(front, spec, 9)
     held = front.snapshot(batch)
     assert held is not None
     assert held.may_pause
@@ -275,8 +275,10 @@ def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
     assert front.store.get_run(job.run_id).state == "paused"
     again = front.submit(spec, interactive=False)
     assert again != batch, "a paused job does not stand for the one that goes on"
+    paused = job.run_id
     job = finished(front, again)
     assert job.state == "done", job.error
+    assert job.run_id == paused, "the run goes on; it is no second one"
     assert job.result == solo(spec, tmp_path / "bench")
     idle(front)
     assert front.status().base_verified is True

@@ -1,124 +1,108 @@
 """Use case: is the edit better? The same seeded problems in every arm, greedy answers, graded, compared in pairs.
 
-Problems run in seeded random blocks. Each finished block is graded and stored at once under the arm's evaluation
-id, so a cancelled or crashed run loses at most one block, a later run with the same arm and settings generates only
-what is missing, and the base is answered once for all recipes.
+Problems run in seeded random blocks of fixed membership: it depends on the problems, the seed and n, never on the arms
+or on what is stored. Every arm answers a block before the next one begins (`answering`), so that after each block all
+arms stand on the same problems. A look at a run that goes on shows completed blocks only: long answers finish last, and
+any other peek would be biased. What is stored survives a stop, a crash and a kill; the same spec goes on from there.
 """
 
+import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from stethoscope.delta.certificate import BaseCheck, certified
-from stethoscope.delta.patch import Patch
-from stethoscope.errors import Cancelled, StethoscopeError
+from stethoscope.delta.certificate import BaseCheck
+from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
 from stethoscope.minerva.comparison import judge
-from stethoscope.minerva.grading import Answer
-from stethoscope.minerva.problems import Problem, load_problems, load_shots, sample_problems
-from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
-from stethoscope.minerva.repetition import is_repetitive
-from stethoscope.model.generation import Generation, generate_greedy
+from stethoscope.minerva.problems import Problem, load_problems, sample_problems
+from stethoscope.model.session import INCOMPLETE, ModelSession
+from stethoscope.pipeline.answering import Answering
+from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchSpec, EditRecipe
+from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate
 from stethoscope.store.ids import content_id
+from stethoscope.store.items import StoredItem
 
 
 def bench_problems(spec: BenchSpec) -> list[Problem]:
-    """Return the seeded sample of every subject, in one seeded random order that all arms share."""
-    chosen: list[Problem] = []
+    """Return the seeded sample of every subject, in one seeded random order that all arms share.
+
+    Raises:
+        CorpusError: a subject without problems, or with fewer than n.
+    """
+    of_subject: dict[str, list[Problem]] = {}
     for subject in spec.subjects:
         location = spec.problems.controls if subject in spec.problems.control_names else spec.problems.problems
-        chosen.extend(sample_problems(load_problems(location, spec.split), subject, spec.n, spec.seed))
+        of_subject[subject] = [p for p in load_problems(location, spec.split) if p.subject == subject]
+    sizes = {subject: len(problems) for subject, problems in of_subject.items() if problems}
+    if sizes and min(sizes.values()) < spec.n:
+        smallest = min(sizes, key=lambda subject: sizes[subject])
+        raise CorpusError(
+            f"n = {spec.n} problems per subject are asked for",
+            got=f"{sizes[smallest]} {spec.split} problems of {smallest}",
+            expected=f"n of at most {sizes[smallest]}",
+            next_step="Ask for fewer, or leave the subject out.",
+        )
+    chosen: list[Problem] = []
+    for subject, problems in of_subject.items():
+        chosen.extend(sample_problems(problems, subject, spec.n, spec.seed))
     random.Random(f"blocks-{spec.seed}").shuffle(chosen)
     return chosen
 
 
-def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) -> str:
-    """Return the id under which an arm's answers are stored: weights, prompts and decoding, not the sample."""
-    neutral = spec.model_copy(
-        update={"arms": (BenchArm(name="arm", recipe=recipe),), "subjects": (), "n": 1, "margin": 0.03, "seed": 0}
-    )
-    return context.identity(neutral)
+def blocks_of(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:
+    """Return `problems` in blocks of `size`, the last one perhaps smaller."""
+    return [problems[start : start + size] for start in range(0, len(problems), size)]
 
 
-def _graded(arm: str, block: Sequence[Problem], generations: Sequence[Generation], context: Context) -> list[BenchItem]:
-    grades = context.graders.grade(
-        [
-            Answer(generation.text, problem.solution, problem.answer)
-            for generation, problem in zip(generations, block, strict=True)
-        ]
-    )
-    return [
-        BenchItem(
-            arm=arm,
-            subject=problem.subject,
-            problem_id=problem.problem_id,
-            problem=problem.problem,
-            gold=problem.answer,
-            completion=generation.text,
-            n_tokens=generation.n_tokens,
-            truncated=generation.truncated,
-            grade=grade,
-            repetitive=is_repetitive(generation.text),
+@dataclass
+class _Finished:
+    """The answers of the completed blocks, arm by arm, and the certificates that cover them."""
+
+    spec: BenchSpec
+    session: ModelSession
+    n_blocks: int
+    done: int = 0
+    items: dict[str, list[BenchItem]] = field(default_factory=dict)
+    certificates: dict[str, list[Certificate]] = field(default_factory=dict)
+
+    def add(self, block: dict[str, list[StoredItem]]) -> None:
+        """Add a block that every arm has answered; the tokens stay in the store, with the place where answers part."""
+        reference = block[self.spec.arms[0].name]
+        for name, stored in block.items():
+            items = self.items.setdefault(name, [])
+            for (item, _), (other, _) in zip(stored, reference, strict=True):
+                parts = {"token_ids": (), "diverges_at": diverges_at(self.session, item, other)}
+                items.append(item.model_copy(update=parts))
+            known = self.certificates.setdefault(name, [])
+            known.extend(dict.fromkeys(s.certificate for s in stored if s.certificate not in known))
+        self.done += 1
+
+    def result(self, *, complete: bool) -> BenchResult:
+        """Return what the completed blocks say."""
+        recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in self.spec.arms}
+        judgement = judge(self.spec, self.items, recipe_ids, complete=complete)
+        return BenchResult(
+            spec=self.spec,
+            **judgement._asdict(),
+            items=tuple(item for items in self.items.values() for item in items),
+            certificates={name: Certificate.of_passes(known) for name, known in self.certificates.items()},
+            complete=complete,
+            blocks_done=self.done,
+            blocks_total=self.n_blocks,
         )
-        for problem, generation, grade in zip(block, generations, grades, strict=True)
-    ]
 
 
-@dataclass(frozen=True)
-class _Answered:
-    items: list[BenchItem]
-    certificate: Certificate | None
-    complete: bool
-
-
-def _run_arm(
-    arm: BenchArm, problems: Sequence[Problem], spec: BenchSpec, context: Context, progress: Progress
-) -> _Answered:
-    """Return the arm's answers, generating only those that the store does not have."""
-    evaluation = evaluation_id(spec, arm.recipe, context)
-    stored = context.store.get_items(evaluation, skip_damaged=True)
-    items = [
-        stored[problem.problem_id].model_copy(update={"arm": arm.name})
-        for problem in problems
-        if problem.problem_id in stored
-    ]
-    missing = [problem for problem in problems if problem.problem_id not in stored]
-    progress.skip(len(items))
-    if not missing:
-        return _Answered(items, context.store.get_certificate(evaluation), True)
-    session = context.session(spec.model, progress)
-    patch = Patch(None, {}) if arm.recipe is None else patch_of(arm.recipe, context, progress)
-    shots = load_shots(spec.problems.shots)
-    prompts = [few_shot_prompt(problem.problem, shots) for problem in missing]
-    if spec.chat_template:
-        prompts = [session.chat_prompt(prompt) for prompt in prompts]
-
-    def keep(generations: list[Generation]) -> None:
-        block = [missing[generation.index] for generation in generations]
-        answered = _graded(arm.name, block, generations, context)
-        context.store.put_items(evaluation, answered)
-        items.extend(answered)
-
-    complete = True
-    with certified(session, patch) as certifying:
-        try:
-            generate_greedy(
-                session,
-                prompts,
-                max_new_tokens=spec.max_new_tokens,
-                stop=STOP_STRING,
-                batch_size=spec.batch_size,
-                progress=progress,
-                on_batch=keep,
-            )
-        except Cancelled:
-            complete = False
-    context.store.put_certificate(evaluation, certifying.certificate)
-    return _Answered(items, certifying.certificate, complete)
+def diverges_at(session: ModelSession, item: BenchItem, reference: BenchItem) -> int | None:
+    """Return the place in the completion of the first token that the reference's answer lacks; None where all agree."""
+    position = first_difference(reference.token_ids, item.token_ids)
+    if position is None:
+        return None
+    shared = session.decode(item.token_ids[:position]).rstrip(INCOMPLETE)
+    return len(os.path.commonprefix([shared, item.completion]))
 
 
 def _check_base(context: Context) -> None:
@@ -129,31 +113,27 @@ def _check_base(context: Context) -> None:
 
 
 def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
-    """Answer, grade and compare; a cancelled run returns what is finished, with `complete` False."""
+    """Answer, grade and compare; publishes after each block, and returns the completed ones when stopped.
+
+    Raises:
+        Cancelled: stopped before a block was completed.
+    """
     problems = bench_problems(spec)
-    context.session(spec.model, progress)
+    session = context.session(spec.model, progress)
     for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
         if arm.recipe is not None:
             patch_of(arm.recipe, context, progress)
-    progress.start("Answering problems", len(problems) * len(spec.arms))
-    items: dict[str, list[BenchItem]] = {}
-    certificates: dict[str, Certificate] = {}
-    complete = True
-    for arm in spec.arms:
-        answered = _run_arm(arm, problems, spec, context, progress)
-        items[arm.name] = answered.items
-        if answered.certificate is not None:
-            certificates[arm.name] = answered.certificate
-        complete = answered.complete
-        if not complete:
+    answering = Answering(spec, problems, context, progress)
+    blocks = blocks_of(problems, spec.block_size)
+    finished = _Finished(spec, session, len(blocks))
+    for block in blocks:
+        try:
+            finished.add({arm.name: answering.answer(arm, block) for arm in spec.arms})
+        except Cancelled:
+            if not finished.done:
+                raise
             break
+        if finished.done < len(blocks):
+            progress.publish(finished.result(complete=False))
     _check_base(context)
-    recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in spec.arms}
-    judgement = judge(spec, items, recipe_ids, complete=complete)
-    return BenchResult(
-        spec=spec,
-        **judgement._asdict(),
-        items=tuple(item for name in items for item in items[name]),
-        certificates=certificates,
-        complete=complete,
-    )
+    return finished.result(complete=finished.done == len(blocks))

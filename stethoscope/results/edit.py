@@ -1,5 +1,7 @@
 """What an edit returns: which weights answered, the live probe, text, an export."""
 
+from collections.abc import Sequence
+
 from stethoscope.records import Record
 
 
@@ -17,6 +19,7 @@ class Certificate(Record):
             seeded sample of a large edit; none for a projected edit).
         expected_checksum: of these as recomputed.
         recomputed_checksum: of these in the model while the edit was on.
+        others: certificates of further passes that differ from this one; none where all passes agree.
     """
 
     recipe_id: str | None
@@ -29,22 +32,40 @@ class Certificate(Record):
     recomputed: tuple[str, ...] = ()
     expected_checksum: str | None = None
     recomputed_checksum: str | None = None
+    others: tuple["Certificate", ...] = ()
+
+    @classmethod
+    def of_passes(cls, certificates: Sequence["Certificate"]) -> "Certificate":
+        """Return one certificate for several passes of the same edit (at least one)."""
+        first, *others = dict.fromkeys(certificates)
+        return first.model_copy(update={"others": tuple(others)})
+
+    @property
+    def base_intact(self) -> bool:
+        """True when the base was as loaded before the edit, and afterwards."""
+        return self.loaded_checksum in (None, self.base_checksum) and self.restored_checksum == self.base_checksum
+
+    @property
+    def as_recomputed(self) -> bool:
+        """True when the recomputed tensors were in the model bit by bit while the edit was on."""
+        return self.recomputed_checksum == self.expected_checksum
 
     @property
     def verified(self) -> bool:
         """True when base, edit and restored base are what they must be, as far as this certificate has read them.
 
         The base is as loaded before and after, the edit (if any tensor was touched) changed the weights, and the
-        recomputed tensors are in the model bit by bit.
+        recomputed tensors are in the model bit by bit; in every pass, with the same edited weights.
         """
         edited = bool(self.touched) == (self.edited_checksum != self.base_checksum)
-        loaded = self.loaded_checksum in (None, self.base_checksum)
-        as_expected = self.recomputed_checksum == self.expected_checksum
-        return edited and loaded and as_expected and self.restored_checksum == self.base_checksum
+        same = all(other.verified and other.edited_checksum == self.edited_checksum for other in self.others)
+        return edited and self.base_intact and self.as_recomputed and same
 
     @property
     def evidence(self) -> str:
         """What was compared, in one sentence."""
+        if self.others:
+            return f"{1 + len(self.others)} passes of this edit were hashed, and their checksums differ."
         if not self.touched:
             return "All weights were hashed before and after, and are those that were loaded."
         base = f"The base of {len(self.touched)} edited tensors was hashed before and after."

@@ -1,15 +1,19 @@
 """The run store: recipes by content, every run with its spec and outcome, graded items as they finish. Nothing is
 ever deleted.
 
+A run whose process ended while it was running is found out (see `owners`) and becomes "interrupted". Like a paused
+one it goes on, under the same id, when the same spec starts again.
+
 SQLite in WAL mode under one folder, one connection a call, so that any thread or process may use it; results are
 blobs, the tables hold their ids. A result is found again by the content id of its spec (with the extras that the
 caller adds, such as the checksum of the weights). Whatever is read is checked against its id or digest.
 """
 
+import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +21,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from stethoscope import results
-from stethoscope.errors import StoreError
+from stethoscope.errors import ResourceError, StoreError
 from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,
@@ -34,14 +38,17 @@ from stethoscope.records import (
     StabilitySpec,
 )
 from stethoscope.results import BenchItem, Certificate, Result
+from stethoscope.store import items as graded
 from stethoscope.store import predictions
 from stethoscope.store.blobs import BlobStore, write_failure
-from stethoscope.store.ids import ID_PREFIX, bytes_id, canonical_json, content_id
+from stethoscope.store.ids import ID_PREFIX, content_id
+from stethoscope.store.items import StoredItem
+from stethoscope.store.owners import RunLocks
 from stethoscope.store.predictions import StoredPrediction
 from stethoscope.store.schema import connection, migrate
 
 EndState = Literal["done", "paused", "cancelled", "failed"]
-RunState = EndState | Literal["running"]
+RunState = EndState | Literal["running", "interrupted"]
 
 SPEC_OF_KIND: dict[str, type[Spec]] = {
     "info": InfoSpec,
@@ -70,6 +77,7 @@ _RESULT_CLASSES = (
 )
 _RESULT_OF_NAME: dict[str, type[Result]] = {result_class.__name__: result_class for result_class in _RESULT_CLASSES}
 _SHORTEST_PREFIX = 4
+RESUMABLE = ("paused", "interrupted")
 
 
 def kind_of(spec: Spec) -> str:
@@ -136,6 +144,8 @@ class RunStore:
         except OSError as error:
             raise write_failure(f"folder {self.root}", error) from error
         migrate(self._database)
+        self._locks = RunLocks(self.root / "running")
+        self._find_interrupted()
 
     # --- recipes -------------------------------------------------------------------------------------------------
 
@@ -203,39 +213,70 @@ class RunStore:
     # --- runs ----------------------------------------------------------------------------------------------------
 
     def start_run(self, spec: Spec, *, title: str | None = None, extra: Sequence[str] = ()) -> str:
-        """Record that `spec` starts now and return the new run id, which sorts by time: r20261122-133201-ab12.
+        """Record that `spec` starts now, or goes on, and return the run id, which sorts by time: r20261122-133201-ab12.
 
-        The last four digits are the fraction of the second in 65536ths, moved on while taken. `extra` enters the
-        id under which `find_result` finds the result.
+        The newest run of the same spec and extras goes on where it was paused or interrupted. The last four digits of
+        a new one are the fraction of the second in 65536ths, moved on while taken. `extra` enters the id under which
+        `find_result` finds the result.
         """
+        self._find_interrupted()
         created_at = time.time()
         body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
         with connection(self._database, write=True) as opened:
-            tick = int(created_at * 65536)
-            while opened.execute("SELECT 1 FROM runs WHERE run_id = ?", (_run_id(tick),)).fetchone():
-                tick += 1
-            opened.execute(
-                "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at, title) VALUES (?,?,?,?,?,?,?)",
-                (_run_id(tick), kind, spec_id, body, "running", created_at, title),
-            )
-        return _run_id(tick)
+            newest = opened.execute(
+                "SELECT run_id, state FROM runs WHERE spec_id = ? ORDER BY created_at DESC, rowid DESC LIMIT 1",
+                (spec_id,),
+            ).fetchone()
+            if newest is not None and newest["state"] in RESUMABLE:
+                run_id = str(newest["run_id"])
+                opened.execute("UPDATE runs SET state = 'running', error = NULL WHERE run_id = ?", (run_id,))
+            else:
+                tick = int(created_at * 65536)
+                while opened.execute("SELECT 1 FROM runs WHERE run_id = ?", (_run_id(tick),)).fetchone():
+                    tick += 1
+                run_id = _run_id(tick)
+                opened.execute(
+                    "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at, title) VALUES (?,?,?,?,?,?,?)",
+                    (run_id, kind, spec_id, body, "running", created_at, title),
+                )
+            self._locks.take(run_id)
+        return run_id
+
+    def _find_interrupted(self) -> None:
+        """Mark the running runs that nobody runs any more (later, where the disk is full); a living process' stay."""
+        with connection(self._database) as opened:
+            running = opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall()
+        if all(self._locks.is_mine(row["run_id"]) for row in running):
+            return
+        with contextlib.suppress(ResourceError), connection(self._database, write=True) as opened:
+            for row in opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall():
+                if not self._locks.is_held(row["run_id"]):
+                    opened.execute("UPDATE runs SET state = 'interrupted' WHERE run_id = ?", (row["run_id"],))
 
     def finish_run(
         self, run_id: str, *, state: EndState, result: Result | None = None, error: str | None = None, elapsed_s: float
     ) -> None:
         """Record how the run ended; the result is stored first, so that a row never names a result that is not there.
 
+        `elapsed_s` is added to what the run took before it was paused. Where the end cannot be recorded, the run is
+        nobody's any more, and is found to be interrupted.
+
         Raises:
             StoreError: no such run. ResourceError: the disk is full.
         """
-        result_id = None
-        if result is not None:
-            result_id = self.blobs.put_json({"kind": type(result).__name__, "data": result.model_dump(mode="json")})
-        with connection(self._database, write=True) as opened:
-            changed = opened.execute(
-                "UPDATE runs SET state = ?, result_id = ?, error = ?, elapsed_s = ? WHERE run_id = ?",
-                (state, result_id, error, elapsed_s, run_id),
-            ).rowcount
+        try:
+            result_id = None
+            if result is not None:
+                stored = {"kind": type(result).__name__, "data": result.model_dump(mode="json")}
+                result_id = self.blobs.put_json(stored)
+            with connection(self._database, write=True) as opened:
+                changed = opened.execute(
+                    "UPDATE runs SET state = ?, result_id = ?, error = ?, elapsed_s = COALESCE(elapsed_s, 0) + ?"
+                    " WHERE run_id = ?",
+                    (state, result_id, error, elapsed_s, run_id),
+                ).rowcount
+        finally:
+            self._locks.give_back(run_id)
         if not changed:
             raise _no_run(run_id)
 
@@ -266,6 +307,7 @@ class RunStore:
 
     def list_runs(self, kind: str | None = None, limit: int = 200) -> list[RunRecord]:
         """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`."""
+        self._find_interrupted()
         where, values = ("WHERE kind = ? ", (kind,)) if kind else ("", ())
         with connection(self._database) as opened:
             rows = opened.execute(
@@ -301,70 +343,30 @@ class RunStore:
 
     # --- graded items --------------------------------------------------------------------------------------------
 
-    def put_items(self, evaluation_id: str, items: Sequence[BenchItem]) -> None:
-        """Store a finished block of graded answers, all or none; an item stored before is replaced."""
-        rows = [(evaluation_id, item.problem_id, *_item_body(item)) for item in items]
-        with connection(self._database, write=True) as opened:
-            opened.executemany(
-                "INSERT INTO items (evaluation_id, problem_id, digest, body) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body",
-                rows,
-            )
+    def put_items(self, evaluation_id: str, items: Sequence[BenchItem], certificate: Certificate) -> None:
+        """Store a finished block with the weights' certificate, all or none; an item stored before is replaced.
 
-    def get_items(self, evaluation_id: str, *, skip_damaged: bool = False) -> dict[str, BenchItem]:
-        """Return the stored items of an evaluation by problem id, in the order first stored; empty when there are none.
+        Raises:
+            ResourceError: the disk is full.
+        """
+        graded.put_items(self._database, evaluation_id, items, certificate)
+
+    def stored_problems(self, evaluation_id: str) -> frozenset[str]:
+        """Return the ids of the problems that an evaluation has answered."""
+        return graded.stored_problems(self._database, evaluation_id)
+
+    def get_items(
+        self, evaluation_id: str, problem_ids: Iterable[str], *, skip_damaged: bool = False
+    ) -> dict[str, StoredItem]:
+        """Return what is stored of these problems by problem id, in their order.
 
         Args:
             skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
 
         Raises:
-            StoreError: an item is damaged.
+            StoreError: an item or its certificate is damaged.
         """
-        with connection(self._database) as opened:
-            rows = opened.execute("SELECT * FROM items WHERE evaluation_id = ? ORDER BY rowid", (evaluation_id,))
-            stored = rows.fetchall()
-        items: dict[str, BenchItem] = {}
-        for row in stored:
-            try:
-                items[row["problem_id"]] = _read_item(row)
-            except StoreError:
-                if not skip_damaged:
-                    raise
-        return items
-
-    def put_certificate(self, evaluation_id: str, certificate: Certificate) -> None:
-        """Store which weights gave an evaluation's answers; the newest pass replaces the one before."""
-        body = canonical_json(certificate.model_dump(mode="json"))
-        with connection(self._database, write=True) as opened:
-            opened.execute(
-                "INSERT INTO certificates (evaluation_id, digest, body) VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body",
-                (evaluation_id, bytes_id(body), body.decode()),
-            )
-
-    def get_certificate(self, evaluation_id: str) -> Certificate | None:
-        """Return the certificate stored with an evaluation's answers; None where there is none, or it is damaged."""
-        with connection(self._database) as opened:
-            rows = opened.execute("SELECT * FROM certificates WHERE evaluation_id = ?", (evaluation_id,))
-            row = rows.fetchone()
-        if row is None or bytes_id(str(row["body"]).encode()) != row["digest"]:
-            return None
-        return Certificate.model_validate_json(row["body"])
-
-
-def _item_body(item: BenchItem) -> tuple[str, str]:
-    body = canonical_json(item.model_dump(mode="json"))
-    return bytes_id(body), body.decode()
-
-
-def _read_item(row: sqlite3.Row) -> BenchItem:
-    what = f"graded answer {row['problem_id']}"
-    if bytes_id(str(row["body"]).encode()) != row["digest"]:
-        raise StoreError(f"{what} is damaged", next_step="Resume the benchmark: it is graded again.")
-    try:
-        return BenchItem.model_validate_json(row["body"])
-    except ValidationError as error:
-        raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
+        return graded.get_items(self._database, evaluation_id, problem_ids, skip_damaged=skip_damaged)
 
 
 def _run_id(tick: int) -> str:

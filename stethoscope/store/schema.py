@@ -36,6 +36,15 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TRIGGER predictions_last BEFORE DELETE ON predictions
             BEGIN SELECT RAISE(ABORT, 'a frozen prediction is not deleted'); END""",
     ),
+    (
+        "ALTER TABLE items ADD COLUMN certificate TEXT",
+        """UPDATE items SET certificate =
+            (SELECT digest FROM certificates WHERE certificates.evaluation_id = items.evaluation_id)""",
+        "ALTER TABLE certificates RENAME TO certificates_by_evaluation",
+        "CREATE TABLE certificates (digest TEXT PRIMARY KEY, body TEXT NOT NULL)",
+        "INSERT OR IGNORE INTO certificates SELECT digest, body FROM certificates_by_evaluation",
+        "DROP TABLE certificates_by_evaluation",
+    ),
 )
 
 

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from stethoscope import arms, pipeline
-from stethoscope.errors import CheckpointError, RecipeError, StethoscopeError
-from stethoscope.pipeline import bench
-from stethoscope.pipeline.bench import bench_problems, evaluation_id
+from stethoscope.errors import CheckpointError, RecipeError
 from stethoscope.pipeline.context import Context, Recent
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.profiles import Profile
@@ -51,19 +49,6 @@ def recipe_of(profile: Profile, layers: dict[int, float], **fields: object) -> E
 def bench_of(profile: Profile, *chosen: BenchArm, **fields: object) -> BenchSpec:
     defaults = {"subjects": profile.problems.subjects, "n": 4, "max_new_tokens": 6, "batch_size": 4}
     return BenchSpec(model=profile.model, problems=profile.problems, arms=(arms.BASE, *chosen), **(defaults | fields))
-
-
-class CancelAfter(Progress):
-    """Asks to stop as soon as `items` of the stage `stage` are finished."""
-
-    def __init__(self, stage: str, items: int) -> None:
-        super().__init__()
-        self.wanted = (stage, items)
-
-    def advance(self, items: int = 1) -> None:
-        super().advance(items)
-        if self.stage == self.wanted[0] and self.done >= self.wanted[1]:
-            self.cancel()
 
 
 def test_info_counts_the_models_parameters(pico_profile: Profile, context: Context) -> None:
@@ -199,47 +184,6 @@ def test_probe_of_no_strength_is_zero_and_of_a_real_edit_is_not(pico_profile: Pr
     assert all(row.difference != 0 for row in probe({1: 1.0}).rows)
 
 
-def test_bench_pairs_the_same_problems_and_reuses_the_base(
-    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = bench_of(pico_profile, BenchArm(name="recipe", recipe=recipe_of(pico_profile, {1: 1.0})))
-    result = pipeline.run(spec, context, Progress()).result
-    assert isinstance(result, BenchResult)
-    assert result.complete
-    ids = {arm: [item.problem_id for item in result.items if item.arm == arm] for arm in ("base", "recipe")}
-    assert ids["base"] == ids["recipe"]
-    assert len(ids["base"]) == 8
-    for row in result.comparisons:
-        assert row.n11 + row.n10 + row.n01 + row.n00 == 4
-    assert result.certificates["base"].touched == ()
-    assert result.certificates["recipe"].layers_edited == (1,)
-    assert all(certificate.verified for certificate in result.certificates.values())
-    monkeypatch.setattr("stethoscope.pipeline.bench.generate_greedy", lambda *_, **__: pytest.fail("answered again"))
-    again = pipeline.run(spec.model_copy(update={"margin": 0.05}), context, Progress()).result
-    assert isinstance(again, BenchResult)
-    assert again.items == result.items
-    assert again.certificates == result.certificates
-
-
-def test_cancel_at_item_three_stores_exactly_three(pico_profile: Profile, context: Context) -> None:
-    spec = bench_of(pico_profile, batch_size=1)
-    outcome = pipeline.run(spec, context, CancelAfter("Answering problems", 3))
-    assert isinstance(outcome.result, BenchResult)
-    assert not outcome.result.complete
-    assert len(outcome.result.items) == 3
-    assert len(context.store.get_items(evaluation_id(spec, None, context))) == 3
-    assert outcome.run_id is not None
-    assert context.store.get_run(outcome.run_id).state == "cancelled"
-    resumed = pipeline.run(spec, context, Progress()).result
-    assert isinstance(resumed, BenchResult)
-    assert resumed.items[:3] == outcome.result.items
-
-
-def test_a_larger_sample_contains_the_smaller(pico_profile: Profile) -> None:
-    small, large = bench_of(pico_profile, n=3), bench_of(pico_profile, n=10)
-    assert {p.problem_id for p in bench_problems(small)} < {p.problem_id for p in bench_problems(large)}
-
-
 def test_control_arms_differ_only_in_their_layers(pico_profile: Profile) -> None:
     recipe = recipe_of(pico_profile, {0: 0.5, 1: 1.0})
     draws = arms.random_layers(recipe, 4, draws=3, seed=0)
@@ -284,23 +228,6 @@ def test_projected_recipe_runs_through_the_probe(pico_profile: Profile, context:
     assert isinstance(result, ProbeResult)
     assert result.certificate.verified
     assert result.certificate.layers_edited == (1,)
-
-
-def test_no_verdict_on_weights_that_changed_while_answering(
-    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = bench_of(pico_profile)
-    session = context.session(pico_profile.model, Progress())
-    real = bench.generate_greedy
-
-    def write_into_the_base(*args: object, **kwargs: object) -> object:
-        session.parameter("model.norm.weight").data[0] += 1
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr("stethoscope.pipeline.bench.generate_greedy", write_into_the_base)
-    with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
-        pipeline.run(spec, context, Progress())
-    assert context.store.list_runs()[0].state == "failed"
 
 
 def test_ready_patches_keep_to_the_contexts_bytes_and_go_with_the_model(

@@ -22,7 +22,7 @@ from stethoscope.records import (
     ProblemsRef,
     TaskVectorRef,
 )
-from stethoscope.results import BenchItem, ExportResult
+from stethoscope.results import BenchItem, Certificate, ExportResult
 from stethoscope.store import schema
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore, kind_of
@@ -30,6 +30,14 @@ from stethoscope.store.runs import RunStore, kind_of
 MODEL = ModelRef(id="embedded:base")
 PROBLEMS = ProblemsRef(problems="p", controls="c", shots="s", subjects=("algebra",), control_names=("facts",))
 SPEC = BenchSpec(model=MODEL, problems=PROBLEMS, arms=(BenchArm(name="base"),), subjects=("algebra",))
+CERTIFICATE = Certificate(
+    recipe_id=None,
+    base_checksum="sha256-1",
+    edited_checksum="sha256-1",
+    restored_checksum="sha256-1",
+    touched=(),
+    layers_edited=(),
+)
 RESULT = ExportResult(out="out", files=("a", "b"), size_bytes=3, max_abs_difference=0.1)
 
 
@@ -180,24 +188,52 @@ def test_a_damaged_result_is_never_returned(store: RunStore) -> None:
 
 
 def test_items_are_idempotent_and_all_or_none(store: RunStore) -> None:
-    store.put_items("e", [item("b"), item("a")])
-    store.put_items("e", [item("b"), item("a"), item("c")])
-    store.put_items("other", [item("a", " 8")])
-    store.put_items("e", [])
-    assert list(store.get_items("e")) == ["b", "a", "c"]
-    assert store.get_items("e")["a"] == item("a")
-    store.put_items("e", [item("a", " 9")])  # a block that is run again replaces
-    assert store.get_items("e")["a"].completion == " 9"
-    assert store.get_items("nothing") == {}
+    store.put_items("e", [item("b"), item("a")], CERTIFICATE)
+    store.put_items("e", [item("b"), item("a"), item("c")], CERTIFICATE)
+    store.put_items("other", [item("a", " 8")], CERTIFICATE)
+    store.put_items("e", [], CERTIFICATE)
+    assert store.stored_problems("e") == {"a", "b", "c"}
+    assert list(store.get_items("e", ["c", "d", "a"])) == ["c", "a"]
+    assert store.get_items("e", ["a"])["a"] == (item("a"), CERTIFICATE)
+    store.put_items("e", [item("a", " 9")], CERTIFICATE)  # a block that is run again replaces
+    assert store.get_items("e", ["a"])["a"].item.completion == " 9"
+    assert store.get_items("nothing", ["a"]) == {}
+    assert store.stored_problems("nothing") == frozenset()
+
+
+def test_each_answer_keeps_the_certificate_of_its_own_block(store: RunStore) -> None:
+    other = CERTIFICATE.model_copy(update={"restored_checksum": "sha256-2"})
+    store.put_items("e", [item("a"), item("b")], CERTIFICATE)
+    store.put_items("e", [item("c"), item("b")], other)
+    assert {name: stored.certificate for name, stored in store.get_items("e", "abc").items()} == {
+        "a": CERTIFICATE,
+        "b": other,
+        "c": other,
+    }
+
+
+@pytest.mark.parametrize("change", ["body = replace(body, 'sha256-1', 'sha256-3')", "body = '{}'"])
+def test_an_answer_of_unknown_weights_is_no_answer(store: RunStore, change: str) -> None:
+    store.put_items("e", [item("a")], CERTIFICATE)
+    tamper(store, f"UPDATE certificates SET {change}")
+    with pytest.raises(StoreError, match="certificate"):
+        store.get_items("e", ["a"])
+    assert store.get_items("e", ["a"], skip_damaged=True) == {}
+
+
+def test_more_problems_than_a_statement_takes(store: RunStore) -> None:
+    ids = [f"p{number}" for number in range(1_201)]
+    store.put_items("e", [item(problem_id) for problem_id in ids], CERTIFICATE)
+    assert list(store.get_items("e", ids[::-1])) == ids[::-1]
 
 
 @pytest.mark.parametrize("change", ["body = replace(body, '7', '8')", "body = '{}'", "digest = ''"])
 def test_a_tampered_item_is_an_error_or_left_out_for_a_resume(store: RunStore, change: str) -> None:
-    store.put_items("e", [item("a"), item("b")])
+    store.put_items("e", [item("a"), item("b")], CERTIFICATE)
     tamper(store, f"UPDATE items SET {change} WHERE problem_id = 'a'")
     with pytest.raises(StoreError, match="damaged"):
-        store.get_items("e")
-    assert list(store.get_items("e", skip_damaged=True)) == ["b"]
+        store.get_items("e", ["a", "b"])
+    assert list(store.get_items("e", ["a", "b"], skip_damaged=True)) == ["b"]
 
 
 def test_a_full_disk_leaves_the_run_without_result(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +253,7 @@ def test_a_full_disk_leaves_the_run_without_result(store: RunStore, monkeypatch:
 
 
 def test_a_full_database_stores_no_part_of_a_block(store: RunStore) -> None:
-    store.put_items("e", [item("kept")])
+    store.put_items("e", [item("kept")], CERTIFICATE)
     real = sqlite3.connect
 
     def limited(*arguments: object, **options: object) -> sqlite3.Connection:
@@ -228,20 +264,22 @@ def test_a_full_database_stores_no_part_of_a_block(store: RunStore) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(schema.sqlite3, "connect", limited)
         with pytest.raises(ResourceError):
-            store.put_items("e", [item(str(number), " 7" * 4000) for number in range(50)])
-    assert list(store.get_items("e")) == ["kept"]
+            store.put_items("e", [item(str(number), " 7" * 4000) for number in range(50)], CERTIFICATE)
+    assert store.stored_problems("e") == {"kept"}
 
 
 def test_threads_race_without_losing_anything(store: RunStore) -> None:
     failures: list[BaseException] = []
     ids: list[str] = []
+    stores: list[RunStore] = []  # a run is its store's: it is interrupted when that goes
 
     def work(number: int) -> None:
         try:
             own = RunStore(store.root)  # each opens, and would migrate, the same file
+            stores.append(own)
             for block in range(5):
                 ids.append(own.start_run(SPEC))
-                own.put_items("e", [item(f"{number}-{block}-{index}") for index in range(4)])
+                own.put_items("e", [item(f"{number}-{block}-{index}") for index in range(4)], CERTIFICATE)
                 own.put_recipe(recipe(0.5))
         except BaseException as error:  # noqa: BLE001 - reported by the assertion below
             failures.append(error)
@@ -253,7 +291,7 @@ def test_threads_race_without_losing_anything(store: RunStore) -> None:
         thread.join()
     assert failures == []
     assert len(set(ids)) == 30 == len(store.list_runs())
-    assert len(store.get_items("e")) == 6 * 5 * 4
+    assert len(store.stored_problems("e")) == 6 * 5 * 4
     assert len(store.list_recipes()) == 1
 
 
@@ -261,6 +299,30 @@ def test_two_processes_create_the_same_store(tmp_path: Path) -> None:
     code = "import sys, pathlib; from stethoscope.store.runs import RunStore; RunStore(pathlib.Path(sys.argv[1]))"
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "new")]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
+
+
+def test_certificates_move_from_the_evaluation_to_its_answers(tmp_path: Path) -> None:
+    """The files of four migrations had one certificate an evaluation."""
+    new, old = RunStore(tmp_path / "new"), tmp_path / "old"
+    new.put_items("e", [item("a"), item("b")], CERTIFICATE)
+    source = sqlite3.connect(new.root / "runs.sqlite3")
+    old.mkdir()
+    opened = sqlite3.connect(old / "runs.sqlite3")
+    for statements in schema.MIGRATIONS[:4]:
+        for statement in statements:
+            opened.execute(statement)
+    opened.execute("PRAGMA user_version=4")
+    for row in source.execute("SELECT evaluation_id, problem_id, digest, body FROM items"):
+        opened.execute("INSERT INTO items VALUES (?, ?, ?, ?)", row)
+    for digest, body in source.execute("SELECT digest, body FROM certificates"):
+        opened.executemany("INSERT INTO certificates VALUES (?, ?, ?)", [("e", digest, body), ("f", digest, body)])
+    opened.commit()
+    opened.close()
+    source.close()
+    assert RunStore(old).get_items("e", ["b", "a"]) == {
+        "b": (item("b"), CERTIFICATE),
+        "a": (item("a"), CERTIFICATE),
+    }
 
 
 def test_an_older_file_is_migrated_and_keeps_its_rows(tmp_path: Path) -> None:
@@ -274,8 +336,8 @@ def test_an_older_file_is_migrated_and_keeps_its_rows(tmp_path: Path) -> None:
     opened.close()
     store = RunStore(tmp_path)
     assert store.get_recipe(content_id(recipe(0.5))) == recipe(0.5)
-    store.put_items("e", [item("a")])
-    assert list(store.get_items("e")) == ["a"]
+    store.put_items("e", [item("a")], CERTIFICATE)
+    assert store.stored_problems("e") == {"a"}
     opened = sqlite3.connect(path)
     assert opened.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     assert opened.execute("PRAGMA journal_mode").fetchone()[0] == "wal"

@@ -1,0 +1,163 @@
+"""The answers of a benchmark's arms, a block at a time: found in the store, or generated, graded and stored.
+
+An answer belongs to its evaluation (weights, prompt, decoding), not to a run: what any run has stored is found again,
+whatever arms and sample that run had. A block is stored as a whole or not at all, with a certificate of the weights
+that gave it; answers of weights that fail their certificate are never stored. The prompts' common beginning is computed
+once for each set of weights and kept from block to block.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from stethoscope.delta.certificate import certified
+from stethoscope.delta.patch import Patch
+from stethoscope.errors import StethoscopeError
+from stethoscope.minerva.grading import BATCH_ANSWERS, Answer
+from stethoscope.minerva.problems import Problem, load_shots
+from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.minerva.repetition import is_repetitive
+from stethoscope.model.generation import Generation, generate_greedy
+from stethoscope.model.prefix import Prefix, share_prefix
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.editing import patch_of
+from stethoscope.progress import Aside, Progress
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade
+from stethoscope.results import BenchItem, Certificate
+from stethoscope.store.items import StoredItem
+
+PREFIX_BYTES = 2**30  # keys and values kept from block to block, of all arms together
+
+
+def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) -> str:
+    """Return the id under which an arm's answers are stored: weights, prompts, decoding and device, not the sample."""
+    neutral = spec.model_copy(
+        update={
+            "arms": (BenchArm(name="arm", recipe=recipe),),
+            "subjects": (),
+            "n": 1,
+            "block_size": 1,
+            "margin": 0.03,
+            "seed": 0,
+        }
+    )
+    assert context.loaded is not None, "the device is known when the model is loaded"
+    return context.identity(neutral, context.loaded.device.type)
+
+
+class Answering:
+    """Answers the blocks of one benchmark, and counts every answer on `progress`, the stored ones as skipped."""
+
+    def __init__(self, spec: BenchSpec, problems: Sequence[Problem], context: Context, progress: Progress) -> None:
+        self._spec = spec
+        self._problems = problems
+        self._context = context
+        self._progress = progress
+        self._session = context.session(spec.model, progress)
+        self._evaluations = {arm.name: evaluation_id(spec, arm.recipe, context) for arm in spec.arms}
+        self._prefixes: dict[str, Prefix] = {}
+        progress.start("Answering problems", len(problems) * len(spec.arms))
+        known = {name: context.store.stored_problems(evaluation) for name, evaluation in self._evaluations.items()}
+        self._counted = {name: {p.problem_id for p in problems} & ids for name, ids in known.items()}
+        for ids in self._counted.values():
+            progress.skip(sum(problem.problem_id in ids for problem in problems))
+
+    @cached_property
+    def _rows(self) -> dict[str, list[int]]:
+        """Token ids of every prompt by problem id."""
+        shots = load_shots(self._spec.problems.shots)
+        prompts = [few_shot_prompt(problem.problem, shots) for problem in self._problems]
+        if self._spec.chat_template:
+            prompts = [self._session.chat_prompt(prompt) for prompt in prompts]
+        ids = [problem.problem_id for problem in self._problems]
+        return dict(zip(ids, self._session.encode(prompts), strict=True))
+
+    def answer(self, arm: BenchArm, block: Sequence[Problem]) -> list[StoredItem]:
+        """Return the arm's graded answers to `block` in its order; those that were not stored before are now.
+
+        Raises:
+            Cancelled: asked to stop; nothing of the block is stored that was not before.
+            StethoscopeError: the weights were not what they had to be; nothing is stored.
+            ResourceError: the disk is full, or no grader process can be started.
+        """
+        ids = [problem.problem_id for problem in block]
+        evaluation = self._evaluations[arm.name]
+        found = self._context.store.get_items(evaluation, ids, skip_damaged=True)
+        counted = self._counted[arm.name]
+        self._progress.skip(sum(i in found for i in ids) - sum(i in counted for i in ids))
+        missing = [problem for problem in block if problem.problem_id not in found]
+        if missing:
+            generations, certificate = self._generate(arm, missing)
+            items = self._graded(arm, missing, generations)
+            self._context.store.put_items(evaluation, items, certificate)
+            found |= {item.problem_id: StoredItem(item, certificate) for item in items}
+        return [
+            StoredItem(
+                found[p.problem_id].item.model_copy(update={"arm": arm.name, "subject": p.subject}),
+                found[p.problem_id].certificate,
+            )
+            for p in block
+        ]
+
+    def _generate(self, arm: BenchArm, problems: Sequence[Problem]) -> tuple[list[Generation], Certificate]:
+        recipe, aside = arm.recipe, Aside(self._progress)  # built again where the context had no room to keep it
+        patch = Patch(None, {}) if recipe is None else patch_of(recipe, self._context, aside)
+        with certified(self._session, patch) as certifying:
+            generations = generate_greedy(
+                self._session,
+                [self._rows[problem.problem_id] for problem in problems],
+                max_new_tokens=self._spec.max_new_tokens,
+                stop=STOP_STRING,
+                batch_size=self._spec.batch_size,
+                prefix=self._prefix(arm),
+                progress=self._progress,
+            )
+        certificate = certifying.certificate
+        if not certificate.base_intact:
+            raise StethoscopeError(
+                "the model's weights are no longer those that were loaded; restart to load them again"
+            )
+        if not certificate.as_recomputed:
+            raise StethoscopeError(f"arm {arm.name}: the edited weights are not what a second computation gives")
+        return generations, certificate
+
+    def _prefix(self, arm: BenchArm) -> Prefix:
+        """Return what all prompts begin with under the weights in place, kept where it was computed with them."""
+        kept = self._prefixes.pop(arm.name, None)
+        if kept is None or kept.edition != self._session.edition:
+            self._progress.give_way()
+            kept = share_prefix(self._session, list(self._rows.values()))
+        if sum(prefix.size_bytes for prefix in self._prefixes.values()) + kept.size_bytes <= PREFIX_BYTES:
+            self._prefixes[arm.name] = kept
+        return kept
+
+    def _graded(self, arm: BenchArm, problems: Sequence[Problem], generations: Sequence[Generation]) -> list[BenchItem]:
+        answers = [
+            Answer(generation.text, problem.solution, problem.answer)
+            for generation, problem in zip(generations, problems, strict=True)
+        ]
+        return [
+            BenchItem(
+                arm=arm.name,
+                subject=problem.subject,
+                problem_id=problem.problem_id,
+                problem=problem.problem,
+                gold=problem.answer,
+                completion=generation.text,
+                n_tokens=generation.n_tokens,
+                truncated=generation.truncated,
+                grade=grade,
+                repetitive=is_repetitive(generation.text),
+                token_ids=generation.token_ids,
+            )
+            for problem, generation, grade in zip(problems, generations, self._grade(answers), strict=True)
+        ]
+
+    def _grade(self, answers: Sequence[Answer]) -> list[Grade]:
+        """Grade some at a time, on the bare base: those who wait for the model pass between."""
+        graders = self._context.graders
+        at_once = BATCH_ANSWERS * graders.n_workers
+        grades: list[Grade] = []
+        for start in range(0, len(answers), at_once):
+            self._progress.give_way()
+            grades.extend(graders.grade(answers[start : start + at_once]))
+        return grades

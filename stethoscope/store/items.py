@@ -1,0 +1,109 @@
+"""Graded answers, a block at a time: all of a block or none, each with the certificate of the weights that gave it.
+
+An answer is found again by its evaluation (weights, prompts, decoding) and its problem, whatever run asked for it; a
+certificate lies once under its digest. Both are checked against their digests whenever they are read.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from stethoscope.errors import StoreError
+from stethoscope.results import BenchItem, Certificate
+from stethoscope.store.ids import bytes_id, canonical_json
+from stethoscope.store.schema import connection
+
+PROBLEMS_AT_ONCE = 500  # SQLite takes at least 999 values in a statement
+
+
+class StoredItem(NamedTuple):
+    """A graded answer, and which weights gave it."""
+
+    item: BenchItem
+    certificate: Certificate
+
+
+def put_items(database: Path, evaluation_id: str, items: Sequence[BenchItem], certificate: Certificate) -> None:
+    """Store a finished block, all or none of it; an item stored before is replaced."""
+    digest, body = _body(certificate)
+    rows = [(evaluation_id, item.problem_id, *_body(item), digest) for item in items]
+    with connection(database, write=True) as opened:
+        opened.execute("INSERT INTO certificates VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, body))
+        opened.executemany(
+            "INSERT INTO items (evaluation_id, problem_id, digest, body, certificate) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body,"
+            " certificate = excluded.certificate",
+            rows,
+        )
+
+
+def stored_problems(database: Path, evaluation_id: str) -> frozenset[str]:
+    """Return the ids of the problems that an evaluation has answered."""
+    with connection(database) as opened:
+        rows = opened.execute("SELECT problem_id FROM items WHERE evaluation_id = ?", (evaluation_id,)).fetchall()
+    return frozenset(str(row["problem_id"]) for row in rows)
+
+
+def get_items(
+    database: Path, evaluation_id: str, problem_ids: Iterable[str], *, skip_damaged: bool
+) -> dict[str, StoredItem]:
+    """Return what is stored of these problems by problem id, in their order.
+
+    Args:
+        skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
+
+    Raises:
+        StoreError: an item or its certificate is damaged.
+    """
+    wanted = list(problem_ids)
+    rows: dict[str, sqlite3.Row] = {}
+    bodies: dict[str, str] = {}
+    with connection(database) as opened:
+        for start in range(0, len(wanted), PROBLEMS_AT_ONCE):
+            part = wanted[start : start + PROBLEMS_AT_ONCE]
+            marks = ", ".join("?" * len(part))
+            found = opened.execute(
+                f"SELECT * FROM items WHERE evaluation_id = ? AND problem_id IN ({marks})", (evaluation_id, *part)
+            )
+            rows.update((row["problem_id"], row) for row in found)
+        for digest in {row["certificate"] for row in rows.values()}:
+            for row in opened.execute("SELECT body FROM certificates WHERE digest = ?", (digest,)):
+                bodies[digest] = row["body"]
+    certificates: dict[str, Certificate] = {}
+    items: dict[str, StoredItem] = {}
+    for problem_id in wanted:
+        if (row := rows.get(problem_id)) is None:
+            continue
+        try:
+            item, digest = _item(row), row["certificate"]
+            if digest not in certificates:
+                certificates[digest] = _certificate(digest, bodies.get(digest))
+            items[problem_id] = StoredItem(item, certificates[digest])
+        except StoreError:
+            if not skip_damaged:
+                raise
+    return items
+
+
+def _body(record: BenchItem | Certificate) -> tuple[str, str]:
+    body = canonical_json(record.model_dump(mode="json"))
+    return bytes_id(body), body.decode()
+
+
+def _item(row: sqlite3.Row) -> BenchItem:
+    what = f"graded answer {row['problem_id']}"
+    if bytes_id(str(row["body"]).encode()) != row["digest"]:
+        raise StoreError(f"{what} is damaged", next_step="Resume the benchmark: it is graded again.")
+    try:
+        return BenchItem.model_validate_json(row["body"])
+    except ValidationError as error:
+        raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
+
+
+def _certificate(digest: str | None, body: str | None) -> Certificate:
+    if body is None or bytes_id(str(body).encode()) != digest:
+        raise StoreError("the certificate of a graded answer is damaged", next_step="Run the benchmark again.")
+    return Certificate.model_validate_json(body)
