@@ -1,25 +1,27 @@
-"""Greedy text for many prompts: one shared prefix, right-aligned rows, each row leaving when it is finished.
+"""Greedy text for many prompts: one shared prefix, a batch that stays full, exact sliding windows.
 
-1. the prompts' common beginning is computed once (`prefix`);
-2. each batch is one block behind that cache: prompts end in the same slot, padding stands on the left;
-3. every step takes the argmax of each row, until the stop string, an end-of-text token or the limit; finished rows
-   are taken out of the batch once they are an eighth of it.
+1. the prompts' common beginning is computed once for a set of weights (`prefix`), and read by all rows where it lies;
+2. rows wait in order of length, so that neighbours need equally many slots (`slots`);
+3. each step is one forward pass: the newest token of every living row, and the tails of the rows that come in;
+4. each row takes the argmax, until the stop string, an end-of-text token or the limit;
+5. a row that ended frees its place at once, and a waiting one comes in with the next step.
 
-In float32 each row's tokens equal `model.generate(do_sample=False)` on the prompt alone. No logits processors: this
-is the argmax, whatever the checkpoint's generation config suggests.
+In float32 each row's tokens equal `model.generate(do_sample=False)` on the prompt alone, wherever two logits are not
+equal to within rounding. In bfloat16 rounding depends on what is computed together, and some texts part from it. No
+logits processors: this is the argmax, whatever the checkpoint's generation config suggests.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
-from stethoscope.model.prefix import Prefix, right_align, share_prefix
+from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.model.session import INCOMPLETE, ModelSession
+from stethoscope.model.slots import RowSlots
 from stethoscope.progress import Progress
 
 STOP = "Problem:"  # minerva.prompts.STOP_STRING, which stands above this module
-RETIRE_SHARE = 8
+ADMIT_TOKENS = 4096  # of new rows in one pass: bounds what the pass holds in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,67 +52,63 @@ def generate_greedy(
     prefix: Prefix | None = None,
     progress: Progress | None = None,
     on_finished: Callable[[Generation], None] | None = None,
-    on_batch: Callable[[list[Generation]], None] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
     """Return the greedy completion of each prompt (text, or token ids taken as they are), in the prompts' order.
 
-    Batches are `batch_size` prompts in the order given; `on_batch` receives each finished one, `on_finished` each
-    finished row. `on_text(index, delta)` receives text as it is decoded: whole characters, never a part of the stop
-    string; the deltas add up to the text. Counts each finished prompt on `progress` (which the caller has started) and
-    looks for a cancel at every step.
+    `batch_size` rows are in work at a time. `on_finished` receives each completion as soon as it is there;
+    `on_text(index, delta)` receives text as it is decoded: whole characters, never a part of the stop string; the
+    deltas add up to the text. Counts each finished prompt on `progress` (which the caller has started) and looks for a
+    cancel at every step.
 
     Args:
         prefix: a beginning computed earlier with the weights in place (`share_prefix`, of these prompts or more); the
             part that all prompts begin with is used. None: it is computed here.
 
     Raises:
-        Cancelled: asked to stop; what was handed to `on_finished` and `on_batch` is complete.
+        Cancelled: asked to stop; what was handed to `on_finished` is complete.
         StethoscopeError: `prefix` was computed with other weights than those in place.
     """
-    assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
     progress = progress or Progress()
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
     assert len(rows) == len(prompts), "prompts are all text or all token ids"
     progress.give_way()
-    prefix = prefix or share_prefix(session, rows)
-    prefix.check(session)
-    prefix = prefix.cut_to(rows)
+    batch = GreedyBatch(
+        session,
+        rows,
+        prefix or share_prefix(session, rows),
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        batch_size=batch_size,
+        on_text=on_text,
+    )
     finished: list[Generation] = []
-    for start in range(0, len(rows), batch_size):
-        batch = GreedyBatch(
-            session,
-            rows[start : start + batch_size],
-            prefix,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            first_index=start,
-            on_text=on_text,
-        )
-        while not batch.done:
-            progress.give_way()
-            batch.step()
-        generations = batch.finish()
-        finished.extend(generations)
-        if on_finished is not None:
-            for generation in generations:
+    while not batch.done:
+        progress.give_way()
+        for generation in batch.step():
+            finished.append(generation)
+            if on_finished is not None:
                 on_finished(generation)
-        if on_batch is not None:
-            on_batch(generations)
-        progress.advance(len(generations))
-    return finished
+            progress.advance()
+    return sorted(finished, key=lambda generation: generation.index)
 
 
 @dataclass(slots=True)
 class _Draft:
-    """One completion in the making; `sent` characters of its text were handed to `on_text`."""
+    """One completion in the making, behind the `tail` of its prompt; `sent` characters of its text were handed on."""
 
     index: int
+    tail: tuple[int, ...]
     on_text: Callable[[int, str], None] | None
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     sent: int = 0
+
+    @property
+    def n_slots(self) -> int:
+        """Slots that are written: those of all tokens but the newest, which takes the slot of this number."""
+        return len(self.tail) + len(self.tokens) - 1
 
     def send(self, text: str) -> None:
         """Hand what is new in `text` to `on_text`."""
@@ -176,14 +174,18 @@ class _Ends:
 
 
 class GreedyBatch:
-    """Rows that are extended together, one token a step, until all are done or `max_new_tokens` are reached.
+    """Prompts that are continued together, `batch_size` at a time, one token a step, until all have ended.
 
     Every step must find the weights that `prefix` was computed with: its keys and values, like those that the steps
     add, belong to them. Between two steps the model may do anything else.
 
     Args:
-        rows: token ids of the prompts, each beginning with `prefix`.
-        first_index: index of the first row, for `Generation.index` and `on_text(index, delta)`.
+        rows: token ids of the prompts.
+        prefix: keys and values of a beginning; the part that all rows begin with is used.
+        on_text: receives (index of the row, new text).
+
+    Raises:
+        StethoscopeError: in `step`: other weights are in place than `prefix` was computed with.
     """
 
     def __init__(
@@ -194,57 +196,59 @@ class GreedyBatch:
         *,
         max_new_tokens: int,
         stop: str | None = STOP,
-        first_index: int = 0,
+        batch_size: int = 32,
         on_text: Callable[[int, str], None] | None = None,
     ) -> None:
+        assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
         assert all(rows), "a prompt without a token"
         self._session = session
-        self._prefix = prefix
+        self._prefix = prefix.cut_to(rows)
+        self._max_new_tokens = max_new_tokens
+        self._batch_size = batch_size
         self._ends = _Ends(session, stop)
-        self._drafts = [_Draft(first_index + i, on_text) for i in range(len(rows))]
-        self._live = list(self._drafts)
-        self._steps_left = max_new_tokens
-        block = right_align(session, rows, prefix)
-        self._cache = block.cache
-        self._ids, self._mask, self._positions = block.input_ids, block.attention_mask, block.position_ids
+        drafts = [_Draft(i, tuple(row[self._prefix.length :]), on_text) for i, row in enumerate(rows)]
+        self._waiting = deque(sorted(drafts, key=lambda draft: -len(draft.tail)))
+        self._live: list[_Draft] = []
+        self._slots = RowSlots(session, self._prefix, min(batch_size, len(rows)))
 
     @property
     def done(self) -> bool:
-        """True when every row has ended or the limit is reached."""
-        return self._steps_left == 0 or not self._live
+        """True when every row has ended."""
+        return not self._live and not self._waiting
 
-    def step(self) -> None:
-        """Run the model once and give each living row its next token."""
+    def step(self) -> list[Generation]:
+        """Run the model once, give each living row its next token, and return the completions that ended by it."""
         assert not self.done, "the batch is done"
         self._prefix.check(self._session)
-        with torch.no_grad():
-            logits = self._session.model(
-                input_ids=self._ids,
-                attention_mask=self._mask,
-                position_ids=self._positions,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits
-        chosen = logits[:, -1].argmax(-1)  # [live]
-        for draft, token in zip(self._live, chosen.tolist(), strict=True):
-            if not draft.done:
-                self._ends.take(draft, token)
-        self._steps_left -= 1
-        keep = [i for i, draft in enumerate(self._live) if not draft.done]
-        if not keep:
-            self._live = []
-        if self.done:
-            return
-        self._positions = self._positions[:, -1:] + 1
-        if (len(self._live) - len(keep)) * RETIRE_SHARE >= len(self._live):
-            index = torch.tensor(keep, device=self._session.device)
-            self._cache.batch_select_indices(index)
-            chosen, self._mask, self._positions = chosen[index], self._mask[index], self._positions[index]
-            self._live = [self._live[i] for i in keep]
-        self._ids = chosen[:, None]
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._live), 1)], dim=1)
+        continued = [(draft.tokens[-1], draft.n_slots) for draft in self._live]
+        new = self._admit()
+        chosen = self._slots.next_tokens(continued, [draft.tail for draft in new])
+        self._live += new
+        for draft, token in zip(self._live, chosen, strict=True):
+            self._ends.take(draft, token)
+        ended = [row for row, draft in enumerate(self._live) if self._has_ended(draft)]
+        finished = [self._ends.finish(self._live[row]) for row in ended]
+        for row in reversed(ended):  # from the last one on, so that the row that moves in is a living one
+            self._retire(row)
+        return finished
 
-    def finish(self) -> list[Generation]:
-        """Return the completions as they stand, in the rows' order, and stream what was held back."""
-        return [self._ends.finish(draft) for draft in self._drafts]
+    def _admit(self) -> list[_Draft]:
+        """Take rows that wait, longest first, into the free places, at most `ADMIT_TOKENS` tokens a step."""
+        new: list[_Draft] = []
+        n_tokens = 0
+        while self._waiting and len(self._live) + len(new) < self._batch_size:
+            n_tokens += len(self._waiting[0].tail)
+            if new and n_tokens > ADMIT_TOKENS:
+                break
+            new.append(self._waiting.popleft())
+        return new
+
+    def _has_ended(self, draft: _Draft) -> bool:
+        return draft.done or len(draft.tokens) == self._max_new_tokens
+
+    def _retire(self, row: int) -> None:
+        """Free the row's place: the last living row moves in, so that living rows stand in the first stripes."""
+        last = self._live.pop()
+        if row < len(self._live):
+            self._slots.move(len(self._live), row, last.n_slots)
+            self._live[row] = last

@@ -9,7 +9,7 @@ how surprised the base would be by what the edited model wants to say there, and
 recipe (say the whole fine-tune) can stand beside them; it is compared with the base in the same way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from stethoscope.delta.certificate import Certifying, certified
@@ -70,39 +70,37 @@ def _write(
     patches: Mapping[str, Patch],
     max_new_tokens: int,
     progress: Progress,
-) -> dict[str, list[Generation]]:
+) -> dict[str, dict[int, Generation]]:
     """Decode all prompts with all models, taking turns at every token; each model keeps its own prefix and cache."""
     progress.start("Writing", len(rows))
-    written: dict[str, list[Generation]] = {channel: [] for channel in patches}
+    written: dict[str, dict[int, Generation]] = {channel: {} for channel in patches}
     prefixes = {}
     for channel, patch in patches.items():
         progress.give_way()
         with applied(session, patch):
             prefixes[channel] = share_prefix(session, rows)
 
-    def batch_of(channel: str, start: int) -> GreedyBatch:
-        def write(index: int, delta: str) -> None:
-            progress.write(channel if len(rows) == 1 else f"{channel}-{index}", delta)
+    def writer(channel: str) -> Callable[[int, str], None]:
+        return lambda index, delta: progress.write(channel if len(rows) == 1 else f"{channel}-{index}", delta)
 
-        return GreedyBatch(
+    batches = {
+        channel: GreedyBatch(
             session,
-            rows[start : start + BATCH_SIZE],
+            rows,
             prefixes[channel],
             max_new_tokens=max_new_tokens,
-            first_index=start,
-            on_text=write,
+            batch_size=BATCH_SIZE,
+            on_text=writer(channel),
         )
-
-    for start in range(0, len(rows), BATCH_SIZE):
-        batches = {channel: batch_of(channel, start) for channel in patches}
-        while unfinished := [channel for channel in batches if not batches[channel].done]:
-            for channel in unfinished:
-                progress.give_way()
-                with applied(session, patches[channel]):
-                    batches[channel].step()
-        for channel, batch in batches.items():
-            written[channel].extend(batch.finish())
-        progress.advance(len(rows[start : start + BATCH_SIZE]))
+        for channel in patches
+    }
+    while unfinished := [channel for channel, batch in batches.items() if not batch.done]:
+        for channel in unfinished:
+            progress.give_way()
+            with applied(session, patches[channel]):
+                written[channel].update((text.index, text) for text in batches[channel].step())
+        complete = set(range(len(rows))).intersection(*written.values())
+        progress.advance(len(complete) - progress.done)
     return written
 
 
@@ -110,7 +108,7 @@ def _compare(
     session: ModelSession,
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
-    written: Mapping[str, Sequence[Generation]],
+    written: Mapping[str, Mapping[int, Generation]],
     patches: Mapping[str, Patch],
     progress: Progress,
 ) -> tuple[TextPair, ...]:

@@ -137,7 +137,7 @@ def test_streaming_holds_back_split_characters_and_beginnings_of_the_stop(pico_s
     from stethoscope.model.generation import _Draft, _Ends
 
     deltas: list[str] = []
-    ends, draft = _Ends(pico_session, "Problem:"), _Draft(0, lambda _, delta: deltas.append(delta))
+    ends, draft = _Ends(pico_session, "Problem:"), _Draft(0, (), lambda _, delta: deltas.append(delta))
     for token in pico_session.encode(["aé😀 Pro, Problem:x"], add_bos=False)[0]:
         if not draft.done:
             ends.take(draft, token)
@@ -147,14 +147,14 @@ def test_streaming_holds_back_split_characters_and_beginnings_of_the_stop(pico_s
     assert ends.finish(draft).text == "aé😀 Pro, "
 
 
-def test_cancel_stops_between_steps_and_keeps_finished_batches(pico_session: ModelSession) -> None:
+def test_cancel_stops_between_steps_and_keeps_what_is_finished(pico_session: ModelSession) -> None:
     progress, kept = Progress(), list[Generation]()
     progress.start("write", 9)
     steps: list[int] = []
 
     def count(index: int, _: str) -> None:
         steps.append(index)
-        if index >= 4:
+        if len(kept) == 4:
             progress.cancel()
 
     with pytest.raises(Cancelled):
@@ -162,14 +162,36 @@ def test_cancel_stops_between_steps_and_keeps_finished_batches(pico_session: Mod
             pico_session,
             [*FRAMED, *UNLIKE],
             max_new_tokens=30,
+            stop=None,
             batch_size=2,
             progress=progress,
-            on_batch=kept.extend,
+            on_finished=kept.append,
             on_text=count,
         )
-    assert [generation.index for generation in kept] == [0, 1, 2, 3]
-    assert progress.done == 4
-    assert sum(index >= 4 for index in steps) <= 2
+    whole = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=30, stop=None)
+    assert kept == [whole[generation.index] for generation in kept]
+    assert progress.done == len(kept) in (4, 5)
+
+
+def test_each_finished_row_is_counted_at_once_and_handed_on_in_the_order_of_finishing(
+    pico_session: ModelSession,
+) -> None:
+    progress, seen = Progress(), list[tuple[int, int]]()
+    progress.start("write", 5)
+    found = generate_greedy(
+        pico_session,
+        FRAMED,
+        max_new_tokens=6,
+        stop=None,
+        batch_size=1,
+        progress=progress,
+        on_finished=lambda generation: seen.append((generation.index, progress.done)),
+    )
+    lengths = [len(row) for row in pico_session.encode(FRAMED)]
+    longest_first = sorted(range(5), key=lambda index: -lengths[index])
+    assert seen == [(index, done) for done, index in enumerate(longest_first)]
+    assert progress.done == 5
+    assert [generation.index for generation in found] == [0, 1, 2, 3, 4]
 
 
 def test_no_prompts_give_no_text(pico_session: ModelSession) -> None:

@@ -11,7 +11,7 @@ from stethoscope import pipeline
 from stethoscope.errors import Cancelled, UserError
 from stethoscope.minerva.problems import load_shots
 from stethoscope.minerva.prompts import few_shot_prompt
-from stethoscope.model.generation import GreedyBatch, generate_greedy
+from stethoscope.model.generation import Generation, GreedyBatch, generate_greedy
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.compare_text import prompt_texts
 from stethoscope.pipeline.context import Context
@@ -142,11 +142,12 @@ def test_stop_works_within_one_decode_step(
     progress, steps = Progress(), list[int]()
     step = GreedyBatch.step
 
-    def counted(batch: GreedyBatch) -> None:
+    def counted(batch: GreedyBatch) -> list[Generation]:
         steps.append(1)
-        step(batch)
+        finished = step(batch)
         if len(steps) == 5:
             progress.cancel()
+        return finished
 
     monkeypatch.setattr(GreedyBatch, "step", counted)
     with pytest.raises(Cancelled):
