@@ -15,6 +15,7 @@ runs over both. transformers calls `attend` through its attention interface, so 
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ class Packed:
         rows: the stripe of each token, [n_tokens].
         slots: the slot of each token in its stripe, [n_tokens].
         last: index of each row's last token, [n_rows].
-        groups: the continued rows together, then each new row.
+        groups: the continued rows together, then new rows, neighbours of equal length together.
     """
 
     ids: Int[Tensor, "1 n_tokens"]
@@ -214,12 +215,15 @@ def pack(
     if continued:
         slots = [slot for _, slot in continued]
         groups.append(Group(slice(0, len(slots)), slice(0, len(slots)), min(slots), max(slots)))
-    for row, tail in enumerate(tails, start=len(continued)):
-        assert tail, "a prompt without a token of its own"
-        tokens = slice(len(table), len(table) + len(tail))
-        groups.append(Group(slice(row, row + 1), tokens, 0, len(tail) - 1))
-        table.extend((token, slot + length, row, slot) for slot, token in enumerate(tail))
-        last.append(len(table) - 1)
+    row = len(continued)
+    for size, alike in itertools.groupby(tails, len):
+        assert size > 0, "a prompt without a token of its own"
+        first_row, first_token = row, len(table)
+        for tail in alike:
+            table.extend((token, slot + length, row, slot) for slot, token in enumerate(tail))
+            last.append(len(table) - 1)
+            row += 1
+        groups.append(Group(slice(first_row, row), slice(first_token, len(table)), 0, size - 1))
     flat = torch.tensor([number for column in zip(*table, strict=True) for number in column] + last).to(device)
     ids, positions, rows, slots = flat[: 4 * len(table)].view(4, -1)
     return Packed(ids[None], positions[None], rows, slots, flat[4 * len(table) :], tuple(groups))

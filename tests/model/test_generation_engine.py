@@ -277,11 +277,11 @@ def test_a_model_with_an_attention_of_its_own_is_refused(
 
 
 def test_a_pass_is_packed_row_after_row() -> None:
-    packed = pack([(50, 4), (51, 9)], [(60, 61, 62), (70,)], 100, torch.device("cpu"))
-    assert packed.ids.tolist() == [[50, 51, 60, 61, 62, 70]]
-    assert packed.positions.tolist() == [[104, 109, 100, 101, 102, 100]]
-    assert packed.rows.tolist() == [0, 1, 2, 2, 2, 3]
-    assert packed.slots.tolist() == [4, 9, 0, 1, 2, 0]
-    assert packed.last.tolist() == [0, 1, 4, 5]
+    packed = pack([(50, 4), (51, 9)], [(60, 61), (62, 63), (70,)], 100, torch.device("cpu"))
+    assert packed.ids.tolist() == [[50, 51, 60, 61, 62, 63, 70]]
+    assert packed.positions.tolist() == [[104, 109, 100, 101, 100, 101, 100]]
+    assert packed.rows.tolist() == [0, 1, 2, 2, 3, 3, 4]
+    assert packed.slots.tolist() == [4, 9, 0, 1, 0, 1, 0]
+    assert packed.last.tolist() == [0, 1, 3, 5, 6]
     spans = [(g.rows.start, g.rows.stop, g.tokens.start, g.tokens.stop, g.lowest, g.highest) for g in packed.groups]
-    assert spans == [(0, 2, 0, 2, 4, 9), (2, 3, 2, 5, 0, 2), (3, 4, 5, 6, 0, 0)]
+    assert spans == [(0, 2, 0, 2, 4, 9), (2, 4, 2, 6, 0, 1), (4, 5, 6, 7, 0, 0)]
