@@ -16,6 +16,8 @@ MULTIMODAL = ("vision_tower", "multi_modal_projector")
 
 def not_for_mergekit(recipe: EditRecipe) -> str | None:
     """Return why mergekit cannot make the edit of `recipe`, None where it can."""
+    if recipe.model.roles:
+        return "the halves of a layer are told by names that the model's declared roles need not follow"
     if not isinstance(recipe.arm, RawArm):
         return f"mergekit adds whole task vectors only, and the recipe's arm is {recipe.arm.kind}"
     tuned = local_path(recipe.task_vector.tuned)

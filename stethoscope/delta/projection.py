@@ -106,13 +106,14 @@ def serving(site: MatrixSite, sae_site: Site) -> Serving | None:
     """Return which SAE serves `site`, or None where none does.
 
     resid_post of layer l serves the writers of l; readers of l see resid_post of l-1 (gate and up only after the
-    attention's write: approximate), so layer 0's have none. mlp_out serves down_proj on its output side, attn_out
-    serves o_proj on its input side, where no norm stands between.
+    attention's write: approximate), so layer 0's have none. mlp_out serves the MLP's writer (down_proj) on its output
+    side, attn_out the attention's (o_proj) on its input side, where no norm stands between.
     """
+    writer = site.part if site.side == "write" else None
     if sae_site == "attn_out":
-        return Serving(site.layer, output_side=False, gain=False) if site.matrix == "o_proj" else None
+        return Serving(site.layer, output_side=False, gain=False) if writer == "attention" else None
     if sae_site == "mlp_out":
-        return Serving(site.layer, output_side=True, gain=True) if site.matrix == "down_proj" else None
+        return Serving(site.layer, output_side=True, gain=True) if writer == "mlp" else None
     if site.side == "write":
         return Serving(site.layer, output_side=True, gain=True)
     if site.layer == 0:

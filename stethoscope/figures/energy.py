@@ -156,7 +156,8 @@ def _add_line(
 def enrichment_heatmap(result: EnergyResult, k: int, picked: Collection[int]) -> go.Figure:
     """Return enrichment of every matrix (and of whole layers) at `k`, on a log scale centred on 1."""
     cells = {(cell.matrix, cell.layer): cell for cell in (*result.layers, *result.cells) if cell.k == k}
-    rows = [row for row in ROWS if any(matrix == row for matrix, _ in cells)]
+    there = dict.fromkeys(cell.matrix for cell in cells.values())
+    rows = [row for row in ROWS if row in there] + [row for row in there if row not in ROWS]
     logs = [_log2(cell.enrichment) for cell in cells.values() if cell.enrichment]
     limit = max([math.log2(1.25), *(abs(value) for value in logs)])
     figure = go.Figure()

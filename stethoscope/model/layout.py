@@ -7,20 +7,28 @@ Llama/Qwen have no post-norms, and their `post_attention_layernorm` is the MLP's
 Readers (q, k, v, gate, up) touch the stream on their input side, behind a pre-norm; writers (o, down) on their output
 side, before a post-norm where there is one. The gain is G = diag(offset + w): offset 1 for Gemma, 0 for Llama and Qwen;
 it is measured on the norm itself, not guessed from a name. Weights are [out, in].
+
+A decoder whose layers hold other norms or matrices is not guessed at: its roles are declared in the profile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from stethoscope.errors import CheckpointError
+from stethoscope.records import MatrixRole
 
 READERS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
 WRITERS = {"o_proj": "attention", "down_proj": "mlp"}
 MODULE_OF_PART = {"attention": "self_attn", "mlp": "mlp"}
+PRE_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}  # Llama, Mistral, Qwen 2 and 3
+SANDWICH = {"attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"}  # Gemma 2 and 3, with the post-norms:
+POST_NORMS = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+DECLARE = "Declare each matrix under [[model.roles]] in a profile of your own: module, part, side and norm."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class MatrixSite:
     Attributes:
         name: full parameter name, as in `model.named_parameters()`.
         layer: decoder layer, from 0.
-        matrix: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj.
+        matrix: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj, or what a declared module is called.
         part: which half of the layer it belongs to.
         side: "write" (its output side is the residual stream) or "read" (its input side is).
         gain: parameter name of the RMSNorm weight between it and the stream; None where there is none.
@@ -84,6 +92,22 @@ class ModelLayout:
         assert 0 <= layer < self.n_layers, f"layer {layer} of {self.n_layers}"
         return tuple(site for site in self.matrices if site.layer == layer)
 
+    def writer(self, layer: int, part: Literal["attention", "mlp"]) -> MatrixSite:
+        """Return the matrix through which `part` of `layer` writes the residual stream.
+
+        Raises:
+            CheckpointError: none, or several, were declared.
+        """
+        found = [site for site in self.of_layer(layer) if (site.side, site.part) == ("write", part)]
+        if len(found) != 1:
+            raise CheckpointError(
+                f"the {part} of layer {layer} has no single matrix that writes the residual stream",
+                got=", ".join(site.name for site in found) or "none",
+                expected="one",
+                next_step=DECLARE,
+            )
+        return found[0]
+
     def layers_of(self, names: Iterable[str]) -> set[int]:
         """Return the layers that the parameters called `names` belong to; those outside the layers count for none."""
         layer_of = {site.name: site.layer for site in (*self.matrices, *self.norms)}
@@ -97,48 +121,111 @@ class ModelLayout:
         raise KeyError(name)
 
 
-def layout_of(model: nn.Module) -> ModelLayout:
-    """Return the roles of `model`'s matrices.
+def layout_of(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> ModelLayout:
+    """Return the roles of `model`'s matrices: those that are declared, else those that their names stand for.
 
     Raises:
-        CheckpointError: no decoder, or more than one, whose layers have q, k, v, o, gate, up and down projections
-            (fused projections, mixtures of experts, encoder-decoders).
+        CheckpointError: no decoder, or more than one; matrices or norms without a known role (fused projections,
+            mixtures of experts, other orders of the norms); a declaration that does not fit the model.
     """
-    path, layers = decoder_layers(model)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    path, layers = decoder_layers(model, declared)
+    d_model = _d_model(model)
     matrices: list[MatrixSite] = []
+    norms: list[NormSite] = []
     for index, layer in enumerate(layers):
-        for matrix, part in (READERS | WRITERS).items():
-            name = f"{path}.{index}.{MODULE_OF_PART[part]}.{matrix}.weight"
-            if name not in parameters:
-                raise CheckpointError(
-                    f"the role of {type(model).__name__}'s matrices is not known",
-                    got=f"no parameter {name}",
-                    expected="a Gemma, Llama or Qwen style decoder with unfused projections",
-                )
-            side = "write" if matrix in WRITERS else "read"
-            norm = _norm_of(layer, part, side)
-            gain = None if norm is None else f"{path}.{index}.{norm}.weight"
-            offset = 0.0 if norm is None else _gain_offset(layer.get_submodule(norm))
-            matrices.append(MatrixSite(name, index, matrix, _part(part), side, gain, offset))
-    order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    matrices.sort(key=lambda site: (site.layer, order.index(site.matrix)))
-    down = model.get_parameter(f"{path}.0.mlp.down_proj.weight")
+        roles = declared or _known_roles(model, layer)
+        where = f"{path}.{index}"
+        matrices += [_matrix_site(where, index, layer, role, d_model) for role in roles]
+        norms += _norms(layer, where, index, roles)
     return ModelLayout(
         n_layers=len(layers),
-        d_model=down.shape[0],
+        d_model=d_model,
         layers=path,
         matrices=tuple(matrices),
-        norms=tuple(site for index, layer in enumerate(layers) for site in _norms(layer, f"{path}.{index}", index)),
+        norms=tuple(norms),
         outer=_outer(model, path),
     )
 
 
-def _norms(layer: nn.Module, path: str, index: int) -> list[NormSite]:
+def _d_model(model: nn.Module) -> int:
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    assert isinstance(embeddings, nn.Embedding), f"{type(model).__name__} has token embeddings"
+    return embeddings.embedding_dim
+
+
+def _known_roles(model: nn.Module, layer: nn.Module) -> tuple[MatrixRole, ...]:
+    """Return the roles that the names in `layer` stand for; norms of another set of names stand elsewhere."""
+    norms = {name for name, _ in layer.named_children() if "norm" in name}
+    if norms == set(PRE_NORMS.values()):
+        before, behind = PRE_NORMS, {"attention": None, "mlp": None}
+    elif norms == {*SANDWICH.values(), *POST_NORMS.values()}:
+        before, behind = SANDWICH, POST_NORMS
+    else:
+        raise CheckpointError(
+            f"the role of {type(model).__name__}'s matrices is not known",
+            got=f"norms {', '.join(sorted(norms)) or 'of other names'} in a layer",
+            expected=f"{' and '.join(PRE_NORMS.values())} (Llama, Mistral, Qwen), or with pre_feedforward_layernorm "
+            "and post_feedforward_layernorm (Gemma)",
+            next_step=DECLARE,
+        )
+    modules = {name for name, _ in layer.named_modules()}
+    missing = [f"{MODULE_OF_PART[part]}.{name}" for name, part in (READERS | WRITERS).items()]
+    missing = [name for name in missing if name not in modules]
+    if missing:
+        raise CheckpointError(
+            f"the role of {type(model).__name__}'s matrices is not known",
+            got=f"no {', '.join(missing)} in a layer",
+            expected="unfused projections of a Gemma, Llama, Mistral or Qwen style decoder",
+            next_step=DECLARE,
+        )
+    order = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    parts = READERS | WRITERS
+    return tuple(
+        MatrixRole(
+            module=f"{MODULE_OF_PART[parts[name]]}.{name}",
+            part=_part(parts[name]),
+            side="write" if name in WRITERS else "read",
+            norm=(behind if name in WRITERS else before)[parts[name]],
+        )
+        for name in order
+    )
+
+
+def _matrix_site(path: str, index: int, layer: nn.Module, role: MatrixRole, d_model: int) -> MatrixSite:
+    """Return the matrix of `role` in `layer`, checked for its orientation, width and norm."""
+    name = f"{path}.{role.module}"
+    module = layer.get_submodule(role.module)
+    width = {"read": "in_features", "write": "out_features"}[role.side]
+    if not isinstance(module, nn.Linear) or getattr(module, width) != d_model:
+        raise CheckpointError(
+            f"{name} does not {role.side} the residual stream",
+            got=f"{type(module).__name__} with {width} {getattr(module, width, None)}",
+            expected=f"a linear layer with {width} {d_model}",
+            next_step="Correct its side or its module under [[model.roles]].",
+        )
+    norm = None if role.norm is None else _submodule(layer, role.norm)
+    if role.norm is not None and norm is None:
+        raise CheckpointError(
+            f"{path} has no norm {role.norm}",
+            expected=", ".join(found for found, _ in layer.named_children() if "norm" in found),
+            next_step="Correct it under [[model.roles]].",
+        )
+    return MatrixSite(
+        name=f"{name}.weight",
+        layer=index,
+        matrix=role.module.rpartition(".")[2],
+        part=role.part,
+        side=role.side,
+        gain=None if norm is None else f"{path}.{role.norm}.weight",
+        gain_offset=0.0 if norm is None else _gain_offset(f"{path}.{role.norm}", norm),
+    )
+
+
+def _norms(layer: nn.Module, path: str, index: int, roles: Sequence[MatrixRole]) -> list[NormSite]:
     """Return the norm weights of a layer: q_norm and k_norm go with the attention, as do the norms around it."""
-    around = {_norm_of(layer, part, side): part for part in MODULE_OF_PART for side in ("read", "write")}
+    around = {role.norm: role.part for role in roles}
     found = [
-        NormSite(f"{path}.{name}", index, _part(around.get(name.split(".")[0], "attention")))
+        NormSite(f"{path}.{name}", index, _part(around.get(name.removesuffix(".weight"), "attention")))
         for name, _ in layer.named_parameters()
         if name.endswith("norm.weight")
     ]
@@ -156,40 +243,53 @@ def _part(part: str) -> Literal["attention", "mlp"]:
     return "attention" if part == "attention" else "mlp"
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> tuple[str, nn.ModuleList]:
     """Find the one list of decoder layers; a vision tower's layers have no gated MLP and do not count."""
+    wanted = [role.module for role in declared] or ["self_attn", "mlp.down_proj"]
     found = [
         (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module)
-        and isinstance(getattr(module[0], "self_attn", None), nn.Module)
-        and hasattr(getattr(module[0], "mlp", None), "down_proj")
+        and all(_submodule(layer, name) is not None for layer in module for name in wanted)
     ]
     if len(found) != 1:
         raise CheckpointError(
             f"{type(model).__name__} is not a model whose layers can be edited",
-            got=f"{len(found)} lists of decoder layers with self_attn and mlp.down_proj",
-            expected="exactly one, as in Gemma, Llama and Qwen",
+            got=f"{len(found)} lists of decoder layers with {', '.join(wanted)}",
+            expected="exactly one" if declared else "exactly one, as in Gemma, Llama, Mistral and Qwen",
+            next_step="Correct the modules under [[model.roles]]." if declared else DECLARE,
         )
     return found[0]
 
 
-def _norm_of(layer: nn.Module, part: str, side: str) -> str | None:
-    """Name the RMSNorm between the residual stream and the matrices of `part` on `side` (None: there is none)."""
-    has_post_norms = hasattr(layer, "pre_feedforward_layernorm")
-    if side == "read":
-        if part == "attention":
-            return "input_layernorm"
-        return "pre_feedforward_layernorm" if has_post_norms else "post_attention_layernorm"
-    if not has_post_norms:
-        return None
-    return "post_attention_layernorm" if part == "attention" else "post_feedforward_layernorm"
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at `path`, None where there is none."""
+    for name in path.split("."):
+        found = module._modules.get(name)
+        if found is None:
+            return None
+        module = found
+    return module
 
 
-def _gain_offset(norm: nn.Module) -> float:
-    """Measure whether `norm` multiplies by w (0.0) or by 1 + w (1.0), on a vector of ones (whose RMS is 1)."""
-    weight = norm.get_parameter("weight")
-    with torch.no_grad():
-        gain = norm(torch.ones(1, weight.shape[0], dtype=weight.dtype, device=weight.device))[0]
-    return float(round((gain.float() - weight.detach().float()).median().item()))
+def _gain_offset(name: str, norm: nn.Module) -> float:
+    """Measure whether `norm` multiplies by w (0.0) or by 1 + w (1.0), on a vector of ones (whose RMS is 1).
+
+    Raises:
+        CheckpointError: it does neither; a LayerNorm makes zeros of ones, for it subtracts the mean.
+    """
+    weight = norm.get_parameter("weight") if "weight" in norm._parameters else None
+    offset = None
+    if isinstance(weight, nn.Parameter):
+        with torch.no_grad():
+            gain = norm(torch.ones(1, weight.shape[0], dtype=weight.dtype, device=weight.device))[0]
+        offset = round((gain.float() - weight.detach().float()).median().item())
+    if offset not in (0, 1):
+        raise CheckpointError(
+            f"{name} is not a norm whose gain is known",
+            got=type(norm).__name__,
+            expected="an RMSNorm that multiplies by w or by 1 + w",
+            next_step="Only models with RMSNorm between stream and matrices can be projected.",
+        )
+    return float(offset)

@@ -40,8 +40,7 @@ def listen_residual(
     with contextlib.ExitStack() as hooks:
         for layer in layers:
             assert 0 <= layer < session.layout.n_layers, f"layer {layer} of {session.layout.n_layers}"
-            module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
-            hooks.callback(_listen(module, layer, site, receive).remove)
+            hooks.callback(_listen(session, layer, site, receive).remove)
         yield
 
 
@@ -93,19 +92,21 @@ def mean_residual(
 def site_width(session: ModelSession, site: Site) -> int:
     """Return the width of `site`: d_model, or the input width of o_proj for attn_out."""
     if site == "attn_out":
-        return int(session.parameter(f"{session.layout.layers}.0.self_attn.o_proj.weight").shape[1])
+        return int(session.parameter(session.layout.writer(0, "attention").name).shape[1])
     return session.layout.d_model
 
 
-def _listen(layer_module: nn.Module, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
+def _listen(session: ModelSession, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
     def keep(output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         assert isinstance(tensor, Tensor), type(tensor)
         receive(layer, tensor.detach().to(torch.float32))
 
+    layout, name = session.layout, f"{session.layout.layers}.{layer}"
     if site == "attn_out":
-        return layer_module.get_submodule("self_attn.o_proj").register_forward_pre_hook(lambda _, args: keep(args))
-    name = ""  # the layer itself
+        name = layout.writer(layer, "attention").name.removesuffix(".weight")
+        return session.model.get_submodule(name).register_forward_pre_hook(lambda _, args: keep(args))
     if site == "mlp_out":
-        name = "post_feedforward_layernorm" if hasattr(layer_module, "post_feedforward_layernorm") else "mlp"
-    return layer_module.get_submodule(name).register_forward_hook(lambda _, args, output: keep(output))
+        writer = layout.writer(layer, "mlp")
+        name = (writer.gain or writer.name).removesuffix(".weight")
+    return session.model.get_submodule(name).register_forward_hook(lambda _, args, output: keep(output))

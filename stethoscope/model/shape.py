@@ -4,6 +4,7 @@ The model is built on torch's meta device, which allocates nothing, so that ever
 Counted is the language tower; a vision tower is not loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from stethoscope.errors import CheckpointError
 from stethoscope.model.layout import decoder_layers
-from stethoscope.records import ModelRef
+from stethoscope.records import MatrixRole, ModelRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +49,15 @@ class ModelShape:
         return self.n_heads * self.head_dim
 
 
-def shape_of(model: nn.Module) -> ModelShape:
-    """Return the sizes of a model, loaded or on the meta device.
+def shape_of(model: nn.Module, roles: Sequence[MatrixRole] = ()) -> ModelShape:
+    """Return the sizes of a model, loaded or on the meta device; `roles` are those declared for it.
 
     Raises:
         CheckpointError: no decoder, or more than one.
     """
     config: Any = model.config
     text = config.get_text_config()
-    path, layers = decoder_layers(model)
+    path, layers = decoder_layers(model, roles)
     decoder = path.rpartition(".")[0] + "."
     tower = {name: p.numel() for name, p in model.named_parameters() if name.startswith((decoder, "lm_head."))}
     matrices = [[p.numel() for p in layer.parameters() if p.ndim > 1] for layer in layers]
@@ -88,7 +89,7 @@ def shape_of_config(ref: ModelRef, config: Any) -> ModelShape:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return shape_of(model)
+        return shape_of(model, ref.roles)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             f"config.json of {ref.id} does not tell the sizes of a decoder",

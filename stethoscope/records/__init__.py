@@ -26,7 +26,7 @@ from stethoscope.records.recipe import (
     RandomSubspaceArm,
     RawArm,
 )
-from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 from stethoscope.records.specs import (
     BenchArm,
     BenchSpec,
@@ -57,6 +57,7 @@ __all__ = [
     "LatentExamplesSpec",
     "LatentsSpec",
     "LayerAlpha",
+    "MatrixRole",
     "ModelRef",
     "NormMatchedArm",
     "Prediction",

@@ -1,14 +1,36 @@
 """Where things lie: a model, its SAEs, a task vector, problems."""
 
+from typing import Literal
+
 from stethoscope.records.base import Dtype, Record, Site
 
 
+class MatrixRole(Record):
+    """What one matrix of every decoder layer does, declared for a model whose matrices have no known role.
+
+    Attributes:
+        module: its path in a layer, for example "self_attn.qkv_proj".
+        part: half of the layer that it belongs to.
+        side: "read" where its input side meets the residual stream, "write" where its output side does.
+        norm: path in a layer of the RMSNorm between it and the stream; None where there is none.
+    """
+
+    module: str
+    part: Literal["attention", "mlp"]
+    side: Literal["read", "write"]
+    norm: str | None = None
+
+
 class ModelRef(Record):
-    """A base model: `embedded:NAME`, a local folder or a hub id, with its revision and the dtype it runs in."""
+    """A base model: `embedded:NAME`, a local folder or a hub id, with its revision and the dtype it runs in.
+
+    `roles` says what its matrices do where their names do not: for Gemma, Llama, Mistral and Qwen it stays empty.
+    """
 
     id: str
     revision: str | None = None
     dtype: Dtype = "float32"
+    roles: tuple[MatrixRole, ...] = ()
 
 
 class SaeRef(Record):

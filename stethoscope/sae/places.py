@@ -135,14 +135,15 @@ def _of_release(ref: SaeRef, release: Release, progress: Progress) -> Found:
 
 
 def _fetched(repo_id: str, revision: str | None, places: dict[int, Place], progress: Progress) -> Found:
-    """Fetch the settings of the SAEs, all at once."""
-    wanted = [place.file(place.known.config or place.known.weights) for place in places.values()]
-    plan = plan_fetch(repo_id, revision=revision, patterns=wanted)
-    source = Repository(repo_id, plan.folder, plan.revision)
+    """Return the SAEs whose weights the repository lists, with their settings fetched, all at once."""
     configs = [place.file(place.known.config) for place in places.values() if place.known.config]
-    if configs:
-        source.fetch(configs, progress)
-    return Found(source, places)
+    weights = {layer: place.file(place.known.weights) for layer, place in places.items()}
+    plan = plan_fetch(repo_id, revision=revision, patterns=[*weights.values(), *configs])
+    listed = {file.name for file in plan.files}
+    source = Repository(repo_id, plan.folder, plan.revision)
+    if wanted := [name for name in configs if name in listed]:
+        source.fetch(wanted, progress)
+    return Found(source, {layer: places[layer] for layer, name in weights.items() if name in listed})
 
 
 def _scan(location: str, names: Iterable[str]) -> list[Place]:

@@ -1,8 +1,13 @@
 """Roles of the matrices, for Gemma 3 (post-norms, gain 1 + w) and Llama (no post-norm, gain w)."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
@@ -10,12 +15,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     SiglipVisionConfig,
 )
 
 from stethoscope.errors import CheckpointError
 from stethoscope.model.layout import layout_of
 from stethoscope.model.session import ModelSession
+from stethoscope.records import MatrixRole
+from tests.decoders import ARCHITECTURES, tiny_decoder
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
 
@@ -73,7 +84,111 @@ def test_the_vision_tower_of_a_multimodal_gemma_is_left_out() -> None:
     assert {site.name for site in layout.matrices} <= set(dict(model.named_parameters()))
 
 
-def test_unknown_roles_are_refused() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20))
-    with pytest.raises(CheckpointError, match="not a model whose layers can be edited; got 0 lists"):
-        layout_of(model)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gain_conventions(architecture: str) -> None:
+    model = tiny_decoder(architecture)
+    sites = {site.matrix: site for site in layout_of(model).of_layer(3)}
+    gemma = architecture.startswith("gemma")
+    assert (sites["o_proj"].gain is not None) == (sites["down_proj"].gain is not None) == gemma
+    assert {site.gain_offset for site in sites.values()} == ({1.0} if gemma else {0.0})
+    before_mlp = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+    assert sites["gate_proj"].gain == f"model.layers.3.{before_mlp}.weight"
+    for site in sites.values():
+        if site.gain is not None:
+            norm = model.get_submodule(site.gain.removesuffix(".weight"))
+            x = torch.randn(5, 32)
+            expected = x / x.pow(2).mean(-1, keepdim=True).sqrt() * (site.gain_offset + model.get_parameter(site.gain))
+            torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-4)
+
+
+PHI_ROLES = (
+    MatrixRole(module="self_attn.qkv_proj", part="attention", side="read", norm="input_layernorm"),
+    MatrixRole(module="self_attn.o_proj", part="attention", side="write"),
+    MatrixRole(module="mlp.gate_up_proj", part="mlp", side="read", norm="post_attention_layernorm"),
+    MatrixRole(module="mlp.down_proj", part="mlp", side="write"),
+)
+
+
+def phi() -> nn.Module:
+    return Phi3ForCausalLM(Phi3Config(**TINY, pad_token_id=0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20)),
+            "not a model whose layers can be edited; got 0 lists .*Declare each matrix under .*model.roles",
+        ),
+        (
+            phi,
+            "role of Phi3ForCausalLM's matrices is not known; got no self_attn.q_proj, .*mlp.up_proj in a.*Declare",
+        ),
+        (
+            lambda: Olmo2ForCausalLM(Olmo2Config(**TINY)),
+            "role of Olmo2.*; got norms post_attention_layernorm, post_feedforward_layernorm in a layer.*Declare",
+        ),
+        (lambda: CohereForCausalLM(CohereConfig(**TINY)), "role of Cohere.*; got norms input_layernorm in a layer"),
+    ],
+)
+def test_unknown_roles_are_refused(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        layout_of(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_declared_roles() -> None:
+    layout = layout_of(phi(), PHI_ROLES)
+    assert (layout.n_layers, layout.d_model) == (2, 16)
+    found = {site.matrix: (site.side, site.part, site.gain, site.gain_offset) for site in layout.of_layer(1)}
+    assert found == {
+        "qkv_proj": ("read", "attention", "model.layers.1.input_layernorm.weight", 0.0),
+        "o_proj": ("write", "attention", None, 0.0),
+        "gate_up_proj": ("read", "mlp", "model.layers.1.post_attention_layernorm.weight", 0.0),
+        "down_proj": ("write", "mlp", None, 0.0),
+    }
+    assert layout.writer(0, "mlp").name == "model.layers.0.mlp.down_proj.weight"
+    assert {site.name.split(".")[-2]: site.part for site in layout.norms_of(0)} == {
+        "input_layernorm": "attention",
+        "post_attention_layernorm": "mlp",
+    }
+
+
+def changed(i: int, **fields: object) -> tuple[MatrixRole, ...]:
+    return tuple(role.model_copy(update=fields) if j == i else role for j, role in enumerate(PHI_ROLES))
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (
+            changed(0, side="write"),
+            "qkv_proj does not write the residual stream; got Linear with out_features 48; expected",
+        ),
+        (changed(3, side="read"), "down_proj does not read the residual stream; got Linear with in_features 24"),
+        (
+            changed(1, module="self_attn.out_proj"),
+            "got 0 lists of decoder layers with self_attn.qkv_proj, self_attn.out",
+        ),
+        (
+            changed(1, norm="post_norm"),
+            "layers.0 has no norm post_norm; expected input_layernorm, post_attention_layernorm",
+        ),
+        (changed(1, norm="mlp"), "layers.0.mlp is not a norm whose gain is known; got Phi3MLP"),
+    ],
+)
+def test_a_declaration_that_does_not_fit_is_refused(roles: tuple[MatrixRole, ...], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        layout_of(phi(), roles)
+
+
+def test_a_layer_norm_is_refused_and_so_are_two_writers() -> None:
+    model = phi()
+    for layer in model.model.layers:  # pyright: ignore[reportGeneralTypeIssues]
+        layer.input_layernorm = nn.LayerNorm(16)
+    with pytest.raises(CheckpointError, match="input_layernorm is not a norm whose gain is known; got LayerNorm"):
+        layout_of(model, PHI_ROLES)
+    with pytest.raises(
+        CheckpointError, match="the mlp of layer 0 has no single matrix that writes .*; got none; expected one"
+    ):
+        layout_of(phi(), PHI_ROLES[:3]).writer(0, "mlp")

@@ -15,7 +15,6 @@ from stethoscope.profiles import PROFILES
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
 from stethoscope.sae.bank import open_bank
-from stethoscope.sae.places import find_places
 from stethoscope.sae.releases import find_release
 from tests.sae.published import (
     D_MODEL,
@@ -160,6 +159,14 @@ def test_opening_a_release_fetches_settings_and_fetching_counts_each_weight(fold
     assert folder_hub.fetched[-1].startswith("resid_post_all/layer_7_")
 
 
+def test_layers_are_those_that_the_repository_lists(folder_hub: FolderHub) -> None:
+    put_gemma_scope_2(folder_hub, (9, 17))
+    bank = open_bank(RES_ALL, D_MODEL)
+    assert bank.layers == (9, 17)
+    with pytest.raises(SaeError, match="no SAE for layer 10 in gemma-scope-2-4b-it-res-all; got layers 9, 17"):
+        bank.load(10)
+
+
 def test_saes_of_another_width_are_refused_after_the_first_download(folder_hub: FolderHub) -> None:
     put_gemma_scope_2(folder_hub, tuple(range(34)))
     bank = open_bank(RES_ALL, D_MODEL + 2)
@@ -295,11 +302,13 @@ def test_npz_with_pickles_is_refused(tmp_path: Path) -> None:
 
 
 def test_neuronpedia_page_from_the_registry(folder_hub: FolderHub) -> None:
-    folder = folder_hub.repository("google/gemma-scope-2b-pt-res")
-    for place in find_places(
-        SaeRef(location="gemma-scope-2b-pt-res-canonical", width="16k"), Progress()
-    ).of_layer.values():
-        write_gemma_scope_1(folder / place.path, published_tensors(3))
+    folder, release = (
+        folder_hub.repository("google/gemma-scope-2b-pt-res"),
+        find_release("gemma-scope-2b-pt-res-canonical"),
+    )
+    assert release is not None
+    for place in {sae.path for sae in release.saes if "width_16k" in sae.id}:
+        write_gemma_scope_1(folder / place, published_tensors(3))
     bank = open_bank(SaeRef(location="gemma-scope-2b-pt-res-canonical", width="16k"), D_MODEL)
     assert bank.layers == tuple(range(26))
     assert bank.latent_page(3) == "https://www.neuronpedia.org/gemma-2-2b/3-gemmascope-res-16k/{latent}"
