@@ -14,8 +14,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtypes of signatures are checked in tests
     import stethoscope.pipeline  # noqa: F401
@@ -24,6 +23,7 @@ from stethoscope.model.session import ModelSession, load_session
 from stethoscope.profiles import Profile
 from stethoscope.records import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 from tests.hub.server import LoopbackHub, point_at
+from tests.tokens import pico_tokenizer
 
 torch.set_num_threads(1)
 
@@ -31,34 +31,6 @@ PICO_LAYERS = 4
 PICO_D_MODEL = 32
 PICO_WINDOW = 8
 PICO_LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention", "sliding_attention")
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
-WORDS = ("Problem", "Solution", ":", " the", " of", " prime", " divisor", " story", " river", " circle", " and", "\n\n")
-
-
-def pico_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of whole `WORDS` and, for everything else, single bytes; any text round-trips."""
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    pieces = ["".join(piece for piece, _ in cut.pre_tokenize_str(word)) for word in WORDS]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = list(dict.fromkeys([*SPECIAL_TOKENS, *alphabet, *pieces]))
-    vocabulary = {token: i for i, token in enumerate(names)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    core.pre_tokenizer = cut
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
-    core.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", vocabulary["<bos>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=512,
-    )
 
 
 def pico_model(seed: int = 0, *, n_layers: int = PICO_LAYERS, d_model: int = PICO_D_MODEL) -> Gemma3ForCausalLM:

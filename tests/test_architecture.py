@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "claims": {"arms", "records", "results", "statistics"},
     "predictions": {"arms", "claims", "records", "results", "statistics"},
     "strengths": {"records"},
-    "store": GROUND,
+    "store": GROUND | {"hub"},
     "model": GROUND | {"store", "hub"},
     "sae": GROUND | {"store", "hub", "model"},
     "delta": GROUND | {"store", "hub", "model", "sae"},

@@ -22,9 +22,10 @@ from stethoscope.delta.bare_delta import delta_bytes, delta_fits, write_delta
 from stethoscope.delta.edits import EditSource
 from stethoscope.delta.patch import Patch, applied
 from stethoscope.delta.sources.stored import CheckpointTensors
+from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrapped
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
-from stethoscope.locations import local_path
-from stethoscope.model.session import ModelSession, quiet_transformers
+from stethoscope.model.loading import quiet_transformers
+from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm
 from stethoscope.results import ExportResult
@@ -157,6 +158,7 @@ def _check_space(session: ModelSession, patch: Patch, out: Path, parts: Parts) -
     needed = SPARE_BYTES
     if parts.checkpoint:
         needed += sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
+        needed += other_towers_bytes(session)
     if parts.delta is not None:
         needed += delta_bytes(session, sorted(patch.tensors))
     standing = next(folder for folder in out.absolute().parents if folder.exists())
@@ -206,6 +208,9 @@ def _sibling(out: Path) -> Iterator[Path]:
 
 def _save_weights(session: ModelSession, folder: Path, max_shard_bytes: int) -> None:
     """Let transformers write weights, config and generation config (it knows the names on disk, ties and shards)."""
+    if is_wrapped(session):
+        save_wrapped(session, folder, max_shard_bytes)
+        return
     config = session.model.config
     dtype = config.dtype
     try:
@@ -233,15 +238,10 @@ def _max_abs_difference(session: ModelSession, folder: Path) -> float:
 
 
 def _save_tokenizer(session: ModelSession, folder: Path) -> None:
-    """Copy the base's tokenizer files as they are; for a hub model let transformers write them."""
-    base = local_path(session.ref.id)
-    if base is None:
-        with quiet_transformers():
-            session.tokenizer.save_pretrained(folder)
-        return
+    """Copy the base's tokenizer files as they are."""
     for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
+        if (session.folder / name).is_file():
+            shutil.copyfile(session.folder / name, folder / name)
 
 
 def model_card(patch: Patch, recipe: EditRecipe, measured: Sequence[str] = ()) -> str:

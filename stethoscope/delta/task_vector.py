@@ -16,10 +16,12 @@ from torch import Tensor
 from stethoscope.delta.sources.adapter import AdapterSource
 from stethoscope.delta.sources.base import Base, Remark
 from stethoscope.delta.sources.checkpoint import CheckpointSource
-from stethoscope.delta.sources.delta_file import DeltaFileSource
+from stethoscope.delta.sources.delta_file import DELTA_FILE, DeltaFileSource
 from stethoscope.errors import CheckpointError
+from stethoscope.hub import ADAPTER, CHECKPOINT, fetch_folder
 from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession
+from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
 
@@ -95,16 +97,17 @@ class TaskVector:
         return self._relative_norms
 
 
-def open_task_vector(ref: TaskVectorRef, session: ModelSession) -> TaskVector:
-    """Return the task vector that `ref` names, over the session's base.
+def open_task_vector(ref: TaskVectorRef, session: ModelSession, *, progress: Progress | None = None) -> TaskVector:
+    """Return the task vector that `ref` names, over the session's base, fetching it where it is a hub id.
 
     Only headers are read here; the tensors stay on disk.
 
     Raises:
         CheckpointError: missing, corrupt, quantised, or of another architecture, vocabulary or shape than the base;
             an adapter of a kind that is no plain LoRA; nothing there that is a task vector, or more than one.
+        HubError, ResourceError, Cancelled: see `hub.fetch_folder`.
     """
-    path = _path_of(ref)
+    path = _path_of(ref, progress)
     found = [reader for reader in READERS if reader.is_at(path)]
     if len(found) > 1:
         raise CheckpointError(
@@ -123,7 +126,7 @@ def open_task_vector(ref: TaskVectorRef, session: ModelSession) -> TaskVector:
     return TaskVector(ref, session, (found or [CheckpointSource])[0](path, ref, Base(session)))
 
 
-def _path_of(ref: TaskVectorRef) -> Path:
+def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:
     path = local_path(ref.tuned)
     if path is not None:
         if not path.exists():
@@ -134,18 +137,10 @@ def _path_of(ref: TaskVectorRef) -> Path:
                 next_step="Check the name or path.",
             )
         return path
-    from huggingface_hub import snapshot_download  # slow to import, and needed for hub ids only
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(ref.tuned, revision=ref.revision, allow_patterns=["*.safetensors", "*.json"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise CheckpointError(
-            f"there is no checkpoint {ref.tuned}, here or on the hub",
-            got=str(error).splitlines()[0],
-            expected="a folder on this machine, or a hub id",
-            next_step="Check the name, the connection and (for gated models) your login.",
-        ) from error
+    fetched = fetch_folder(
+        ref.tuned, revision=ref.revision, patterns=(*CHECKPOINT, *ADAPTER, DELTA_FILE), progress=progress
+    )
+    return fetched.path
 
 
 def _energy(tensor: Tensor) -> float:

@@ -8,6 +8,7 @@ never pickles or code. `HF_HUB_OFFLINE=1` means what is in the cache; what is th
 The token is the hub's own (`HF_TOKEN`, or `hf auth login`): this package neither reads, keeps nor shows it.
 """
 
+from stethoscope.hub.commits import forget_commits, known_commit
 from stethoscope.hub.fetch import (
     ADAPTER,
     CHECKPOINT,
@@ -18,6 +19,7 @@ from stethoscope.hub.fetch import (
     fetch_file,
     fetch_folder,
     plan_fetch,
+    resolve,
 )
 from stethoscope.hub.refusals import HubError
 
@@ -31,5 +33,8 @@ __all__ = [
     "RemoteFile",
     "fetch_file",
     "fetch_folder",
+    "forget_commits",
+    "known_commit",
     "plan_fetch",
+    "resolve",
 ]

@@ -30,6 +30,7 @@ from huggingface_hub.utils import logging as hub_logging
 from tqdm.auto import tqdm
 
 from stethoscope.errors import UserError
+from stethoscope.hub.commits import commit_of
 from stethoscope.hub.refusals import HubError, no_space, offline, refusal
 from stethoscope.hub.transfer import Blob, fetch_blob
 from stethoscope.progress import Progress
@@ -49,6 +50,8 @@ CHECKPOINT = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 DATA = (".safetensors", ".npz", ".json", ".jsonl", ".parquet", ".jinja", ".model", ".txt", ".yaml", ".md")  # no code
@@ -152,6 +155,12 @@ def fetch_file(
     return FetchedFile(folder.path / name, folder.revision)
 
 
+def resolve(repo_id: str, *, revision: str | None = None, repo_type: str = "model") -> str:
+    """Return the commit that `revision` (None: main) means to this process; raise `HubError` where there is none."""
+    with _refusals(repo_id, repo_type, revision):
+        return commit_of(repo_id, revision, repo_type)
+
+
 def plan_fetch(
     repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT, repo_type: str = "model"
 ) -> FetchPlan:
@@ -161,7 +170,7 @@ def plan_fetch(
         HubError: as `fetch_folder`; also when no file matches.
     """
     with _refusals(repo_id, repo_type, revision):
-        commit = HfApi().resolve_revision(repo_id, revision=revision, repo_type=repo_type).resolved
+        commit = commit_of(repo_id, revision, repo_type)
         folder = _storage(repo_id, repo_type) / "snapshots" / commit
         sizes = _sizes(repo_id, repo_type, commit, folder)
     wanted = [name for name in sorted(sizes) if _is_wanted(name, patterns)]

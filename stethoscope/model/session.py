@@ -1,36 +1,26 @@
-"""One loaded model: checked on the way in, its tokenizer, its parameters by name, and their checksum.
+"""One loaded model: its tokenizer, its parameters by name, their checksum, and where it came from."""
 
-A load is only good when transformers reports no missing, unexpected or mismatched weight and every number is finite:
-a checkpoint read into the wrong class leaves weights *silently random*. Attention runs "eager" on the CPU: masked
-positions then weigh exactly 0, so that padding and batch size do not change a result (sdpa moves it by 2e-6).
-"""
-
-import contextlib
 import itertools
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
-from stethoscope.errors import CheckpointError, ResourceError, UserError
-from stethoscope.locations import local_path
+from stethoscope.errors import UserError
+from stethoscope.model.checkpoint import Checkpoint, open_checkpoint
 from stethoscope.model.checksums import combined, tensor_digests
+from stethoscope.model.devices import pick_device
 from stethoscope.model.layout import ModelLayout, layout_of
+from stethoscope.model.loading import check_finite, load_model, load_tokenizer
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
 INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-
 _editions = itertools.count()
 
 
@@ -52,12 +42,14 @@ class ModelSession:
     """A loaded model with what belongs to it. Its weights are the base's; only `delta.patch` may swap them.
 
     Attributes:
+        checkpoint: the files that it was read from.
         loaded: digest of every parameter as it was when the model was loaded.
         edition: number of the set of weights that is in place now: the base's, or inside `delta.patch.applied` the
             patch's. What was computed with one edition (keys and values) is worth nothing with another.
     """
 
     ref: ModelRef
+    checkpoint: Checkpoint
     model: Any
     tokenizer: PreTrainedTokenizerBase
     layout: ModelLayout
@@ -143,6 +135,16 @@ class ModelSession:
         return TokenBatch(ids.to(self.device), mask.to(self.device))
 
     @property
+    def revision(self) -> str | None:
+        """The commit that the weights are of; None for a local folder."""
+        return self.checkpoint.revision
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that it was read from lie on this machine."""
+        return self.checkpoint.folder
+
+    @property
     def pad_id(self) -> int:
         """The padding token's id; 0 where the tokenizer has none (padding is always masked)."""
         pad = self.tokenizer.pad_token_id
@@ -192,183 +194,30 @@ class ModelSession:
 
 
 def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | None = None) -> ModelSession:
-    """Load the model and tokenizer that `ref` names, and check every weight.
+    """Load the model and tokenizer that `ref` names, fetching them where it is a hub id, and check every weight.
 
     Raises:
         CheckpointError: a missing folder, config, tokenizer or weight; unexpected, mis-shaped, quantised, corrupt or
             non-finite weights; an architecture whose matrices' roles are not known.
-        ResourceError: a device that is not there, or too little memory.
+        HubError: see `hub.fetch_folder`.
+        ResourceError: a device that is not there, or too little memory or disk.
     """
     progress = progress or Progress()
     where = pick_device(device)
-    path = _checkpoint_folder(ref)
-    source = ref.id if path is None else str(path)
-    options: dict[str, Any] = {
-        "revision": ref.revision or "main",
-        "local_files_only": path is not None,
-        "trust_remote_code": False,
-    }
     progress.check_cancel()
-    with quiet_transformers():
-        model = _load_model(ref, source, options, where)
-        tokenizer = _load_tokenizer(ref, source, options)
+    checkpoint = open_checkpoint(ref, progress)
+    dtype = getattr(torch, ref.dtype)
+    model = load_model(checkpoint, dtype, where, progress)
+    tokenizer = load_tokenizer(checkpoint)
     progress.check_cancel()
     check_finite(ref.id, model.named_parameters())
     return ModelSession(
         ref=ref,
+        checkpoint=checkpoint,
         model=model,
         tokenizer=tokenizer,
         layout=layout_of(model, ref.roles),
         device=where,
-        dtype=getattr(torch, ref.dtype),
+        dtype=dtype,
         loaded=tensor_digests(model.named_parameters()),
     )
-
-
-def pick_device(device: str) -> torch.device:
-    """Return the device called `device`; "auto" is cuda where there is one, else the CPU."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ResourceError("no device of that name", got=repr(device), expected="auto, cpu or cuda") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("no CUDA device on this machine", got=device, next_step="Use the device cpu or auto.")
-    return where
-
-
-def check_finite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise `CheckpointError` naming the first tensor of `owner` that holds a NaN or an infinity."""
-    for name, tensor in tensors:
-        low, high = torch.aminmax(tensor.detach())
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise CheckpointError(
-                f"{owner} has a weight that is not finite: {name}",
-                got="NaN" if torch.isnan(low) or torch.isnan(high) else "infinity",
-                expected="finite numbers",
-                next_step="The checkpoint is damaged: fetch or write it again.",
-            )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Switch off transformers' progress bars and warnings inside; what it reports is checked by the caller."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _checkpoint_folder(ref: ModelRef) -> Path | None:
-    """Return the local folder of `ref` with a config.json in it, or None for a hub id."""
-    path = local_path(ref.id)
-    if path is None:
-        return None
-    if not path.is_dir():
-        raise CheckpointError(
-            f"no checkpoint folder {ref.id}",
-            got="a file" if path.exists() else "nothing there",
-            expected="a folder with config.json and *.safetensors",
-            next_step="Check the path or the hub id.",
-        )
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{ref.id} is not a checkpoint folder", got="no config.json", expected="config.json")
-    if not any(path.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{ref.id} has no weights",
-            got="no *.safetensors file",
-            expected="model.safetensors or its shards",
-            next_step="Convert pickled weights to safetensors first.",
-        )
-    return path
-
-
-def _load_model(ref: ModelRef, source: str, options: dict[str, Any], device: torch.device) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if getattr(config, "quantization_config", None) is not None:
-            raise CheckpointError(
-                f"{ref.id} is quantised",
-                got=f"quantization_config in config.json ({_quantisation(config.quantization_config)})",
-                expected="float32, bfloat16 or float16 weights",
-                next_step="Use the unquantised checkpoint.",
-            )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=getattr(torch, ref.dtype),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, with both shapes
-            output_loading_info=True,
-            attn_implementation="eager" if device.type == "cpu" else "sdpa",
-            **options,
-        )
-        model, report = loaded
-        _check_report(ref.id, report)
-        return model.to(device).eval().requires_grad_(False)
-    except UserError:
-        raise
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{ref.id} has a corrupt safetensors file", got=error, next_step="Fetch or write the checkpoint again."
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"not enough memory for {ref.id} on {device}", got=_first_line(error)) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot load {ref.id}",
-            got=_first_line(error),
-            expected="a causal language model in Hugging Face format",
-            next_step="Check the path or the hub id, the revision and config.json.",
-        ) from error
-
-
-def _check_report(owner: str, report: dict[str, Any]) -> None:
-    """Raise on any weight that transformers did not load, did not know, or found in another shape."""
-    mismatched = sorted(report["mismatched_keys"])
-    if mismatched:
-        name, on_disk, in_model = mismatched[0]
-        raise CheckpointError(
-            f"{owner} has {len(mismatched)} weights of the wrong shape: {name}",
-            got=tuple(on_disk),
-            expected=f"{tuple(in_model)} by config.json",
-            next_step="The weights and config.json belong to different models.",
-        )
-    for kind, trouble in (("missing", "lacks weights"), ("unexpected", "has weights that the model does not know")):
-        names = sorted(report[f"{kind}_keys"])
-        if names:
-            raise CheckpointError(
-                f"{owner} {trouble}",
-                got=f"{len(names)} {kind}, the first {names[0]}",
-                expected="exactly the weights that config.json describes",
-                next_step="Fetch or write the checkpoint again, or mend its architecture in config.json.",
-            )
-    if report["error_msgs"]:
-        raise CheckpointError(f"cannot load {owner}", got=_first_line(report["error_msgs"][0]))
-
-
-def _load_tokenizer(ref: ModelRef, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    folder = Path(source)
-    if options["local_files_only"] and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make up an empty tokenizer of five tokens
-        raise CheckpointError(f"{ref.id} has no tokenizer", got="none", expected="tokenizer.json beside config.json")
-    try:
-        return AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # tokenizers raises bare Exception on a corrupt file
-        raise CheckpointError(f"cannot read the tokenizer of {ref.id}", got=_first_line(error)) from error
-
-
-def _quantisation(config: Any) -> str:
-    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    return str(method or "unknown method")
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -45,7 +45,7 @@ from stethoscope.records import (
     StabilitySpec,
 )
 from stethoscope.results import BenchResult, Result
-from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.runs import EndState
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
@@ -90,6 +90,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     runner = RUNNERS[type(spec)]
     if not isinstance(spec, KEPT):
         return Outcome(runner(spec, context, progress), None)
+    meet(spec)
     identity = record_fingerprints(spec)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found

@@ -26,7 +26,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
-from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
 
@@ -86,6 +86,7 @@ class Context:
 
     def identity(self, record: Record, *extra: str) -> str:
         """Return the content id of `record` together with what its locations hold now."""
+        meet(record)
         return content_id(record, *record_fingerprints(record), *extra)
 
     def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
@@ -138,9 +139,11 @@ class Context:
         width = site_width(session, ref.site)
         return self._banks.get_or_make(ref, lambda: open_bank(ref, width, progress=progress))
 
-    def task_vector(self, ref: TaskVectorRef, session: ModelSession) -> TaskVector:
-        """Return the task vector of `ref` over the loaded base."""
-        return self._task_vectors.get_or_make(self.identity(ref), lambda: open_task_vector(ref, session))
+    def task_vector(self, ref: TaskVectorRef, session: ModelSession, progress: Progress) -> TaskVector:
+        """Return the task vector of `ref` over the loaded base, fetching it where it is a hub id."""
+        return self._task_vectors.get_or_make(
+            self.identity(ref), lambda: open_task_vector(ref, session, progress=progress)
+        )
 
     @property
     def graders(self) -> GraderPool:

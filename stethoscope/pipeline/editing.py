@@ -29,7 +29,7 @@ def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
     session = context.session(recipe.model, progress)
 
     def build(buffer_like: BufferLike) -> Patch:
-        task_vector = context.task_vector(recipe.task_vector, session)
+        task_vector = context.task_vector(recipe.task_vector, session, progress)
         recipe_id = content_id(recipe)
         patch = build_patch(
             session,

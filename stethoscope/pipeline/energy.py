@@ -26,7 +26,7 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
     """Return retention, null, enrichment, ceiling and references per matrix and per layer for every k of the spec."""
     diagnosis, site = spec.diagnosis, spec.diagnosis.saes.site
     session = context.session(diagnosis.model, progress)
-    task_vector = context.task_vector(spec.task_vector, session)
+    task_vector = context.task_vector(spec.task_vector, session, progress)
     bank = context.bank(diagnosis.saes, session, progress)
     spans = {
         layer: _rows_of(bank, layer, latents)

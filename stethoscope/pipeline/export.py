@@ -58,7 +58,7 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     recipe = spec.recipe
     session = context.session(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
-    task_vector = context.task_vector(recipe.task_vector, session)
+    task_vector = context.task_vector(recipe.task_vector, session, progress)
     why_not = not_for_mergekit(recipe) if spec.kind in ("all", "mergekit") else None
     if spec.kind == "mergekit" and why_not is not None:
         raise RecipeError("there is no mergekit configuration of this recipe", got=why_not)

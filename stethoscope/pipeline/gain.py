@@ -148,7 +148,7 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
 def open_injector(spec: GainSpec, context: Context, progress: Progress) -> tuple[Injector, np.ndarray]:
     """Return what injects layers, with the base's NLL of every item, and the subject or control corpus of each item."""
     session = context.session(spec.diagnosis.model, progress)
-    task_vector = context.task_vector(spec.task_vector, session)
+    task_vector = context.task_vector(spec.task_vector, session, progress)
     active = frozenset(layer for layer, norm in enumerate(task_vector.relative_norms()) if norm > 0)
     if not active or spec.alpha == 0:
         raise RecipeError(

@@ -14,7 +14,7 @@ def model_row(context: Context) -> ModelRow:
     parameters = list(session.model.parameters())
     return ModelRow(
         id=session.ref.id,
-        revision=session.ref.revision,
+        revision=session.revision or session.ref.revision,
         dtype=session.ref.dtype,
         n_layers=session.layout.n_layers,
         d_model=session.layout.d_model,
@@ -33,7 +33,7 @@ def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
     rows = []
     for ref in spec.task_vectors:
         progress.check_cancel()
-        task_vector = context.task_vector(ref, session)
+        task_vector = context.task_vector(ref, session, progress)
         rows.append(
             TaskVectorRow(
                 name=ref.name, source=task_vector.source, relative_norm_by_layer=tuple(task_vector.relative_norms())

@@ -33,7 +33,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     session = context.session(spec.model, progress)
     ref, dtype = spec.task_vector, session.ref.dtype
     try:
-        task_vector = context.task_vector(ref, session)
+        task_vector = context.task_vector(ref, session, progress)
     except UserError as error:
         check = _failed("opens and fits the base", error)
         return PreflightResult(task_vector=ref.name, source=ref.tuned, dtype=dtype, usable=False, checks=(check,))

@@ -1,7 +1,7 @@
 """What a location holds, as one hash, so that a stored result is never shown for other weights.
 
 A local folder is hashed over the names and contents of its files (kept in memory until a file's size or time
-changes); a hub id is its name with its pinned revision.
+changes); a hub id is its name with its commit: the one that this process met, or the hub's cache has.
 """
 
 import hashlib
@@ -29,15 +29,17 @@ def _file_hash(path: Path) -> str:
     return digest
 
 
-def fingerprint(location: str, revision: str | None = None) -> str:
-    """Return a hash of what `location` holds: file names and contents, or hub id and revision.
+def fingerprint(location: str, revision: str | None = None, repo_type: str = "model") -> str:
+    """Return a hash of what `location` holds: file names and contents, or hub id and commit.
 
     Raises:
         CheckpointError: a local location that does not exist.
     """
     path = local_path(location)
     if path is None:
-        return f"hub:{location}@{revision}"
+        from stethoscope.hub import known_commit  # brings an HTTP client along, which pages can do without
+
+        return f"hub:{location}@{known_commit(location, revision, repo_type) or revision}"
     if path.is_file():
         return f"sha256-{_file_hash(path)}"
     if not path.is_dir():
@@ -53,6 +55,30 @@ def fingerprint(location: str, revision: str | None = None) -> str:
     return f"sha256-{digest.hexdigest()}"
 
 
+def meet(record: Record) -> None:
+    """Ask the hub, once a process, which commits the models, task vectors and problems named in `record` are of.
+
+    Raises:
+        HubError: see `hub.resolve`.
+    """
+    for part in nested_records(record):
+        match part:
+            case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
+                _meet(location, revision, "model")
+            case ProblemsRef(problems=problems, controls=controls, shots=shots):
+                for location in (problems, controls, shots):
+                    _meet(location, None, "dataset")
+            case _:
+                pass
+
+
+def _meet(location: str, revision: str | None, repo_type: str) -> None:
+    if local_path(location) is None:
+        from stethoscope.hub import resolve
+
+        resolve(location, revision=revision, repo_type=repo_type)
+
+
 def record_fingerprints(record: Record) -> tuple[str, ...]:
     """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`."""
     found: dict[str, str] = {}
@@ -64,7 +90,7 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
                 found[f"{location}@{revision}"] = fingerprint(location, revision)
             case ProblemsRef(problems=problems, controls=controls, shots=shots):
                 for location in (problems, controls, shots):
-                    found[location] = fingerprint(location)
+                    found[location] = fingerprint(location, repo_type="dataset")
             case _:
                 pass
     return tuple(f"{name}={found[name]}" for name in sorted(found))

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from stethoscope import hub as fetching
 from stethoscope.errors import Cancelled, ResourceError, UserError
-from stethoscope.hub import HubError, fetch_file, fetch_folder, plan_fetch, transfer
+from stethoscope.hub import HubError, fetch_file, fetch_folder, forget_commits, known_commit, plan_fetch, transfer
 from stethoscope.progress import Progress
 from tests.hub.server import READER, STRANGER, LoopbackHub, Trouble, point_at
 
@@ -104,7 +104,11 @@ def test_the_default_patterns_take_a_checkpoint(hub: LoopbackHub) -> None:
 def test_a_branch_is_resolved_to_the_commit_that_it_means_now(hub: LoopbackHub) -> None:
     first = hub.add(REPO, FILES)
     assert fetch_file(REPO, "config.json").revision == first
+    assert known_commit(REPO) == first
     second = hub.add(REPO, FILES | {"config.json": '{"new": 1}'})
+    assert fetch_file(REPO, "config.json").revision == first, "a process stays with the commit that it met"
+    forget_commits()
+    assert known_commit(REPO) == first, "the cache's, until the hub is asked again"
     now = fetch_file(REPO, "config.json")
     assert now.revision == second != first
     assert json.loads(now.path.read_text()) == {"new": 1}
@@ -148,9 +152,13 @@ def test_what_is_cached_is_not_asked_for_again(hub: LoopbackHub) -> None:
     hub.asked.clear()
     progress = Counting()
     assert fetch_folder(REPO, progress=progress).revision == commit
+    assert hub.asked == []
+    forget_commits()
+    fetch_folder(REPO)
     assert len(hub.asked) == 1, "only what the branch means now"
     assert progress.stages == []
     hub.asked.clear()
+    forget_commits()
     fetch_folder(REPO, revision=commit)
     assert hub.asked == []
 
@@ -370,7 +378,7 @@ class TestRefusals:
 
         monkeypatch.setattr(transfer, "RETRY_WAIT_S", 0.3)
         with pytest.raises(HubError) as caught:
-            fetch_folder(REPO, progress=Killing())
+            fetch_folder(REPO, patterns=("model.safetensors",), progress=Killing())
         assert caught.value.what == "the connection broke while fetching model.safetensors of model house/model"
         assert caught.value.got == "200000 of 1048576 bytes"
         assert "goes on from there" in str(caught.value.next_step)
@@ -412,6 +420,7 @@ class TestOffline:
         online = fetch_folder(REPO)
         hub.stop()
         point_at(monkeypatch, hub.endpoint, tmp_path / "hf", offline=True)
+        forget_commits()
         assert fetch_folder(REPO) == online
         assert fetch_file(REPO, "config.json", revision=commit).path.read_text() == "{}"
 
@@ -420,6 +429,7 @@ class TestOffline:
         online = fetch_folder(REPO)
         hub.stop()
         hub.asked.clear()
+        forget_commits()
         assert fetch_folder(REPO) == online
         assert hub.asked == []
 

@@ -51,7 +51,7 @@ def on_both(wrapped: ModelSession, plain: ModelSession, ask: Callable[[ModelSess
 def test_text_likelihood_and_residual_stream_are_those_of_the_language_model(
     wrapped: ModelSession, pico_session: ModelSession
 ) -> None:
-    assert wrapped.layout.layers == "model.language_model.layers"
+    assert wrapped.layout.layers == "model.layers"
     ours, theirs = on_both(wrapped, pico_session, lambda s: generate_greedy(s, PROMPTS, max_new_tokens=16))
     assert ours == theirs
     ours, theirs = on_both(wrapped, pico_session, lambda s: solution_nll(s, [(p, "the end") for p in PROMPTS]))

@@ -96,7 +96,7 @@ def test_gains_are_the_means_of_paired_differences(pico_profile: Profile, contex
     spec = spec_of(pico_profile)
     result = measured(spec, context)
     session = context.session(spec.diagnosis.model, Progress())
-    task_vector = context.task_vector(spec.task_vector, session)
+    task_vector = context.task_vector(spec.task_vector, session, Progress())
     pairs, names = gold_pairs(spec.diagnosis.problems, "dev", 4, 0)
     chosen = [pair for pair, name in zip(pairs, names, strict=True) if name == "geometry"]
     base = solution_nll(session, chosen)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stethoscope.delta.sources.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config, unsupported
-from stethoscope.delta.sources.base import Base, described
+from stethoscope.delta.sources.base import Base, described, left_out
 from stethoscope.delta.sources.stored import StoredTensors, name_forms
 from stethoscope.errors import CheckpointError
 from stethoscope.records import TaskVectorRef
@@ -46,6 +46,7 @@ class AdapterSource:
         self._tensors = StoredTensors(path, self._title, [WEIGHTS_FILE])
         self._factors: dict[str, dict[str, str]] = {}  # parameter -> "A", "B" -> name on disk
         self._saved: dict[str, list[str]] = {}  # parameter -> names on disk (two where the base ties two)
+        self._left_out: list[str] = []  # of another tower
         for stored in self._tensors.names:
             self._add(stored)
         self._check_pairs()
@@ -59,6 +60,7 @@ class AdapterSource:
         self.remarks = (
             base.compare_tokens(path, self._title),
             base.compare_name(self._config.base_model_name_or_path, self._config.revision),
+            *left_out(self._left_out),
         )
 
     @staticmethod
@@ -78,6 +80,9 @@ class AdapterSource:
                 raise unsupported(self._title, f"{meaning}: {stored}")
         match = FACTOR.fullmatch(stored)
         whole = f"{match['module']}.weight" if match else stored
+        if self._base.leaves_out(whole.removeprefix(PREFIX)):
+            self._left_out.append(stored)
+            return
         name = self._base.parameter_of(whole.removeprefix(PREFIX))
         if name is None or (match and name in self._base.twins):
             raise self._base.refusal(

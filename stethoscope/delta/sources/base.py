@@ -4,6 +4,7 @@ A tied parameter counts once, under its first name (`model.embed_tokens.weight`)
 twin. A task vector that moves the twins apart has no place in tied weights and is refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import nn
 
 from stethoscope.delta.sources.stored import StoredTensors, name_forms, read_json
 from stethoscope.errors import CheckpointError
+from stethoscope.hub import known_commit
+from stethoscope.locations import local_path
+from stethoscope.model.checkpoint import of_other_tower
 from stethoscope.model.session import ModelSession
 from stethoscope.records import TaskVectorRef
 
@@ -53,6 +57,10 @@ class Base:
     def parameter_of(self, stored: str) -> str | None:
         """Return the parameter (or twin) that the name on disk means, None where the base has none."""
         return self._of_stored.get(stored)
+
+    def leaves_out(self, stored: str) -> bool:
+        """Tell whether the name on disk means a weight of another tower than the language model, which is not held."""
+        return of_other_tower(stored) and self.parameter_of(stored) is None
 
     @property
     def decoder(self) -> tuple[str, ...]:
@@ -137,5 +145,14 @@ def _last_part(name: str) -> str:
 
 
 def described(ref: TaskVectorRef) -> str:
-    """Return what `ref` points to with its revision, for display."""
-    return ref.tuned + (f" at {ref.revision}" if ref.revision else "")
+    """Return what `ref` points to with its commit or revision, for display."""
+    commit = known_commit(ref.tuned, ref.revision) if local_path(ref.tuned) is None else None
+    revision = commit or ref.revision
+    return ref.tuned + (f" at {revision}" if revision else "")
+
+
+def left_out(names: Sequence[str]) -> tuple[Remark, ...]:
+    """Return the remark that a source holds tensors of another tower, where it does."""
+    if not names:
+        return ()
+    return (Remark("other towers", f"{len(names)} tensors of the vision tower are left out: text does not pass it"),)

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from stethoscope.delta.sources.base import Base, Remark, described
+from stethoscope.delta.sources.base import Base, Remark, described, left_out
 from stethoscope.delta.sources.delta_file import DELTA_FILE
 from stethoscope.delta.sources.stored import INDEX_FILE, SINGLE_FILE, CheckpointTensors, quantised, read_json
 from stethoscope.records import TaskVectorRef
@@ -67,10 +67,12 @@ class CheckpointSource:
 
     def _extra_tensors(self) -> tuple[Remark, ...]:
         known = [name for name in self._tensors.names if "rotary_emb." not in name]
-        extra = [name for name in known if self._base.parameter_of(name) is None]
+        unheld = [name for name in known if self._base.leaves_out(name)]
+        extra = [name for name in known if self._base.parameter_of(name) is None and name not in unheld]
         if not extra:
-            return ()
+            return left_out(unheld)
         return (
+            *left_out(unheld),
             Remark(
                 "tensors",
                 f"{len(extra)} tensors that the base does not have, the first {extra[0]}",

@@ -1,0 +1,144 @@
+"""Where a model's files lie, and how its class reads them: found or fetched, at a commit, held against config.json.
+
+A multimodal checkpoint (Gemma 3 from 4B up) is read into the class of its language tower alone: keys are renamed from
+`language_model.model.` to `model.`, and the vision tower is neither read nor held. That every weight of the tower is
+there is checked after loading: with other names on disk transformers would leave it silently random.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from stethoscope.errors import CheckpointError, UserError
+from stethoscope.hub import fetch_folder
+from stethoscope.locations import local_path
+from stethoscope.progress import Progress
+from stethoscope.records import ModelRef
+
+TOWER_KEYS = {
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+OTHER_TOWERS = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.", "visual.")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+CODE_FIELDS = ("auto_map", "custom_code")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model's files on this machine.
+
+    Attributes:
+        name: how the user calls it, for messages.
+        folder: where they lie.
+        revision: the commit that they are of; None for a local folder.
+        config: of the text model.
+        key_mapping: names on disk to names of the text model; None where they are the same.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+    config: Any
+    key_mapping: dict[str, str] | None
+
+    def is_left_out(self, key: str) -> bool:
+        """Tell whether the weight called `key` on disk belongs to another tower than the language model."""
+        return self.key_mapping is not None and of_other_tower(key)
+
+
+def of_other_tower(key: str) -> bool:
+    """Tell whether a multimodal checkpoint's weight called `key` belongs to the part that sees or hears."""
+    return key.removeprefix("model.").startswith(OTHER_TOWERS)
+
+
+def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
+    """Return the checkpoint that `ref` names, fetched from the hub where it is a hub id.
+
+    Raises:
+        CheckpointError: no such folder, no config or weights, a class that is not known here or needs code of its
+            repository, quantised weights.
+        HubError, ResourceError, Cancelled: see `hub.fetch_folder`.
+    """
+    folder, revision = local_path(ref.id), None
+    if folder is None:
+        fetched = fetch_folder(ref.id, revision=ref.revision, progress=progress)
+        folder, revision = fetched.path, fetched.revision
+    _check_folder(ref.id, folder)
+    config = _read_config(ref.id, folder)
+    text = config.get_text_config()
+    is_tower = text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return Checkpoint(
+        name=ref.id,
+        folder=folder,
+        revision=revision,
+        config=text if is_tower else config,
+        key_mapping=TOWER_KEYS if is_tower else None,
+    )
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no checkpoint folder {name}",
+            got="a file" if folder.exists() else "nothing there",
+            expected="a folder with config.json and *.safetensors",
+            next_step="Check the path or the hub id.",
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name} is not a checkpoint folder", got="no config.json", expected="config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{name} has no weights",
+            got="no *.safetensors file",
+            expected="model.safetensors or its shards",
+            next_step="Convert pickled weights to safetensors first.",
+        )
+
+
+def _read_config(name: str, folder: Path) -> Any:
+    """Return the config that transformers itself makes of config.json; code of the repository is never run."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        known = content.get("model_type") in CONFIG_MAPPING
+        if not known and any(content.get(field) for field in CODE_FIELDS):
+            raise CheckpointError(
+                f"{name} needs code of its repository, which is not run here",
+                got=f"model_type {content.get('model_type')!r} with auto_map",
+                expected="an architecture that transformers has itself",
+                next_step="Take a checkpoint that was converted to one.",
+            )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot load {name}",
+            got=first_line(error),
+            expected="a causal language model in Hugging Face format",
+            next_step="Check the path or the hub id, the revision and config.json.",
+        ) from error
+    for part in (config, config.get_text_config()):
+        if (quantisation := getattr(part, "quantization_config", None)) is not None:
+            raise CheckpointError(
+                f"{name} is quantised",
+                got=f"quantization_config in config.json ({_method(quantisation)})",
+                expected="float32, bfloat16 or float16 weights",
+                next_step="Use the unquantised checkpoint.",
+            )
+    return config
+
+
+def _method(config: Any) -> str:
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    return str(method or "unknown method")
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's text, or its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,155 @@
+"""Reading a checkpoint into a model: every weight accounted for, finite, and on its device.
+
+A load is only good when transformers reports no missing, unexpected or mismatched weight and every number is finite:
+a checkpoint read into the wrong class leaves weights *silently random*. Attention runs "eager" on the CPU: masked
+positions then weigh exactly 0, so that padding and batch size do not change a result (sdpa moves it by 2e-6).
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from stethoscope.errors import CheckpointError, ResourceError, UserError
+from stethoscope.model.checkpoint import TOKENIZER_FILES, Checkpoint, first_line
+from stethoscope.progress import Progress
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress) -> Any:
+    """Return the checkpoint's text model in `dtype` on `device`, ready to listen to.
+
+    Raises:
+        CheckpointError: missing, unexpected, mis-shaped or corrupt weights.
+        ResourceError: too little memory.
+        Cancelled: between two weights.
+    """
+    name = checkpoint.name
+    try:
+        with _counted(f"Loading {name}", progress), quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                config=checkpoint.config,
+                key_mapping=checkpoint.key_mapping,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported below, with both shapes
+                output_loading_info=True,
+                attn_implementation="eager" if device.type == "cpu" else "sdpa",
+            )
+        model, report = loaded
+        _check_report(checkpoint, report)
+        if checkpoint.key_mapping is not None:
+            model._weight_conversions = []  # else saving would give the tower the names that it has inside its wrapper
+        return model.to(device).eval().requires_grad_(False)
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{name} has a corrupt safetensors file", got=error, next_step="Fetch or write the checkpoint again."
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(f"not enough memory for {name} on {device}", got=first_line(error)) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot load {name}",
+            got=first_line(error),
+            expected="a causal language model in Hugging Face format",
+            next_step="Check the path or the hub id, the revision and config.json.",
+        ) from error
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Return the checkpoint's tokenizer; raise `CheckpointError` where there is none or it cannot be read."""
+    name = checkpoint.name
+    if not any((checkpoint.folder / file).is_file() for file in TOKENIZER_FILES):
+        # transformers would make up an empty tokenizer of five tokens
+        raise CheckpointError(f"{name} has no tokenizer", got="none", expected="tokenizer.json beside config.json")
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception on a corrupt file
+        raise CheckpointError(f"cannot read the tokenizer of {name}", got=first_line(error)) from error
+
+
+def check_finite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise `CheckpointError` naming the first tensor of `owner` that holds a NaN or an infinity."""
+    for name, tensor in tensors:
+        low, high = torch.aminmax(tensor.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise CheckpointError(
+                f"{owner} has a weight that is not finite: {name}",
+                got="NaN" if torch.isnan(low) or torch.isnan(high) else "infinity",
+                expected="finite numbers",
+                next_step="The checkpoint is damaged: fetch or write it again.",
+            )
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Switch off transformers' progress bars and warnings inside; what it reports is checked by the caller."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _counted(stage: str, progress: Progress) -> Iterator[None]:
+    """Count what transformers draws a bar for (the weights that it loads) in `progress`, and let that cancel."""
+
+    def watch(make: Callable[..., Any], items: tuple[Any, ...], fields: dict[str, Any]) -> Any:
+        if not items:
+            return make(*items, **fields)
+        progress.start(stage, len(items[0]))
+        return _each(items[0], progress)
+
+    previous = transformers_logging.set_tqdm_hook(watch)
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(previous)
+
+
+def _each(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
+    for item in items:
+        progress.check_cancel()
+        yield item
+        progress.advance()
+
+
+def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    """Raise on any weight that transformers did not load, did not know, or found in another shape."""
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, on_disk, in_model = mismatched[0]
+        raise CheckpointError(
+            f"{checkpoint.name} has {len(mismatched)} weights of the wrong shape: {name}",
+            got=tuple(on_disk),
+            expected=f"{tuple(in_model)} by config.json",
+            next_step="The weights and config.json belong to different models.",
+        )
+    for kind, trouble in (("missing", "lacks weights"), ("unexpected", "has weights that the model does not know")):
+        names = sorted(key for key in report[f"{kind}_keys"] if not checkpoint.is_left_out(key))
+        if names:
+            raise CheckpointError(
+                f"{checkpoint.name} {trouble}",
+                got=f"{len(names)} {kind}, the first {names[0]}",
+                expected="exactly the weights that config.json describes",
+                next_step="Fetch or write the checkpoint again, or mend its architecture in config.json.",
+            )
+    if report["error_msgs"]:
+        raise CheckpointError(f"cannot load {checkpoint.name}", got=first_line(report["error_msgs"][0]))
