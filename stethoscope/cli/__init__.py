@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from stethoscope.cli.commands import Commands
 from stethoscope.cli.parser import build_parser
-from stethoscope.errors import Cancelled, UserError
+from stethoscope.cli.terminal import stopped_by_ctrl_c
+from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.profiles import load_profile
 from stethoscope.recipes import first_problem
 
@@ -23,13 +24,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: Commands | None = None
     try:
         commands = Commands(options, load_profile(options.profile))
-        printed = getattr(commands, options.command)()
+        with stopped_by_ctrl_c(commands.progress, for_now=options.command == "bench"):
+            printed = getattr(commands, options.command)()
     except UserError as error:
         sys.stderr.write(f"stethoscope: {error}\n")
         return 2
     except ValidationError as error:
         sys.stderr.write(f"stethoscope: {first_problem(error)}\n")
         return 2
+    except Paused as stopped:
+        sys.stderr.write(f"stethoscope: {stopped}. The same command goes on from there.\n")
+        return 130
     except (KeyboardInterrupt, Cancelled):
         sys.stderr.write("stethoscope: interrupted; finished items are stored\n")
         return 130

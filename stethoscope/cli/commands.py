@@ -1,6 +1,7 @@
 """One method a command: options -> spec -> `pipeline.run` -> the object that --json prints, and a table otherwise."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from stethoscope.cli.terminal import (
     print_preflight,
     print_stability,
 )
-from stethoscope.errors import CheckpointError, RecipeError
+from stethoscope.errors import CheckpointError, Paused, RecipeError
 from stethoscope.profiles import Profile
 from stethoscope.recipes import parse_layers, read_recipe
 from stethoscope.records import (
@@ -197,14 +198,11 @@ class Commands:
         recipes = [(Path(path).stem, read_recipe(path)) for path in options.recipes]
         every = profile.problems.subjects
         subjects = every if options.subjects == "all" else profile.check_subjects(tuple(options.subjects.split(",")))
-        chosen = [arms.BASE, *(BenchArm(name=name, recipe=recipe) for name, recipe in recipes)]
-        if options.controls:
-            domains = [subject for subject in subjects if subject in every]
-            chosen.extend(self._controls(recipes[0][1], domains[0] if domains else every[0]))
-        spec = BenchSpec(
+        named = [BenchArm(name=name, recipe=recipe) for name, recipe in recipes]
+        spec_of = partial(
+            BenchSpec,
             model=recipes[0][1].model,
             problems=profile.problems,
-            arms=tuple(chosen),
             subjects=subjects,
             n=options.n,
             split=options.split,
@@ -214,24 +212,44 @@ class Commands:
             block_size=options.block_size,
             seed=options.seed,
         )
+        spec = spec_of(arms=(arms.BASE, *named))
+        if options.controls:
+            self._check_size(spec)
+            domains = [subject for subject in subjects if subject in every]
+            spec = spec_of(arms=(*self._standard_set(named[0], domains[0] if domains else every[0]), *named[1:]))
         result = self.result(spec)
         assert isinstance(result, BenchResult)
         print_bench(self.console, result)
+        if not result.complete:
+            raise Paused(f"paused: {result.blocks_done} of {result.blocks_total} blocks are answered and stored")
         return result.model_dump(mode="json", exclude={"items"})
 
-    def _controls(self, recipe: EditRecipe, subject: str) -> list[BenchArm]:
+    @staticmethod
+    def _check_size(spec: BenchSpec) -> None:
+        """Raise where a subject has fewer than n problems, before the layers are diagnosed for the control arms."""
+        from stethoscope.pipeline.bench import bench_problems
+
+        bench_problems(spec)
+
+    def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:
+        """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""
+        assert arm.recipe is not None, "controls stand beside a recipe"
         diagnosis = self.profile.diagnose_spec()
         result = self.result(diagnosis)
         assert isinstance(result, DiagnosisResult)
-        n_layers = result.n_layers
-        return [
-            arms.all_layers(recipe, n_layers),
-            *arms.random_layers(recipe, n_layers, seed=self.options.seed),
-            arms.last_layers(recipe, n_layers),
-            arms.bottom_layers(recipe, result.order[subject]),
-            *arms.projected(recipe, diagnosis, subject, self.profile.top_k),
-            *arms.random_subspace(recipe, self.profile.top_k, self.profile.saes.site, seed=self.options.seed),
-        ]
+        found = arms.standard_set(
+            arm.recipe,
+            result.n_layers,
+            order=result.order[subject],
+            diagnosis=diagnosis,
+            subject=subject,
+            top_k=self.profile.top_k,
+            seed=self.options.seed,
+            name=arm.name,
+        )
+        for note in found.notes:
+            self.console.print(note)
+        return found.arms
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

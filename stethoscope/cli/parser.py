@@ -12,6 +12,8 @@ examples:
   python -m stethoscope recipe --profile mini --layers 3,5=0.5 --alpha 0.8 --out r.json
   python -m stethoscope bench r.json --subjects number_theory --n 100 --controls
   python -m stethoscope export r.json --out edited-model
+
+Ctrl-C stores what is finished. A benchmark that was stopped so, or killed, goes on when the same command is given.
 """
 
 
@@ -69,9 +71,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--block-size", type=_positive, default=64, metavar="N", help="problems that every arm answers before the next"
     )
-    bench.add_argument(
-        "--controls", action="store_true", help="add the first recipe's: all, random, last, bottom layers, projected"
-    )
+    bench.add_argument("--controls", action="store_true", help="add the first recipe's standard set of control arms")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,11 @@
 """What the command line shows a person: tables on stdout, a line of progress on stderr."""
 
+import contextlib
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +46,32 @@ class StderrProgress(Progress):
         end = "\n" if self.total and self.done >= self.total else ""
         sys.stderr.write(f"\r\033[K{self.stage}: {counted(self.done, self.total, self.unit)}{left}{end}")
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c(progress: Progress, *, for_now: bool) -> Iterator[None]:
+    """Let Ctrl-C ask the work of the body to stop at its next check (`for_now`: to pause); the second one raises.
+
+    Outside the main thread, which receives no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(*_: object) -> None:
+        if progress.stopping:
+            raise KeyboardInterrupt
+        if for_now:
+            progress.pause()
+        else:
+            progress.cancel()
+        sys.stderr.write("\nStopping at the next step; press Ctrl-C again to stop at once.\n")
+
+    former = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def print_info(console: Console, title: str, site: str, result: InfoResult) -> None:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,28 +16,10 @@ from stethoscope.cli import main
 from stethoscope.errors import RecipeError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import parse_layers
+from stethoscope.store.runs import RunStore
 
 Run = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parent.parent.parent
-
-
-def as_toml(profile: Profile) -> str:
-    def value(item: object) -> str:
-        if isinstance(item, dict):
-            return "{" + ", ".join(f"{key} = {value(inner)}" for key, inner in item.items() if inner is not None) + "}"
-        if isinstance(item, list):
-            return "[" + ", ".join(value(inner) for inner in item) + "]"
-        return json.dumps(item)
-
-    return "".join(f"{key} = {value(item)}\n" for key, item in profile.model_dump(mode="json").items())
-
-
-@pytest.fixture
-def profile_file(pico_profile: Profile, tmp_path: Path) -> Path:
-    path = tmp_path / "pico.toml"
-    path.write_text(as_toml(pico_profile), encoding="utf-8")
-    assert Profile.model_validate(tomllib.loads(path.read_text())) == pico_profile
-    return path
 
 
 @pytest.fixture
@@ -71,7 +52,7 @@ def test_info(run: Run) -> None:
     assert len(info["task_vectors"][0]["relative_norm_by_layer"]) == info["model"]["n_layers"]
 
 
-def test_preflight(run: Run, pico_profile: Profile, tmp_path: Path) -> None:
+def test_preflight(run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Callable[[Profile], str]) -> None:
     result = printed(run("preflight", "--json"))
     assert result["usable"] is True
     assert len(result["layers"]) == 4  # type: ignore[arg-type]
@@ -185,7 +166,9 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     }  # fmt: skip
     assert comparison_fields <= set(bench["comparisons"][0])
     names = {row["arm"] for row in bench["arms"]}
-    assert {"base", "r", "all layers", "last 2", "bottom 2", "projected", "random subspace"} <= names
+    assert {"base", "r", "all layers", "last 2", "bottom 2", "projected", "projected, norm-matched"} <= names
+    assert sum(name.startswith("random 2") for name in names) == 3
+    assert "full fine-tune" in names
     assert made["recipe_id"] in {row["recipe_id"] for row in bench["arms"]}
     assert {total["kind"] for total in bench["totals"]} == {"macro", "micro"}
     exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "edited")))
@@ -252,7 +235,12 @@ def not_finite(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [corrupt, truncated, wrong_shape, not_finite])
 @pytest.mark.parametrize("which", ["base", "tuned"])
 def test_a_damaged_checkpoint_is_one_clear_line(
-    run: Run, pico_profile: Profile, tmp_path: Path, damage: Callable[[Path], None], which: str
+    run: Run,
+    pico_profile: Profile,
+    tmp_path: Path,
+    as_toml: Callable[[Profile], str],
+    damage: Callable[[Path], None],
+    which: str,
 ) -> None:
     place = pico_profile.model.id if which == "base" else pico_profile.task_vectors[0].tuned
     folder = tmp_path / "damaged"
@@ -270,7 +258,9 @@ def test_a_damaged_checkpoint_is_one_clear_line(
         assert_one_line(run(*command, "--json", profile=str(path)))
 
 
-def test_damaged_saes_and_problems_are_one_clear_line(run: Run, pico_profile: Profile, tmp_path: Path) -> None:
+def test_damaged_saes_and_problems_are_one_clear_line(
+    run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Callable[[Profile], str]
+) -> None:
     saes, problems = tmp_path / "saes", tmp_path / "problems"
     shutil.copytree(pico_profile.saes.location, saes)
     shutil.copytree(pico_profile.problems.problems, problems)
@@ -335,7 +325,10 @@ def test_mistakes_are_one_clear_line_each(run: Run, tmp_path: Path) -> None:
     assert_one_line(run("bench", written(json.dumps(good | {"master_alpha": float("nan")}))))
     other = good | {"model": good["model"] | {"id": "embedded:nowhere"}}
     assert_one_line(run("export", written(json.dumps(other)), "--out", str(tmp_path / "x")))
-    assert_one_line(run("bench", str(recipe), "--n", "9999"))
+    assert "24 test problems" in assert_one_line(run("bench", str(recipe), "--n", "9999"))
+    assert "24 test problems" in assert_one_line(run("bench", str(recipe), "--n", "9999", "--controls"))
+    assert RunStore(tmp_path / "home" / "runs").list_runs("diagnose") == [], "the mistake is told before any work"
+    assert "no chat template" in assert_one_line(run("bench", str(recipe), "--n", "2", "--chat-template"))
     assert_one_line(run("bench", str(recipe), "--subjects", "alchemy"))
     assert "alchemy" in assert_one_line(run("bench", str(recipe), "--subjects", "alchemy", "--controls"))
     (tmp_path / "full").mkdir()
