@@ -10,6 +10,7 @@ from stethoscope.results import DiagnosisResult
 from stethoscope.store.ids import content_id, short_id
 
 WHAT = {"controls": "the recipe and its controls", "sweep": "the recipe at several alphas"}
+SUBSPACE = "random subspace"  # no part of the standard set
 ALPHAS = tuple(round(0.25 * step, 2) for step in range(1, 7))
 STARTS = {
     "bench_what": "controls",
@@ -53,15 +54,16 @@ def _sweep(recipe: EditRecipe) -> list[BenchArm]:
 
 
 def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
-    chosen, diagnosis = st.session_state, _jobs.look("diagnosis").result
-    order = diagnosis.order.get(chosen["subject"], ()) if isinstance(diagnosis, DiagnosisResult) else ()
-    offered = _offered(recipe, n_layers, order)
+    chosen = st.session_state
+    offered, notes = _offered(recipe, n_layers)
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(list(offered),),
                   help="Every control that this recipe can have, with three random draws.")  # fmt: skip
         st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
                  **_session.mirror("bench_controls", "bench-controls"))  # fmt: skip
+    if notes:
+        st.caption(_ui.escape(" ".join(notes)))
     saved = _saved(recipe)
     chosen["bench_saved"] = [key for key in chosen["bench_saved"] if key in saved]
     left, right = st.columns([4, 1], vertical_alignment="bottom")
@@ -75,26 +77,33 @@ def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     return found + [saved[key] for key in chosen["bench_saved"]]
 
 
-def _take_standard(everything: list[str]) -> None:
-    st.session_state.update(bench_controls=everything, bench_draws=3)
+def _take_standard(offered: list[str]) -> None:
+    st.session_state.update(bench_controls=[name for name in offered if name != SUBSPACE], bench_draws=3)
 
 
-def _offered(recipe: EditRecipe, n_layers: int, order: tuple[int, ...]) -> dict[str, tuple[BenchArm, ...]]:
-    """Return the arms of every control that this recipe can have, by the control's name."""
+def _offered(recipe: EditRecipe, n_layers: int) -> tuple[dict[str, list[BenchArm]], tuple[str, ...]]:
+    """Return the arms of every control that this recipe can have, by the control's name, and what is missing."""
     chosen, profile = st.session_state, _session.profile()
-    seed, k = int(chosen["bench_seed"]), int(chosen["edit_k"])
-    offered: dict[str, tuple[BenchArm, ...]] = {}
-    if len(recipe.layers) < n_layers:
-        offered["all layers"] = (arms.all_layers(recipe, n_layers),)
-        offered["random layers"] = arms.random_layers(recipe, n_layers, draws=int(chosen["bench_draws"]), seed=seed)
-        offered["last layers"] = (arms.last_layers(recipe, n_layers),)
-        if order:
-            offered["bottom layers"] = (arms.bottom_layers(recipe, order),)
+    diagnosis, seed, k = _jobs.look("diagnosis").result, int(chosen["bench_seed"]), int(chosen["edit_k"])
+    order = diagnosis.order.get(chosen["subject"]) if isinstance(diagnosis, DiagnosisResult) else None
+    standard = arms.standard_set(
+        recipe,
+        n_layers,
+        order=order if order and len(order) == n_layers else None,
+        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k),
+        subject=chosen["subject"],
+        top_k=k,
+        seed=seed,
+        draws=int(chosen["bench_draws"]),
+    )
+    offered: dict[str, list[BenchArm]] = {}
+    for arm in standard.arms:
+        if arm.recipe is not None and arm.recipe != recipe:
+            kind = arms.layer_control(arm, recipe)
+            offered.setdefault(f"{kind} layers" if kind else arm.name, []).append(arm)
     if recipe.arm.kind == "raw":
-        spec = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
-        offered["projected"] = arms.projected(recipe, spec, chosen["subject"], k)
-        offered["random subspace"] = arms.random_subspace(recipe, k, profile.saes.site, seed=seed)
-    return offered
+        offered[SUBSPACE] = list(arms.random_subspace(recipe, k, profile.saes.site, seed=seed))
+    return offered, standard.notes
 
 
 def _saved(recipe: EditRecipe) -> dict[str, BenchArm]:

@@ -123,8 +123,13 @@ def _former(held: dict[str, Any]) -> Any:
     return None if job is None else job.result
 
 
-@lru_cache(maxsize=32)
 def _load(store: Any, run_id: str) -> Any:
+    """Return the run's result; a benchmark that went on after a pause has another one than before."""
+    return _load_once(store, run_id, store.get_run(run_id).result_id)
+
+
+@lru_cache(maxsize=32)
+def _load_once(store: Any, run_id: str, result_id: str | None) -> Any:
     return store.load_result(run_id)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui
+from pages import _jobs, _plan, _session, _ui
 from pages._session import MAX_ALPHA
 from stethoscope.errors import CorpusError, RecipeError, StethoscopeError, StoreError
 from stethoscope.recipes import LINK_PREFIX, from_link
@@ -70,6 +70,8 @@ def _follow() -> None:
         take_recipe(from_link(named) if named.startswith(LINK_PREFIX) else front.store.get_recipe(named))
     if run_id := parameters.get("run"):
         open_run(front.store.get_run(run_id))
+    if flip := parameters.get("flip"):
+        st.session_state.update(flip_at=flip, flip_arm=parameters.get("arm"), flip_kind="all")
     if (job_id := parameters.get("job")) and (job := front.snapshot(job_id)) is not None and job.kind in SLOTS:
         _jobs.hold(SLOTS[job.kind], job=job_id)
 
@@ -108,7 +110,7 @@ def open_run(run: Any) -> str:
         edits = [arm.recipe for arm in spec.arms if arm.recipe is not None]
         if edits:
             take_recipe(edits[0])
-        st.session_state.update(bench_subjects=list(spec.subjects), bench_n=spec.n)
+        _plan.take(spec)
     if kind in SLOTS:
         _jobs.hold(SLOTS[kind], run=run.run_id, spec=spec)
     return SCREEN.get(kind, "setup")

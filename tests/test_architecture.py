@@ -50,6 +50,7 @@ PAGES_MAY_IMPORT = {
     "strengths",
     "figures",
     "jobs",
+    "statistics",
     "store",
     "minerva",
 }

@@ -1,4 +1,4 @@
-"""A frozen prediction against its controls: one row a control, the paired difference with its interval."""
+"""A choice of layers against its controls: one row a control, the paired difference with its interval."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def describe(row: LayerClaim) -> str:
 
 
 def against_controls(rows: Sequence[LayerClaim], margin: float) -> go.Figure:
-    """Return the prediction minus each control in points, right of zero is better; `margin` is a fraction."""
+    """Return the arm minus each control in points, right of zero is better; `margin` is a fraction."""
     figure = go.Figure(
         go.Scatter(
             x=[100 * row.difference for row in rows],
@@ -41,7 +41,7 @@ def against_controls(rows: Sequence[LayerClaim], margin: float) -> go.Figure:
             showlegend=False,
         )
     )
-    apply_layout(figure, height=34 * len(rows) + 74, x_title="prediction − control, points · better →")
+    apply_layout(figure, height=34 * len(rows) + 74, x_title="these layers − the control’s, points")
     names = [CONTROL_NAMES[row.control] for row in rows]
     row_axis(figure, names)
     figure.add_vline(x=0, line={"color": GRAY, "width": 1})

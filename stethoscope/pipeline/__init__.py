@@ -22,6 +22,7 @@ from stethoscope.pipeline import (
     gain,
     info,
     latents,
+    plan,
     preflight,
     probe,
     stability,
@@ -29,6 +30,7 @@ from stethoscope.pipeline import (
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import (
+    BenchPlanSpec,
     BenchSpec,
     CompareTextSpec,
     DiagnoseSpec,
@@ -61,6 +63,7 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     DoseSpec: dose.run,
     CompareTextSpec: compare_text.run,
     BenchSpec: bench.run,
+    BenchPlanSpec: plan.run,
     ExportSpec: export.run,
 }
 KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, CompareTextSpec, BenchSpec, ExportSpec)

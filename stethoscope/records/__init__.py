@@ -29,6 +29,7 @@ from stethoscope.records.recipe import (
 from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 from stethoscope.records.specs import (
     BenchArm,
+    BenchPlanSpec,
     BenchSpec,
     CompareTextSpec,
     DoseSpec,
@@ -42,6 +43,7 @@ from stethoscope.records.specs import (
 __all__ = [
     "Arm",
     "BenchArm",
+    "BenchPlanSpec",
     "BenchSpec",
     "CompareTextSpec",
     "DiagnoseSpec",

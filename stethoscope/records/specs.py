@@ -110,6 +110,16 @@ class BenchSpec(Record):
         return self
 
 
+class BenchPlanSpec(Record):
+    """What would this benchmark ask, and how much of it is answered already?
+
+    `after` names the newest benchmark at the time of asking: what is stored changes with each.
+    """
+
+    bench: BenchSpec
+    after: str = ""
+
+
 class ExportSpec(Record):
     """Write the edited model into a new folder.
 
@@ -152,5 +162,6 @@ Spec = (
     | DoseSpec
     | CompareTextSpec
     | BenchSpec
+    | BenchPlanSpec
     | ExportSpec
 )

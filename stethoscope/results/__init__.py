@@ -6,6 +6,7 @@ Field names are those of the command line's JSON. Fractions stay in [0, 1]; an u
 from stethoscope.results.bench import (
     ArmRow,
     BenchItem,
+    BenchPlanResult,
     BenchResult,
     ComparisonRow,
     LayerClaim,
@@ -55,6 +56,7 @@ Result = (
     | DoseResult
     | TextComparison
     | BenchResult
+    | BenchPlanResult
     | ExportResult
 )
 
@@ -63,6 +65,7 @@ __all__ = [
     "AgreementRow",
     "ArmRow",
     "BenchItem",
+    "BenchPlanResult",
     "BenchResult",
     "Certificate",
     "ComparisonRow",

@@ -168,3 +168,18 @@ class BenchResult(Record):
     no_verdict: str | None = None
     excluded: dict[str, int] = {}
     configurations_tried: int | None = None
+
+
+class BenchPlanResult(Record):
+    """What a benchmark would ask.
+
+    Attributes:
+        available: problems that the split has, by subject.
+        stored: answers that are in the store already, by arm.
+        answers_per_s: the slowest of the newest finished benchmarks of this model and token limit (one that found most
+            of its answers in the store looks fast); None without any.
+    """
+
+    available: dict[str, int]
+    stored: dict[str, int]
+    answers_per_s: float | None

@@ -360,7 +360,7 @@ def compare(spec: r.CompareTextSpec) -> R.TextComparison:
 def bench(spec: r.BenchSpec) -> R.BenchResult:
     """Every later arm gains a little over the first."""
     generator = random.Random(1)
-    arms, comparisons, totals, items = [], [], [], []
+    arms, comparisons, totals = [], [], []
     n = spec.n
     for index, arm in enumerate(spec.arms):
         for subject in spec.subjects:
@@ -424,33 +424,84 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
                 )
                 for kind in ("macro", "micro")
             ]
-    items = [
-        R.BenchItem(
-            arm=arm.name,
-            subject=spec.subjects[0],
-            problem_id="0123456789abcdef",
-            problem="What is 2+3?",
-            gold="5",
-            completion="5",
-            n_tokens=9,
-            truncated=False,
-            grade=r.Grade(
-                exact_match=r.GradeStatus.CORRECT, math_verify=r.GradeStatus.CORRECT, marked=True, answer="5"
-            ),
-        )
-        for arm in spec.arms
-    ]
     return R.BenchResult(
         spec=spec,
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         totals=tuple(totals),
-        items=tuple(items),
+        layer_claims=layer_claims(spec),
+        items=answers(spec),
         certificates={
             arm.name: certificate(tuple(arm.recipe.layers), "sha256-" + "3f" * 32) if arm.recipe else certificate()
             for arm in spec.arms
         },
         complete=True,
+        blocks_done=7,
+        blocks_total=7,
+        configurations_tried=len(spec.arms) - 1,
+    )
+
+
+def first_block(spec: r.BenchSpec) -> R.BenchResult:
+    """The same after two of seven blocks: numbers, and no verdict."""
+    found = bench(spec)
+    rows = tuple(row.model_copy(update={"verdict": None}) for row in found.comparisons)
+    update = {"complete": False, "blocks_done": 2, "comparisons": rows, "layer_claims": ()}
+    return found.model_copy(update=update | {"no_verdict": "Not all problems are answered."})
+
+
+def answers(spec: r.BenchSpec) -> tuple[R.BenchItem, ...]:
+    """Twelve problems of the first subject: every later arm gains problems 0 to 9, loses 10, and stays wrong on 11."""
+    right, wrong = r.GradeStatus.CORRECT, r.GradeStatus.INCORRECT
+    items = []
+    for index, arm in enumerate(spec.arms):
+        for number in range(12):
+            is_right = (number < 10) == bool(index) if number < 11 else False
+            answer = str(number + 3) if is_right else f"wrong {index}"
+            items.append(
+                R.BenchItem(
+                    arm=arm.name,
+                    subject=spec.subjects[0],
+                    problem_id=f"{number:016x}",
+                    problem=f"What is ${number} + 3$? ![x](http://far/away.png) <b>{number}</b>",
+                    gold=f"${number + 3}$",
+                    completion=f"It is <b>{answer}</b> .",
+                    n_tokens=9,
+                    truncated=False,
+                    grade=r.Grade(
+                        exact_match=right if is_right else wrong,
+                        math_verify=right if is_right else wrong,
+                        marked=True,
+                        answer=answer,
+                    ),
+                    diverges_at=6 if index else None,
+                )
+            )
+    return tuple(items)
+
+
+def layer_claims(spec: r.BenchSpec) -> tuple[R.LayerClaim, ...]:
+    """The recipe against each control of its layers that is among the arms."""
+    kinds = ("random", "bottom", "last", "all")
+    draws = {kind: sum(arm.name.startswith(f"{kind} ") for arm in spec.arms) for kind in kinds}
+    return tuple(
+        R.LayerClaim(
+            arm="recipe", control=kind, draws=draws[kind], n=spec.n, difference=0.03, ci_low=-0.02, ci_high=0.08, p=0.2,
+            p_holm=0.6, verdict="not worse by more than the margin",
+        )
+        for kind in kinds
+        if draws[kind] > (kind == "random")
+    )  # fmt: skip
+
+
+def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:
+    """Control corpora have 40 problems, subjects 900; the base's answers are stored."""
+    bench_spec = spec.bench
+    controls = bench_spec.problems.control_names
+    return R.BenchPlanResult(
+        available={subject: 40 if subject in controls else 900 for subject in bench_spec.subjects},
+        stored={arm.name: len(bench_spec.subjects) * bench_spec.n * (arm.recipe is None) for arm in bench_spec.arms},
+        answers_per_s=20.0,
     )
 
 
@@ -533,7 +584,11 @@ ANSWERS = {
     r.ProbeSpec: probe,
     r.CompareTextSpec: compare,
     r.BenchSpec: bench,
+    r.BenchPlanSpec: plan,
 }
+
+
+UNKEPT = (r.InfoSpec, r.PreflightSpec, r.ProbeSpec, r.LatentsSpec, r.LatentExamplesSpec, r.BenchPlanSpec)
 
 
 class FakeFront:
@@ -587,7 +642,7 @@ class FakeFront:
         snapshot, spec, started = self.jobs[job_id]
         elapsed = time.monotonic() - started
         state = self.state
-        if snapshot.state in ("done", "failed", "cancelled"):
+        if snapshot.state in ("done", "failed", "cancelled", "paused"):
             return snapshot
         slow = isinstance(spec, r.BenchSpec | r.CompareTextSpec)
         if state == "done" and elapsed < self.delay_s * (8 if slow else 1):
@@ -595,7 +650,7 @@ class FakeFront:
         if state == "done":
             result = ANSWERS[type(spec)](spec)
             run_id = None
-            if not isinstance(spec, r.InfoSpec | r.PreflightSpec | r.ProbeSpec | r.LatentsSpec | r.LatentExamplesSpec):
+            if not isinstance(spec, UNKEPT):
                 run_id = self.store.start_run(spec)
                 self.store.finish_run(run_id, state="done", result=result, elapsed_s=1.5)
             snapshot = replace(snapshot, state="done", result=result, run_id=run_id, done=7, total=7)
@@ -624,6 +679,7 @@ class FakeFront:
                 eta_s=12.0,
                 rate=1.5,
                 text=text,
+                partial=first_block(spec) if isinstance(spec, r.BenchSpec) else None,
             )
         self.jobs[job_id] = (snapshot, spec, started)
         return snapshot
@@ -639,6 +695,15 @@ class FakeFront:
             snapshot, spec, started = self.jobs[job_id]
             snapshot = replace(snapshot, owners=snapshot.owners - {owner})
             self.jobs[job_id] = (snapshot if snapshot.owners else replace(snapshot, state="cancelled"), spec, started)
+
+    def pause(self, job_id: str, owner: str = "") -> None:
+        """As the worker does it: the finished blocks are the result, the run is stored as paused."""
+        snapshot, spec, started = self.jobs[job_id]
+        assert isinstance(spec, r.BenchSpec)
+        result, run_id = first_block(spec), self.store.start_run(spec)
+        self.store.finish_run(run_id, state="paused", result=result, elapsed_s=1.0)
+        paused = replace(snapshot, state="paused", result=result, run_id=run_id, owners=snapshot.owners - {owner})
+        self.jobs[job_id] = (paused, spec, started)
 
     def active(self) -> list[JobSnapshot]:
         shown = [self.snapshot(job_id) for job_id in self.jobs]

@@ -1,0 +1,45 @@
+"""Use case: what would a benchmark ask, how much of it is answered already, and how fast were the last ones?"""
+
+from stethoscope.errors import StoreError
+from stethoscope.minerva.problems import load_problems
+from stethoscope.pipeline.answering import evaluation_id
+from stethoscope.pipeline.bench import bench_problems
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import BenchPlanSpec, BenchSpec
+from stethoscope.results import BenchPlanResult
+
+NEWEST = 5
+
+
+def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanResult:
+    """Return the sizes of the subjects, what is stored of each arm, and the rate of earlier benchmarks."""
+    bench = spec.bench
+    context.session(bench.model, progress)
+    available = {subject: _available(bench, subject) for subject in bench.subjects}
+    stored: dict[str, int] = {}
+    if available and min(available.values()) >= bench.n:
+        wanted = {problem.problem_id for problem in bench_problems(bench)}
+        for arm in bench.arms:
+            evaluation = evaluation_id(bench, arm.recipe, context)
+            stored[arm.name] = len(wanted & context.store.stored_problems(evaluation))
+    return BenchPlanResult(available=available, stored=stored, answers_per_s=_rate(bench, context))
+
+
+def _available(spec: BenchSpec, subject: str) -> int:
+    location = spec.problems.controls if subject in spec.problems.control_names else spec.problems.problems
+    return sum(problem.subject == subject for problem in load_problems(location, spec.split))
+
+
+def _rate(spec: BenchSpec, context: Context) -> float | None:
+    rates: list[float] = []
+    for run in context.store.list_runs("bench", limit=4 * NEWEST):
+        try:
+            other = run.spec
+        except StoreError:  # a damaged row
+            continue
+        if run.state != "done" or not run.elapsed_s or not isinstance(other, BenchSpec):
+            continue
+        if (other.model, other.max_new_tokens) == (spec.model, spec.max_new_tokens):
+            rates.append(len(other.arms) * len(other.subjects) * other.n / run.elapsed_s)
+    return min(rates[:NEWEST], default=None)

@@ -1,0 +1,58 @@
+"""What a benchmark would ask: sizes of the subjects, answers that are stored, the rate of earlier runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stethoscope import arms, pipeline
+from stethoscope.pipeline.context import Context
+from stethoscope.profiles import Profile
+from stethoscope.progress import Progress
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe
+from stethoscope.results import BenchPlanResult
+from stethoscope.store.runs import RunStore
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    context = Context(RunStore(tmp_path / "runs"), device="cpu")
+    yield context
+    context.close()
+
+
+def bench_of(profile: Profile, n: int = 4, **fields: object) -> BenchSpec:
+    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0})  # type: ignore[dict-item]
+    named = {"subjects": profile.problems.subjects, "n": n, "max_new_tokens": 6, "batch_size": 4} | fields
+    chosen = (arms.BASE, BenchArm(name="recipe", recipe=recipe))
+    return BenchSpec(model=profile.model, problems=profile.problems, arms=chosen, **named)  # type: ignore[arg-type]
+
+
+def plan(spec: BenchSpec, context: Context, after: str = "") -> BenchPlanResult:
+    outcome = pipeline.run(BenchPlanSpec(bench=spec, after=after), context, Progress())
+    assert isinstance(outcome.result, BenchPlanResult)
+    assert outcome.run_id is None, "a plan is no run of the history"
+    return outcome.result
+
+
+def test_what_is_stored_is_counted_by_arm_whatever_run_has_answered_it(pico_profile: Profile, context: Context) -> None:
+    spec = bench_of(pico_profile)
+    before = plan(spec, context)
+    assert before.stored == {"base": 0, "recipe": 0}
+    assert before.answers_per_s is None
+    base_alone = spec.model_copy(update={"arms": (arms.BASE,), "n": 3, "block_size": 2, "margin": 0.1})
+    pipeline.run(base_alone, context, Progress())
+    after = plan(spec, context)
+    assert after.stored == {"base": 3 * len(spec.subjects), "recipe": 0}
+    assert after.answers_per_s is not None
+    assert after.answers_per_s > 0
+    assert plan(bench_of(pico_profile, max_new_tokens=7), context).stored["base"] == 0, "another limit, other answers"
+    assert plan(bench_of(pico_profile, max_new_tokens=7), context).answers_per_s is None
+
+
+def test_a_plan_beyond_the_problems_tells_how_many_there_are(pico_profile: Profile, context: Context) -> None:
+    few = plan(bench_of(pico_profile, n=4), context).available
+    assert set(few) == set(pico_profile.problems.subjects)
+    beyond = plan(bench_of(pico_profile, n=10_000), context)
+    assert beyond.available == few
+    assert beyond.stored == {}
