@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "delta": GROUND | {"store", "hub", "model", "sae"},
     "minerva": GROUND | {"claims", "store", "hub", "model"},
     "figures": {"records", "results", "predictions"},
-    "pipeline": GROUND | {"store", "hub", "model", "sae", "delta", "minerva"},
+    "pipeline": GROUND | {"arms", "store", "hub", "model", "sae", "delta", "minerva"},
     "job": GROUND,
     "jobs": GROUND | {"job", "profiles", "store", "pipeline"},
     "cli": GROUND | {"profiles", "recipes", "arms", "store", "pipeline"},

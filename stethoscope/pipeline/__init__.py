@@ -1,8 +1,8 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
 Pages and command line both come in here. Every run but the live probe and the tables of latents becomes a record of the
-history; a diagnosis, its stability, an energy table, a table of gains or a dose-response curve of the same spec,
-weights and problems is taken from the store.
+history; a diagnosis, its stability, an energy table, a table of gains, a rank or a dose-response curve of the same
+spec, weights and problems is taken from the store.
 """
 
 import time
@@ -25,6 +25,7 @@ from stethoscope.pipeline import (
     plan,
     preflight,
     probe,
+    rank,
     stability,
 )
 from stethoscope.pipeline.context import Context
@@ -43,6 +44,7 @@ from stethoscope.records import (
     LatentsSpec,
     PreflightSpec,
     ProbeSpec,
+    RankSpec,
     Spec,
     StabilitySpec,
 )
@@ -61,13 +63,14 @@ RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     GainSpec: gain.run,
     ProbeSpec: probe.run,
     DoseSpec: dose.run,
+    RankSpec: rank.run,
     CompareTextSpec: compare_text.run,
     BenchSpec: bench.run,
     BenchPlanSpec: plan.run,
     ExportSpec: export.run,
 }
-KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, CompareTextSpec, BenchSpec, ExportSpec)
-REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec)
+KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, RankSpec, CompareTextSpec, BenchSpec, ExportSpec)
+REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, RankSpec)
 
 
 @dataclass(frozen=True)

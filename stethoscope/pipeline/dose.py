@@ -9,14 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from stethoscope.delta.certificate import certified
-from stethoscope.model.likelihood import rows_nll
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import patch_of
-from stethoscope.pipeline.gold import ProbeSet, batch_size
-from stethoscope.pipeline.probe import probe_set
+from stethoscope.pipeline.gold import ProbeSet
+from stethoscope.pipeline.probe import edited_nll, probe_set
 from stethoscope.progress import Progress
-from stethoscope.records import DoseSpec, EditRecipe
+from stethoscope.records import DoseSpec
 from stethoscope.results import ALL_SUBJECTS, DoseResult, DoseRow
 from stethoscope.statistics import paired_mean_interval
 from stethoscope.store.ids import content_id
@@ -30,13 +27,7 @@ def run(spec: DoseSpec, context: Context, progress: Progress) -> DoseResult:
     result = None
     for alpha in far_apart_first(spec.alphas):
         recipe = spec.recipe.model_copy(update={"master_alpha": alpha})
-        key = f"{context.identity(recipe)} {probes.key}"
-        if key in context.edited_nll.entries:
-            progress.skip(len(probes.rows))
-        edited = context.edited_nll.get_or_make(
-            key, lambda recipe=recipe: _edited_nll(recipe, probes, context, progress)
-        )
-        rows[alpha] = _rows_at(alpha, probes, edited)
+        rows[alpha] = _rows_at(alpha, probes, edited_nll(recipe, probes, context, progress))
         result = DoseResult(
             recipe_id=content_id(spec.recipe),
             alphas=spec.alphas,
@@ -54,18 +45,6 @@ def far_apart_first(alphas: Sequence[float]) -> list[float]:
         order.append(max(left, key=lambda alpha: min(abs(alpha - known) for known in order)))
         left.remove(order[-1])
     return order
-
-
-def _edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress: Progress) -> Float[np.ndarray, " n"]:
-    session = context.session(recipe.model, progress)
-    patch = patch_of(recipe, context, progress)
-    if not patch.tensors:
-        progress.skip(len(probes.rows))
-        return probes.base
-    with certified(session, patch) as certifying:
-        edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
-    assert certifying.certificate.verified, f"the weights at alpha {recipe.master_alpha:g} were not the recipe's"
-    return edited
 
 
 def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) -> list[DoseRow]:

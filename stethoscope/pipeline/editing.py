@@ -1,9 +1,11 @@
 """From a recipe to a ready patch: the task vector, the projection's basis where one is asked for, the tensors."""
 
 import dataclasses
+import math
 
+from stethoscope.delta.edits import EditSource, edits_of
 from stethoscope.delta.expectation import expected_digests
-from stethoscope.delta.patch import BufferLike, Patch, build_patch
+from stethoscope.delta.patch import BufferLike, Patch, build_patch, edits_nothing
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
@@ -23,6 +25,28 @@ def bases_of(recipe: EditRecipe, session: ModelSession, context: Context, progre
             return decoder_rows(arm.diagnosis, arm.subject, arm.top_k, session, context, progress)
 
 
+def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float:
+    """Return the Frobenius norm of all that `recipe` adds to the weights, before any rounding."""
+    if edits_nothing(recipe):
+        return 0.0
+    session = context.session(recipe.model, progress)
+    source = EditSource(
+        session,
+        context.task_vector(recipe.task_vector, session),
+        recipe,
+        bases_of(recipe, session, context, progress),
+        context.directions,
+        _identity(recipe),
+    )
+    energies = [edit.strength**2 * float(edit.direction.double().square().sum()) for edit in edits_of(source)]
+    return math.sqrt(math.fsum(energies))
+
+
+def _identity(recipe: EditRecipe) -> str:
+    """What decides the recipe's directions besides its arm: the content of weights and SAEs."""
+    return " ".join((content_id(recipe.task_vector), *record_fingerprints(recipe)))
+
+
 def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
     """Return the replacement tensors of `recipe`, built once and kept while recently used, with what is expected of
     them (see `delta.expectation`)."""
@@ -38,7 +62,7 @@ def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
             bases_of(recipe, session, context, progress),
             recipe_id,
             directions=context.directions,
-            identity=" ".join((content_id(recipe.task_vector), *record_fingerprints(recipe))),
+            identity=_identity(recipe),
             buffer_like=buffer_like,
         )
         expected = expected_digests(session, task_vector, recipe, patch.tensors, recipe_id)

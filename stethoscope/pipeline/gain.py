@@ -258,13 +258,20 @@ def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, n_
     return choices
 
 
-def draw_sets(n_layers: int, size: int, count: int, seed: int) -> list[tuple[int, ...]]:
-    """Return `count` different seeded sets of `size` layers, or every set where there are not more."""
-    if math.comb(n_layers, size) <= count:
-        return list(itertools.combinations(range(n_layers), size))
+def draw_sets(
+    n_layers: int, size: int, count: int, seed: int, *, without: tuple[int, ...] | None = None
+) -> list[tuple[int, ...]]:
+    """Return `count` different seeded sets of `size` layers, or every set where there are not more.
+
+    The set `without` (of `size` layers, ascending) is never among them.
+    """
+    if math.comb(n_layers, size) - (without is not None) <= count:
+        return [layers for layers in itertools.combinations(range(n_layers), size) if layers != without]
     generator, drawn = np.random.default_rng([seed, n_layers, size]), dict[tuple[int, ...], None]()
     while len(drawn) < count:
-        drawn[tuple(sorted(generator.choice(n_layers, size, replace=False).tolist()))] = None
+        layers = tuple(sorted(generator.choice(n_layers, size, replace=False).tolist()))
+        if layers != without:
+            drawn[layers] = None
     return list(drawn)
 
 

@@ -33,6 +33,18 @@ class ProbeSet:
     is_control: Bool[np.ndarray, " n"]
     base: Float[np.ndarray, " n"]
 
+    def part(self, chosen: Bool[np.ndarray, " n"]) -> "ProbeSet":
+        """Return the `chosen` items alone."""
+        places = np.flatnonzero(chosen)
+        return ProbeSet(
+            f"{self.key} items {','.join(map(str, places))}",
+            [self.rows[place] for place in places],
+            [self.scored[place] for place in places],
+            self.names[places],
+            self.is_control[places],
+            self.base[places],
+        )
+
 
 def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""

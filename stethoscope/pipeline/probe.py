@@ -8,6 +8,7 @@ slider costs one forward pass of the edited model.
 import time
 
 import numpy as np
+from jaxtyping import Float
 
 from stethoscope.delta.certificate import certified
 from stethoscope.model.likelihood import encode_solutions, rows_nll
@@ -15,10 +16,11 @@ from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.gold import ProbeSet, batch_size, gold_pairs
 from stethoscope.progress import Progress
-from stethoscope.records import ModelRef, ProbeSpec, ProblemsRef, Split
+from stethoscope.records import EditRecipe, ModelRef, ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
 from stethoscope.statistics import paired_mean_interval
 from stethoscope.store.ids import content_id
+from stethoscope.store.measured import get_measured, put_measured
 
 
 def probe_set(
@@ -37,6 +39,35 @@ def probe_set(
         return ProbeSet(key, rows, scored, np.array(names), is_control, base)
 
     return context.probe_sets.get_or_make(key, make)
+
+
+def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress: Progress) -> Float[np.ndarray, " n"]:
+    """Return the NLL of every item under `recipe`: from memory, from the store, or measured and kept in both.
+
+    Counts the items on `progress`, which the caller has started. Infinite or NaN values are not stored.
+    """
+    session = context.session(recipe.model, progress)
+    key = f"{context.identity(recipe)} {probes.key} {session.device.type}"
+    if key in context.edited_nll.entries:
+        progress.skip(len(probes.rows))
+
+    def make() -> Float[np.ndarray, " n"]:
+        stored = get_measured(context.store.database, key)
+        if stored is not None:
+            progress.skip(len(probes.rows))
+            return np.array(stored)
+        patch = patch_of(recipe, context, progress)
+        if not patch.tensors:
+            progress.skip(len(probes.rows))
+            return probes.base
+        with certified(session, patch) as certifying:
+            edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
+        assert certifying.certificate.verified, f"the weights of {content_id(recipe)} were not the recipe's"
+        if np.isfinite(edited).all():
+            put_measured(context.store.database, key, edited.tolist())
+        return edited
+
+    return context.edited_nll.get_or_make(key, make)
 
 
 def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:

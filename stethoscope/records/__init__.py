@@ -16,6 +16,7 @@ from stethoscope.records.diagnosis import (
 )
 from stethoscope.records.gain import GainSpec
 from stethoscope.records.grade import Grade, GradeStatus
+from stethoscope.records.rank import RankSpec
 from stethoscope.records.recipe import (
     Arm,
     EditRecipe,
@@ -68,6 +69,7 @@ __all__ = [
     "ProblemsRef",
     "ProjectedArm",
     "RandomSubspaceArm",
+    "RankSpec",
     "RawArm",
     "Record",
     "SCHEMA_VERSION",

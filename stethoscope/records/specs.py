@@ -13,6 +13,7 @@ from stethoscope.records.diagnosis import (
     StabilitySpec,
 )
 from stethoscope.records.gain import GainSpec
+from stethoscope.records.rank import RankSpec
 from stethoscope.records.recipe import EditRecipe
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
@@ -160,6 +161,7 @@ Spec = (
     | GainSpec
     | ProbeSpec
     | DoseSpec
+    | RankSpec
     | CompareTextSpec
     | BenchSpec
     | BenchPlanSpec

@@ -42,6 +42,7 @@ from stethoscope.results.energy import EnergyCell, EnergyResult
 from stethoscope.results.gain import AgreementRow, GainCell, GainResult, PredictorCell, RandomSet, SetGain
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
+from stethoscope.results.rank import RankedSet, RankResult, RankRow
 
 Result = (
     InfoResult
@@ -54,6 +55,7 @@ Result = (
     | GainResult
     | ProbeResult
     | DoseResult
+    | RankResult
     | TextComparison
     | BenchResult
     | BenchPlanResult
@@ -91,6 +93,9 @@ __all__ = [
     "ProbeResult",
     "ProbeRow",
     "RandomSet",
+    "RankedSet",
+    "RankResult",
+    "RankRow",
     "Result",
     "SaeRow",
     "SelectedLatent",

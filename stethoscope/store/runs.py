@@ -34,6 +34,7 @@ from stethoscope.records import (
     InfoSpec,
     Prediction,
     ProbeSpec,
+    RankSpec,
     Spec,
     StabilitySpec,
 )
@@ -58,6 +59,7 @@ SPEC_OF_KIND: dict[str, type[Spec]] = {
     "gain": GainSpec,
     "probe": ProbeSpec,
     "dose": DoseSpec,
+    "rank": RankSpec,
     "compare_text": CompareTextSpec,
     "bench": BenchSpec,
     "export": ExportSpec,
@@ -71,6 +73,7 @@ _RESULT_CLASSES = (
     results.GainResult,
     results.ProbeResult,
     results.DoseResult,
+    results.RankResult,
     results.TextComparison,
     results.BenchResult,
     results.ExportResult,
@@ -138,12 +141,12 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.blobs = BlobStore(self.root / "blobs")
-        self._database = self.root / "runs.sqlite3"
+        self.database = self.root / "runs.sqlite3"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_failure(f"folder {self.root}", error) from error
-        migrate(self._database)
+        migrate(self.database)
         self._locks = RunLocks(self.root / "running")
         self._find_interrupted()
 
@@ -152,7 +155,7 @@ class RunStore:
     def put_recipe(self, recipe: EditRecipe) -> str:
         """Store the recipe and return its content id; storing it again changes nothing."""
         recipe_id = content_id(recipe)
-        with connection(self._database, write=True) as opened:
+        with connection(self.database, write=True) as opened:
             opened.execute(
                 "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (recipe_id, recipe.model_dump_json(), time.time()),
@@ -168,7 +171,7 @@ class RunStore:
         digits = recipe_id.removeprefix(ID_PREFIX)
         if len(digits) < _SHORTEST_PREFIX or not set(digits) <= set("0123456789abcdef"):
             raise StoreError("not a recipe id", got=repr(recipe_id), expected=f"{ID_PREFIX} and hex digits")
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             rows = opened.execute(
                 "SELECT * FROM recipes WHERE recipe_id GLOB ? LIMIT 2", (f"{ID_PREFIX}{digits}*",)
             ).fetchall()
@@ -180,7 +183,7 @@ class RunStore:
 
     def list_recipes(self) -> list[StoredRecipe]:
         """Return the stored recipes, newest first; damaged ones are left out (`get_recipe` says why)."""
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             rows = opened.execute("SELECT * FROM recipes ORDER BY created_at DESC, rowid DESC").fetchall()
         listed: list[StoredRecipe] = []
         for row in rows:
@@ -204,11 +207,11 @@ class RunStore:
 
     def put_prediction(self, prediction: Prediction) -> str:
         """Freeze the prediction and return its content id; freezing it again changes nothing, its time included."""
-        return predictions.put_prediction(self._database, prediction)
+        return predictions.put_prediction(self.database, prediction)
 
     def list_predictions(self) -> list[StoredPrediction]:
         """Return the frozen predictions, newest first; damaged ones are left out."""
-        return predictions.list_predictions(self._database)
+        return predictions.list_predictions(self.database)
 
     # --- runs ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +225,7 @@ class RunStore:
         self._find_interrupted()
         created_at = time.time()
         body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
-        with connection(self._database, write=True) as opened:
+        with connection(self.database, write=True) as opened:
             newest = opened.execute(
                 "SELECT run_id, state FROM runs WHERE spec_id = ? ORDER BY created_at DESC, rowid DESC LIMIT 1",
                 (spec_id,),
@@ -244,11 +247,11 @@ class RunStore:
 
     def _find_interrupted(self) -> None:
         """Mark the running runs that nobody runs any more (later, where the disk is full); a living process' stay."""
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             running = opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall()
         if all(self._locks.is_mine(row["run_id"]) for row in running):
             return
-        with contextlib.suppress(ResourceError), connection(self._database, write=True) as opened:
+        with contextlib.suppress(ResourceError), connection(self.database, write=True) as opened:
             for row in opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall():
                 if not self._locks.is_held(row["run_id"]):
                     opened.execute("UPDATE runs SET state = 'interrupted' WHERE run_id = ?", (row["run_id"],))
@@ -269,7 +272,7 @@ class RunStore:
             if result is not None:
                 stored = {"kind": type(result).__name__, "data": result.model_dump(mode="json")}
                 result_id = self.blobs.put_json(stored)
-            with connection(self._database, write=True) as opened:
+            with connection(self.database, write=True) as opened:
                 changed = opened.execute(
                     "UPDATE runs SET state = ?, result_id = ?, error = ?, elapsed_s = COALESCE(elapsed_s, 0) + ?"
                     " WHERE run_id = ?",
@@ -282,7 +285,7 @@ class RunStore:
 
     def find_result(self, spec: Spec, *, extra: Sequence[str] = ()) -> FoundResult | None:
         """Return the newest finished run of the same spec (and extras) whose result can be read, else None."""
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             rows = opened.execute(
                 "SELECT run_id, result_id FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
                 " ORDER BY created_at DESC, rowid DESC",
@@ -297,7 +300,7 @@ class RunStore:
 
     def get_run(self, run_id: str) -> RunRecord:
         """Return one run; raise `StoreError` when there is none of that id or its row is damaged."""
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _no_run(run_id)
@@ -309,7 +312,7 @@ class RunStore:
         """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`."""
         self._find_interrupted()
         where, values = ("WHERE kind = ? ", (kind,)) if kind else ("", ())
-        with connection(self._database) as opened:
+        with connection(self.database) as opened:
             rows = opened.execute(
                 f"SELECT * FROM runs {where}ORDER BY created_at DESC, rowid DESC LIMIT ?", (*values, limit)
             ).fetchall()
@@ -324,7 +327,7 @@ class RunStore:
 
     def set_pinned(self, run_id: str, pinned: bool) -> None:
         """Pin or unpin a run in the history; raise `StoreError` when there is none of that id."""
-        with connection(self._database, write=True) as opened:
+        with connection(self.database, write=True) as opened:
             changed = opened.execute("UPDATE runs SET pinned = ? WHERE run_id = ?", (int(pinned), run_id)).rowcount
         if not changed:
             raise _no_run(run_id)
@@ -349,11 +352,11 @@ class RunStore:
         Raises:
             ResourceError: the disk is full.
         """
-        graded.put_items(self._database, evaluation_id, items, certificate)
+        graded.put_items(self.database, evaluation_id, items, certificate)
 
     def stored_problems(self, evaluation_id: str) -> frozenset[str]:
         """Return the ids of the problems that an evaluation has answered."""
-        return graded.stored_problems(self._database, evaluation_id)
+        return graded.stored_problems(self.database, evaluation_id)
 
     def get_items(
         self, evaluation_id: str, problem_ids: Iterable[str], *, skip_damaged: bool = False
@@ -366,7 +369,7 @@ class RunStore:
         Raises:
             StoreError: an item or its certificate is damaged.
         """
-        return graded.get_items(self._database, evaluation_id, problem_ids, skip_damaged=skip_damaged)
+        return graded.get_items(self.database, evaluation_id, problem_ids, skip_damaged=skip_damaged)
 
 
 def _run_id(tick: int) -> str:

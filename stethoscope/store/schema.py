@@ -45,6 +45,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "INSERT OR IGNORE INTO certificates SELECT digest, body FROM certificates_by_evaluation",
         "DROP TABLE certificates_by_evaluation",
     ),
+    (
+        """CREATE TABLE measured (
+            key TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL, created_at REAL NOT NULL)""",
+        """CREATE TABLE tuned_on (
+            model TEXT NOT NULL, problem_id TEXT NOT NULL, kind TEXT NOT NULL, created_at REAL NOT NULL,
+            PRIMARY KEY (model, problem_id, kind))""",
+        "CREATE INDEX items_by_problem ON items (problem_id)",
+    ),
 )
 
 

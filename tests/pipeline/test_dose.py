@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from stethoscope import pipeline
 from stethoscope.errors import Cancelled
 from stethoscope.figures import dose as figure
-from stethoscope.pipeline import dose
+from stethoscope.pipeline import dose, probe
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gold import gold_pairs
 from stethoscope.profiles import Profile
@@ -59,14 +59,14 @@ def test_every_alpha_is_the_probe_of_that_alpha_and_zero_is_zero(pico_profile: P
     result = dose.run(spec, context, Progress())
     for alpha in ALPHAS:
         recipe = spec.recipe.model_copy(update={"master_alpha": alpha})
-        probe = pipeline.run(ProbeSpec(recipe=recipe, problems=spec.problems, n=4), context, Progress()).result
-        assert isinstance(probe, ProbeResult)
+        probed = pipeline.run(ProbeSpec(recipe=recipe, problems=spec.problems, n=4), context, Progress()).result
+        assert isinstance(probed, ProbeResult)
         rows = {row.subject: row for row in result.rows if row.alpha == alpha}
-        for expected in probe.rows:
+        for expected in probed.rows:
             row = rows[expected.subject]
             assert (row.difference, row.ci_low, row.ci_high) == (expected.difference, expected.ci_low, expected.ci_high)
             assert (row.n, row.is_control) == (expected.n, expected.is_control)
-        pooled = [row.difference for row in probe.rows if not row.is_control]  # equally many items each
+        pooled = [row.difference for row in probed.rows if not row.is_control]  # equally many items each
         assert rows[ALL_SUBJECTS].difference == pytest.approx(np.mean(pooled), abs=1e-12)
         assert rows[ALL_SUBJECTS].n == 8
         assert not rows[ALL_SUBJECTS].is_control
@@ -93,9 +93,9 @@ def test_the_curve_grows_from_its_ends_and_goes_on_where_it_was_stopped(
     known = [sorted({row.alpha for row in partial.rows}) for partial in stopped.published]
     assert known == [[0.0], [0.0, 1.5], [0.0, 0.5, 1.5]]
     edited = list[float]()
-    score = dose._edited_nll
+    patch = probe.patch_of
     monkeypatch.setattr(
-        dose, "_edited_nll", lambda recipe, *rest: (edited.append(recipe.master_alpha), score(recipe, *rest))[1]
+        probe, "patch_of", lambda recipe, *rest: (edited.append(recipe.master_alpha), patch(recipe, *rest))[1]
     )
     resumed = pipeline.run(spec, context, Progress()).result
     assert edited == [1.0]

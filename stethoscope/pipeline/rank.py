@@ -1,0 +1,124 @@
+"""Use case: are these layers better than others? The recipe's rank among random sets of equally many layers.
+
+    gain of a set = mean over dev problems of NLL(base) - NLL(edited),  in nats per solution token
+    p             = (1 + sets with at least the recipe's gain) / (1 + sets)
+
+Each set is edited twice: as drawn, with the recipe's task vector, filter and mean strength; and matched, its alpha
+multiplied by ||recipe's edit||_F / ||set's edit||_F, since some layers of a task vector are longer than others and a
+longer step alone may do more. Every pass is stored as it finishes, so a stopped ranking goes on where it was.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from stethoscope.arms import with_layers
+from stethoscope.errors import RecipeError
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.editing import edit_norm
+from stethoscope.pipeline.gain import draw_sets
+from stethoscope.pipeline.gold import ProbeSet
+from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.progress import Progress
+from stethoscope.records import EditRecipe, RankSpec
+from stethoscope.results import RankedSet, RankResult, RankRow
+from stethoscope.results.gain import POOLED
+from stethoscope.statistics import paired_mean_interval
+from stethoscope.store.ids import content_id
+
+
+def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
+    """Return the recipe's rank; publishes after every set.
+
+    Raises:
+        RecipeError: a recipe that moves nothing, or that edits all layers, so that there is no other set.
+    """
+    recipe, size = spec.recipe, len(spec.recipe.layers)
+    n_layers = context.session(recipe.model, progress).layout.n_layers
+    n_possible = math.comb(n_layers, size) - 1
+    if n_possible < 1:
+        raise RecipeError(
+            "there is no other set of layers to rank this recipe among",
+            got=f"{size} of {n_layers} layers",
+            expected="fewer layers than the model has, and at least one",
+        )
+    norm = edit_norm(recipe, context, progress)
+    if norm == 0:
+        raise RecipeError("the recipe changes nothing, so it has no rank", expected="layers that the task vector moves")
+    everything = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
+    probes = everything.part(~everything.is_control)
+    drawn = draw_sets(n_layers, size, spec.n_sets, spec.seed, without=tuple(recipe.layers))
+    progress.start("Ranking among random sets", (2 * len(drawn) + 1) * len(probes.rows))
+    own = probes.base - edited_nll(recipe, probes, context, progress)
+    sets: list[RankedSet] = []
+
+    def result() -> RankResult:
+        return RankResult(
+            spec=spec,
+            recipe_id=content_id(recipe),
+            n_layers=n_layers,
+            layers=tuple(recipe.layers),
+            norm=norm,
+            rows=tuple(_row(subject, items, own, sets) for subject, items in _groups(probes).items()),
+            sets=tuple(sets),
+            n_possible=n_possible,
+            complete=len(sets) == len(drawn),
+        )
+
+    for layers in drawn:
+        sets.append(_measured(with_layers(recipe, layers), norm, probes, context, progress))
+        progress.publish(result())
+    return result()
+
+
+def _measured(recipe: EditRecipe, norm: float, probes: ProbeSet, context: Context, progress: Progress) -> RankedSet:
+    own_norm = edit_norm(recipe, context, progress)
+    if own_norm == 0:  # layers that the task vector does not move stay the base at any alpha
+        progress.skip(2 * len(probes.rows))
+        nothing: dict[str, float | None] = dict.fromkeys(_groups(probes), 0.0)
+        return RankedSet(layers=tuple(recipe.layers), norm=0.0, scale=1.0, gains=nothing, matched=nothing)
+    scale = norm / own_norm
+    matched = recipe.model_copy(update={"master_alpha": recipe.master_alpha * scale})
+    return RankedSet(
+        layers=tuple(recipe.layers),
+        norm=own_norm,
+        scale=scale,
+        gains=_gains(probes, edited_nll(recipe, probes, context, progress)),
+        matched=_gains(probes, edited_nll(matched, probes, context, progress)),
+    )
+
+
+def _groups(probes: ProbeSet) -> dict[str, np.ndarray]:
+    """Return the places of the items of all subjects together, and of each."""
+    subjects = {str(name): np.flatnonzero(probes.names == name) for name in dict.fromkeys(probes.names)}
+    return {POOLED: np.arange(len(probes.names))} | subjects
+
+
+def _gains(probes: ProbeSet, edited: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for subject, items in _groups(probes).items():
+        gain = float((probes.base[items] - edited[items]).mean())
+        found[subject] = gain if math.isfinite(gain) else None
+    return found
+
+
+def _row(subject: str, items: np.ndarray, own: Float[np.ndarray, " n"], sets: list[RankedSet]) -> RankRow:
+    interval = paired_mean_interval(own[items])
+    as_good = sum(_reaches(found.gains[subject], interval.mean) for found in sets)
+    as_good_matched = sum(_reaches(found.matched[subject], interval.mean) for found in sets)
+    return RankRow(
+        subject=subject,
+        n=len(items),
+        gain=interval.mean,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        as_good=as_good,
+        p=(1 + as_good) / (1 + len(sets)),
+        as_good_matched=as_good_matched,
+        p_matched=(1 + as_good_matched) / (1 + len(sets)),
+    )
+
+
+def _reaches(gain: float | None, own: float) -> bool:
+    return gain is not None and gain >= own
