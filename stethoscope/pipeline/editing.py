@@ -32,7 +32,7 @@ def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float
     session = context.session(recipe.model, progress)
     source = EditSource(
         session,
-        context.task_vector(recipe.task_vector, session),
+        context.task_vector(recipe.task_vector, session, progress),
         recipe,
         bases_of(recipe, session, context, progress),
         context.directions,
