@@ -129,9 +129,12 @@ def gain_of(session: ModelSession, site: MatrixSite) -> Float[Tensor, " d"] | No
 
 
 def facing_basis(
-    delta: Float[Tensor, "out in"], use: Serving, gain: Float[Tensor, " d"] | None
+    delta: Float[Tensor, "out in"], use: Serving, gain: Float[Tensor, " d_model"] | None
 ) -> Float64[Tensor, "d n"]:
-    """Return M = G tau or (tau G)^T in float64: the axis of the SAE comes first (G = I where gain is None)."""
+    """Return M = G tau or (tau G)^T in float64: the axis of the SAE comes first (G = I where gain is None).
+
+    At attn_out d is heads x head_dim, and the gain, which stands on the residual side, is left out.
+    """
     matrix = float64(delta) if use.output_side else float64(delta).T
     return matrix if gain is None or not use.gain else float64(gain)[:, None] * matrix
 
@@ -156,7 +159,7 @@ def inverse_gain(gain: Float[Tensor, " d"]) -> InverseGain:
 def project_delta(
     delta: Float[Tensor, "out in"],
     site: MatrixSite,
-    gain: Float[Tensor, " d"] | None,
+    gain: Float[Tensor, " d_model"] | None,
     Q: Float64[Tensor, "d r"],
     *,
     sae_site: Site = "resid_post",
