@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stethoscope"
 
-GROUND = {"errors", "records", "results", "statistics", "locations", "progress"}
+GROUND = {"errors", "records", "results", "statistics", "locations", "progress", "releases"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
     "locations": set(),
+    "releases": {"errors"},
     "hub": {"errors", "progress", "locations"},
     "records": {"errors"},
     "results": {"records"},

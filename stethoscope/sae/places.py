@@ -14,8 +14,8 @@ from stethoscope.hub import fetch_folder, plan_fetch
 from stethoscope.locations import local_path
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
+from stethoscope.releases import Release, find_release, repository_of, unknown_release
 from stethoscope.sae.formats import FORMATS, Format, format_of_loader, layer_of, refuse_transcoder
-from stethoscope.sae.releases import Release, find_release, unknown_release
 
 WIDTH = r"(?<![a-z])width_(\d+[a-z]?)(?![0-9a-z])"
 DENSITY = r"(?<![a-z])l0_(\w+?)(?=/|_width|$)"
@@ -110,7 +110,7 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
     release = find_release(ref.location)
     if release is not None:
         return _of_release(ref, release, progress)
-    if ref.location.count("/") != 1:
+    if repository_of(ref.location) is None:
         raise unknown_release(ref.location)
     plan = plan_fetch(ref.location, revision=ref.revision, patterns=[f"*{known.weights}" for known in FORMATS])
     places = _one_a_layer(ref, _scan(ref.location, (file.name for file in plan.files)))

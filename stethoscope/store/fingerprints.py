@@ -11,6 +11,7 @@ from pathlib import Path
 from stethoscope.errors import CheckpointError
 from stethoscope.locations import local_path
 from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef, nested_records
+from stethoscope.releases import repository_of
 
 _known: dict[tuple[str, int, int], str] = {}
 _lock = threading.Lock()
@@ -56,7 +57,7 @@ def fingerprint(location: str, revision: str | None = None, repo_type: str = "mo
 
 
 def meet(record: Record) -> None:
-    """Ask the hub, once a process, which commits the models, task vectors and problems named in `record` are of.
+    """Ask the hub, once a process, which commits the models, SAEs, task vectors and problems named in `record` are of.
 
     Raises:
         HubError: see `hub.resolve`.
@@ -65,6 +66,9 @@ def meet(record: Record) -> None:
         match part:
             case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
                 _meet(location, revision, "model")
+            case SaeRef(location=location, revision=revision):
+                if (repo_id := _sae_repository(location)) is not None:
+                    _meet(repo_id, revision, "model")
             case ProblemsRef(problems=problems, controls=controls, shots=shots):
                 for location in (problems, controls, shots):
                     _meet(location, None, "dataset")
@@ -79,6 +83,11 @@ def _meet(location: str, revision: str | None, repo_type: str) -> None:
         resolve(location, revision=revision, repo_type=repo_type)
 
 
+def _sae_repository(location: str) -> str | None:
+    """Return the hub repository that SAEs at `location` come from; None for a folder here, or an unknown name."""
+    return None if local_path(location) is not None else repository_of(location)
+
+
 def record_fingerprints(record: Record) -> tuple[str, ...]:
     """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`."""
     found: dict[str, str] = {}
@@ -87,7 +96,8 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
             case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
                 found[f"{location}@{revision}"] = fingerprint(location, revision)
             case SaeRef(location=location, revision=revision):
-                found[f"{location}@{revision}"] = fingerprint(location, revision)
+                place = _sae_repository(location) or location
+                found[f"{location}@{revision}"] = fingerprint(place, revision)
             case ProblemsRef(problems=problems, controls=controls, shots=shots):
                 for location in (problems, controls, shots):
                     found[location] = fingerprint(location, repo_type="dataset")

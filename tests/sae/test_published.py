@@ -14,8 +14,8 @@ from stethoscope.errors import SaeError
 from stethoscope.profiles import PROFILES
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
+from stethoscope.releases import find_release
 from stethoscope.sae.bank import open_bank
-from stethoscope.sae.releases import find_release
 from tests.sae.published import (
     D_MODEL,
     D_SAE,

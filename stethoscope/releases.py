@@ -72,6 +72,14 @@ def find_release(name: str) -> Release | None:
     )
 
 
+def repository_of(location: str) -> str | None:
+    """Return the hub repository of a release, or of an id OWNER/NAME; None for a name that stands for none."""
+    release = find_release(location)
+    if release is not None:
+        return release.repo_id
+    return location if location.count("/") == 1 else None
+
+
 def unknown_release(name: str) -> SaeError:
     """Return the error for a location that is neither a folder nor a release, with the names closest to it."""
     close = difflib.get_close_matches(name, _registry(), n=3, cutoff=0.6)
