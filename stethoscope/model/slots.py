@@ -67,8 +67,8 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a group sees in layers of one window: prefix from `first`, slots `start:stop`, and a mask [n_tokens, m]
-    added to the last m columns."""
+    """What a group sees in layers of one window: the prefix from `first`, own slots `start:stop`, and a mask
+    [n_tokens, m] that is added to the last m columns (every token sees those before them)."""
 
     first: int
     start: int
@@ -90,7 +90,7 @@ class RowSlots:
         self._keys: dict[int, Tensor] = {}  # layer -> [n_rows, kv_heads, slots, head_dim]
         self._values: dict[int, Tensor] = {}
         self._packed: Packed | None = None
-        self._seen: dict[tuple[int, int | None], _Seen] = {}
+        self._seen: dict[tuple[int, int | None, torch.device], _Seen] = {}
         self._attended: set[int] = set()
 
     def next_tokens(self, continued: Sequence[tuple[int, int]], tails: Sequence[Sequence[int]]) -> list[int]:
@@ -181,26 +181,22 @@ class RowSlots:
         return out
 
     def _what_is_seen(self, number: int, layer: int) -> _Seen:
-        """Return what the group sees in a layer; made once a pass for each window."""
-        window = self._windows[layer]
-        if (number, window) not in self._seen:
+        """Return what the group sees in a layer; made once a pass for each window (and device)."""
+        window, device = self._windows[layer], self._keys[layer].device
+        if (number, window, device) not in self._seen:
             assert self._packed is not None
             group, length = self._packed.groups[number], self._prefix.length
-            first = 0 if window is None else max(0, length + group.lowest - window + 1)
-            first = min(first, length)
-            start = 0 if window is None else max(0, group.lowest - window + 1)
-            stop = group.highest + 1
-            device = self._keys[layer].device
-            own = torch.arange(start, stop, device=device)  # columns count positions from the end of the prefix
-            shared = torch.arange(first - length, 0 if window is not None else first - length, device=device)
-            column, slot = torch.cat([shared, own]), self._packed.slots[group.tokens, None].to(device)
+            lowest = -length if window is None else max(-length, group.lowest - window + 1)  # 0: the prefix's end
+            first, start, stop = length + min(lowest, 0), max(lowest, 0), group.highest + 1
+            column = torch.arange(0 if window is None else lowest, stop, device=device)
+            slot = self._packed.slots[group.tokens, None].to(device)
             visible = column <= slot  # [n_tokens, m]
             if window is not None:
                 visible &= column > slot - window
             dtype = self._keys[layer].dtype
             mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
-            self._seen[number, window] = _Seen(first, start, stop, mask)
-        return self._seen[number, window]
+            self._seen[number, window, device] = _Seen(first, start, stop, mask)
+        return self._seen[number, window, device]
 
 
 def pack(

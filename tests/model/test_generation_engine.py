@@ -90,6 +90,9 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
+ONE_OF_EACH = pytest.mark.parametrize("session", ["gemma3, window 8", "llama"], indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
 def session(
     request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: pytest.TempPathFactory
@@ -174,6 +177,7 @@ def test_rows_that_end_at_different_steps_are_replaced_and_the_others_go_on(
     assert sum(old + new for old, new in passes) == sum(map(len, expected)), "no row is continued after its end"
 
 
+@ONE_OF_EACH
 def test_slots_grow_without_losing_what_is_written(
     session: ModelSession, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +186,7 @@ def test_slots_grow_without_losing_what_is_written(
     assert_same(session, generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=4), alone)
 
 
+@ONE_OF_EACH
 def test_a_bounded_number_of_tokens_comes_in_at_once(
     session: ModelSession, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_a_stop_string_ends_the_row_that_wrote_it_only(session: ModelSession, al
     assert {stop in text for text in texts} == {True, False}
 
 
+@ONE_OF_EACH
 def test_two_batches_take_turns_on_one_model(session: ModelSession, alone: list[list[int]]) -> None:
     rows = session.encode(PROMPTS)
     prefix = share_prefix(session, rows)
@@ -243,6 +249,7 @@ def test_two_batches_take_turns_on_one_model(session: ModelSession, alone: list[
     assert_same(session, [found[1][i] for i in range(6)], alone[5:])
 
 
+@ONE_OF_EACH
 def test_the_prefix_is_stored_once_and_left_as_it_is(session: ModelSession) -> None:
     rows = session.encode(PROMPTS)
     prefix = share_prefix(session, rows)
@@ -267,6 +274,7 @@ def test_windows_are_those_of_the_config(session: ModelSession) -> None:
         assert windows_of(session) == expected
 
 
+@ONE_OF_EACH
 def test_a_model_with_an_attention_of_its_own_is_refused(
     session: ModelSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
