@@ -14,6 +14,7 @@ from stethoscope.cli.terminal import (
     print_energy,
     print_gain,
     print_info,
+    print_memory,
     print_preflight,
     print_stability,
 )
@@ -29,6 +30,7 @@ from stethoscope.records import (
     ExportSpec,
     GainSpec,
     InfoSpec,
+    MemorySpec,
     NormMatchedArm,
     PreflightSpec,
     ProjectedArm,
@@ -44,6 +46,7 @@ from stethoscope.results import (
     ExportResult,
     GainResult,
     InfoResult,
+    MemoryResult,
     PreflightResult,
     Result,
     StabilityResult,
@@ -87,6 +90,26 @@ class Commands:
         assert isinstance(result, InfoResult)
         print_info(self.console, profile.title, profile.saes.site, result)
         return {"profile": profile.name, **result.model_dump(mode="json")}
+
+    def memory(self) -> dict[str, object]:
+        """What each use case will hold, by formula; one that does not fit says what to reduce."""
+        options, model = self.options, self.profile.model
+        spec = MemorySpec(
+            model=model.model_copy(update={"dtype": options.dtype or model.dtype}),
+            saes=self.profile.saes,
+            documents=self.profile.documents,
+            edited_layers=options.layers,
+            batch_size=options.batch_size,
+            capacity_bytes=None if options.capacity_gb is None else int(options.capacity_gb * 1e9),
+        )
+        result = self.result(spec)
+        assert isinstance(result, MemoryResult)
+        print_memory(self.console, result)
+        stacks = [
+            stack.model_dump(mode="json") | {"need_bytes": stack.need_bytes, "peak_bytes": stack.peak_bytes}
+            for stack in result.stacks
+        ]
+        return {**result.model_dump(mode="json"), "stacks": stacks}
 
     def preflight(self) -> dict[str, object]:
         """Checks of a task vector; one that fails a check is a mistake of the caller's."""

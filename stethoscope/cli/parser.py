@@ -93,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
 
+    memory = add("memory", "show what each use case will hold in memory, before anything is loaded")
+    memory.add_argument("--layers", type=int, metavar="N", help="layers edited at once (default: all)")
+    memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts answered at once")
+    memory.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the profile's")
+    memory.add_argument("--capacity-gb", type=float, metavar="GB", help="ask about a device of this size instead")
+
     preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
     preflight.add_argument("--task-vector", help="default: the profile's first")
 

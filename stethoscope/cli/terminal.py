@@ -17,6 +17,7 @@ from stethoscope.results import (
     EnergyResult,
     GainResult,
     InfoResult,
+    MemoryResult,
     PreflightResult,
     StabilityResult,
 )
@@ -86,6 +87,23 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
     for layer in range(model.n_layers):
         table.add_row(str(layer), *(f"{row.relative_norm_by_layer[layer]:.4f}" for row in result.task_vectors))
     console.print(table)
+
+
+def print_memory(console: Console, result: MemoryResult) -> None:
+    """Draw a row a use case: what it needs, whether that is there, and what it is made of."""
+    console.print(
+        f"{result.model} in {result.dtype} on {result.device} ({result.device_name}): "
+        f"{result.available_bytes / 1e9:.1f} of {result.capacity_bytes / 1e9:.1f} GB to be had; "
+        f"{result.edited_layers} layers edited, {result.batch_size} prompts at once"
+    )
+    table = Table("use case", "needs, GB", "fits", "made of, GB")
+    for stack in result.stacks:
+        parts = ", ".join(f"{part.part} {part.size_bytes / 1e9:.2f}" for part in stack.parts if not part.gives_way)
+        table.add_row(stack.activity, f"{stack.need_bytes / 1e9:.2f}", "yes" if result.fits(stack) else "no", parts)
+    console.print(table)
+    for stack in result.stacks:
+        if stack.advice:
+            console.print(f"{stack.activity}: {stack.advice}")
 
 
 def print_preflight(console: Console, result: PreflightResult) -> None:

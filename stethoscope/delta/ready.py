@@ -76,6 +76,10 @@ class ReadyPatches:
             self._shrink(keep=1)
         return patch
 
+    def forget_one(self) -> bool:
+        """Forget the least recently used patch, or give a free buffer back; False where there is neither."""
+        return self._shrink(keep=0)
+
     def clear(self) -> None:
         """Forget all patches and free buffers."""
         self._ready.clear()

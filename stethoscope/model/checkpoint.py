@@ -70,7 +70,7 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
         fetched = fetch_folder(ref.id, revision=ref.revision, progress=progress)
         folder, revision = fetched.path, fetched.revision
     _check_folder(ref.id, folder)
-    config = _read_config(ref.id, folder)
+    config = read_config(ref.id, folder)
     text = config.get_text_config()
     is_tower = text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return Checkpoint(
@@ -101,7 +101,7 @@ def _check_folder(name: str, folder: Path) -> None:
         )
 
 
-def _read_config(name: str, folder: Path) -> Any:
+def read_config(name: str, folder: Path) -> Any:
     """Return the config that transformers itself makes of config.json; code of the repository is never run."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ class ModelShape:
         layer_numbers: parameters of the matrices of one layer (of the largest, where layers differ).
         matrix_numbers: parameters of the largest matrix of a layer.
         outer_numbers: parameters of embeddings and untied head.
-        width: inner width of the MLP.
+        width: largest side of a matrix of a layer: the inner width of the MLP.
         windows: how many slots each layer's attention keeps; None where it keeps all.
     """
 
@@ -67,7 +67,7 @@ def shape_of(model: nn.Module, roles: Sequence[MatrixRole] = ()) -> ModelShape:
     return ModelShape(
         n_layers=n_layers,
         d_model=int(text.hidden_size),
-        width=int(text.intermediate_size),
+        width=max(max(p.shape) for p in layers[0].parameters() if p.ndim > 1),
         n_heads=heads,
         n_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),

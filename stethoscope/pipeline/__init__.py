@@ -22,10 +22,12 @@ from stethoscope.pipeline import (
     gain,
     info,
     latents,
+    memory,
     plan,
     preflight,
     probe,
     rank,
+    room,
     stability,
 )
 from stethoscope.pipeline.context import Context
@@ -42,6 +44,7 @@ from stethoscope.records import (
     InfoSpec,
     LatentExamplesSpec,
     LatentsSpec,
+    MemorySpec,
     PreflightSpec,
     ProbeSpec,
     RankSpec,
@@ -54,6 +57,7 @@ from stethoscope.store.runs import EndState
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
+    MemorySpec: memory.run,
     PreflightSpec: preflight.run,
     DiagnoseSpec: diagnose.run,
     StabilitySpec: stability.run,
@@ -93,9 +97,8 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         UserError: something in the spec does not fit; the run is kept as failed with the message.
         Cancelled: stopped (`Paused`: for now) before there was anything to show.
     """
-    runner = RUNNERS[type(spec)]
     if not isinstance(spec, KEPT):
-        return Outcome(runner(spec, context, progress), None)
+        return Outcome(_within_memory(spec, context, progress), None)
     meet(spec)
     identity = record_fingerprints(spec)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
@@ -109,7 +112,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
 
     try:
-        result = runner(spec, context, progress)
+        result = _within_memory(spec, context, progress)
     except Cancelled as error:
         finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
         raise
@@ -124,3 +127,14 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         state = "cancelled" if progress.cancelled else "paused"
     finish(state, result)
     return Outcome(result, run_id, state)
+
+
+def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
+    """Run `spec` with room made for it; raise `ResourceError` with a smaller setting where memory ran out."""
+    try:
+        with context.wanting(room.needed_bytes(spec, context, progress)):
+            return RUNNERS[type(spec)](spec, context, progress)
+    except (RuntimeError, MemoryError) as error:
+        if not room.is_out_of_memory(error):
+            raise
+        raise room.after_out_of_memory(spec, context, error) from None

@@ -19,8 +19,10 @@ from stethoscope.delta.patch import lifted
 from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
+from stethoscope.model.memory import free_bytes
 from stethoscope.model.residual import site_width
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.room import check_room, read_shape
+from stethoscope.model.session import ModelSession, load_session, pick_device
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
@@ -32,6 +34,7 @@ from stethoscope.store.runs import RunStore
 
 K = TypeVar("K")
 V = TypeVar("V")
+RATES_BYTES = 2 << 30  # at 34 layers of 16k latents about 100 MB a corpus of 128 documents
 SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spectra of 200 kB
 
 
@@ -72,11 +75,12 @@ class Context:
         self._task_vectors: Recent[str, TaskVector] = Recent(8)
         self.patches = ReadyPatches(0)
         self.directions = Directions(0)
-        self.rates: Recent[str, FiringRates] = Recent(32)
+        self.rates: Recent[str, FiringRates] = Recent(RATES_BYTES, lambda kept: kept.size_bytes)
         self.probe_sets: Recent[str, ProbeSet] = Recent(16)
         self.edited_nll: Recent[str, np.ndarray] = Recent(256)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
         self.base_checksum: str | None = None
+        self.wanted_bytes = 0
         self._in_use = False
 
     @property
@@ -94,6 +98,7 @@ class Context:
         if self._session is None or self._session.ref != ref:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
+            check_room(ref, read_shape(ref, progress), pick_device(self.device))
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.loaded_checksum()
             self._base_check = BaseCheck(self._session)
@@ -101,13 +106,46 @@ class Context:
             self.patches.capacity_bytes = self.directions.capacity_bytes = half
         return self._session
 
+    @property
+    def held_bytes(self) -> int:
+        """What the loaded model and its ready edits take on the model's device; 0 where none is loaded."""
+        if self._session is None:
+            return 0
+        weights = sum(p.numel() * p.element_size() for p in self._session.model.parameters())
+        return weights + self.patches.size_bytes + self.directions.size_bytes
+
+    @contextlib.contextmanager
+    def wanting(self, needed: int) -> Iterator[None]:
+        """Keep `needed` bytes free for the job in the body, as far as edits can give way (see `make_room`)."""
+        before, self.wanted_bytes = self.wanted_bytes, needed
+        try:
+            self.make_room()
+            yield
+        finally:
+            self.wanted_bytes = before
+
+    def make_room(self) -> None:
+        """Let what can be made again give way until the running job has what it wants: directions, then ready edits.
+
+        An edit that a job holds keeps its memory until the job lets it go.
+        """
+        if self._session is None or free_bytes(self._session.device) >= self.wanted_bytes:
+            return
+        self.directions.clear()
+        while free_bytes(self._session.device) < self.wanted_bytes and self.patches.forget_one():
+            pass
+
+    def drop_edits(self) -> None:
+        """Let go of every ready edit and every kept direction."""
+        self.patches.clear()
+        self.directions.clear()
+
     def forget_model(self) -> None:
         """Drop the loaded model and all that was computed with it."""
         self._session = None
         self.base_checksum = None
         self._base_check = None
-        self.patches.clear()
-        self.directions.clear()
+        self.drop_edits()
         for cache in (self._banks, self._task_vectors, self.rates, self.probe_sets, self.edited_nll, self.spectra):
             cache.entries.clear()
 

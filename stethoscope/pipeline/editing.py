@@ -68,4 +68,6 @@ def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
         expected = expected_digests(session, task_vector, recipe, patch.tensors, recipe_id)
         return dataclasses.replace(patch, expected=expected)
 
-    return context.patches.get_or_build(context.identity(recipe), build)
+    patch = context.patches.get_or_build(context.identity(recipe), build)
+    context.make_room()
+    return patch

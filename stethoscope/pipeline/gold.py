@@ -10,10 +10,12 @@ from stethoscope.minerva.prompts import frame_problem
 from stethoscope.model.session import ModelSession
 from stethoscope.records import ProblemsRef, Split
 
+BATCH_SIZE = {False: 8, True: 64}  # on a CPU small batches stay in the cache; a GPU wants large ones
+
 
 def batch_size(session: ModelSession) -> int:
-    """Return how many items are scored at once: on a CPU small batches stay in its cache, a GPU wants large ones."""
-    return 64 if session.device.type == "cuda" else 8
+    """Return how many items are scored at once."""
+    return BATCH_SIZE[session.device.type == "cuda"]
 
 
 @dataclass(frozen=True, slots=True)

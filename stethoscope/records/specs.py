@@ -150,8 +150,33 @@ class PreflightSpec(Record):
     task_vector: TaskVectorRef
 
 
+class MemorySpec(Record):
+    """Does it fit? What each use case holds in memory, from config.json and the SAEs' sizes, before anything is loaded.
+
+    Attributes:
+        capacity_bytes: ask about a device of this size instead of the one that is there.
+        edited_layers: how many layers a recipe edits at once; None is all of them.
+        documents: per subject, of `document_tokens` tokens each, when listening.
+        batch_size: prompts answered at once, of `prompt_tokens` tokens of which `shared_tokens` all have in common.
+        solution_tokens: scored at the end of each text of a probe.
+    """
+
+    model: ModelRef
+    saes: SaeRef
+    capacity_bytes: int | None = Field(default=None, gt=0)
+    edited_layers: int | None = Field(default=None, ge=0)
+    documents: int = Field(default=128, ge=1)
+    document_tokens: int = Field(default=128, ge=2)
+    batch_size: int = Field(default=32, ge=1)
+    prompt_tokens: int = Field(default=900, ge=2)
+    shared_tokens: int = Field(default=700, ge=0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    solution_tokens: int = Field(default=200, ge=1)
+
+
 Spec = (
     InfoSpec
+    | MemorySpec
     | PreflightSpec
     | DiagnoseSpec
     | StabilitySpec

@@ -41,11 +41,13 @@ from stethoscope.results.edit import (
 from stethoscope.results.energy import EnergyCell, EnergyResult
 from stethoscope.results.gain import AgreementRow, GainCell, GainResult, PredictorCell, RandomSet, SetGain
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
+from stethoscope.results.memory import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
 
 Result = (
     InfoResult
+    | MemoryResult
     | PreflightResult
     | DiagnosisResult
     | StabilityResult
@@ -85,6 +87,9 @@ __all__ = [
     "LatentRow",
     "LatentsResult",
     "LayerClaim",
+    "MemoryPart",
+    "MemoryResult",
+    "MemoryStack",
     "ModelRow",
     "PredictorCell",
     "PreflightCheck",

@@ -1,0 +1,236 @@
+"""How much memory each use case holds at its worst moment: the formulas, from sizes alone, with nothing loaded.
+
+    weights    = numbers x bytes                     patch  = layers x matrices of a layer x bytes
+    activations heard = 4 d ((kept + padded) layers + padded),  at most the listening budget
+    KV cache   = rows x own slots x layers x 2 x kv heads x head_dim x bytes,  the shared prefix once
+    logits     = rows x positions x vocabulary x bytes,         at most the logits budget
+
+The budgets are imported from the code that keeps to them. Of steps that follow one another the largest counts. What
+only fills free memory and gives way (directions of edits, see `Context.make_room`) is marked and not needed. On a CPU
+in bfloat16 the matrix library takes workspaces of its own, which no formula here knows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stethoscope.delta.activity import BATCH_TOKENS as ENERGY_TOKENS
+from stethoscope.model.generation import ADMIT_TOKENS
+from stethoscope.model.gradients import GRAPH_BYTES
+from stethoscope.model.likelihood import CHUNK_BYTES, LOGITS_BYTES, batches_abreast
+from stethoscope.model.shape import ModelShape
+from stethoscope.model.slots import SLOT_CHUNK
+from stethoscope.pipeline.gold import BATCH_SIZE as PROBE_ROWS
+from stethoscope.pipeline.listening import BATCH_TOKENS, CAPTURED_BYTES
+from stethoscope.results import MemoryPart
+from stethoscope.sae.bank import CACHE_BYTES
+from stethoscope.sae.counts import CHUNK_BYTES as ENCODER_BYTES
+from stethoscope.sae.counts import CHUNK_TOKENS
+
+RUNTIME_BYTES = {"cpu": 0, "cuda": 900 << 20}  # CUDA's context, the libraries' workspaces, memory in odd pieces
+FIRING_SHARE = 0.02  # of the latents on a token: 16k latents at an L0 of 320, above Gemma Scope's
+ENERGY_K = 64  # the largest k that the energy table asks for by default
+F32, F64 = 4, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and how the model runs: its sizes, the name of its dtype and the bytes of a number in it, the device."""
+
+    shape: ModelShape
+    dtype: str
+    number_bytes: int
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the budgets of a GPU hold."""
+        return self.device != "cpu"
+
+    @property
+    def slot_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.shape.n_kv_heads * self.shape.head_dim * self.number_bytes
+
+    def forward_bytes(self, tokens: int, rows: int, cached: int = 0) -> int:
+        """Return what a layer's forward pass over `tokens` new tokens in `rows` rows holds at its worst."""
+        shape, b, own = self.shape, self.number_bytes, -(-tokens // rows)
+        seen = own + cached
+        mlp = 3 * tokens * shape.width * b
+        attention = 2 * tokens * (shape.n_heads + shape.n_kv_heads) * shape.head_dim * b
+        if self.on_gpu:
+            attention += 2 * rows * own * seen  # the mask: fused kernels keep no scores
+        else:
+            attention += rows * shape.n_heads * (own * seen * 2 * F32 + 2 * seen * shape.head_dim * b)
+        return max(mlp, attention) + tokens * shape.d_model * (2 * b + F32)
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionaries:
+    """The SAEs: width of what they read, and the number of latents of each layer that has one."""
+
+    d: int
+    d_saes: tuple[int, ...]
+
+    def size_bytes(self, d_sae: int) -> int:
+        """Return the size of one SAE in float32."""
+        return F32 * (2 * self.d * d_sae + 2 * d_sae + self.d)
+
+
+def held(setting: Setting) -> tuple[MemoryPart, ...]:
+    """Return what is there as long as the model is loaded."""
+    numbers, b = setting.shape.numbers, setting.number_bytes
+    weights = _part("weights", numbers * b, f"{numbers:,} numbers x {b} bytes ({setting.dtype})")
+    runtime = _part("runtime", RUNTIME_BYTES[setting.device], "CUDA context and workspaces, an allowance")
+    return _present(weights, runtime)
+
+
+def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_tokens: int) -> tuple[MemoryPart, ...]:
+    """Return what listening to one corpus adds: the larger of hearing it and of encoding it layer by layer."""
+    if not saes.d_saes:
+        return ()
+    layers, widest, tokens = len(saes.d_saes), max(saes.d_saes), documents * document_tokens
+    budget, vectors = CAPTURED_BYTES[setting.on_gpu], CAPTURED_BYTES[setting.on_gpu] // (F32 * saes.d)
+    padded = min(BATCH_TOKENS[setting.on_gpu], vectors // (2 * layers + 1), tokens)
+    at_once = min(tokens, max((vectors - padded) // layers - padded, padded))  # kept in one super-batch
+    rows = max(1, padded // document_tokens)
+    captured = F32 * saes.d * ((at_once + padded) * layers + padded)
+    sizes = [saes.size_bytes(d_sae) for d_sae in saes.d_saes]
+    chunk = min(CHUNK_TOKENS, max(ENCODER_BYTES // (F32 * widest), 1), at_once)
+    firing = int(chunk * widest * FIRING_SHARE)
+    encoder = chunk * widest * 5 + (chunk // document_tokens + 2) * widest * 3 * F64 + firing * 6 * F64
+    hearing = captured + setting.forward_bytes(padded, rows) + rows * setting.shape.vocab * setting.number_bytes
+    resident = _resident(sizes, keeps=not setting.on_gpu)
+    encoding, layer = max((F32 * saes.d * at_once * (layers - i) + resident[i] + encoder, i) for i in range(layers))
+    at_least = _resident(sizes, keeps=not setting.on_gpu)[-1] if tokens > at_once else 0
+    heard = f"{at_once:,} tokens x {layers} layers x {saes.d} x 4 bytes, within {_mib(budget)}"
+    if hearing + (at_least if not setting.on_gpu else 0) >= encoding:
+        step = _part(
+            "forward pass", hearing - captured, f"{padded:,} tokens through a layer, and {rows} rows of logits"
+        )
+        kept = _part(
+            "SAEs", 0 if setting.on_gpu else at_least, f"kept between super-batches, within {_mib(CACHE_BYTES)}"
+        )
+        return _present(_part("activations", captured, f"{heard}, and a padded batch of {padded:,}"), kept, step)
+    one = f"2 x {saes.d} x {widest} x 4 bytes each, " + ("one at a time" if setting.on_gpu else "kept as they are read")
+    return _present(
+        _part(
+            "activations",
+            F32 * saes.d * at_once * (layers - layer),
+            heard + (f", {layer} layers done" if layer else ""),
+        ),
+        _part("SAEs", resident[layer], one),
+        _part("encoder", encoder, f"{chunk} tokens x {widest:,} latents at once"),
+    )
+
+
+def energy(setting: Setting, saes: Dictionaries, *, documents: int, document_tokens: int) -> tuple[MemoryPart, ...]:
+    """Return what measuring energy adds: moments of what each SAE reads, each matrix' basis, one matrix' products."""
+    if not saes.d_saes:
+        return ()
+    shape, layers = setting.shape, len(saes.d_saes)
+    tokens = min(ENERGY_TOKENS, documents * document_tokens)
+    moved = tokens * (F32 * shape.d_model + (F32 + 2 * F64) * shape.width) + F32 * shape.matrix_numbers
+    return (
+        _part("second moments", F64 * layers * saes.d**2, f"{layers} layers x {saes.d}^2 x 8 bytes"),
+        _part(
+            "bases",
+            14 * F64 * layers * saes.d * ENERGY_K,
+            f"{7 * layers} matrices x 2 x {saes.d} x {ENERGY_K} x 8 bytes",
+        ),
+        _part(
+            "products",
+            moved + setting.forward_bytes(tokens, max(1, tokens // document_tokens)),
+            f"tau x for {tokens:,} tokens at {shape.width:,}, in float64",
+        ),
+    )
+
+
+def edit(setting: Setting, layers: int, *, room_bytes: int) -> tuple[MemoryPart, ...]:
+    """Return what a ready edit of `layers` layers holds; `room_bytes` is what its directions may fill."""
+    shape, b = setting.shape, setting.number_bytes
+    if not layers:
+        return ()
+    numbers = layers * shape.layer_numbers
+    return (
+        _part("patch", numbers * b, f"{layers} layers x {shape.layer_numbers:,} numbers x {b} bytes"),
+        _part(
+            "directions",
+            max(0, min(F32 * numbers, room_bytes)),
+            f"{numbers:,} numbers x 4 bytes, within {_mib(max(0, room_bytes))}: kept so that a new alpha reads no file",
+            gives_way=True,
+        ),
+    )
+
+
+def build(setting: Setting) -> tuple[MemoryPart, ...]:
+    """Return what building a patch takes besides: one matrix of the task vector, read, subtracted and added."""
+    numbers = setting.shape.matrix_numbers
+    return (_part("building", numbers * (3 * F32 + setting.number_bytes), f"{numbers:,} numbers x (3 x 4 + file)"),)
+
+
+def probe(setting: Setting, *, prompt_tokens: int, solution_tokens: int) -> tuple[MemoryPart, ...]:
+    """Return what scoring gold solutions adds: logits within their budget, the forward pass of their rows."""
+    abreast = batches_abreast(setting.device)
+    position = setting.shape.vocab * setting.number_bytes
+    rows = max(1, min(PROBE_ROWS[setting.on_gpu], LOGITS_BYTES // abreast // ((solution_tokens + 1) * position)))
+    length, kept = prompt_tokens + solution_tokens, rows * (solution_tokens + 1) * position
+    forward = setting.forward_bytes(rows * length, rows)
+    scoring = kept + 3 * min(CHUNK_BYTES, kept)  # a piece as it lies, in a row, and its log-probabilities
+    if forward > scoring:
+        return (_part("forward pass", abreast * forward, f"{abreast} x {rows} rows of {length} tokens"),)
+    said = f"{abreast} x {rows} rows x {solution_tokens + 1} positions x {setting.shape.vocab:,}, and pieces in float32"
+    return (_part("logits", abreast * scoring, said),)
+
+
+def generate(
+    setting: Setting, *, rows: int, prompt_tokens: int, shared_tokens: int, max_new_tokens: int
+) -> tuple[MemoryPart, ...]:
+    """Return what answering `rows` prompts at once adds: keys and values, rows that come in, one position of logits."""
+    shape, own, b = setting.shape, prompt_tokens - shared_tokens, setting.number_bytes
+    slots = -(-(own + max_new_tokens) // SLOT_CHUNK) * SLOT_CHUNK
+    stripes = (shape.n_layers + 1) * rows * slots * setting.slot_bytes  # one layer twice, while it grows
+    admitted = min(rows * own, ADMIT_TOKENS + own)
+    scores = admitted * shape.n_heads * (prompt_tokens * 2 * F32 + 2 * shape.head_dim * b)
+    entering = setting.forward_bytes(admitted, admitted) + scores
+    return _present(
+        _part(
+            "KV cache", stripes, f"{rows} rows x {slots:,} slots x {shape.n_layers} layers x {setting.slot_bytes} bytes"
+        ),
+        _part(
+            "shared prefix",
+            shared_tokens * shape.n_layers * setting.slot_bytes,
+            f"{shared_tokens} slots x {shape.n_layers} layers x {setting.slot_bytes} bytes",
+        ),
+        _part("prefill", entering, f"{admitted:,} tokens of rows that come in, through one layer"),
+        _part("logits", rows * shape.vocab * b, f"{rows} rows x {shape.vocab:,}"),
+    )
+
+
+def gradients() -> tuple[MemoryPart, ...]:
+    """Return what a backward pass may keep."""
+    return (_part("graph", GRAPH_BYTES, f"activations and logits of one batch, within {_mib(GRAPH_BYTES)}"),)
+
+
+def _resident(sizes: Sequence[int], *, keeps: bool) -> list[int]:
+    """Return what the SAEs in memory take while each layer is encoded, without and with the bank's cache."""
+    if not keeps:
+        return list(sizes)
+    found, kept = [], []
+    for size in sizes:
+        kept.append(size)
+        found.append(sum(kept))
+        while len(kept) > 1 and sum(kept) > CACHE_BYTES:
+            kept.pop(0)
+    return found
+
+
+def _part(name: str, size: int, formula: str, *, gives_way: bool = False) -> MemoryPart:
+    return MemoryPart(part=name, size_bytes=size, formula=formula, gives_way=gives_way)
+
+
+def _present(*parts: MemoryPart) -> tuple[MemoryPart, ...]:
+    return tuple(part for part in parts if part.size_bytes)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"

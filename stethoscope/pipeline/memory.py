@@ -1,0 +1,137 @@
+"""Use case: does it fit? Reads config.json and the sizes of the SAEs, loads nothing, and says what to reduce.
+
+The formulas are in `footprint`; here are the device, what is free on it, and the advice.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from stethoscope.model.memory import capacity_bytes, device_name, free_bytes, size_text
+from stethoscope.model.room import read_shape
+from stethoscope.model.session import pick_device
+from stethoscope.model.shape import ModelShape
+from stethoscope.pipeline import footprint
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.footprint import Dictionaries, Setting
+from stethoscope.progress import Progress
+from stethoscope.records import MemorySpec, Site
+from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
+from stethoscope.sae.bank import open_bank
+
+Parts = tuple[MemoryPart, ...]
+
+
+def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
+    """Return the stack of every use case beside what there is.
+
+    Raises:
+        CheckpointError, SaeError, HubError: sizes that cannot be read.
+        ResourceError: a device that is not there.
+    """
+    progress.start("Reading sizes", 2)
+    device = pick_device(context.device)
+    shape = read_shape(spec.model, progress)
+    progress.advance()
+    width = site_width(shape, spec.saes.site)
+    saes = Dictionaries(
+        width,
+        tuple(row.d_sae for row in open_bank(spec.saes, width, progress=progress).rows if row.layer < shape.n_layers),
+    )
+    progress.advance()
+    capacity = spec.capacity_bytes or capacity_bytes(device)
+    available = spec.capacity_bytes or free_bytes(device) + context.held_bytes
+    setting = Setting(shape, spec.model.dtype, getattr(torch, spec.model.dtype).itemsize, device.type)
+    return MemoryResult(
+        model=spec.model.id,
+        dtype=spec.model.dtype,
+        device=str(device),
+        device_name=device_name(device) if spec.capacity_bytes is None else "as asked",
+        capacity_bytes=capacity,
+        available_bytes=available,
+        stacks=stacks(spec, setting, saes, available),
+        edited_layers=_edited(spec, shape),
+        batch_size=spec.batch_size,
+    )
+
+
+def site_width(shape: ModelShape, site: Site) -> int:
+    """Return the width of what the SAEs of `site` read."""
+    return shape.attention_width if site == "attn_out" else shape.d_model
+
+
+def stacks(spec: MemorySpec, setting: Setting, saes: Dictionaries, available: int) -> tuple[MemoryStack, ...]:
+    """Return the stack of every use case, with advice where it does not fit into `available` bytes."""
+    base = footprint.held(setting)
+    listening = {"documents": spec.documents, "document_tokens": spec.document_tokens}
+    weights = sum(part.size_bytes for part in base)
+    room = (available - weights) // 4  # see `delta.ready.budget_bytes` and `Context.session`
+
+    def edited(layers: int) -> Parts:
+        return base + footprint.edit(setting, layers, room_bytes=room)
+
+    def answers(rows: int) -> Parts:
+        return edited(_edited(spec, setting.shape)) + footprint.generate(
+            setting,
+            rows=rows,
+            prompt_tokens=spec.prompt_tokens,
+            shared_tokens=min(spec.shared_tokens, spec.prompt_tokens - 1),
+            max_new_tokens=spec.max_new_tokens,
+        )
+
+    layers = _edited(spec, setting.shape)
+    scored = footprint.probe(setting, prompt_tokens=spec.prompt_tokens, solution_tokens=spec.solution_tokens)
+    smaller = _advice_for_weights(spec)
+    fewer = "Fewer SAEs' latents (a narrower release) take less. " if max(saes.d_saes, default=0) > 1 << 15 else ""
+    return (
+        _stack("load", base, available, lambda: smaller),
+        _stack("diagnose", base + footprint.diagnose(setting, saes, **listening), available, lambda: fewer + smaller),
+        _stack("energy", base + footprint.energy(setting, saes, **listening), available, lambda: smaller),
+        _stack(
+            "edit and probe",
+            edited(layers) + (footprint.build(setting) if _larger(footprint.build(setting), scored) else scored),
+            available,
+            lambda: _fewer_layers(layers, lambda n: _need(edited(n) + scored), available) + smaller,
+        ),
+        _stack(
+            "benchmark",
+            answers(spec.batch_size),
+            available,
+            lambda: _fewer_rows(spec.batch_size, lambda rows: _need(answers(rows)), available) + smaller,
+        ),
+    )
+
+
+def _edited(spec: MemorySpec, shape: ModelShape) -> int:
+    return shape.n_layers if spec.edited_layers is None else min(spec.edited_layers, shape.n_layers)
+
+
+def _stack(activity: str, parts: Parts, available: int, advise: Callable[[], str]) -> MemoryStack:
+    need = _need(parts)
+    if need <= available:
+        return MemoryStack(activity=activity, parts=parts)
+    lead = f"{size_text(need)} needed, {size_text(available)} there. "
+    return MemoryStack(activity=activity, parts=parts, advice=(lead + advise()).strip())
+
+
+def _need(parts: Parts) -> int:
+    return sum(part.size_bytes for part in parts if not part.gives_way)
+
+
+def _larger(one: Parts, other: Parts) -> bool:
+    return _need(one) > _need(other)
+
+
+def _advice_for_weights(spec: MemorySpec) -> str:
+    half = "Load the model in bfloat16, which takes half" if spec.model.dtype == "float32" else "Load a smaller model"
+    return f"{half}, or use the device cpu."
+
+
+def _fewer_layers(layers: int, need: Callable[[int], int], available: int) -> str:
+    fit = max((n for n in range(layers) if need(n) <= available), default=0)
+    return f"Edit at most {fit} layers at once (now {layers}). " if fit else ""
+
+
+def _fewer_rows(rows: int, need: Callable[[int], int], available: int) -> str:
+    fit = max((n for n in range(1, rows) if need(n) <= available), default=0)
+    return f"Set the batch size to {fit} (now {rows}). " if fit else ""
