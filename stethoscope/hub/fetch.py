@@ -136,6 +136,8 @@ def fetch_folder(
     progress = progress or Progress()
     plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
     progress.check_cancel()
+    if plan.missing and constants.is_offline_mode():
+        raise offline(_title(repo_id, repo_type), revision, f"no {plan.missing[0].name}")
     if plan.missing:
         with _refusals(plan.repo_id, plan.repo_type, plan.revision):
             _fetch(plan, progress)
@@ -167,7 +169,7 @@ def plan_fetch(
     """Return which files `fetch_folder` would return, how large they are, and which it would have to fetch.
 
     Raises:
-        HubError: as `fetch_folder`; also when no file matches.
+        HubError: as `fetch_folder`, but for files that are missing while offline; also when no file matches.
     """
     with _refusals(repo_id, repo_type, revision):
         commit = commit_of(repo_id, revision, repo_type)
@@ -183,10 +185,7 @@ def plan_fetch(
             next_step="Check the id and the revision. Weights are read from safetensors only.",
         )
     files = tuple(RemoteFile(name, sizes[name], _is_whole(folder / name, sizes[name])) for name in wanted)
-    plan = FetchPlan(repo_id, repo_type, commit, folder, files)
-    if plan.missing and constants.is_offline_mode():
-        raise offline(title, revision, f"no {plan.missing[0].name}")
-    return plan
+    return FetchPlan(repo_id, repo_type, commit, folder, files)
 
 
 def _fetch(plan: FetchPlan, progress: Progress) -> None:

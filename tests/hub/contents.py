@@ -29,7 +29,7 @@ from tests.tokens import pico_tokenizer
 GEMMA, TUNED = "google/gemma-3-4b-it", "house/gemma-3-4b-math"
 ADAPTER, DELTA = "house/gemma-3-4b-math-lora", "house/gemma-3-4b-delta"
 SCOPE, PROBLEMS = "google/gemma-scope-2-4b-it", "EleutherAI/hendrycks_math"
-N_LAYERS, D_MODEL, D_HEADS, D_SAE, RANK = 6, 32, 32, 48, 4
+N_LAYERS, D_MODEL, D_HEADS, D_SAE, RANK = 6, 32, 48, 48, 4
 SITES = {"resid_post": D_MODEL, "mlp_out": D_MODEL, "attn_out": D_HEADS}
 SUBJECTS = {
     "algebra": "Algebra",

@@ -250,11 +250,13 @@ class _Handler(BaseHTTPRequestHandler):
         start, status = 0, 200
         wanted = self.headers.get("range")
         if wanted and not trouble.ignore_ranges:
-            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, status = int(first), 206
+            whole, content = len(content), content[: int(last) + 1] if last else content
             if start >= len(content):
-                self._refuse(416, headers={"Content-Range": f"bytes */{len(content)}"})
+                self._refuse(416, headers={"Content-Range": f"bytes */{whole}"})
                 return
-            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{whole}"}
         self._send(status, content[start:], headers | {"Accept-Ranges": "bytes"}, trouble)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], trouble: Trouble | None = None) -> None:
