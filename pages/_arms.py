@@ -32,7 +32,11 @@ def choose(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     for name, start in STARTS.items():
         st.session_state.setdefault(name, start)
     widget = _session.mirror("bench_what", "bench-what") | {"on_change": _split_follows, "args": ()}
-    st.segmented_control("Arms", list(WHAT), format_func=lambda what: WHAT[what], required=True, **widget)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        st.segmented_control("Arms", list(WHAT), format_func=lambda what: WHAT[what], required=True, **widget)
+        if st.session_state["bench_what"] == "controls":
+            st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(recipe, n_layers),
+                      help="Every control that this recipe can have, with three random draws.")  # fmt: skip
     chosen = _sweep(recipe) if st.session_state["bench_what"] == "sweep" else _controls(recipe, n_layers)
     chosen = [arms.BASE, *chosen]
     with st.expander(f"{len(chosen)} arms: {', '.join(_ui.escape(arm.name) for arm in chosen)}", key="bench-arm-list"):
@@ -57,11 +61,8 @@ def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     chosen = st.session_state
     offered, notes = _offered(recipe, n_layers)
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(list(offered),),
-                  help="Every control that this recipe can have, with three random draws.")  # fmt: skip
-        st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
-                 **_session.mirror("bench_controls", "bench-controls"))  # fmt: skip
+    st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
+             **_session.mirror("bench_controls", "bench-controls"))  # fmt: skip
     if notes:
         st.caption(_ui.escape(" ".join(notes)))
     saved = _saved(recipe)
@@ -77,7 +78,8 @@ def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     return found + [saved[key] for key in chosen["bench_saved"]]
 
 
-def _take_standard(offered: list[str]) -> None:
+def _take_standard(recipe: EditRecipe, n_layers: int) -> None:
+    offered, _ = _offered(recipe, n_layers)
     st.session_state.update(bench_controls=[name for name in offered if name != SUBSPACE], bench_draws=3)
 
 

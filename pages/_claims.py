@@ -1,14 +1,18 @@
-"""What may be claimed: the verdict in words to copy, and the choice of layers against equal-size random draws."""
+"""What may be claimed about a choice of layers: against equal-size random draws, and its rank among random sets."""
 
 import streamlit as st
 
-from pages import _ui
+from pages import _jobs, _ui, _watch
 from stethoscope.figures import predictions
-from stethoscope.results import BenchResult
+from stethoscope.figures import rank as figures
+from stethoscope.records import BenchSpec, RankSpec
+from stethoscope.results import BenchResult, RankResult
+
+RANDOM_SETS = 99
 
 
 def draw(result: BenchResult) -> None:
-    """Draw the claims about layers of every arm that has controls."""
+    """Draw the claims about layers of every arm that has controls, and the rank of the recipe."""
     for index, arm in enumerate(dict.fromkeys(claim.arm for claim in result.layer_claims)):
         rows = [claim for claim in result.layer_claims if claim.arm == arm]
         with _ui.card(f"Is it these layers? {_ui.escape(arm)} against other layers", key=f"claims-{index}-card"):
@@ -17,3 +21,40 @@ def draw(result: BenchResult) -> None:
             _ui.chart(figure, key=f"claims-{index}", caption=note, rows=rows)
             if not any(row.control == "random" for row in rows):
                 st.caption("A claim about the choice of layers needs at least two random draws among the arms.")
+    if (spec := rank_spec(result.spec)) is not None:
+        with _ui.card("Rank of these layers among random sets", key="rank-card"):
+            _rank(spec, ranked(result.spec))
+
+
+def rank_spec(bench: BenchSpec) -> RankSpec | None:
+    """Return the question for the rank of the arm called recipe; None without one."""
+    recipe = next((arm.recipe for arm in bench.arms if arm.name == "recipe"), None)
+    return None if recipe is None else RankSpec(recipe=recipe, problems=bench.problems, n_sets=RANDOM_SETS)
+
+
+def ranked(bench: BenchSpec) -> RankResult | None:
+    """Return the rank that is on show, where it is the rank of this benchmark's recipe."""
+    view, spec = _jobs.look("rank"), rank_spec(bench)
+    fits = isinstance(view.result, RankResult) and not view.stale and view.result.spec == spec
+    return view.result if fits else None
+
+
+def _picture(result: object, key: str) -> None:
+    if isinstance(result, RankResult):
+        _ui.chart(figures.strip(result), key=key, caption=figures.caption(result), rows=result.rows,
+                  more={"Sets": result.sets})  # fmt: skip
+
+
+def _rank(spec: RankSpec, found: RankResult | None) -> None:
+    view = _jobs.look("rank")
+    if view.error:
+        _ui.banner(view.error)
+    if view.active:
+        _watch.watch(view, key="rank", draw=lambda job: _picture(job.partial, "rank-partial"), every=2.0)
+    elif found is not None:
+        _picture(found, "rank")
+    if not view.active and (found is None or not found.complete):
+        st.caption(f"{RANDOM_SETS} random sets of equally many layers, as drawn and at the recipe’s edit norm, on the "
+                   f"likelihood probe of {spec.split} problems.")  # fmt: skip
+        st.button(f"Rank among {RANDOM_SETS} random sets", key="run-rank", on_click=_jobs.begin, args=("rank", spec),
+                  kwargs={"title": "Rank among random sets"})  # fmt: skip

@@ -69,12 +69,12 @@ def stopped(view: _jobs.View) -> None:
             st.button("Resume", key="bench-resume", type="primary", on_click=start, args=(spec,))
 
 
-def unfinished(runs: list[Any]) -> None:
-    """Draw the newest benchmarks that a pause or a crash left unfinished, each with its Resume."""
+def unfinished(runs: list[Any], on_show: str | None) -> None:
+    """Draw the newest benchmarks that a pause or a crash left unfinished, each with its Resume; not that `on_show`."""
     over: set[str] = set()
     shown = []
     for run in runs:  # newest first: a later run of the same question supersedes
-        if run.spec_id not in over and run.state in ("paused", "interrupted"):
+        if run.spec_id not in over and run.state in ("paused", "interrupted") and run.run_id != on_show:
             shown.append(run)
         over.add(run.spec_id)
     if not shown:

@@ -13,7 +13,7 @@ def describe(job: Any) -> str:
     """Return title, stage, finished items, rate and ETA of `job` in one line."""
     if job.state == "queued":
         return f"{job.title} · queued"
-    parts = [job.title, job.stage or "starting"]
+    parts = [job.title, job.stage or "starting", *([job.detail] if job.detail else [])]
     parts += [counted(job.done, job.total, job.unit)] if job.total else []
     parts += [pace(job.rate, job.unit)] if job.rate else []
     parts += [f"about {job.eta_s:.0f} s left"] if job.eta_s is not None else []

@@ -47,7 +47,7 @@ def outcome(view: _jobs.View) -> None:
     if view.active:
         _running.draw(view)
         return
-    _running.unfinished(_jobs.front().store.list_runs("bench"))
+    _running.unfinished(_jobs.front().store.list_runs("bench"), view.run_id)
     shown = view.result if isinstance(view.result, BenchResult) and not view.stale else None
     if view.stopped or (shown is not None and not shown.complete):
         _running.stopped(view)

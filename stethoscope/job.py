@@ -34,6 +34,7 @@ class JobSnapshot:
 
     Attributes:
         state: "paused" is a benchmark that left the worker with its finished blocks stored; the same spec goes on.
+        detail: where in the stage the work is, in words; empty where the count says it all.
         rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
         eta_s: seconds to the end of the stage at that rate.
         unit: of the items: "B" for bytes, "" for things that are counted.
@@ -47,6 +48,7 @@ class JobSnapshot:
     title: str
     state: JobState
     stage: str
+    detail: str
     done: int
     total: int
     elapsed_s: float
@@ -142,6 +144,7 @@ class Job:
             title=self.title,
             state=self.state,
             stage=progress.stage,
+            detail=progress.detail,
             done=progress.done,
             total=progress.total,
             elapsed_s=now - self.started if self.started else 0.0,

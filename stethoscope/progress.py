@@ -21,6 +21,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.stage = ""
+        self.detail = ""  # where in the stage the work is, in words
         self.done = 0
         self.total = 0
         self.unit = ""
@@ -32,7 +33,7 @@ class Progress:
 
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
         """Begin `stage` of `total` items; the count starts at zero. `unit` "B" says that the items are bytes."""
-        self.stage, self.done, self.total, self.unit = stage, 0, total, unit
+        self.stage, self.detail, self.done, self.total, self.unit = stage, "", 0, total, unit
         self._skipped, self._started = 0, time.perf_counter()
 
     def advance(self, items: int = 1) -> None:

@@ -4,6 +4,7 @@ e = 2^(g+l) Beta(g + 1/2, l + 1/2) / Beta(1/2, 1/2) over g problems gained and l
 P(e >= 20) is at most 1/20 where there is no difference. One dot an arm and subject, on a logarithmic axis.
 """
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -35,8 +36,13 @@ def e_values(result: BenchResult, arms: Sequence[str]) -> go.Figure:
         )
     )
     apply_layout(figure, height=24 * len(rank) + 70, x_title="e-value · evidence from 20 on →")
+    shown = [LEAST * 2, 2 * EVIDENCE, *(min(max(row.e_value, LEAST), MOST) for row in rows)]
     figure.update_xaxes(
-        type="log", tickvals=[0.1, 1, 20, 1000, 1e6], ticktext=["0.1", "1", "20", "1000", "10⁶"], gridcolor=FAINT
+        type="log",
+        range=[math.log10(min(shown)) - 0.1, math.log10(max(shown)) + 0.1],
+        tickvals=[0.1, 1, 20, 1000, 1e6],
+        ticktext=["0.1", "1", "20", "1000", "10⁶"],
+        gridcolor=FAINT,
     )
     row_axis(figure, list(arms))
     figure.add_vline(x=EVIDENCE, line={"color": GRAY, "width": 1.5, "dash": "dash"})

@@ -126,9 +126,13 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     answering = Answering(spec, problems, context, progress)
     blocks = blocks_of(problems, spec.block_size)
     finished = _Finished(spec, session, len(blocks))
-    for block in blocks:
+    for number, block in enumerate(blocks, start=1):
+        answered: dict[str, list[StoredItem]] = {}
         try:
-            finished.add({arm.name: answering.answer(arm, block) for arm in spec.arms})
+            for arm in spec.arms:
+                progress.detail = f"block {number} of {len(blocks)} · {arm.name}"
+                answered[arm.name] = answering.answer(arm, block)
+            finished.add(answered)
         except Cancelled:
             if not finished.done:
                 raise

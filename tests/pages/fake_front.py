@@ -494,6 +494,31 @@ def layer_claims(spec: r.BenchSpec) -> tuple[R.LayerClaim, ...]:
     )  # fmt: skip
 
 
+def rank(spec: r.RankSpec) -> R.RankResult:
+    """Ninety-nine sets, nine of them as good."""
+    sets = tuple(
+        R.RankedSet(
+            layers=(index % 9, 9), norm=1.0, scale=1.1, gains={"all": 0.001 * index}, matched={"all": 0.0011 * index}
+        )
+        for index in range(spec.n_sets)
+    )
+    row = R.RankRow(
+        subject="all",
+        n=112,
+        gain=0.0895,
+        ci_low=0.08,
+        ci_high=0.1,
+        as_good=9,
+        p=0.1,
+        as_good_matched=17,
+        p_matched=0.18,
+    )
+    return R.RankResult(
+        spec=spec, recipe_id="sha256-" + "3f" * 32, n_layers=N_LAYERS, layers=tuple(spec.recipe.layers), norm=1.0,
+        rows=(row,), sets=sets, n_possible=209, complete=True,
+    )  # fmt: skip
+
+
 def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:
     """Control corpora have 40 problems, subjects 900; the base's answers are stored."""
     bench_spec = spec.bench
@@ -585,6 +610,7 @@ ANSWERS = {
     r.CompareTextSpec: compare,
     r.BenchSpec: bench,
     r.BenchPlanSpec: plan,
+    r.RankSpec: rank,
 }
 
 
@@ -622,6 +648,7 @@ class FakeFront:
             title=title or type(spec).__name__,
             state="queued",
             stage="",
+            detail="",
             done=0,
             total=0,
             elapsed_s=0.0,
@@ -673,6 +700,7 @@ class FakeFront:
                 snapshot,
                 state=state,
                 stage="generating answers",
+                detail="block 3 of 7 · all layers",
                 done=3 + int(4 * share),
                 total=7,
                 elapsed_s=elapsed,

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from test_pages import asked, recipe, texts
 
 from stethoscope.profiles import MINI
-from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, RankSpec
 from stethoscope.store.runs import RunStore
 
 Open = Callable[..., AppTest]
@@ -174,6 +174,9 @@ def test_a_running_benchmark_shows_finished_blocks_and_what_they_are_not(front: 
     app.button(key="run-bench").click().run()
     said = texts(app)
     assert "First look: 2 of 7 blocks" in said
+    assert "block 3 of 7 · all layers · 3 of 7 · 1.5 per s · about 12 s left" in "".join(
+        str(getattr(bar.proto, "text", "")) for bar in app.get("progress")
+    )
     assert "partial: 2 of 7 blocks" in said
     assert "stopping because of them makes them wrong" in said
     evidence, forest = figures(app)
@@ -301,6 +304,22 @@ def test_a_claim_about_layers_needs_two_random_draws(open_page: Open) -> None:
     assert "against the mean of 3 random draws" in said
     said = texts(ran(open_page, bench_controls=["last layers"]))
     assert "needs at least two random draws" in said
+
+
+def test_the_rank_is_asked_by_its_button_and_stands_with_its_benchmark(front: FakeFront, open_page: Open) -> None:
+    app = ran(open_page, bench_controls=["last layers"])
+    assert not asked(front, RankSpec)
+    app.button(key="run-rank").click().run()
+    (spec,) = asked(front, RankSpec)
+    assert spec.recipe == asked(front, BenchSpec)[0].arms[1].recipe
+    assert (spec.n_sets, spec.split) == (99, "dev")
+    assert "9 sets are as good or better as drawn" in texts(app)
+    assert "run-rank" not in keys(app)
+    app.session_state["layers"] = [1]
+    app.run()
+    app.button(key="run-bench").click().run()
+    assert "as good or better" not in texts(app), "it was the rank of another recipe"
+    assert "run-rank" in keys(app)
 
 
 # --- flips --------------------------------------------------------------------------------------------------------
