@@ -8,6 +8,7 @@ from pages import _jobs, _restore, _session, _share, _status, _ui
 from pages._runs_table import recipes_by_run, recipes_of, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
+from stethoscope.store.settings import get_settings
 
 KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "export")
 TABLES = ("cells", "latents", "layers", "rows", "arms", "comparisons", "totals", "items")
@@ -25,6 +26,8 @@ def detail(run: Any) -> None:
     """Draw one run: open again, pin, downloads."""
     store = _jobs.front().store
     st.caption(_ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
+    if (settings := get_settings(store.database, run.run_id)) is not None:
+        st.caption(_ui.escape(f"Computed in {settings.in_words}"))
     with st.container(horizontal=True):
         st.button("Open again", key="open-run", type="primary", disabled=run.result_id is None, on_click=open_again,
                   args=(run,))  # fmt: skip

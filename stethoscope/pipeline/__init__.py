@@ -31,6 +31,7 @@ from stethoscope.pipeline import (
     stability,
 )
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.settings import settings_of
 from stethoscope.progress import Progress
 from stethoscope.records import (
     BenchPlanSpec,
@@ -54,6 +55,7 @@ from stethoscope.records import (
 from stethoscope.results import BenchResult, Result
 from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.runs import EndState
+from stethoscope.store.settings import put_settings
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
@@ -113,6 +115,8 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 
     try:
         result = _within_memory(spec, context, progress)
+        if context.loaded is not None:
+            put_settings(context.store.database, run_id, settings_of(context.loaded, spec))
     except Cancelled as error:
         finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
         raise

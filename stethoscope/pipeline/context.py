@@ -24,6 +24,7 @@ from stethoscope.model.residual import site_width
 from stethoscope.model.room import check_room, read_shape
 from stethoscope.model.session import ModelSession, load_session, pick_device
 from stethoscope.pipeline.gold import ProbeSet
+from stethoscope.pipeline.settings import compute_exactly
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
@@ -99,6 +100,7 @@ class Context:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
             check_room(ref, read_shape(ref, progress), pick_device(self.device))
+            compute_exactly()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.loaded_checksum()
             self._base_check = BaseCheck(self._session)

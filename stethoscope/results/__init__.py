@@ -44,6 +44,7 @@ from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
 from stethoscope.results.memory import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
+from stethoscope.results.settings import RunSettings
 
 Result = (
     InfoResult
@@ -102,6 +103,7 @@ __all__ = [
     "RankResult",
     "RankRow",
     "Result",
+    "RunSettings",
     "SaeRow",
     "SelectedLatent",
     "Sensitivity",

@@ -53,6 +53,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (model, problem_id, kind))""",
         "CREATE INDEX items_by_problem ON items (problem_id)",
     ),
+    ("CREATE TABLE settings (run_id TEXT PRIMARY KEY, body TEXT NOT NULL)",),
 )
 
 

@@ -1,0 +1,32 @@
+"""The settings that decide rounding: switched to the exact side before a model computes, and recorded with each run."""
+
+import torch
+import transformers
+
+from stethoscope.model.memory import device_name
+from stethoscope.model.session import ModelSession
+from stethoscope.records import Spec
+from stethoscope.results import RunSettings
+
+
+def compute_exactly() -> None:
+    """Keep float32 products in float32 (no TF32), and sums of 16-bit products in float32 on a GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def settings_of(session: ModelSession, spec: Spec) -> RunSettings:
+    """Return the settings under which `session` computes `spec` now."""
+    return RunSettings(
+        dtype=session.ref.dtype,
+        device=device_name(session.device),
+        torch=str(torch.__version__),
+        transformers=transformers.__version__,
+        attention=str(session.model.config._attn_implementation),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        tf32=bool(torch.backends.cuda.matmul.allow_tf32),
+        batch_size=getattr(spec, "batch_size", None),
+        threads=torch.get_num_threads(),
+    )

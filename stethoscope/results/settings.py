@@ -1,0 +1,36 @@
+"""Under which settings a run computed: what may move a number although weights and problems are the same."""
+
+from stethoscope.records import Record
+
+
+class RunSettings(Record):
+    """What decides rounding. Greedy text has no sampling noise, but in 16 bits it still depends on these.
+
+    Attributes:
+        device: its name as it calls itself.
+        attention: transformers' implementation ("eager", "sdpa").
+        deterministic: whether torch was told to use deterministic algorithms only.
+        tf32: whether float32 products may be rounded to TF32.
+        batch_size: prompts answered at once; None where the use case has its own.
+        threads: of torch on the CPU.
+    """
+
+    dtype: str
+    device: str
+    torch: str
+    transformers: str
+    attention: str
+    deterministic: bool
+    tf32: bool
+    batch_size: int | None
+    threads: int
+
+    @property
+    def in_words(self) -> str:
+        """The settings in one line."""
+        batch = f", batches of {self.batch_size}" if self.batch_size else ""
+        flags = f"TF32 {'on' if self.tf32 else 'off'}, deterministic algorithms {'on' if self.deterministic else 'off'}"
+        return (
+            f"{self.dtype} on {self.device}, torch {self.torch}, transformers {self.transformers}, "
+            f"{self.attention} attention{batch}, {flags}, {self.threads} CPU threads"
+        )
