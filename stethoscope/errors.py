@@ -60,6 +60,10 @@ class SaeError(UserError):
     """A sparse autoencoder that is missing, corrupt or does not fit the model."""
 
 
+class GenerationError(UserError):
+    """A model whose predictions are no numbers, so that it cannot be asked for text."""
+
+
 class CorpusError(UserError):
     """Problems or control prompts that are missing, malformed or too few."""
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from stethoscope.errors import StethoscopeError
+from stethoscope.errors import GenerationError, StethoscopeError
 from stethoscope.model.prefix import Prefix
 from stethoscope.model.session import ModelSession
 
@@ -99,6 +99,9 @@ class RowSlots:
         Args:
             continued: (newest token, its slot) of each row in stripes 0, 1, ...
             tails: the tokens behind the prefix of each new row; they take the stripes after those.
+
+        Raises:
+            GenerationError: logits that are NaN or infinite.
         """
         packed = pack(continued, tails, self._prefix.length, self._session.device)
         self._packed, self._seen, self._attended = packed, {}, set()
@@ -113,7 +116,15 @@ class RowSlots:
             ).logits
         if len(self._attended) != self._session.layout.n_layers:
             raise StethoscopeError(f"{type(self._session.model).__name__} computes attention in a way of its own")
-        return logits[0].argmax(-1).tolist()
+        best = logits[0].max(-1)  # a NaN anywhere in a row is its maximum
+        if not torch.isfinite(best.values).all():
+            raise GenerationError(
+                "the model's predictions are not finite",
+                got="NaN or infinite logits",
+                expected="numbers",
+                next_step="Take a smaller alpha or fewer layers, or load the model in a dtype of wider range.",
+            )
+        return best.indices.tolist()
 
     def move(self, source: int, target: int, n_slots: int) -> None:
         """Copy the first `n_slots` slots of stripe `source` to stripe `target`."""

@@ -5,6 +5,7 @@ history; a diagnosis, its stability, an energy table, a table of gains, a rank o
 spec, weights and problems is taken from the store.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,10 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         elapsed_s = time.perf_counter() - started
         context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
 
+    def fail(error: str) -> None:
+        with contextlib.suppress(UserError):  # on a full disk: the error that is told is the first one
+            finish("failed", error=error)
+
     try:
         result = _within_memory(spec, context, progress)
         if context.loaded is not None:
@@ -121,10 +126,10 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
         raise
     except UserError as error:
-        finish("failed", error=str(error))
+        fail(str(error))
         raise
     except Exception as error:
-        finish("failed", error=f"{type(error).__name__}: {error}")
+        fail(f"{type(error).__name__}: {error}")
         raise
     state: EndState = "done"
     if isinstance(result, BenchResult) and not result.complete:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from stethoscope.delta.certificate import certified
 from stethoscope.delta.patch import Patch
-from stethoscope.errors import StethoscopeError
+from stethoscope.errors import GenerationError, StethoscopeError
 from stethoscope.minerva.grading import BATCH_ANSWERS, Answer
 from stethoscope.minerva.problems import Problem, load_shots
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
@@ -78,6 +78,7 @@ class Answering:
             Cancelled: asked to stop; nothing of the block is stored that was not before.
             StethoscopeError: the weights were not what they had to be; nothing is stored.
             ResourceError: the disk is full, or no grader process can be started.
+            GenerationError: the arm's predictions are not finite.
         """
         ids = [problem.problem_id for problem in block]
         evaluation = self._evaluations[arm.name]
@@ -102,15 +103,21 @@ class Answering:
         recipe, aside = arm.recipe, Aside(self._progress)  # built again where the context had no room to keep it
         patch = Patch(None, {}) if recipe is None else patch_of(recipe, self._context, aside)
         with certified(self._session, patch) as certifying:
-            generations = generate_greedy(
-                self._session,
-                [self._rows[problem.problem_id] for problem in problems],
-                max_new_tokens=self._spec.max_new_tokens,
-                stop=STOP_STRING,
-                batch_size=self._spec.batch_size,
-                prefix=self._prefix(arm),
-                progress=self._progress,
-            )
+            try:
+                generations = generate_greedy(
+                    self._session,
+                    [self._rows[problem.problem_id] for problem in problems],
+                    max_new_tokens=self._spec.max_new_tokens,
+                    stop=STOP_STRING,
+                    batch_size=self._spec.batch_size,
+                    prefix=self._prefix(arm),
+                    progress=self._progress,
+                )
+            except GenerationError as error:
+                what = f"arm {arm.name}: {error.what}"
+                raise GenerationError(
+                    what, got=error.got, expected=error.expected, next_step=error.next_step
+                ) from error
         certificate = certifying.certificate
         if not certificate.base_intact:
             raise StethoscopeError(

@@ -105,6 +105,17 @@ def diverges_at(session: ModelSession, item: BenchItem, reference: BenchItem) ->
     return len(os.path.commonprefix([shared, item.completion]))
 
 
+def worth_a_look(done: int) -> bool:
+    """Return whether `done` blocks are shown: each one at first, later whenever there are about an eighth more.
+
+    A look counts all answers again, so that a look after every block would take a time that grows with their square.
+    """
+    shown = 0
+    while shown < done:
+        shown += max(1, shown // 8)
+    return shown == done
+
+
 def _check_base(context: Context) -> None:
     """Raise unless all weights are those that were loaded: no verdict stands on answers of an unknown base."""
     assert context.loaded is not None, "the model was loaded to answer"
@@ -113,7 +124,7 @@ def _check_base(context: Context) -> None:
 
 
 def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
-    """Answer, grade and compare; publishes after each block, and returns the completed ones when stopped.
+    """Answer, grade and compare; publishes completed blocks as they grow, and returns them when stopped.
 
     Raises:
         Cancelled: stopped before a block was completed.
@@ -137,7 +148,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
             if not finished.done:
                 raise
             break
-        if finished.done < len(blocks):
+        if finished.done < len(blocks) and worth_a_look(finished.done):
             progress.publish(finished.result(complete=False))
     _check_base(context)
     return finished.result(complete=finished.done == len(blocks))

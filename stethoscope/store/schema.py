@@ -60,7 +60,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
     """Return what to raise for SQLite's `error`: a full disk is the machine's, everything else the store's."""
     if "full" in str(error):
-        return ResourceError(f"cannot write {path.name}", got=error, expected="free disk space")
+        return ResourceError(
+            f"cannot write {path.name}",
+            got=error,
+            expected="free disk space",
+            next_step="Free some and start again: what was finished before is stored.",
+        )
     return StoreError(
         f"cannot use {path.name}", got=error, next_step="Move the file away to start afresh, or restore a copy."
     )

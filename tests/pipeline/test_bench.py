@@ -13,7 +13,7 @@ from stethoscope.minerva.problems import Problem
 from stethoscope.model.generation import Generation
 from stethoscope.pipeline import answering
 from stethoscope.pipeline.answering import evaluation_id
-from stethoscope.pipeline.bench import bench_problems, blocks_of, diverges_at
+from stethoscope.pipeline.bench import bench_problems, blocks_of, diverges_at, worth_a_look
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -177,6 +177,13 @@ def test_a_look_shows_completed_blocks_of_all_arms_and_nothing_else(pico_profile
         assert set(look.items) <= set(final.items)
         assert look.certificates == final.certificates
     assert (progress.done, progress.total) == (24, 24)
+
+
+def test_looks_cost_no_more_than_a_few_final_counts() -> None:
+    looks = [done for done in range(1, 2_001) if worth_a_look(done)]
+    assert looks[:18] == [*range(1, 17), 18, 20]
+    assert all(later <= earlier * 9 / 8 for earlier, later in zip(looks[7:], looks[8:], strict=False))
+    assert sum(looks) < 10 * looks[-1], "each look counts all answers so far"
 
 
 @pytest.mark.parametrize("answered", [1, 3, 4, 9, 10, 14, 18, 19, 23])
