@@ -236,8 +236,8 @@ class Commands:
             seed=options.seed,
         )
         spec = spec_of(arms=(arms.BASE, *named))
+        self._check_size(spec)
         if options.controls:
-            self._check_size(spec)
             domains = [subject for subject in subjects if subject in every]
             spec = spec_of(arms=(*self._standard_set(named[0], domains[0] if domains else every[0]), *named[1:]))
         result = self.result(spec)
@@ -249,7 +249,7 @@ class Commands:
 
     @staticmethod
     def _check_size(spec: BenchSpec) -> None:
-        """Raise where a subject has fewer than n problems, before the layers are diagnosed for the control arms."""
+        """Raise where a subject has fewer than n problems, before the model is loaded or a layer is diagnosed."""
         from stethoscope.pipeline.bench import bench_problems
 
         bench_problems(spec)
