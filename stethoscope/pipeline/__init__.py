@@ -30,6 +30,7 @@ from stethoscope.pipeline import (
     rank,
     room,
     stability,
+    tuning,
 )
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.settings import settings_of
@@ -101,11 +102,14 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         Cancelled: stopped (`Paused`: for now) before there was anything to show.
     """
     if not isinstance(spec, KEPT):
-        return Outcome(_within_memory(spec, context, progress), None)
+        result = _within_memory(spec, context, progress)
+        tuning.remember(spec, context)
+        return Outcome(result, None)
     meet(spec)
     identity = record_fingerprints(spec)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
+        tuning.remember(spec, context)
         return Outcome(result, run_id)
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
@@ -124,6 +128,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
             put_settings(context.store.database, run_id, settings_of(context.loaded, spec))
     except Cancelled as error:
         finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
+        tuning.remember(spec, context)  # what was published has been seen
         raise
     except UserError as error:
         fail(str(error))
@@ -135,6 +140,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     if isinstance(result, BenchResult) and not result.complete:
         state = "cancelled" if progress.cancelled else "paused"
     finish(state, result)
+    tuning.remember(spec, context)
     return Outcome(result, run_id, state)
 
 

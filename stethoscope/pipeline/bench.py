@@ -1,15 +1,18 @@
 """Use case: is the edit better? The same seeded problems in every arm, greedy answers, graded, compared in pairs.
 
-Problems run in seeded random blocks of fixed membership: it depends on the problems, the seed and n, never on the arms
-or on what is stored. Every arm answers a block before the next one begins (`answering`), so that after each block all
-arms stand on the same problems. A look at a run that goes on shows completed blocks only: long answers finish last, and
-any other peek would be biased. What is stored survives a stop, a crash and a kill; the same spec goes on from there.
+Problems that something was chosen on stay out (`tuning`); the others run in seeded random blocks of fixed membership:
+it depends on the problems, the seed and n, never on the arms or on what is answered. Every arm answers a block before
+the next one begins (`answering`), so that after each block all arms stand on the same problems. A look at a run that
+goes on shows completed blocks only: long answers finish last, and any other peek would be biased. What is stored
+survives a stop, a crash and a kill; the same spec goes on from there.
 """
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
@@ -20,15 +23,20 @@ from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate
 from stethoscope.store.ids import content_id
 from stethoscope.store.items import StoredItem
+from stethoscope.store.tuning import configurations_tried
 
 
-def bench_problems(spec: BenchSpec) -> list[Problem]:
+def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Problem]:
     """Return the seeded sample of every subject, in one seeded random order that all arms share.
+
+    Args:
+        without: ids of problems that stay out of the sample, by subject (see `tuning.left_out`).
 
     Raises:
         CorpusError: a subject without problems, or with fewer than n.
@@ -36,13 +44,22 @@ def bench_problems(spec: BenchSpec) -> list[Problem]:
     of_subject: dict[str, list[Problem]] = {}
     for subject in spec.subjects:
         location = spec.problems.controls if subject in spec.problems.control_names else spec.problems.problems
-        of_subject[subject] = [p for p in load_problems(location, spec.split) if p.subject == subject]
+        every = [p for p in load_problems(location, spec.split) if p.subject == subject]
+        of_subject[subject] = [p for p in every if p.problem_id not in without.get(subject, ())]
+        if every and not of_subject[subject]:
+            raise CorpusError(
+                f"every {spec.split} problem of {subject} was used for choosing",
+                got=f"{len(every)} problems that stand in the dev or train split, or were tuned on",
+                expected="problems that nothing was chosen on",
+                next_step="Bring other problems, or leave the subject out.",
+            )
     sizes = {subject: len(problems) for subject, problems in of_subject.items() if problems}
     if sizes and min(sizes.values()) < spec.n:
         smallest = min(sizes, key=lambda subject: sizes[subject])
         raise CorpusError(
             f"n = {spec.n} problems per subject are asked for",
-            got=f"{sizes[smallest]} {spec.split} problems of {smallest}",
+            got=f"{sizes[smallest]} {spec.split} problems of {smallest}"
+            + (f", without {len(without[smallest])} that were used for choosing" if without.get(smallest) else ""),
             expected=f"n of at most {sizes[smallest]}",
             next_step="Ask for fewer, or leave the subject out.",
         )
@@ -65,6 +82,8 @@ class _Finished:
     spec: BenchSpec
     session: ModelSession
     n_blocks: int
+    excluded: dict[str, int]
+    database: Path
     done: int = 0
     items: dict[str, list[BenchItem]] = field(default_factory=dict)
     certificates: dict[str, list[Certificate]] = field(default_factory=dict)
@@ -93,6 +112,10 @@ class _Finished:
             complete=complete,
             blocks_done=self.done,
             blocks_total=self.n_blocks,
+            excluded=self.excluded,
+            configurations_tried=configurations_tried(
+                self.database, {item.problem_id for items in self.items.values() for item in items}
+            ),
         )
 
 
@@ -129,14 +152,21 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     Raises:
         Cancelled: stopped before a block was completed.
     """
-    problems = bench_problems(spec)
+    without = left_out(spec, context)
+    problems = bench_problems(spec, without)
     session = context.session(spec.model, progress)
     for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
         if arm.recipe is not None:
             patch_of(arm.recipe, context, progress)
     answering = Answering(spec, problems, context, progress)
     blocks = blocks_of(problems, spec.block_size)
-    finished = _Finished(spec, session, len(blocks))
+    finished = _Finished(
+        spec,
+        session,
+        len(blocks),
+        excluded={subject: len(ids) for subject, ids in without.items()},
+        database=context.store.database,
+    )
     for number, block in enumerate(blocks, start=1):
         answered: dict[str, list[StoredItem]] = {}
         try:

@@ -80,6 +80,7 @@ class Context:
         self.probe_sets: Recent[str, ProbeSet] = Recent(16)
         self.edited_nll: Recent[str, np.ndarray] = Recent(256)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
+        self.remembered: set[object] = set()  # samples that `pipeline.tuning` has stored as seen
         self.base_checksum: str | None = None
         self.wanted_bytes = 0
         self._in_use = False

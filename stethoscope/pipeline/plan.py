@@ -5,6 +5,7 @@ from stethoscope.minerva.problems import load_problems
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchPlanSpec, BenchSpec
 from stethoscope.results import BenchPlanResult
@@ -16,10 +17,11 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
     """Return the sizes of the subjects, what is stored of each arm, and the rate of earlier benchmarks."""
     bench = spec.bench
     context.session(bench.model, progress)
-    available = {subject: _available(bench, subject) for subject in bench.subjects}
+    without = left_out(bench, context)
+    available = {subject: _available(bench, subject) - len(without.get(subject, ())) for subject in bench.subjects}
     stored: dict[str, int] = {}
     if available and min(available.values()) >= bench.n:
-        wanted = {problem.problem_id for problem in bench_problems(bench)}
+        wanted = {problem.problem_id for problem in bench_problems(bench, without)}
         for arm in bench.arms:
             evaluation = evaluation_id(bench, arm.recipe, context)
             stored[arm.name] = len(wanted & context.store.stored_problems(evaluation))

@@ -1,0 +1,100 @@
+"""No verdict on problems that something was chosen on: who has seen which problems, and what a benchmark leaves out.
+
+A probe, dose curve, rank, table of gains, diagnosis or benchmark of a tuning split shows numbers by which layers, alpha
+and k are chosen: its problems are remembered, for the model, under the hash of their text. A benchmark of the test
+split leaves these out, and those that stand in the dev or train split of the same problems too.
+"""
+
+from typing import NamedTuple
+
+from stethoscope.locations import local_path
+from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.pipeline.context import Context
+from stethoscope.records import (
+    BenchSpec,
+    DiagnoseSpec,
+    DoseSpec,
+    GainSpec,
+    ModelRef,
+    ProbeSpec,
+    ProblemsRef,
+    RankSpec,
+    Spec,
+    Split,
+)
+from stethoscope.store.tuning import put_tuned_on, tuned_on
+
+
+class _Seen(NamedTuple):
+    """The sample of problems whose numbers a spec shows."""
+
+    kind: str
+    model: ModelRef
+    problems: ProblemsRef
+    subjects: tuple[str, ...]
+    split: Split
+    n: int
+    seed: int
+
+
+def _seen(spec: Spec) -> _Seen | None:
+    """Return what `spec` shows for choosing, None where it shows nothing to choose by."""
+    match spec:
+        case ProbeSpec(recipe=recipe) | DoseSpec(recipe=recipe) | RankSpec(recipe=recipe):
+            names = (*spec.problems.subjects, *spec.problems.control_names)
+            kind = {ProbeSpec: "probe", DoseSpec: "dose", RankSpec: "rank"}[type(spec)]
+            return _Seen(kind, recipe.model, spec.problems, names, spec.split, spec.n, spec.seed)
+        case GainSpec(diagnosis=diagnosis):
+            problems = diagnosis.problems
+            names = (*problems.subjects, *problems.control_names)
+            return _Seen("gain", diagnosis.model, problems, names, spec.split, spec.n, spec.seed)
+        case DiagnoseSpec(problems=problems):
+            names = (*problems.subjects, spec.control)
+            return _Seen("diagnose", spec.model, problems, names, spec.split, spec.documents, spec.seed)
+        case BenchSpec() if spec.split != "test":
+            return _Seen("bench", spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)
+        case _:
+            return None
+
+
+def remember(spec: Spec, context: Context) -> None:
+    """Store which problems `spec` has shown numbers of, if it is one to choose by; call it once it has shown any."""
+    seen = _seen(spec)
+    if seen is None or seen in context.remembered:
+        return
+    ids: list[str] = []
+    for subject in seen.subjects:
+        problems = load_problems(_location(seen.problems, subject), seen.split)
+        ids += [problem.problem_id for problem in sample_problems(problems, subject, seen.n, seen.seed)]
+    put_tuned_on(context.store.database, seen.model.id, seen.kind, ids)
+    context.remembered.add(seen)
+
+
+def left_out(spec: BenchSpec, context: Context) -> dict[str, frozenset[str]]:
+    """Return by subject the ids of the test problems that `spec` must not judge on; none where it gives no verdict."""
+    if spec.split != "test":
+        return {}
+    found: dict[str, frozenset[str]] = {}
+    for subject in spec.subjects:
+        location = _location(spec.problems, subject)
+        ids = {problem.problem_id for problem in load_problems(location, "test") if problem.subject == subject}
+        seen = tuned_on(context.store.database, spec.model.id, ids) | (ids & _ids_for_tuning(location))
+        if seen:
+            found[subject] = frozenset(seen)
+    return found
+
+
+def _ids_for_tuning(location: str) -> set[str]:
+    """Return the ids of the problems in the dev and train split at `location`; a split that is not there has none."""
+    folder = local_path(location)
+    splits: list[Split] = ["dev", "train"]
+    return {
+        problem.problem_id
+        for split in splits
+        if folder is None or (folder / f"{split}.jsonl").exists()
+        for problem in load_problems(location, split)
+    }
+
+
+def _location(problems: ProblemsRef, subject: str) -> str:
+    return problems.controls if subject in problems.control_names else problems.problems
