@@ -88,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--profile", default="mini", help="a profile's name or a TOML file (default: mini)")
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-        command.add_argument("--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1 ...")
+        command.add_argument(
+            "--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1, offload, offload-disk"
+        )
         return command
 
     add("info", "show the model, its SAEs and how far each task vector moves each layer")

@@ -84,6 +84,7 @@ def export_checkpoint(
         Cancelled: between steps; nothing is left behind.
     """
     progress = Progress() if progress is None else progress
+    session.require_in_place("an export")
     out = out.expanduser()
     _check_target(out)
     _check_space(session, patch, out, parts)

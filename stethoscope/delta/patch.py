@@ -101,6 +101,7 @@ def build_patch(
             raise StethoscopeError("a patch is applied; another one is built on the base only: leave the first one")
     if edits_nothing(recipe):
         return Patch(recipe_id, {})
+    session.require_in_place("an edit")
     if task_vector is None:
         raise RecipeError("the recipe edits layers, but there is no task vector", expected=recipe.task_vector.name)
     source = EditSource(session, task_vector, recipe, bases, directions or Directions(0), identity)
@@ -227,8 +228,11 @@ def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
 
     Raises:
         StethoscopeError: a patch is on already (edits do not nest, except inside `lifted`).
-        UserError: a parameter that is offloaded, or of another shape, dtype or device than the patch's tensor.
+        ResourceError: the weights are offloaded.
+        UserError: a parameter of another shape, dtype or device than the patch's tensor.
     """
+    if patch.tensors:
+        session.require_in_place("an edit")
     parameters = {name: session.parameter(name) for name in patch.tensors}
     for name, parameter in parameters.items():
         _check_swap(name, parameter, patch.tensors[name])
@@ -280,13 +284,6 @@ def lifted(session: ModelSession) -> Iterator[None]:
 
 
 def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:
-    if parameter.is_meta:
-        raise UserError(
-            "offloaded weights cannot be edited",
-            got=f"{name} without storage",
-            expected="a model that lies in memory as a whole",
-            next_step="Load it on one device, or in a smaller dtype.",
-        )
     if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype or tensor.device != parameter.device:
         raise UserError(
             f"the patch does not fit {name}",

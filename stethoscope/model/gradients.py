@@ -49,8 +49,10 @@ def first_order_effects(
 
     Raises:
         CheckpointError: a gradient that is not finite.
+        ResourceError: the weights are offloaded.
         Cancelled: asked to stop.
     """
+    session.require_in_place("a gradient")
     progress = progress or Progress()
     rows, scored = encode_solutions(session, pairs)
     effects = np.zeros((len(pairs), session.layout.n_layers))

@@ -22,7 +22,7 @@ from stethoscope.progress import Progress
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress) -> Any:
-    """Return the checkpoint's text model in `dtype` on `device`, ready to listen to.
+    """Return the checkpoint's text model in `dtype` in memory, to run on `device`.
 
     Raises:
         CheckpointError: missing, unexpected, mis-shaped or corrupt weights.
@@ -48,7 +48,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         _check_report(checkpoint, report)
         if checkpoint.key_mapping is not None:
             model._weight_conversions = []  # else saving would give the tower the names that it has inside its wrapper
-        return model.to(device).eval().requires_grad_(False)
+        return model.eval().requires_grad_(False)
     except UserError:
         raise
     except SafetensorError as error:

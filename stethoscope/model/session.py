@@ -4,17 +4,17 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from stethoscope.errors import UserError
-from stethoscope.model.checkpoint import Checkpoint, open_checkpoint
+from stethoscope.errors import ResourceError, UserError
+from stethoscope.model.checkpoint import Checkpoint, first_line, open_checkpoint
 from stethoscope.model.checksums import combined, tensor_digests
-from stethoscope.model.devices import pick_device
+from stethoscope.model.devices import pick_device, put_in_place, waiting_weight
 from stethoscope.model.layout import ModelLayout, layout_of
 from stethoscope.model.loading import check_finite, load_model, load_tokenizer
 from stethoscope.progress import Progress
@@ -43,6 +43,7 @@ class ModelSession:
 
     Attributes:
         checkpoint: the files that it was read from.
+        weights_in: where offloaded weights wait (see `model.devices`); None where they lie on the device.
         loaded: digest of every parameter as it was when the model was loaded.
         edition: number of the set of weights that is in place now: the base's, or inside `delta.patch.applied` the
             patch's. What was computed with one edition (keys and values) is worth nothing with another.
@@ -56,6 +57,7 @@ class ModelSession:
     device: torch.device
     dtype: torch.dtype
     loaded: Mapping[str, bytes]
+    weights_in: Literal["memory", "disk"] | None = None
     edition: int = field(default_factory=new_edition)
     _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
@@ -165,7 +167,7 @@ class ModelSession:
         return frozenset(found)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the live parameter called `name`; raise KeyError for an unknown name."""
+        """Return the live parameter called `name`, or a copy to read where it is offloaded; KeyError: no such name."""
         if name not in self._owners:  # walking the module path costs microseconds, and a swap walks hundreds
             path, _, key = name.rpartition(".")
             try:
@@ -176,12 +178,21 @@ class ModelSession:
         parameter = parameters.get(key)
         if parameter is None:
             raise KeyError(name)
-        return parameter
+        return waiting_weight(self.model, name) if parameter.is_meta else parameter
+
+    def require_in_place(self, what: str) -> None:
+        """Raise `ResourceError` where the weights are offloaded, for `what` needs them on the device."""
+        if self.weights_in is not None:
+            raise ResourceError(
+                f"offloaded weights can be listened to, but {what} needs them on the device",
+                got=f"weights of {self.ref.id} that wait in {self.weights_in}",
+                expected="a model that lies on one device as a whole",
+                next_step="Load it with --device auto, cpu or cuda, or in a smaller dtype.",
+            )
 
     def digests(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
         """Return the digest of each named parameter as it is now (all of them where None)."""
-        if names is None:
-            return tensor_digests(self.model.named_parameters())
+        names = self.loaded if names is None else names
         return tensor_digests((name, self.parameter(name)) for name in names)
 
     def checksum(self, names: Iterable[str] | None = None) -> str:
@@ -203,21 +214,31 @@ def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | No
         ResourceError: a device that is not there, or too little memory or disk.
     """
     progress = progress or Progress()
-    where = pick_device(device)
+    placement = pick_device(device)
     progress.check_cancel()
     checkpoint = open_checkpoint(ref, progress)
     dtype = getattr(torch, ref.dtype)
-    model = load_model(checkpoint, dtype, where, progress)
+    model = load_model(checkpoint, dtype, placement.device, progress)
     tokenizer = load_tokenizer(checkpoint)
     progress.check_cancel()
     check_finite(ref.id, model.named_parameters())
+    layout, loaded = layout_of(model), tensor_digests(model.named_parameters())
+    try:
+        model = put_in_place(model, placement)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"not enough memory for {ref.id} on {placement.device}",
+            got=first_line(error),
+            next_step="Take a smaller dtype, another device, or --device offload to listen only.",
+        ) from error
     return ModelSession(
         ref=ref,
         checkpoint=checkpoint,
         model=model,
         tokenizer=tokenizer,
-        layout=layout_of(model, ref.roles),
-        device=where,
+        layout=layout,
+        device=placement.device,
         dtype=dtype,
-        loaded=tensor_digests(model.named_parameters()),
+        loaded=loaded,
+        weights_in=placement.weights_in,
     )

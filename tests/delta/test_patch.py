@@ -304,12 +304,3 @@ def test_a_patch_of_the_wrong_shape_or_dtype_is_refused_before_anything_is_swapp
         ):
             pass
         assert pointers(session) == before
-
-
-def test_offloaded_weights_are_refused(pico_folder: Path) -> None:
-    session = load_session(ModelRef(id=str(pico_folder)), device="cpu")
-    name = session.layout.matrices[0].name
-    patch = Patch(None, {name: torch.zeros_like(session.parameter(name))})
-    session.model.to("meta")
-    with pytest.raises(UserError, match="offloaded"), applied(session, patch):
-        pass

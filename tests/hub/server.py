@@ -139,6 +139,7 @@ class LoopbackHub:
         handler = type("Handler", (_Handler,), {"hub": self, "host": host})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # a client that was killed is part of the tests
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
