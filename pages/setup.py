@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _preflight, _session, _status, _ui, _watch
+from pages import _jobs, _memory, _preflight, _session, _status, _tour, _ui, _watch
 from stethoscope.errors import UserError
 from stethoscope.figures import sizes
 from stethoscope.profiles import PROFILES, load_profile
@@ -72,6 +72,7 @@ def main() -> None:
     """Draw the page."""
     _ui.heading("Setup", "What am I listening to? A profile bundles a model, its SAEs, task vectors and problems.")
     _status.show_base()
+    _tour.show()
     with _ui.card("Profile"):
         choose_profile()
         profile = _session.profile()
@@ -94,6 +95,7 @@ def main() -> None:
         _watch.watch(view, key="info")
     elif view.result is None:
         _ui.empty(f"{profile.title} is not loaded yet.", "Load the model", "load-model", load)
+    _memory.card(profile, shipped=shipped)
     if isinstance(view.result, InfoResult) and not view.stale:
         draw_info(view.result)
     _session.link()

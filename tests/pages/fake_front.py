@@ -596,7 +596,30 @@ def dose(spec: r.DoseSpec) -> R.DoseResult:
     return R.DoseResult(recipe_id="sha256-" + "3f" * 32, alphas=spec.alphas, rows=rows)
 
 
+def memory(spec: r.MemorySpec) -> R.MemoryResult:
+    """8 GB of weights of which a benchmark does not fit into 16 GB."""
+    weights = R.MemoryPart(part="weights", size_bytes=8 * 10**9, formula="4,000,000,000 numbers x 2 bytes (bfloat16)")
+    cache = R.MemoryPart(part="KV cache", size_bytes=9 * 10**9, formula="32 rows x 2,048 slots")
+    kept = R.MemoryPart(part="directions", size_bytes=10**9, formula="kept while there is room", gives_way=True)
+    advice = "17.0 GB needed, 15.0 GB there. Set the batch size to 24 (now 32)."
+    return R.MemoryResult(
+        model=spec.model.id,
+        dtype=spec.model.dtype,
+        device="cuda:0",
+        device_name="A GPU",
+        capacity_bytes=16 * 10**9,
+        available_bytes=15 * 10**9,
+        stacks=(
+            R.MemoryStack(activity="load", parts=(weights,)),
+            R.MemoryStack(activity="benchmark", parts=(weights, kept, cache), advice=advice),
+        ),
+        edited_layers=34,
+        batch_size=32,
+    )
+
+
 ANSWERS = {
+    r.MemorySpec: memory,
     r.DoseSpec: dose,
     r.InfoSpec: info,
     r.PreflightSpec: preflight,
@@ -614,7 +637,7 @@ ANSWERS = {
 }
 
 
-UNKEPT = (r.InfoSpec, r.PreflightSpec, r.ProbeSpec, r.LatentsSpec, r.LatentExamplesSpec, r.BenchPlanSpec)
+UNKEPT = (r.InfoSpec, r.MemorySpec, r.PreflightSpec, r.ProbeSpec, r.LatentsSpec, r.LatentExamplesSpec, r.BenchPlanSpec)
 
 
 class FakeFront:

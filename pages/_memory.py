@@ -1,0 +1,40 @@
+"""The memory card of Setup: what each use case will hold, by formula, and what to reduce where it does not fit."""
+
+import streamlit as st
+
+from pages import _jobs, _ui, _watch
+from stethoscope.figures.memory import memory_caption, memory_stacks
+from stethoscope.profiles import Profile
+from stethoscope.records import MemorySpec
+from stethoscope.results import MemoryResult
+
+
+def card(profile: Profile, *, shipped: bool) -> None:
+    """Ask for the sizes of the profile's model and SAEs and draw the stacks; nothing is loaded.
+
+    A model that is not shipped is asked about by a button: its config.json may have to be fetched.
+    """
+    with _ui.card("Memory", key="memory-card"):
+        spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
+        title = f"Sizes of {profile.title}"
+        if not shipped and st.session_state.get("memory-asked") != profile.name:
+            st.caption("From config.json and the SAEs' settings, which are fetched if need be; no weights are.")
+            st.button("Does it fit?", key="memory-ask", on_click=_ask, args=(profile.name,))
+            return
+        view = _jobs.ask("memory", spec, title=title)
+        _watch.standing(view, "memory", "Work out the sizes")
+        if isinstance(view.result, MemoryResult) and not view.stale:
+            draw(view.result)
+
+
+def _ask(name: str) -> None:
+    st.session_state["memory-asked"] = name
+
+
+def draw(result: MemoryResult) -> None:
+    """Draw the picture, its numbers, and one line of advice for each use case that does not fit."""
+    rows = [{"activity": stack.activity, **part.model_dump()} for stack in result.stacks for part in stack.parts]
+    _ui.chart(memory_stacks(result), key="memory-stacks", caption=memory_caption(result), rows=rows)
+    for stack in result.stacks:
+        if stack.advice:
+            st.warning(_ui.escape(f"{stack.activity.capitalize()}: {stack.advice}"))
