@@ -3,29 +3,29 @@
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import GRAY, ORANGE, SERIES, apply_layout
-from stethoscope.results import MemoryResult
+from stethoscope.results import MemoryPart, MemoryResult
 
 GB = 1e9
+OF_THEIR_OWN = ("weights", "runtime", "SAEs", "activations", "patch", "directions", "KV cache")
 
 
 def memory_stacks(result: MemoryResult) -> go.Figure:
     """Return a stacked bar a use case in GB, parts that give way lighter, and lines at what can be had and at all."""
-    names = list(dict.fromkeys(part.part for stack in result.stacks for part in stack.parts))
+    kinds = list(dict.fromkeys(_kind(part.part) for stack in result.stacks for part in stack.parts))
     activities = [stack.activity for stack in result.stacks]
     figure = go.Figure()
-    for number, name in enumerate(names):
-        found = {s.activity: part for s in result.stacks for part in s.parts if part.part == name}
-        shown = [found.get(activity) for activity in activities]
-        gives_way = any(part.gives_way for part in found.values())
+    for number, kind in enumerate(kinds):
+        found = [[part for part in stack.parts if _kind(part.part) == kind] for stack in result.stacks]
+        gives_way = any(part.gives_way for parts in found for part in parts)
         figure.add_trace(
             go.Bar(
                 y=activities,
-                x=[None if part is None else part.size_bytes / GB for part in shown],
-                customdata=["" if part is None else part.formula for part in shown],
-                name=f"{name} (gives way)" if gives_way else name,
+                x=[sum(part.size_bytes for part in parts) / GB if parts else None for parts in found],
+                customdata=["<br>".join(map(_line, parts)) for parts in found],
+                name=f"{kind} (gives way)" if gives_way else kind,
                 orientation="h",
                 marker={"color": SERIES[number % len(SERIES)], "opacity": 0.35 if gives_way else 1.0},
-                hovertemplate=f"%{{y}}: {name} %{{x:.3g}} GB<br><i>%{{customdata}}</i><extra></extra>",
+                hovertemplate=f"%{{y}}: {kind} %{{x:.3g}} GB<br><i>%{{customdata}}</i><extra></extra>",
             )
         )
     lines = {"available": (result.available_bytes, ORANGE, "dash"), "capacity": (result.capacity_bytes, GRAY, "solid")}
@@ -36,6 +36,14 @@ def memory_stacks(result: MemoryResult) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(rangemode="tozero")
     return figure
+
+
+def _kind(part: str) -> str:
+    return part if part in OF_THEIR_OWN else "KV cache" if part == "shared prefix" else "working memory"
+
+
+def _line(part: MemoryPart) -> str:
+    return f"{part.part} {part.size_bytes / GB:.3g} GB: {part.formula}"
 
 
 def memory_caption(result: MemoryResult) -> str:

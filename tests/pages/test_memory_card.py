@@ -20,7 +20,7 @@ def test_the_picture_stacks_parts_with_their_formulas() -> None:
     assert list(bars) == ["weights", "directions (gives way)", "KV cache"]
     assert bars["weights"]["x"] == [8.0, 8.0]
     assert bars["KV cache"]["x"] == [None, 9.0]
-    assert bars["KV cache"]["customdata"][1] == "32 rows x 2,048 slots"
+    assert bars["KV cache"]["customdata"][1] == "KV cache 9 GB: 32 rows x 2,048 slots"
     assert bars["directions (gives way)"]["marker"]["opacity"] < bars["weights"]["marker"]["opacity"]
     assert sorted(line["x0"] for line in figure["layout"]["shapes"]) == [15.0, 16.0]
     assert figure["layout"]["barmode"] == "stack"
