@@ -26,6 +26,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers.utils.logging import disable_progress_bar
 
 from stethoscope.locations import local_path
 from stethoscope.minerva.problems import CANONICAL_SHOTS, load_problems, load_shots
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     print(f"{options.dtype} on {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -219,6 +219,14 @@ def test_a_prefix_kept_from_more_prompts_gives_the_same_tokens(pico_session: Mod
     )
 
 
+def test_a_prompt_that_is_the_whole_prefix_keeps_a_token_of_its_own(pico_session: ModelSession) -> None:
+    kept = share_prefix(pico_session, pico_session.encode([FRAMED[0] + "x", FRAMED[0] + "river"]))
+    row = list(kept.tokens)
+    assert kept.cut_to([row]).length == len(row) - 1
+    (found,) = generate_greedy(pico_session, [row], max_new_tokens=8, stop=None, prefix=kept)
+    assert found.text == pico_session.decode(alone(pico_session, row, 8))
+
+
 def test_a_prefix_is_refused_with_other_weights(pico_session: ModelSession) -> None:
     rows = pico_session.encode(FRAMED)
     base, patch = share_prefix(pico_session, rows), edited(pico_session)
