@@ -29,8 +29,8 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.utils.logging import disable_progress_bar
 
 from stethoscope.locations import local_path
-from stethoscope.minerva.problems import CANONICAL_SHOTS, load_problems, load_shots
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.minerva.sources import CANONICAL_SHOTS, load_problems, load_shots
 from stethoscope.model.generation import generate_greedy
 from stethoscope.model.prefix import share_prefix
 from stethoscope.model.session import load_session

@@ -7,9 +7,10 @@ import streamlit as st
 
 from pages import _recipe, _session, _ui
 from stethoscope import strengths
-from stethoscope.errors import CorpusError
+from stethoscope.errors import UserError
 from stethoscope.figures.theme import pretty
-from stethoscope.minerva.problems import load_problems
+from stethoscope.locations import local_path
+from stethoscope.minerva.sources import load_problems
 from stethoscope.records import CompareTextSpec, EditRecipe, ProjectedArm, RawArm
 
 KINDS = ("a problem", "free text", "a list")
@@ -26,9 +27,10 @@ class Question:
 
 
 @st.cache_data(show_spinner=False)
-def dev_problems(location: str, subject: str) -> list[str]:
+def dev_problems(location: str, revision: str | None, subject: str) -> list[str]:
     """Return the dev problems of `subject` in a seeded order."""
-    chosen = [problem.problem for problem in load_problems(location, "dev") if problem.subject == subject]
+    problems = load_problems(location, "dev", revision=revision)
+    chosen = [problem.problem for problem in problems if problem.subject == subject]
     random.Random(0).shuffle(chosen)
     return chosen[:100]
 
@@ -39,9 +41,15 @@ def _one_problem() -> Question:
     st.session_state.setdefault("prompt_subject", profile.problems.subjects[0])
     left.selectbox("Subject", [*profile.problems.subjects], format_func=pretty,
                    **_session.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
+    place = profile.problems
+    if local_path(place.problems) is None and place.problems != st.session_state.get("fetched_problems"):
+        right.caption("The problems are a data set of the hub. They are fetched when you ask for them.")
+        right.button("Fetch the problems", key="fetch-problems",
+                     on_click=lambda: st.session_state.update(fetched_problems=place.problems))  # fmt: skip
+        return Question((), True)
     try:
-        problems = dev_problems(profile.problems.problems, st.session_state["prompt_subject"])
-    except CorpusError as error:
+        problems = dev_problems(place.problems, place.revision, st.session_state["prompt_subject"])
+    except UserError as error:
         _ui.banner(error)
         return Question((), True)
     if st.session_state.get("problem") not in problems:

@@ -1,96 +1,20 @@
-"""The numbers behind a benchmark's picture: verdicts by subject, what each arm's answers were, the totals."""
+"""The numbers behind a benchmark's picture, behind tabs."""
 
 import pandas as pd
 import streamlit as st
 
-from stethoscope.figures.theme import percent, pretty, shown_p, signed
-from stethoscope.results import BenchResult, ComparisonRow
-
-
-def interval(low: float, high: float) -> str:
-    """Return an interval of fractions in percentage points."""
-    return f"[{signed(100 * low, 1)}, {signed(100 * high, 1)}]"
-
-
-def differences(result: BenchResult) -> pd.DataFrame:
-    """Return the table of paired differences, one row per arm and subject."""
-    rows = [
-        {
-            "arm": row.arm,
-            "subject": pretty(row.subject),
-            "verdict": row.verdict or "none",
-            "n": row.n11 + row.n10 + row.n01 + row.n00,
-            "difference": signed(100 * row.difference, 1),
-            "95% CI, points": interval(row.ci_low, row.ci_high),
-            "gained": row.n10,
-            "lost": row.n01,
-            "McNemar p": shown_p(row.mcnemar_p).removeprefix("= "),
-            "Holm p": shown_p(row.holm_p).removeprefix("= "),
-            "e-value": f"{row.e_value:.3g}",
-            "unscored could make it": _sensitivity(row),
-        }
-        for row in result.comparisons
-    ]
-    return pd.DataFrame(rows)
-
-
-def _sensitivity(row: ComparisonRow) -> str:
-    could = row.sensitivity
-    if could is None:
-        return "–"
-    low, high = signed(100 * could.difference_low, 1), signed(100 * could.difference_high, 1)
-    return f"{low} to {high} ({could.unscored} without a score)"
-
-
-def accuracies(result: BenchResult) -> pd.DataFrame:
-    """Return the table of accuracies, one row per arm and subject, with what else an answer can be."""
-    rows = [
-        {
-            "arm": row.arm,
-            "subject": pretty(row.subject),
-            "n": row.n,
-            "correct": row.correct,
-            "exact match": percent(row.accuracy),
-            "95% CI (Wilson)": f"[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
-            "lm-eval stderr": "–" if row.lm_eval_stderr is None else f"{100 * row.lm_eval_stderr:.1f}",
-            "math-verify": percent(row.math_verify),
-            "marked": percent(row.marker_rate),
-            "truncated": percent(row.truncation_rate),
-            "in a loop": percent(row.repetition_rate),
-            "no answer": percent(row.no_answer_rate),
-            "unparsable": row.n_unparsable,
-            "timeouts": row.n_timeout,
-            "if unscored were right": percent(row.accuracy_if_right),
-            "alarm": row.collapsed or "",
-        }
-        for row in result.arms
-    ]
-    return pd.DataFrame(rows)
-
-
-def means(result: BenchResult) -> pd.DataFrame:
-    """Return the table of macro and micro totals, two rows an arm, in the units of the other tables."""
-    rows = [
-        {
-            "arm": row.arm,
-            "mean over": {"macro": "subjects (macro)", "micro": "problems (micro)"}[row.kind],
-            "n": row.n,
-            "exact match": percent(row.accuracy),
-            "reference": row.reference,
-            "its exact match": percent(row.reference_accuracy),
-            "difference": signed(100 * row.difference, 1),
-            "95% CI, points": interval(row.ci_low, row.ci_high),
-        }
-        for row in result.totals
-    ]
-    return pd.DataFrame(rows)
+from stethoscope.figures.bench_tables import accuracies, differences, means
+from stethoscope.results import BenchResult
 
 
 def draw(result: BenchResult) -> None:
     """Draw the three tables behind tabs."""
     verdicts, arms, sums = st.tabs(("Verdicts", "Answers by arm", "Totals"))
-    verdicts.dataframe(differences(result), hide_index=True, key="verdict-table", alt="Verdict by arm and subject")
-    arms.dataframe(accuracies(result), hide_index=True, key="arm-table", alt="Answers by arm and subject")
+    for tab, rows, key, alt in (
+        (verdicts, differences(result), "verdict-table", "Verdict by arm and subject"),
+        (arms, accuracies(result), "arm-table", "Answers by arm and subject"),
+        (sums, means(result), "total-table", "Macro and micro totals by arm"),
+    ):
+        tab.dataframe(pd.DataFrame(rows), hide_index=True, key=key, alt=alt)
     arms.caption("exact match and math-verify are lm-evaluation-harness’ two scores; marked: the sentence that exact "
                  "match reads is there; unparsable and timeouts have no score and count as wrong.")  # fmt: skip
-    sums.dataframe(means(result), hide_index=True, key="total-table", alt="Macro and micro totals by arm")

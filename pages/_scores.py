@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages import _score_tables, _session, _status, _ui
 from stethoscope.figures import forest
+from stethoscope.figures.bench_tables import interval
 from stethoscope.figures.forest import Order
 from stethoscope.figures.theme import percent, pretty, signed
 from stethoscope.results import BenchResult
@@ -65,7 +66,7 @@ def totals(result: BenchResult) -> None:
             st.metric(
                 row.arm,
                 signed(100 * row.difference, 1, " points"),
-                f"95% CI {_score_tables.interval(row.ci_low, row.ci_high)}, n = {row.n}",
+                f"95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,

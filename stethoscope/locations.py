@@ -6,16 +6,18 @@ Records keep the name, never an absolute path of one machine, so that a recipe m
 from pathlib import Path
 
 EMBEDDED_PREFIX = "embedded:"
-EMBEDDED_ROOT = Path(__file__).parent / "mini" / "artifacts"
+EMBEDDED_ROOTS = (Path(__file__).parent / "mini" / "artifacts", Path(__file__).parent)
 
 
 def local_path(location: str) -> Path | None:
     """Return the path that `location` names on this machine, or None when it can only be a hub id.
 
-    `embedded:x` is `x` among the artifacts shipped with the package; a path that exists, or that looks like one
+    `embedded:x` is `x` among the mini's artifacts, or in the package (`embedded:corpora/controls`); a path that exists,
+    or that looks like one
     (absolute, or starting with "." or "~"), is itself. Existence is the reader's to check.
     """
     if location.startswith(EMBEDDED_PREFIX):
-        return EMBEDDED_ROOT / location.removeprefix(EMBEDDED_PREFIX)
+        name = location.removeprefix(EMBEDDED_PREFIX)
+        return next((root / name for root in EMBEDDED_ROOTS if (root / name).exists()), EMBEDDED_ROOTS[0] / name)
     path = Path(location).expanduser()
     return path if path.exists() or location.startswith((".", "/", "~")) else None

@@ -16,9 +16,10 @@ from stethoscope.cli.terminal import (
     print_info,
     print_memory,
     print_preflight,
+    print_problems,
     print_stability,
 )
-from stethoscope.errors import CheckpointError, Paused, RecipeError
+from stethoscope.errors import CheckpointError, Paused, RecipeError, StoreError
 from stethoscope.profiles import Profile
 from stethoscope.recipes import parse_layers, read_recipe
 from stethoscope.records import (
@@ -33,6 +34,7 @@ from stethoscope.records import (
     MemorySpec,
     NormMatchedArm,
     PreflightSpec,
+    ProblemsSpec,
     ProjectedArm,
     RandomSubspaceArm,
     RawArm,
@@ -48,6 +50,7 @@ from stethoscope.results import (
     InfoResult,
     MemoryResult,
     PreflightResult,
+    ProblemsResult,
     Result,
     StabilityResult,
 )
@@ -63,6 +66,11 @@ class Commands:
     def __init__(self, options: argparse.Namespace, profile: Profile) -> None:
         from stethoscope.pipeline.context import Context  # torch: not needed for --help or a mistyped option
 
+        if options.problems is not None:
+            from stethoscope.pipeline.problems import with_problems
+
+            problems = with_problems(profile.problems, options.problems)
+            profile = profile.model_copy(update={"problems": problems})
         self.options = options
         self.profile = profile
         self.context = Context(RunStore(runs_dir()), device=options.device)
@@ -110,6 +118,15 @@ class Commands:
             for stack in result.stacks
         ]
         return {**result.model_dump(mode="json"), "stacks": stacks}
+
+    def problems(self) -> dict[str, object]:
+        """Problems by subject, and the gold answers that cannot be read."""
+        options = self.options
+        spec = ProblemsSpec(problems=self.profile.problems, split=options.split, n=options.n, seed=options.seed)
+        result = self.result(spec)
+        assert isinstance(result, ProblemsResult)
+        print_problems(self.console, result)
+        return result.model_dump(mode="json")
 
     def preflight(self) -> dict[str, object]:
         """Checks of a task vector; one that fails a check is a mistake of the caller's."""
@@ -273,6 +290,19 @@ class Commands:
         for note in found.notes:
             self.console.print(note)
         return found.arms
+
+    def report(self) -> dict[str, object]:
+        """Write the report of a stored benchmark."""
+        from stethoscope.report import of_run
+
+        record, result = self.context.store.get_run(self.options.run), self.context.store.load_result(self.options.run)
+        page = of_run(record, result)
+        try:
+            Path(self.options.out).write_text(page, encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise StoreError(f"cannot write {self.options.out}", got=error.strerror) from error
+        self.console.print(f"Report of {record.run_id}: {self.options.out}, {len(page) / 1e6:.1f} MB")
+        return {"run_id": record.run_id, "out": self.options.out, "size_bytes": Path(self.options.out).stat().st_size}
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

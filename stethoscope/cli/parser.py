@@ -74,6 +74,33 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--controls", action="store_true", help="add the first recipe's standard set of control arms")
 
 
+def _add_memory_options(memory: argparse.ArgumentParser) -> None:
+    memory.add_argument("--layers", type=int, metavar="N", help="layers edited at once (default: all)")
+    memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts answered at once")
+    memory.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the profile's")
+    memory.add_argument("--capacity-gb", type=float, metavar="GB", help="ask about a device of this size instead")
+
+
+def _add_problems_options(problems: argparse.ArgumentParser) -> None:
+    problems.add_argument("--split", choices=("train", "dev", "test"), default="test")
+    problems.add_argument("--n", type=_positive, help="problems per subject (default: all)")
+    problems.add_argument("--seed", type=int, default=0)
+
+
+def _add_report_options(report: argparse.ArgumentParser) -> None:
+    report.add_argument("run", metavar="RUN", help="run id, from the Runs page")
+    report.add_argument("--out", required=True, help="file to write")
+
+
+def _add_export_options(export: argparse.ArgumentParser) -> None:
+    export.add_argument("recipe", metavar="RECIPE", help="recipe file")
+    export.add_argument("--out", required=True, help="new folder")
+    export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
+    export.add_argument(
+        "--shard-size", type=size_in_bytes, help="largest weights file, for example 5GB (default) or 500MB"
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = _Parser(
@@ -87,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--profile", default="mini", help="a profile's name or a TOML file (default: mini)")
+        command.add_argument(
+            "--problems", metavar="PLACE", help="own problems: a folder, a .jsonl file or a data set's id OWNER/NAME"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
         command.add_argument(
             "--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1, offload, offload-disk"
@@ -95,11 +125,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
 
-    memory = add("memory", "show what each use case will hold in memory, before anything is loaded")
-    memory.add_argument("--layers", type=int, metavar="N", help="layers edited at once (default: all)")
-    memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts answered at once")
-    memory.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the profile's")
-    memory.add_argument("--capacity-gb", type=float, metavar="GB", help="ask about a device of this size instead")
+    _add_memory_options(add("memory", "show what each use case will hold in memory, before anything is loaded"))
+    _add_problems_options(
+        add("problems", "count the problems of each subject, and the gold answers that lm-eval cannot read")
+    )
 
     preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
     preflight.add_argument("--task-vector", help="default: the profile's first")
@@ -127,11 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipe_options(add("recipe", "write an edit recipe as JSON"))
     _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
-    export = add("export", "write the edited model as a plain checkpoint")
-    export.add_argument("recipe", metavar="RECIPE", help="recipe file")
-    export.add_argument("--out", required=True, help="new folder")
-    export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
-    export.add_argument(
-        "--shard-size", type=size_in_bytes, help="largest weights file, for example 5GB (default) or 500MB"
+    _add_report_options(
+        add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")
     )
+    _add_export_options(add("export", "write the edited model as a plain checkpoint"))
     return parser

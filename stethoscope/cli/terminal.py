@@ -19,6 +19,7 @@ from stethoscope.results import (
     InfoResult,
     MemoryResult,
     PreflightResult,
+    ProblemsResult,
     StabilityResult,
 )
 
@@ -118,6 +119,16 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
         sizes = (row.relative_norm, row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)
         table.add_row(str(row.layer), *("–" if size is None else f"{size:.4f}" for size in sizes))
     console.print(table)
+
+
+def print_problems(console: Console, result: ProblemsResult) -> None:
+    """Draw the subjects of a split, and examples of gold answers that cannot be read."""
+    table = Table("subject", f"{result.split} problems", "unread golds", "also in other splits", caption=result.caption)
+    for row in result.rows:
+        table.add_row(row.subject, str(row.n), str(row.unread_golds), str(row.in_other_splits))
+    console.print(table)
+    for unread in result.unread:
+        console.print(f"  {unread.subject} {unread.problem_id}: {unread.gold}", markup=False)
 
 
 def print_diagnosis(console: Console, result: DiagnosisResult) -> None:

@@ -10,6 +10,8 @@ Formulas are $...$, \(...\), $$...$$, \[...\], and an environment such as align 
 
 import re
 import string
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 ENVIRONMENTS = "align|alignat|aligned|array|cases|eqnarray|equation|gather|gathered|multline|split|[bpvV]?matrix"
 _FORMULA = re.compile(
@@ -29,14 +31,32 @@ _UNSAFE = re.compile(
 LONGEST = 4000
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text as written; `formula` is the LaTeX of one that may be rendered; `code` is a drawing's."""
+
+    source: str
+    formula: str | None = None
+    display: bool = False
+    code: bool = False
+
+
+def pieces(text: str) -> Iterator[Piece]:
+    """Yield the stretches of `text` in order; together their sources are the text."""
+    end = 0
+    for found in _FORMULA.finditer(text):
+        if found.start() > end:
+            yield Piece(text[end : found.start()])
+        inline = found["round"] is not None or found["inline"] is not None
+        yield Piece(found.group(), _body(found), display=not inline, code=found["asy"] is not None)
+        end = found.end()
+    if end < len(text):
+        yield Piece(text[end:])
+
+
 def markdown(text: str) -> str:
     """Return `text` as markdown: formulas for KaTeX, everything else literal."""
-    parts, end = [], 0
-    for found in _FORMULA.finditer(text):
-        parts.append(literal(text[end : found.start()]))
-        parts.append(_formula(found))
-        end = found.end()
-    return "".join((*parts, literal(text[end:])))
+    return "".join(_markdown(piece) for piece in pieces(text))
 
 
 def literal(text: str) -> str:
@@ -46,16 +66,23 @@ def literal(text: str) -> str:
     return re.sub(r"\n( *)", lambda found: "  \n" + "\N{NO-BREAK SPACE}" * len(found[1]), escaped)
 
 
-def _formula(found: re.Match[str]) -> str:
-    if (code := found["asy"]) is not None:
-        fence = "`" * (3 + max((len(run) for run in re.findall("`+", code)), default=0))
-        return f"\n\n{fence}text\n{code}\n{fence}\n\n"
+def _markdown(piece: Piece) -> str:
+    if piece.code:
+        fence = "`" * (3 + max((len(run) for run in re.findall("`+", piece.source)), default=0))
+        return f"\n\n{fence}text\n{piece.source}\n{fence}\n\n"
+    if piece.formula is None:
+        return literal(piece.source)
+    return f"\n\n$$\n{piece.formula}\n$$\n\n" if piece.display else f"${piece.formula}$"
+
+
+def _body(found: re.Match[str]) -> str | None:
+    """Return what may be rendered of a formula on one line; None for code, and for one that is shown as written."""
+    if found["asy"] is not None:
+        return None
     body = next(found[name] for name in ("dollars", "brackets", "round", "environment", "inline") if found[name])
     body = re.sub(r"\\\$", lambda _: r"\text{\textdollar}", body)
     body = re.sub(r"(?<!\\)%.*", "", body)  # a comment would swallow what stands behind it on the joined line
     body = re.sub(r"\s+", " ", "".join(c for c in body if c.isprintable() or c.isspace())).strip()
     body += " " if body.endswith("\\") else ""
-    if not body or "$" in body or len(body) > LONGEST or _UNSAFE.search(body) or "`" in body:
-        return literal(found.group())
-    inline = found["round"] is not None or found["inline"] is not None
-    return f"${body}$" if inline else f"\n\n$$\n{body}\n$$\n\n"
+    unfit = not body or "$" in body or len(body) > LONGEST or _UNSAFE.search(body) or "`" in body
+    return None if unfit else body

@@ -1,24 +1,18 @@
-"""Problems in MATH's JSONL format: read, named by the hash of their text, and sampled so that samples nest.
+"""Problems in MATH's format: named by the hash of their text, and sampled so that samples nest.
 
-A line holds `problem`, `solution`, a `subject` (or MATH's `type`) and, if it likes, the `answer`; where it does not,
+A record holds `problem`, `solution`, a `subject` (or MATH's `type`) and, if it likes, the `answer`; where it does not,
 the answer is the last \\boxed{...} of the solution, else what stands in its final sentence. A sample is the first n
 problems of a subject in the order of sha256(seed, problem id): a larger n contains the smaller sample, and neither
 the order of the file nor other problems change it.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 from stethoscope.errors import CorpusError
-from stethoscope.locations import local_path
-from stethoscope.records import Split
 
-CANONICAL_SHOTS = "lm_eval:minerva_math"
 _FINAL_SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct\.")
 
 
@@ -44,7 +38,7 @@ def subject_of(name: str) -> str:
 
 
 def last_boxed(solution: str) -> str | None:
-    """Return the content of the last \\boxed{...} (or \\fbox{...}, or "\\boxed x") as lm-eval reads it, else None."""
+    """Return the content of the last \\boxed{...} (or "\\boxed x") as lm-eval reads it, else None."""
     if "\\boxed " in solution:
         return solution.split("\\boxed ")[-1].split("$")[0]
     start = solution.rfind("\\boxed{")
@@ -70,28 +64,8 @@ def answer_of(solution: str) -> str | None:
     return answer[1:-1] if len(answer) > 1 and answer[0] == answer[-1] == "$" else answer
 
 
-def _existing(location: str, name: str | None = None) -> Path:
-    """Return the local file `name` in `location` (or `location` itself), or raise `CorpusError`."""
-    path = local_path(location)
-    if path is not None and name is not None:
-        path = path / name
-    if path is None or not path.is_file():
-        raise CorpusError(
-            f"no problems at {location}" if name is None else f"no {name} at {location}",
-            expected="a JSON file" if name is None else "a folder with train.jsonl, dev.jsonl and test.jsonl",
-            next_step="Check the profile's locations.",
-        )
-    return path
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"cannot read {path.name}", got=error.strerror, next_step="Check the file.") from error
-
-
-def _text_field(record: dict[str, object], field: str, where: str) -> str:
+def text_field(record: dict[str, object], field: str, where: str) -> str:
+    """Return the text in `field`, or raise `CorpusError` naming `where` it is missing."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         problem = f"{where} has no {field}" if value is None else f"{where} has a bad {field}"
@@ -99,17 +73,16 @@ def _text_field(record: dict[str, object], field: str, where: str) -> str:
     return value
 
 
-def _parse_line(line: bytes, where: str) -> Problem:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{where} is not UTF-8", got=error.reason, next_step="Save the file as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where} is not JSON", got=error, expected="one JSON object a line") from error
+def problem_of(record: object, where: str) -> Problem:
+    """Return the problem that `record` holds.
+
+    Raises:
+        CorpusError: a field that is missing, empty or no text; the message begins with `where`.
+    """
     if not isinstance(record, dict):
         raise CorpusError(f"{where} is not a JSON object", got=type(record).__name__)
-    problem, solution = _text_field(record, "problem", where), _text_field(record, "solution", where)
-    subject = _text_field(record, "subject" if "subject" in record or "type" not in record else "type", where)
+    problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
+    subject = text_field(record, "subject" if "subject" in record or "type" not in record else "type", where)
     answer = str(record["answer"]) if isinstance(record.get("answer"), int | float) else record.get("answer")
     if answer is None:
         answer = answer_of(solution)
@@ -123,65 +96,6 @@ def _parse_line(line: bytes, where: str) -> Problem:
         return Problem(problem, solution, subject_of(subject), answer, problem_id_of(problem))
     except UnicodeEncodeError as error:
         raise CorpusError(f"{where} holds half a surrogate pair", got=error.reason) from error
-
-
-def load_problems(location: str, split: Split) -> list[Problem]:
-    """Return the problems of `location`/`split`.jsonl in the file's order; a repeated problem counts once.
-
-    Raises:
-        CorpusError: no such file, none in it, or a line (named by number) that is not UTF-8, not JSON or incomplete.
-    """
-    name = f"{split}.jsonl"
-    path = _existing(location, name)
-    stat = path.stat()
-    problems = _parse_file(path, stat.st_size, stat.st_mtime_ns)
-    if not problems:
-        raise CorpusError(f"{name} at {location} holds no problems")
-    return list(problems)
-
-
-@lru_cache(maxsize=8)
-def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem, ...]:
-    """Parse a file once; its size and time are part of the key, so that a changed file is read again."""
-    problems: dict[tuple[str, str], Problem] = {}
-    for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            problem = _parse_line(line, f"line {number} of {path.name}")
-            problems.setdefault((problem.subject, problem.problem_id), problem)
-    return tuple(problems.values())
-
-
-def load_shots(location: str) -> tuple[tuple[str, str], ...]:
-    """Return the few-shot examples (problem, solution) of a JSON file {"shots": [{...}, ...]}, in its order.
-
-    `lm_eval:minerva_math` is the four of Lewkowycz et al. (2022), read from the installed lm-evaluation-harness.
-
-    Raises:
-        CorpusError: no such file, or no list of objects with problem and solution in it.
-    """
-    if location == CANONICAL_SHOTS:
-        from stethoscope.minerva.grader import lm_eval_functions  # sympy
-
-        return tuple((shot["problem"], shot["solution"]) for shot in lm_eval_functions().list_fewshot_samples())
-    path = _existing(location)
-    try:
-        content = json.loads(_read(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path.name} is not JSON", got=error, expected="a list of examples") from error
-    records = content.get("shots") if isinstance(content, dict) else None
-    if isinstance(records, dict):
-        records = records.get("shots")
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise CorpusError(
-            f"{path.name} holds no list of shots", expected='{"shots": [{"problem": ..., "solution": ...}, ...]}'
-        )
-    return tuple(
-        (
-            _text_field(record, "problem", f"shot {number} of {path.name}"),
-            _text_field(record, "solution", f"shot {number} of {path.name}"),
-        )
-        for number, record in enumerate(records, start=1)
-    )
 
 
 def sample_problems(problems: Sequence[Problem], subject: str, n: int, seed: int) -> list[Problem]:

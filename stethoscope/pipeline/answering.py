@@ -13,9 +13,10 @@ from stethoscope.delta.certificate import certified
 from stethoscope.delta.patch import Patch
 from stethoscope.errors import GenerationError, StethoscopeError
 from stethoscope.minerva.grading import BATCH_ANSWERS, Answer
-from stethoscope.minerva.problems import Problem, load_shots
+from stethoscope.minerva.problems import Problem
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
 from stethoscope.minerva.repetition import is_repetitive
+from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, generate_greedy
 from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.pipeline.context import Context

@@ -17,7 +17,8 @@ from types import MappingProxyType
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
 from stethoscope.minerva.comparison import judge
-from stethoscope.minerva.problems import Problem, load_problems, sample_problems
+from stethoscope.minerva.problems import Problem, sample_problems
+from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
@@ -43,8 +44,7 @@ def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = Map
     """
     of_subject: dict[str, list[Problem]] = {}
     for subject in spec.subjects:
-        location = spec.problems.controls if subject in spec.problems.control_names else spec.problems.problems
-        every = [p for p in load_problems(location, spec.split) if p.subject == subject]
+        every = [p for p in load_corpus(spec.problems, subject, spec.split) if p.subject == subject]
         of_subject[subject] = [p for p in every if p.problem_id not in without.get(subject, ())]
         if every and not of_subject[subject]:
             raise CorpusError(

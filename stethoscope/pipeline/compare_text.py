@@ -14,8 +14,8 @@ from contextlib import ExitStack
 
 from stethoscope.delta.certificate import Certifying, certified
 from stethoscope.delta.patch import Patch, applied, lifted
-from stethoscope.minerva.problems import load_shots
 from stethoscope.minerva.prompts import few_shot_prompt
+from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, GreedyBatch
 from stethoscope.model.likelihood import kl_per_token, next_token_logprobs, top_tokens
 from stethoscope.model.prefix import share_prefix

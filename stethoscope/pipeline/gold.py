@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.minerva.problems import sample_problems
 from stethoscope.minerva.prompts import frame_problem
+from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.session import ModelSession
 from stethoscope.records import ProblemsRef, Split
 
@@ -51,10 +52,8 @@ class ProbeSet:
 def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""
     pairs, subjects = [], []
-    of_subjects, of_controls = load_problems(problems.problems, split), load_problems(problems.controls, split)
-    for names, texts in ((problems.subjects, of_subjects), (problems.control_names, of_controls)):
-        for name in names:
-            for problem in sample_problems(texts, name, n, seed):
-                pairs.append((frame_problem(problem.problem), problem.solution))
-                subjects.append(name)
+    for name in (*problems.subjects, *problems.control_names):
+        for problem in sample_problems(load_corpus(problems, name, split), name, n, seed):
+            pairs.append((frame_problem(problem.problem), problem.solution))
+            subjects.append(name)
     return pairs, subjects

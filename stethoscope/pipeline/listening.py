@@ -5,7 +5,8 @@ import torch
 
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.errors import CorpusError
-from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.minerva.problems import sample_problems
+from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
@@ -25,8 +26,7 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
     Raises:
         CorpusError: fewer texts there than asked for.
     """
-    location = spec.problems.controls if corpus in spec.problems.control_names else spec.problems.problems
-    sample = sample_problems(load_problems(location, spec.split), corpus, spec.documents, spec.seed)
+    sample = sample_problems(load_corpus(spec.problems, corpus, spec.split), corpus, spec.documents, spec.seed)
     return [Document(problem=problem.problem, solution=problem.solution, subject=corpus) for problem in sample]
 
 

@@ -1,7 +1,7 @@
 """Use case: what would a benchmark ask, how much of it is answered already, and how fast were the last ones?"""
 
 from stethoscope.errors import StoreError
-from stethoscope.minerva.problems import load_problems
+from stethoscope.minerva.sources import load_corpus
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
@@ -29,8 +29,7 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
 
 
 def _available(spec: BenchSpec, subject: str) -> int:
-    location = spec.problems.controls if subject in spec.problems.control_names else spec.problems.problems
-    return sum(problem.subject == subject for problem in load_problems(location, spec.split))
+    return sum(problem.subject == subject for problem in load_corpus(spec.problems, subject, spec.split))
 
 
 def _rate(spec: BenchSpec, context: Context) -> float | None:

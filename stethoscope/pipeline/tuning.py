@@ -7,8 +7,8 @@ split leaves these out, and those that stand in the dev or train split of the sa
 
 from typing import NamedTuple
 
-from stethoscope.locations import local_path
-from stethoscope.minerva.problems import load_problems, sample_problems
+from stethoscope.minerva.problems import sample_problems
+from stethoscope.minerva.sources import load_corpus, problem_ids
 from stethoscope.pipeline.context import Context
 from stethoscope.records import (
     BenchSpec,
@@ -64,7 +64,7 @@ def remember(spec: Spec, context: Context) -> None:
         return
     ids: list[str] = []
     for subject in seen.subjects:
-        problems = load_problems(_location(seen.problems, subject), seen.split)
+        problems = load_corpus(seen.problems, subject, seen.split)
         ids += [problem.problem_id for problem in sample_problems(problems, subject, seen.n, seen.seed)]
     put_tuned_on(context.store.database, seen.model.id, seen.kind, ids)
     context.remembered.add(seen)
@@ -76,25 +76,10 @@ def left_out(spec: BenchSpec, context: Context) -> dict[str, frozenset[str]]:
         return {}
     found: dict[str, frozenset[str]] = {}
     for subject in spec.subjects:
-        location = _location(spec.problems, subject)
-        ids = {problem.problem_id for problem in load_problems(location, "test") if problem.subject == subject}
-        seen = tuned_on(context.store.database, spec.model.id, ids) | (ids & _ids_for_tuning(location))
+        test = load_corpus(spec.problems, subject, "test")
+        ids = {problem.problem_id for problem in test if problem.subject == subject}
+        for_tuning = problem_ids(spec.problems, subject, ("dev", "train"))
+        seen = tuned_on(context.store.database, spec.model.id, ids) | (ids & for_tuning)
         if seen:
             found[subject] = frozenset(seen)
     return found
-
-
-def _ids_for_tuning(location: str) -> set[str]:
-    """Return the ids of the problems in the dev and train split at `location`; a split that is not there has none."""
-    folder = local_path(location)
-    splits: list[Split] = ["dev", "train"]
-    return {
-        problem.problem_id
-        for split in splits
-        if folder is None or (folder / f"{split}.jsonl").exists()
-        for problem in load_problems(location, split)
-    }
-
-
-def _location(problems: ProblemsRef, subject: str) -> str:
-    return problems.controls if subject in problems.control_names else problems.problems

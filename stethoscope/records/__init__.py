@@ -39,6 +39,7 @@ from stethoscope.records.specs import (
     MemorySpec,
     PreflightSpec,
     ProbeSpec,
+    ProblemsSpec,
     Spec,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "Prediction",
     "PreflightSpec",
     "ProbeSpec",
+    "ProblemsSpec",
     "ProblemsRef",
     "ProjectedArm",
     "RandomSubspaceArm",

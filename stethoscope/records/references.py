@@ -70,14 +70,16 @@ class TaskVectorRef(Record):
 
 
 class ProblemsRef(Record):
-    """Problems and control texts as JSONL folders with train, dev and test splits, and the shots of the prompt.
+    """Problems in MATH's format, control texts of the same form, and the shots of the prompt.
 
     Attributes:
-        problems: folder of {train,dev,test}.jsonl in MATH's format plus `subject`.
-        controls: folder of the same files whose `subject` names the control corpus.
-        shots: JSON file with the few-shot examples.
+        problems: a folder of {train,dev,test}.jsonl (without dev.jsonl, dev is a tenth of train), a folder of MATH's
+            parquet files, one JSONL file (split by hash 80/10/10), or a data set's hub id.
+        controls: the same, where `subject` names the control corpus.
+        shots: JSON file with the few-shot examples, or `lm_eval:minerva_math`.
         subjects: subjects in display order.
         control_names: control corpora in display order; the first is the default.
+        revision: of the hub's data set.
     """
 
     problems: str
@@ -85,3 +87,4 @@ class ProblemsRef(Record):
     shots: str
     subjects: tuple[str, ...]
     control_names: tuple[str, ...]
+    revision: str | None = None

@@ -143,6 +143,21 @@ class InfoSpec(Record):
     task_vectors: tuple[TaskVectorRef, ...]
 
 
+class ProblemsSpec(Record):
+    """What the problems of a split hold, and which of their gold answers can be read.
+
+    Attributes:
+        subjects: subjects or control corpora; none means all subjects.
+        n: per subject, the sample that a benchmark of this seed would ask; None means every problem.
+    """
+
+    problems: ProblemsRef
+    split: Split = "test"
+    subjects: tuple[str, ...] = ()
+    n: int | None = Field(default=None, ge=1)
+    seed: int = 0
+
+
 class PreflightSpec(Record):
     """Does this task vector fit the base, and does it survive the rounding to the base's dtype?"""
 
@@ -178,6 +193,7 @@ Spec = (
     InfoSpec
     | MemorySpec
     | PreflightSpec
+    | ProblemsSpec
     | DiagnoseSpec
     | StabilitySpec
     | LatentsSpec

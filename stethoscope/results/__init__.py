@@ -43,6 +43,7 @@ from stethoscope.results.gain import AgreementRow, GainCell, GainResult, Predict
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
 from stethoscope.results.memory import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
+from stethoscope.results.problems import ProblemsResult, ProblemsRow, UnreadGold
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
 from stethoscope.results.settings import RunSettings
 
@@ -50,6 +51,7 @@ Result = (
     InfoResult
     | MemoryResult
     | PreflightResult
+    | ProblemsResult
     | DiagnosisResult
     | StabilityResult
     | LatentsResult
@@ -66,6 +68,9 @@ Result = (
 )
 
 __all__ = [
+    "ProblemsResult",
+    "ProblemsRow",
+    "UnreadGold",
     "ALL_SUBJECTS",
     "AgreementRow",
     "ArmRow",

@@ -6,6 +6,7 @@ changes); a hub id is its name with its commit: the one that this process met, o
 
 import hashlib
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 from stethoscope.errors import CheckpointError
@@ -69,9 +70,9 @@ def meet(record: Record) -> None:
             case SaeRef(location=location, revision=revision):
                 if (repo_id := _sae_repository(location)) is not None:
                     _meet(repo_id, revision, "model")
-            case ProblemsRef(problems=problems, controls=controls, shots=shots):
-                for location in (problems, controls, shots):
-                    _meet(location, None, "dataset")
+            case ProblemsRef(problems=problems, controls=controls, revision=revision):
+                _meet(problems, revision, "dataset")
+                _meet(controls, None, "dataset")
             case _:
                 pass
 
@@ -98,9 +99,11 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
             case SaeRef(location=location, revision=revision):
                 place = _sae_repository(location) or location
                 found[f"{location}@{revision}"] = fingerprint(place, revision)
-            case ProblemsRef(problems=problems, controls=controls, shots=shots):
-                for location in (problems, controls, shots):
-                    found[location] = fingerprint(location, repo_type="dataset")
+            case ProblemsRef(problems=problems, controls=controls, shots=shots, revision=revision):
+                named = f"{problems}@{revision}" if revision else problems
+                found[named] = fingerprint(problems, revision, repo_type="dataset")
+                found[controls] = fingerprint(controls, repo_type="dataset")
+                found[shots] = fingerprint(shots) if local_path(shots) else f"lm_eval {version('lm_eval')}"
             case _:
                 pass
     return tuple(f"{name}={found[name]}" for name in sorted(found))

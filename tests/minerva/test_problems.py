@@ -13,12 +13,11 @@ from stethoscope.minerva.problems import (
     Problem,
     answer_of,
     last_boxed,
-    load_problems,
-    load_shots,
     problem_id_of,
     sample_problems,
     subject_of,
 )
+from stethoscope.minerva.sources import load_problems, load_shots
 
 SENTENCE = "Final Answer: The final answer is $7$. I hope it is correct."
 LINE = {"problem": "What is 3+4?", "solution": f"3+4=7. {SENTENCE}", "subject": "algebra", "answer": "7"}
@@ -118,8 +117,10 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: object, message: str) -
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no test.jsonl"):
         load_problems(str(tmp_path), "test")
-    with pytest.raises(CorpusError, match="no test.jsonl"):
-        load_problems("some-org/some-dataset", "test")
+    with pytest.raises(CorpusError, match="no problems at"):
+        load_problems("some-dataset", "test")
+    with pytest.raises(CorpusError, match="no problems at"):
+        load_problems(str(tmp_path / "none"), "test")
     with pytest.raises(CorpusError, match="holds no problems"):
         load_problems(write(tmp_path, b"", b"  "), "test")
     (tmp_path / "dev.jsonl").mkdir()
@@ -182,7 +183,7 @@ def test_shots(tmp_path: Path) -> None:
         path.write_text(bad)
         with pytest.raises(CorpusError, match=message):
             load_shots(str(path))
-    with pytest.raises(CorpusError, match="no problems at"):
+    with pytest.raises(CorpusError, match="no shots at"):
         load_shots(str(tmp_path / "none.json"))
 
 
@@ -196,5 +197,5 @@ def test_the_shipped_problems_and_shots_are_read() -> None:
 def test_reading_problems_needs_no_sympy() -> None:
     import subprocess
 
-    code = "import sys, stethoscope.minerva.problems; sys.exit('sympy' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, stethoscope.minerva.sources; sys.exit('sympy' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from stethoscope.minerva.grader import lm_eval_functions
-from stethoscope.minerva.problems import CANONICAL_SHOTS, load_shots
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt, frame_problem
+from stethoscope.minerva.sources import CANONICAL_SHOTS, load_shots
 from tests.minerva.record_lm_eval import PROMPTS, QUESTIONS, sha256
 
 ROWS = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
@@ -43,7 +43,7 @@ def test_the_canonical_shots_end_in_the_sentence_that_is_graded() -> None:
 def test_reading_problems_and_shots_of_a_file_needs_no_sympy() -> None:
     code = (
         "import sys\n"
-        "from stethoscope.minerva.problems import load_problems, load_shots\n"
+        "from stethoscope.minerva.sources import load_problems, load_shots\n"
         "load_problems('embedded:problems', 'dev'), load_shots('embedded:shots.json')\n"
         "heavy = {'sympy', 'torch', 'pandas', 'pyarrow', 'lm_eval', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

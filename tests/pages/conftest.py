@@ -24,10 +24,10 @@ def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFront:
     fake = FakeFront(RunStore(tmp_path / "runs"))
     monkeypatch.setattr(jobs, "front", lambda: fake)
 
-    def problems(location: str, split: str) -> list[Problem]:
+    def problems(location: str, split: str, revision: str | None = None) -> list[Problem]:
         return [Problem(f"What is {n} + 3?", "", "algebra", str(n + 3), f"{n:016x}") for n in range(3)]
 
-    monkeypatch.setattr("stethoscope.minerva.problems.load_problems", problems)
+    monkeypatch.setattr("stethoscope.minerva.sources.load_problems", problems)
     return fake
 
 

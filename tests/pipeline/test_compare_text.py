@@ -9,8 +9,8 @@ import torch
 
 from stethoscope import pipeline
 from stethoscope.errors import Cancelled, UserError
-from stethoscope.minerva.problems import load_shots
 from stethoscope.minerva.prompts import few_shot_prompt
+from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, GreedyBatch, generate_greedy
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.compare_text import prompt_texts

@@ -1,0 +1,80 @@
+"""The numbers behind a benchmark's picture as rows of text: verdicts, what each arm's answers were, the totals."""
+
+from stethoscope.figures.theme import percent, pretty, shown_p, signed
+from stethoscope.results import BenchResult, ComparisonRow
+
+
+def interval(low: float, high: float) -> str:
+    """Return an interval of fractions in percentage points."""
+    return f"[{signed(100 * low, 1)}, {signed(100 * high, 1)}]"
+
+
+def differences(result: BenchResult) -> list[dict[str, object]]:
+    """Return the rows of the table of paired differences, one row per arm and subject."""
+    return [
+        {
+            "arm": row.arm,
+            "subject": pretty(row.subject),
+            "verdict": row.verdict or "none",
+            "n": row.n11 + row.n10 + row.n01 + row.n00,
+            "difference": signed(100 * row.difference, 1),
+            "95% CI, points": interval(row.ci_low, row.ci_high),
+            "gained": row.n10,
+            "lost": row.n01,
+            "McNemar p": shown_p(row.mcnemar_p).removeprefix("= "),
+            "Holm p": shown_p(row.holm_p).removeprefix("= "),
+            "e-value": f"{row.e_value:.3g}",
+            "unscored could make it": _sensitivity(row),
+        }
+        for row in result.comparisons
+    ]
+
+
+def _sensitivity(row: ComparisonRow) -> str:
+    could = row.sensitivity
+    if could is None:
+        return "–"
+    low, high = signed(100 * could.difference_low, 1), signed(100 * could.difference_high, 1)
+    return f"{low} to {high} ({could.unscored} without a score)"
+
+
+def accuracies(result: BenchResult) -> list[dict[str, object]]:
+    """Return the rows of the table of accuracies, one row per arm and subject, with what else an answer can be."""
+    return [
+        {
+            "arm": row.arm,
+            "subject": pretty(row.subject),
+            "n": row.n,
+            "correct": row.correct,
+            "exact match": percent(row.accuracy),
+            "95% CI (Wilson)": f"[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
+            "lm-eval stderr": "–" if row.lm_eval_stderr is None else f"{100 * row.lm_eval_stderr:.1f}",
+            "math-verify": percent(row.math_verify),
+            "marked": percent(row.marker_rate),
+            "truncated": percent(row.truncation_rate),
+            "in a loop": percent(row.repetition_rate),
+            "no answer": percent(row.no_answer_rate),
+            "unparsable": row.n_unparsable,
+            "timeouts": row.n_timeout,
+            "if unscored were right": percent(row.accuracy_if_right),
+            "alarm": row.collapsed or "",
+        }
+        for row in result.arms
+    ]
+
+
+def means(result: BenchResult) -> list[dict[str, object]]:
+    """Return the rows of the table of macro and micro totals, two rows an arm, in the units of the other tables."""
+    return [
+        {
+            "arm": row.arm,
+            "mean over": {"macro": "subjects (macro)", "micro": "problems (micro)"}[row.kind],
+            "n": row.n,
+            "exact match": percent(row.accuracy),
+            "reference": row.reference,
+            "its exact match": percent(row.reference_accuracy),
+            "difference": signed(100 * row.difference, 1),
+            "95% CI, points": interval(row.ci_low, row.ci_high),
+        }
+        for row in result.totals
+    ]

@@ -1,0 +1,256 @@
+"""One self-contained HTML file of a benchmark: what was asked, what was found, every answer, and the raw record.
+
+Everything is inline: style, script, plotly's own bundle, formulas as MathML, the run as JSON. A content security policy
+forbids every request, so that nothing in a model's answer can cause one. Text is escaped; JSON in script elements
+has no "<", so no answer can end its element. The flip browser writes answers as text nodes.
+"""
+
+import html
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Protocol
+
+import plotly.graph_objects as go
+
+from stethoscope import __version__, arms
+from stethoscope.errors import StoreError
+from stethoscope.figures import accuracy_dose, forest, predictions
+from stethoscope.figures.bench_tables import accuracies, differences, means
+from stethoscope.figures.theme import pretty
+from stethoscope.recipes import shown_layers
+from stethoscope.report.mathml import text_html
+from stethoscope.results import ALL_SUBJECTS, BenchResult, Result
+
+HERE = Path(__file__).parent
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+PACKAGES = ("torch", "transformers", "lm_eval", "math-verify", "sympy", "sae-lens", "plotly")
+CLAIMS = "Is it these layers?"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What the history knows of a run: its id, when it started (UTC, as text), how it ended, how long it took."""
+
+    run_id: str
+    started: str
+    state: str
+    elapsed_s: float | None = None
+
+
+class StoredRun(Protocol):
+    """What the report reads of a run of the history."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def created_at(self) -> float: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def elapsed_s(self) -> float | None: ...
+
+
+def of_run(run: StoredRun, result: Result, *, sentences: Sequence[str] = ()) -> str:
+    """Return the report of a stored run; see `report_html`.
+
+    Raises:
+        StoreError: the run is no benchmark.
+    """
+    if not isinstance(result, BenchResult):
+        raise StoreError(
+            f"run {run.run_id} has no report",
+            got=type(result).__name__,
+            expected="a benchmark",
+            next_step="Download its result as JSON.",
+        )
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.created_at))
+    return report_html(result, RunFacts(run.run_id, started, run.state, run.elapsed_s), sentences=sentences)
+
+
+def report_html(result: BenchResult, facts: RunFacts, *, sentences: Sequence[str] = ()) -> str:
+    """Return the whole report; `sentences` are the verdict in words, drawn first."""
+    spec = result.spec
+    title = f"Benchmark {facts.run_id}"
+    sections = [
+        _section("What was found", "".join(f"<p>{_text(sentence)}</p>" for sentence in sentences)),
+        _section("Alarms", "".join(f'<p class="alarm">{_text(line)}</p>' for line in _alarms(result))),
+        *_figures(result),
+        _section("Paired differences by arm and subject", _table(differences(result))),
+        _section("Answers by arm and subject", _table(accuracies(result))),
+        _section("Totals", _table(means(result))),
+        _section("Every answer", (HERE / "flips.html").read_text(encoding="utf-8")),
+        _section("Arms and recipes", _recipes(result)),
+        _section("Which weights answered", _certificates(result)),
+        _section("Settings", _settings(result)),
+        _section(
+            "Raw record", '<p><button id="save">Save the record as JSON</button> It is embedded in this file.</p>'
+        ),
+    ]
+    problems = {item.problem_id: text_html(item.problem) for item in result.items}
+    golds = {item.problem_id: text_html(item.gold) for item in result.items}
+    return "\n".join(
+        (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{_text(title)}</title>\n<style>{_asset('report.css')}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{_text(title)}</h1>",
+            _facts(_header(result, facts)),
+            *(section for section in sections if section),
+            f"</main>\n{_data('run', result.model_dump(mode='json'))}",
+            _data("problems", {"problems": problems, "golds": golds, "reference": spec.arms[0].name}),
+            f"<script>{_plotly()}</script>\n<script>{_asset('report.js')}</script>\n</body>\n</html>\n",
+        )
+    )
+
+
+def _text(value: object) -> str:
+    return html.escape("–" if value is None else str(value))
+
+
+def _section(title: str, body: str) -> str:
+    """Return a titled section; nothing where there is nothing in it."""
+    return f"<section><h2>{_text(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+@lru_cache
+def _asset(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script")
+
+
+def _data(name: str, value: object) -> str:
+    """Return `value` as a JSON element that no text in it can end."""
+    body = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":
+        body = body.replace(letter, f"\\u{ord(letter):04x}")
+    return f'<script type="application/json" id="{name}">{body}</script>'
+
+
+def _facts(rows: Iterable[tuple[str, object]]) -> str:
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in rows) + "</dl>"
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row.values()) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _header(result: BenchResult, facts: RunFacts) -> Iterator[tuple[str, object]]:
+    spec = result.spec
+    yield "Model", f"{spec.model.id}, {spec.model.dtype}" + (f", {spec.model.revision}" if spec.model.revision else "")
+    yield "Started", facts.started
+    seconds = "" if facts.elapsed_s is None else f", {facts.elapsed_s:.0f} s"
+    yield "State", f"{facts.state}{seconds}; {result.blocks_done} of {result.blocks_total} blocks"
+    yield "Problems", f"{spec.problems.problems}, {spec.split} split, n = {spec.n} per subject, seed {spec.seed}"
+    yield "Subjects", ", ".join(pretty(name) for name in spec.subjects)
+    yield "Arms", ", ".join(arm.name for arm in spec.arms)
+    if result.configurations_tried is not None:
+        yield "Configurations tried on these problems so far", result.configurations_tried
+
+
+def _alarms(result: BenchResult) -> Iterator[str]:
+    if not result.complete:
+        yield "Partial: finished blocks only. The intervals are no reason to stop or to go on."
+    if any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms):
+        yield f"Smoke test: below n = {forest.SMOKE_TEST_BELOW} per subject most true gains stay unseen."
+    if any(not certificate.verified for certificate in result.certificates.values()):
+        yield "At least one arm's weights could not be verified; do not trust this run."
+    for row in result.arms:
+        if row.collapsed:
+            yield f"Collapse of {row.arm} on {pretty(row.subject)}: {row.collapsed}"
+    for subject, n in result.excluded.items():
+        yield f"Left out because a recipe was tuned on them: {n} problems of {pretty(subject)}."
+    if result.no_verdict:
+        yield result.no_verdict
+
+
+def _figures(result: BenchResult) -> Iterator[str]:
+    """Yield a section for each picture that the result has something for."""
+    spec = result.spec
+    if result.comparisons:
+        subjects = list(dict.fromkeys(row.subject for row in result.arms))
+        figure = forest.paired_differences(result, subjects, spec.margin)
+        title = f"Paired differences to {spec.arms[0].name}"
+        yield _section(title, _figure("forest", figure, forest.caption(result, spec.margin)))
+    alphas = arms.swept_alphas(spec.arms)
+    if alphas:
+        figure = accuracy_dose.curves(result, alphas)
+        note = accuracy_dose.caption(result, alphas, spec.split, ALL_SUBJECTS)
+        yield _section("Dose and response", _figure("response", figure, note))
+    for index, arm in enumerate(dict.fromkeys(claim.arm for claim in result.layer_claims)):
+        claims = [claim for claim in result.layer_claims if claim.arm == arm]
+        figure = predictions.against_controls(claims, spec.margin)
+        note = predictions.caption(claims, spec.margin)
+        words = "".join(f"<li>{_text(predictions.describe(claim))}</li>" for claim in claims)
+        yield _section(f"{CLAIMS} {arm}", _figure(f"claims-{index}", figure, note) + f"<ul>{words}</ul>")
+
+
+def _figure(name: str, figure: go.Figure, caption: str) -> str:
+    picture = json.loads(figure.to_json() or "{}")
+    height = int(figure.layout.height or 400)  # pyright: ignore[reportAttributeAccessIssue]
+    return (
+        f'<figure><div class="plot" id="plot-{name}" data-figure="figure-{name}" role="img" '
+        f'aria-label="{_text(caption)}" style="height:{height}px"></div>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>{_data(f'figure-{name}', picture)}"
+    )
+
+
+def _recipes(result: BenchResult) -> str:
+    ids = {row.arm: row.recipe_id for row in result.arms}
+    parts = []
+    for arm in result.spec.arms:
+        recipe = arm.recipe
+        words = "the base, unedited"
+        if recipe is not None:
+            words = (
+                f"{recipe.task_vector.name}, layers {shown_layers(recipe.layers) or 'none'}, master alpha "
+                f"{recipe.master_alpha:g}, {pretty(recipe.arm.kind)}; {ids.get(arm.name) or 'no answers yet'}"
+            )
+        details = "" if recipe is None else f"<pre>{_text(recipe.model_dump_json(indent=2))}</pre>"
+        parts.append(f"<details><summary><b>{_text(arm.name)}</b>: {_text(words)}</summary>{details}</details>")
+    return "".join(parts)
+
+
+def _certificates(result: BenchResult) -> str:
+    return _table(
+        [
+            {
+                "arm": name,
+                "verified": "yes" if certificate.verified else "NO",
+                "layers edited": shown_layers(certificate.layers_edited) or "none",
+                "base before": certificate.base_checksum,
+                "while answering": certificate.edited_checksum,
+                "base after": certificate.restored_checksum,
+            }
+            for name, certificate in result.certificates.items()
+        ]
+    )
+
+
+def _settings(result: BenchResult) -> str:
+    spec = result.spec.model_dump(mode="json", exclude={"arms"})
+    installed = [(name, _version(name)) for name in PACKAGES]
+    written = f"<p>This file was written by version {_text(__version__)}, with these installed:</p>"
+    return f"<pre>{_text(json.dumps(spec, indent=2))}</pre>{written}{_facts(installed)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

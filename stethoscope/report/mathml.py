@@ -1,0 +1,50 @@
+"""A problem's text as HTML: formulas as MathML, which browsers draw with their own fonts, everything else escaped.
+
+latex2mathml turns LaTeX into MathML but copies what stands in \\text{...} as it is, and passes links and styles on. So
+its output is parsed as XML and written anew with the elements and attributes of a list; a formula that cannot be
+converted, or is not well-formed, is shown as it is written.
+"""
+
+import html
+import xml.etree.ElementTree as ET
+
+from stethoscope.figures.maths import Piece, pieces
+
+NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
+ELEMENTS = {
+    "math", "mrow", "mi", "mo", "mn", "ms", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup",
+    "munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded", "mphantom", "menclose", "mfenced",
+}  # fmt: skip
+ATTRIBUTES = {
+    "display", "mathvariant", "stretchy", "fence", "form", "separator", "separators", "open", "close", "columnalign",
+    "displaystyle", "scriptlevel", "rowspacing", "columnspacing", "columnlines", "rowlines", "lspace", "rspace",
+    "width", "height", "depth", "linethickness", "accent", "accentunder", "minsize", "maxsize", "movablelimits",
+    "symmetric", "largeop", "notation",
+}  # fmt: skip
+
+
+def text_html(text: str) -> str:
+    """Return `text` as HTML: formulas that can be drawn as MathML, the rest escaped, line breaks kept."""
+    return "".join(_piece_html(piece) for piece in pieces(text))
+
+
+def _piece_html(piece: Piece) -> str:
+    if piece.formula is not None and (drawn := _mathml(piece.formula, display=piece.display)) is not None:
+        return drawn
+    return f"<code>{html.escape(piece.source)}</code>" if piece.code else html.escape(piece.source)
+
+
+def _mathml(formula: str, *, display: bool) -> str | None:
+    """Return a formula as MathML of known elements and attributes; None where it cannot be converted."""
+    from latex2mathml.converter import convert
+
+    try:
+        root = ET.fromstring(convert(formula, display="block" if display else "inline"))
+    except Exception:  # noqa: BLE001 -- whatever a malformed formula does to the converter, its source is shown
+        return None
+    for element in root.iter():
+        if element.tag.removeprefix(NAMESPACE) not in ELEMENTS:
+            return None
+        element.attrib = {name: value for name, value in element.attrib.items() if name in ATTRIBUTES}
+        element.tag = element.tag.removeprefix(NAMESPACE)
+    return ET.tostring(root, encoding="unicode")

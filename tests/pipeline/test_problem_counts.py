@@ -1,0 +1,72 @@
+"""What a plan says of its problems before anything is asked; no model is loaded for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stethoscope import pipeline
+from stethoscope.cli import main
+from stethoscope.errors import CorpusError
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.problems import with_problems
+from stethoscope.profiles import MINI
+from stethoscope.progress import Progress
+from stethoscope.records import ProblemsSpec
+from stethoscope.results import ProblemsResult
+from stethoscope.store.runs import RunStore
+
+GOLDS = {"Algebra": ["7", "(1,2)", r"\frac{1}{2}", r"[0,\infty)"], "Geometry": ["45", "12"]}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    rows = [
+        {"problem": f"{subject} {n}?", "type": subject, "solution": rf"So $\boxed{{{gold}}}$."}
+        for subject, golds in GOLDS.items()
+        for n, gold in enumerate(golds)
+    ]
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = [*rows[:1], *({**row, "problem": f"{i}{row['problem']}"} for i in range(10) for row in rows)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
+    return folder
+
+
+def test_golds_that_cannot_be_read_are_counted_and_shown(own: Path, tmp_path: Path) -> None:
+    problems = with_problems(MINI.problems, str(own))
+    assert problems.subjects == ("algebra", "geometry")
+    assert problems.controls == MINI.problems.controls
+    context = Context(RunStore(tmp_path / "runs"))
+    result = pipeline.run(ProblemsSpec(problems=problems), context, Progress()).result
+    assert isinstance(result, ProblemsResult)
+    assert [(row.subject, row.n, row.unread_golds, row.in_other_splits) for row in result.rows] == [
+        ("algebra", 4, 2, 1),
+        ("geometry", 2, 0, 0),
+    ]
+    assert {unread.gold for unread in result.unread} == {"(1,2)", r"[0,\infty)"}
+    assert "cannot read 2 of 6 gold answers" in result.caption
+    assert context.loaded is None
+    sampled = pipeline.run(ProblemsSpec(problems=problems, n=1, subjects=("geometry",)), context, Progress()).result
+    assert isinstance(sampled, ProblemsResult)
+    assert sampled.caption == "lm-eval reads all 1 gold answers."
+    with pytest.raises(CorpusError, match="got 4; expected 5"):
+        pipeline.run(ProblemsSpec(problems=problems, n=5), context, Progress())
+    context.close()
+
+
+def test_the_command_line_takes_own_problems(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+    assert main(["problems", "--problems", str(own), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["subject"] for row in printed["rows"]] == ["algebra", "geometry"]
+    assert main(["problems", "--problems", str(own)]) == 0
+    assert "cannot read 2 of 6" in " ".join(capsys.readouterr().out.split())
+    (own / "test.jsonl").write_text('{"problem": "p"}\n')
+    assert main(["problems", "--problems", str(own), "--json"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "line 1 of test.jsonl has no solution" in told.err

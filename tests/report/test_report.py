@@ -1,0 +1,271 @@
+"""The report is one file: nothing in it is fetched, nothing in an answer becomes markup, and the record comes back."""
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stethoscope.cli import main
+from stethoscope.errors import StoreError
+from stethoscope.profiles import MINI
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
+from stethoscope.report import RunFacts, of_run, report_html
+from stethoscope.report.mathml import text_html
+from stethoscope.results import (
+    ArmRow,
+    BenchItem,
+    BenchResult,
+    Certificate,
+    ComparisonRow,
+    DoseResult,
+    LayerClaim,
+    TotalRow,
+)
+from stethoscope.store.runs import RunStore
+
+EVIL = '</script><script>document.title="owned"</script><img src=x onerror="document.title=1"> <!-- \u2028 & é 七'
+FACTS = RunFacts("r20260101-000000-abcd", "2026-01-01 00:00:00 UTC", "done", 12.0)
+
+
+def item(arm: str, number: int, right: bool, completion: str, **more: object) -> BenchItem:
+    status = GradeStatus.CORRECT if right else GradeStatus.INCORRECT
+    return BenchItem(
+        arm=arm, subject="algebra", problem_id=f"{number:016x}", problem=rf"What is $\frac{{{number}}}{{2}}$? {EVIL}",
+        gold=rf"\frac{{{number}}}{{2}}", completion=completion, n_tokens=3, truncated=number == 1,
+        grade=Grade(exact_match=status, math_verify=status, marked=True, answer=EVIL), **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@pytest.fixture
+def result() -> BenchResult:
+    """A benchmark whose every text wants to break out."""
+    recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0}, master_alpha=0.5)  # type: ignore[dict-item]
+    double = recipe.model_copy(update={"master_alpha": 1.0})
+    arms = (BenchArm(name="base"), BenchArm(name=EVIL, recipe=recipe), BenchArm(name="double", recipe=double))
+    spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=("algebra",), n=4)
+    items = [item("base", n, n == 2, f"base {EVIL} {n}") for n in range(4)]
+    for name in (EVIL, "double"):
+        items += [item(name, n, n < 2, f"base {EVIL} changed", diverges_at=5) for n in range(4)]
+    rows = tuple(
+        ArmRow(
+            arm=arm.name, recipe_id=None, subject="algebra", n=4, correct=2, accuracy=0.5, ci_low=0.1, ci_high=0.9,
+            lm_eval_stderr=None, math_verify=0.5, marker_rate=1.0, truncation_rate=0.25, repetition_rate=0.0,
+            no_answer_rate=0.0, n_unparsable=0, n_timeout=0, collapsed=EVIL if arm.name == EVIL else None,
+        )
+        for arm in arms
+    )  # fmt: skip
+    comparisons = tuple(
+        ComparisonRow(
+            arm=name, reference="base", subject="algebra", n11=0, n10=2, n01=1, n00=1, difference=0.25, ci_low=-0.4,
+            ci_high=0.7, mcnemar_p=1.0, holm_p=1.0, z_unpooled=None, e_value=0.7, verdict="inconclusive",
+        )
+        for name in (EVIL, "double")
+    )  # fmt: skip
+    totals = tuple(
+        TotalRow(
+            kind="macro", arm=name, reference="base", n=4, accuracy=0.5, reference_accuracy=0.25, difference=0.25,
+            ci_low=-0.2, ci_high=0.6,
+        )
+        for name in (EVIL, "double")
+    )  # fmt: skip
+    claim = LayerClaim(
+        arm="double", control="random", draws=3, n=4, difference=0.1, ci_low=-0.2, ci_high=0.4, p=0.5, p_holm=0.5,
+        verdict=None,
+    )  # fmt: skip
+    certificate = Certificate(
+        recipe_id=None, base_checksum="sha256-a", edited_checksum="sha256-a", restored_checksum="sha256-a", touched=(),
+        layers_edited=(),
+    )  # fmt: skip
+    return BenchResult(
+        spec=spec, arms=rows, comparisons=comparisons, totals=totals, layer_claims=(claim,), items=tuple(items),
+        certificates={"base": certificate}, complete=False, blocks_done=1, blocks_total=2, excluded={"algebra": 3},
+        configurations_tried=7, no_verdict="No verdict on these.",
+    )  # fmt: skip
+
+
+class Elements(HTMLParser):
+    """Collects every element with its attributes, and the text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.data: dict[str, str] = {}
+        self._inside: list[tuple[str, str | None]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside.append((tag, dict(attrs).get("id")))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and tag == self._inside[-1][0]:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside:
+            self.texts.append(data)
+        elif self._inside[-1][1]:
+            self.data[str(self._inside[-1][1])] = self.data.get(str(self._inside[-1][1]), "") + data
+
+
+def test_nothing_is_fetched(result: BenchResult) -> None:
+    page = Elements(report_html(result, FACTS))
+    assert not {tag for tag, _ in page.found} & {"link", "img", "iframe", "object", "embed", "base", "form", "a"}
+    for tag, attributes in page.found:
+        assert not set(attributes) & {"src", "href", "srcset", "action", "background", "onerror", "onload"}, tag
+    policy = next(a["content"] for tag, a in page.found if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert not re.search("http|connect|font", policy)
+
+
+def test_no_text_becomes_markup(result: BenchResult) -> None:
+    page = Elements(report_html(result, FACTS, sentences=(EVIL,)))
+    scripts = [attributes.get("id") for tag, attributes in page.found if tag == "script"]
+    assert scripts == ["figure-forest", "figure-response", "figure-claims-0", "run", "problems", None, None]
+    assert "".join(page.texts).count('document.title="owned"') >= 5  # it is there to be read
+    prepared = json.loads(page.data["problems"])
+    for html in (*prepared["problems"].values(), *prepared["golds"].values()):
+        assert {tag for tag, _ in Elements(html).found} <= {"math", "mrow", "mfrac", "mn", "mi", "mo"}
+
+
+def test_the_record_comes_back_whole(result: BenchResult) -> None:
+    page = Elements(report_html(result, FACTS))
+    assert BenchResult.model_validate_json(page.data["run"]) == result
+
+
+def test_it_says_what_a_referee_asks_for(result: BenchResult) -> None:
+    text = " ".join("".join(Elements(report_html(result, FACTS, sentences=("It is so.",))).texts).split())
+    for part in (
+        "It is so.", "embedded:base", "1 of 2 blocks", "n = 4 per subject", "seed 0", "tried on these problems so far7",
+        "Partial", "Smoke test", "tuned on them: 3", "No verdict on these.", "+25.0", "[−40.0, +70.0]", "inconclusive",
+        "sha256-a", "master alpha 0.5", '"max_new_tokens": 256', "transformers", "Newcombe", "random draws",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_an_empty_result_is_a_page_too(result: BenchResult) -> None:
+    empty = result.model_copy(
+        update={"arms": (), "comparisons": (), "totals": (), "layer_claims": (), "items": (), "certificates": {}}
+    )
+    assert "figure-forest" not in Elements(report_html(empty, FACTS)).data
+
+
+@pytest.mark.parametrize(
+    ("text", "elements"),
+    [
+        (r"$\frac{1}{2}$", {"math", "mfrac"}),
+        (r"$$\begin{pmatrix}1&2\\3&4\end{pmatrix}$$", {"math", "mtable", "mtr", "mtd"}),
+        (r"a $x<y$ b", {"math", "mo"}),
+        (r"$\text{<img src=x onerror=alert(1)>}$", set()),
+        (r"$\text{<script>alert(1)</script>}$", set()),
+        (r"$\text{<mi href='javascript:alert(1)'>x</mi>}$", set()),
+        (r"$\href{javascript:alert(1)}{x}$", set()),
+        (r"$\style{background:url(//x)}{x}$", {"math"}),
+        (r"$\class{a}{b}$", {"math"}),
+        (r"$\frac{1}{$", set()),
+        ("$" + "{" * 3000 + "$", set()),
+        ("[asy] draw((0,0)--(1,1)); <b> [/asy]", {"code"}),
+        ("no formula <b>bold</b>", set()),
+    ],
+)
+def test_formulas_are_drawn_from_a_list_of_elements(text: str, elements: set[str]) -> None:
+    page = Elements(text_html(text))
+    tags = {tag for tag, _ in page.found}
+    assert elements <= tags
+    assert elements or not tags
+    assert not tags & {"script", "img", "b"}
+    for _, attributes in page.found:
+        assert not set(attributes) & {"href", "style", "class", "id", "src"}
+
+
+def stored(store: RunStore, result: BenchResult) -> str:
+    run_id = store.start_run(result.spec)
+    store.finish_run(run_id, state="done", result=result, elapsed_s=1.0)
+    return run_id
+
+
+def test_the_command_line_writes_it(
+    result: BenchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stethoscope.store.home import runs_dir
+
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+    run_id = stored(RunStore(runs_dir()), result)
+    out = tmp_path / "report.html"
+    assert main(["report", run_id, "--out", str(out), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"run_id": run_id, "out": str(out), "size_bytes": out.stat().st_size}
+    assert Elements(out.read_text(encoding="utf-8")).data["run"]
+    assert main(["report", "r-none", "--out", str(out)]) == 2
+    assert "no run of that id" in capsys.readouterr().err
+    assert main(["report", run_id, "--out", str(tmp_path / "no" / "report.html")]) == 2
+
+
+def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    run = store.get_run(stored(store, result))
+    assert run.run_id in of_run(run, store.load_result(run.run_id))
+    with pytest.raises(StoreError, match="has no report; got DoseResult; expected a benchmark"):
+        of_run(run, DoseResult.model_construct())
+
+
+@pytest.fixture
+def opened(result: BenchResult, tmp_path: Path) -> Iterator[object]:
+    """The report in a Chromium without a network; `problems` collects what its console and its requests say."""
+    import shutil
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on the path")
+    from playwright.sync_api import sync_playwright
+
+    file = tmp_path / "report.html"
+    file.write_text(report_html(result, FACTS, sentences=(EVIL,)), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_context(offline=True).new_page()
+        page.problems = []  # type: ignore[attr-defined]
+        page.on("console", lambda message: message.type != "error" or page.problems.append(message.text))  # type: ignore[attr-defined]
+        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:", "blob:")) or page.problems.append(request.url),
+        )  # type: ignore[attr-defined]
+        page.goto(file.as_uri())
+        yield page
+        browser.close()
+
+
+@pytest.mark.browser
+def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
+    from playwright.sync_api import expect
+
+    page = opened
+    expect(page.locator("#plot-forest .main-svg").first).to_be_visible(timeout=20_000)
+    assert page.locator(".plot .main-svg").count() >= 3
+    expect(page.locator("#flip-count")).to_have_text("1 of 2")
+    expect(page.locator("#flip-left .answer")).to_have_text(f"base {EVIL} 0", use_inner_text=False)
+    assert page.locator("#flip-right mark").inner_text().startswith("</script><script>")
+    assert page.locator("#flip-problem math").count() == 1
+    page.locator("#flip-next").click()
+    expect(page.locator("#flip-count")).to_have_text("2 of 2")
+    expect(page.locator("#flip-left")).to_contain_text("cut off at the limit")
+    page.locator("#flip-kind").select_option("right to wrong")
+    expect(page.locator("#flip-count")).to_have_text("1 of 1")
+    page.locator("#flip-arm").select_option("double")
+    expect(page.locator("#flip-right h3")).to_have_text("double")
+    with page.expect_download() as waiting:
+        page.locator("#save").click()
+    assert BenchResult.model_validate_json(Path(waiting.value.path()).read_text()) == result
+    assert page.title() == f"Benchmark {FACTS.run_id}"
+    page.set_viewport_size({"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.problems == []
