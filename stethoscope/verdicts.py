@@ -1,0 +1,188 @@
+"""What a benchmark allows one to say, in sentences that a referee would accept, made from its numbers alone.
+
+One of four words per subject, and only where the result gives verdicts; the choice of layers only from the paired
+difference to equal-size random draws and from the rank on the probe. What was not measured is named as not measured.
+"""
+
+from collections.abc import Sequence
+
+from stethoscope.results import ArmRow, BenchResult, ComparisonRow, LayerClaim, RankResult
+from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE
+
+SMOKE_TEST_BELOW = 100
+EVIDENCE_AT = 20  # an e-value of 20 keeps the error at 5%, however often one looks
+
+
+def referee_text(result: BenchResult, rank: RankResult | None) -> tuple[str, ...]:
+    """Return the paragraphs on a benchmark: how it was done, each arm, the choice of layers.
+
+    Args:
+        rank: of one of the arms' recipes on the probe; of any other recipe it is passed over.
+    """
+    arms = [arm.name for arm in result.spec.arms if any(row.arm == arm.name for row in result.comparisons)]
+    paragraphs = [_setting(result)]
+    if result.no_verdict:
+        paragraphs.append(f"No verdict. {result.no_verdict}")
+    paragraphs += [_arm(result, arm) for arm in arms]
+    paragraphs.append(_layers(result, rank))
+    return tuple(paragraphs)
+
+
+def points(fraction: float) -> str:
+    """Return a difference of fractions in percentage points, signed, with one decimal."""
+    return f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{points(low)}, {points(high)}]"
+
+
+def _p(p: float) -> str:
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
+
+
+def _names(subjects: Sequence[str]) -> str:
+    return ", ".join(subject.replace("_", " ") for subject in subjects)
+
+
+def _setting(result: BenchResult) -> str:
+    spec = result.spec
+    sizes = sorted({row.n for row in result.arms})
+    n = "no" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    said = [
+        f"{spec.model.id}, {n} {spec.split} problems per subject ({_names(spec.subjects)}; seed {spec.seed}), the same "
+        f"in every arm, greedy, at most {spec.max_new_tokens} tokens, "
+        f"{'with' if spec.chat_template else 'without'} the chat template. Differences in exact_match to "
+        f"{spec.arms[0].name}, paired by problem: Newcombe 95% intervals, exact McNemar tests, Holm's correction "
+        f"over subjects, margin {100 * spec.margin:g} points."
+    ]
+    if result.excluded:
+        said.append(f"{sum(result.excluded.values())} problems that something was chosen on were left out.")
+    if result.configurations_tried is None:
+        said.append("How many configurations have been tried on these problems was not counted.")
+    else:
+        said.append(
+            f"Configurations tried on these problems so far: {result.configurations_tried}, these arms included; the p "
+            "values are not corrected for them."
+        )
+    if sizes and sizes[0] < SMOKE_TEST_BELOW:
+        said.append(f"Below {SMOKE_TEST_BELOW} problems per subject this is a smoke test: most true gains stay unseen.")
+    return " ".join(said)
+
+
+def _arm(result: BenchResult, arm: str) -> str:
+    rows = [row for row in result.comparisons if row.arm == arm]
+    controls = result.spec.problems.control_names
+    math = [row for row in rows if row.subject not in controls]
+    said = [_verdicts(math, result)] if math else []
+    if others := [row for row in rows if row.subject in controls]:
+        said.append(f"Control corpora: {_verdicts(others, result)}")
+    for total in result.totals:
+        if (total.arm, total.kind) == (arm, "macro"):
+            said.append(
+                f"Macro over subjects {points(total.difference)} points {_interval(total.ci_low, total.ci_high)}."
+            )
+    said += [_format(result, arm, {row.subject for row in math})] if math else []
+    alarms = [row for row in result.arms if row.arm == arm and row.collapsed]
+    said += [f"Alarm in {_names([row.subject])}: {row.collapsed}" for row in alarms]
+    said += _unscored(rows)
+    return f"{arm}: {' '.join(said)}"
+
+
+def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
+    """Return the subjects under each of the four words, or the e-values where no word may be said."""
+    if result.no_verdict:
+        return " ".join(_without_verdict(row, result) for row in rows)
+    said = []
+    for verdict in (BETTER, WORSE, NOT_WORSE, INCONCLUSIVE):
+        found = [row for row in rows if row.verdict == verdict]
+        if found:
+            said.append(f"{verdict} in {'; '.join(map(_difference, found))}.")
+    return " ".join(said)
+
+
+def _difference(row: ComparisonRow) -> str:
+    interval = _interval(row.ci_low, row.ci_high)
+    return f"{_names([row.subject])} ({points(row.difference)} points {interval}, Holm {_p(row.holm_p)})"
+
+
+def _without_verdict(row: ComparisonRow, result: BenchResult) -> str:
+    said = f"{_names([row.subject])} {points(row.difference)} points"
+    if result.spec.split != "test":
+        return f"{said} (a tuning number)."
+    reached = "evidence of a difference" if row.e_value >= EVIDENCE_AT else "no evidence yet"
+    return f"{said} so far, e = {row.e_value:.3g} ({reached}; evidence from {EVIDENCE_AT})."
+
+
+def _pooled(rows: Sequence[ArmRow], field: str) -> float:
+    return sum(getattr(row, field) * row.n for row in rows) / sum(row.n for row in rows)
+
+
+def _format(result: BenchResult, arm: str, subjects: set[str]) -> str:
+    """Return what else changed with accuracy: the second score, the marker sentence, truncation."""
+    ours, theirs = (
+        [row for row in result.arms if row.arm == name and row.subject in subjects]
+        for name in (arm, result.spec.arms[0].name)
+    )
+    if not ours or not theirs:
+        return "Marker, truncation and math_verify: not measured."
+    change = {
+        field: _pooled(ours, field) - _pooled(theirs, field)
+        for field in ("accuracy", "math_verify", "marker_rate", "truncation_rate")
+    }
+    said = (
+        f"Over all problems exact_match changes by {points(change['accuracy'])} points, math_verify by "
+        f"{points(change['math_verify'])}, answers with the marker sentence by {points(change['marker_rate'])}, "
+        f"truncated ones by {points(change['truncation_rate'])}."
+    )
+    if change["accuracy"] > 0 and change["marker_rate"] > 0 and change["math_verify"] < change["accuracy"]:
+        said += " Part of the gain may be format."
+    return said
+
+
+def _unscored(rows: Sequence[ComparisonRow]) -> list[str]:
+    open_rows = [row for row in rows if row.sensitivity is not None]
+    if not open_rows:
+        return []
+    n = sum(row.sensitivity.unscored for row in open_rows if row.sensitivity)
+    turned = [
+        row.subject
+        for row in open_rows
+        if row.sensitivity and {row.sensitivity.verdict_low, row.sensitivity.verdict_high} != {row.verdict}
+    ]
+    hangs = f"scored, they could change the verdict in {_names(turned)}" if turned else "no verdict hangs on it"
+    return [f"{n} pairs hold an answer without a score (unparsable or out of time), counted as wrong; {hangs}."]
+
+
+def _layers(result: BenchResult, rank: RankResult | None) -> str:
+    said = [_claim(claim) for claim in result.layer_claims if claim.control == "random"]
+    if not said:
+        said.append("the paired difference to equal-size random draws was not measured (two draws or more are needed).")
+    ids = {row.recipe_id for row in result.arms}
+    if rank is None or rank.recipe_id not in ids:
+        said.append("The rank among random sets of layers on the probe was not measured.")
+    else:
+        said.append(_rank(rank))
+    return f"Choice of layers: {' '.join(said)}"
+
+
+def _claim(claim: LayerClaim) -> str:
+    verdict = "no verdict" if claim.verdict is None else claim.verdict
+    return (
+        f"{claim.arm} minus the mean of {claim.draws} equal-size random draws is {points(claim.difference)} points "
+        f"{_interval(claim.ci_low, claim.ci_high)} (Holm over the controls {_p(claim.p_holm)}, n = {claim.n}, other "
+        f"draws allowed for): {verdict}."
+    )
+
+
+def _rank(rank: RankResult) -> str:
+    row, n = rank.row(), len(rank.sets)
+    which = f"all {n} other sets" if rank.exhaustive else f"{n} random sets"
+    best = max(row.p, row.p_matched)
+    found = "above chance in both" if best < SIGNIFICANCE else "not shown to be better than random layers"
+    partial = "" if rank.complete else " (stopped early)"
+    return (
+        f"On {row.n} {rank.spec.split} problems of the likelihood probe {row.as_good} of {which} of equal size do as "
+        f"well or better as drawn ({_p(row.p)}) and {row.as_good_matched} at equal edit norm "
+        f"({_p(row.p_matched)}){partial}: {found}."
+    )
