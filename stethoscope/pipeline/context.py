@@ -100,7 +100,7 @@ class Context:
         if self._session is None or self._session.ref != ref:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
-            check_room(ref, read_shape(ref, progress), pick_device(self.device))
+            check_room(ref, read_shape(ref, progress), pick_device(self.device).device)
             compute_exactly()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.loaded_checksum()

@@ -30,7 +30,7 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
         ResourceError: a device that is not there.
     """
     progress.start("Reading sizes", 2)
-    device = pick_device(context.device)
+    device = pick_device(context.device).device
     shape = read_shape(spec.model, progress)
     progress.advance()
     width = site_width(shape, spec.saes.site)
