@@ -9,7 +9,7 @@ from stethoscope.records import BenchArm, EditRecipe
 from stethoscope.results import DiagnosisResult
 from stethoscope.store.ids import content_id, short_id
 
-WHAT = {"controls": "the recipe and its controls", "sweep": "the recipe at several alphas"}
+WHAT = {"controls": "recipe and controls", "sweep": "recipe at several alphas"}
 SUBSPACE = "random subspace"  # no part of the standard set
 ALPHAS = tuple(round(0.25 * step, 2) for step in range(1, 7))
 STARTS = {

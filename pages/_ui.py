@@ -24,6 +24,11 @@ STYLE = """<style>
 [data-testid="stCaptionContainer"] p {line-height: 1.45}
 [class*="-foot"].stHorizontalBlock, [class*="-foot"][class*="st-key-"] {flex-wrap: nowrap}
 [class*="-foot"][class*="st-key-"] > [data-testid="stElementContainer"] {min-width: 0}
+@media (max-width: 700px) {
+  .st-key-forest-wide, .st-key-forest-partial-wide {overflow-x: auto}
+  .st-key-forest-wide .st-key-forest, .st-key-forest-partial-wide .st-key-forest-partial {min-width: 820px}
+  [class*="st-key-forest"][class*="-foot"] {position: sticky; left: 0; max-width: 82vw}
+}
 </style>"""
 
 

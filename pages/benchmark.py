@@ -5,6 +5,7 @@ import streamlit as st
 from pages import (
     _arms,
     _claims,
+    _downloads,
     _flips,
     _jobs,
     _outcome,
@@ -59,6 +60,7 @@ def outcome(view: _jobs.View) -> None:
             _outcome.draw(view.run_id, shown)
         with _ui.card("Answers, one problem at a time", key="bench-flips"):
             _flips.browser(shown)
+        _downloads.draw(shown, view.run_id or "benchmark")
         _status.recorded(view)
     elif not view.error and not view.stopped:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")

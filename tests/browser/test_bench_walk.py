@@ -1,5 +1,6 @@
 """A benchmark in a real browser: planned, begun, looked at, paused, gone on with, its flips read, its numbers saved."""
 
+import json
 import re
 import socket
 import subprocess
@@ -79,6 +80,10 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
         page.locator(".st-key-flips-csv button").first.click()
     lines = Path(download.value.path()).read_text().splitlines()
     assert lines[0].startswith("problem_id,subject,gold,reference,reference_answer")
+    with page.expect_download() as download:
+        page.locator(".st-key-bench-json button").first.click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert (len(saved["items"]), saved["complete"], saved["blocks_done"]) == (462, True, 6)
 
 
 @pytest.fixture
