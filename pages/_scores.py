@@ -71,7 +71,7 @@ def totals(result: BenchResult) -> None:
                 delta_arrow="off",
                 border=True,
                 help=f"Macro accuracy {percent(row.accuracy)}, {row.reference} {percent(row.reference_accuracy)}.",
-                width=236,
+                width=254,
             )
 
 

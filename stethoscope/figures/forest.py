@@ -169,7 +169,12 @@ def _by_colour(
                 },
                 mode="markers",
                 opacity=shade,
-                marker={"size": 8, "color": colour, "symbol": [marks[index] for index in of], "line": {"width": 1.5}},
+                marker={
+                    "size": 8,
+                    "color": colour,
+                    "symbol": [marks[index] for index in of],
+                    "line": {"width": 1.5, "color": colour},
+                },
                 text=[text[index] for index in of],
                 hovertemplate="%{text}<extra></extra>",
             )
