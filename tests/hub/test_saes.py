@@ -1,22 +1,34 @@
 """Gemma Scope 2 by its release's name, from the hub to a retention, at all three sites; then with the hub gone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from stethoscope import pipeline
+from stethoscope import arms, pipeline
 from stethoscope.errors import SaeError
 from stethoscope.hub import HubError, forget_commits
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import PROFILES, Profile
 from stethoscope.progress import Progress
-from stethoscope.records import EnergySpec, InfoSpec, Site, TaskVectorRef
-from stethoscope.results import DiagnosisResult, EnergyResult, InfoResult
+from stethoscope.records import (
+    BenchArm,
+    BenchSpec,
+    EditRecipe,
+    EnergySpec,
+    InfoSpec,
+    ModelRef,
+    ProjectedArm,
+    SaeRef,
+    Site,
+    TaskVectorRef,
+)
+from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult, InfoResult
 from stethoscope.sae.bank import open_bank
 from stethoscope.store.fingerprints import record_fingerprints
 from stethoscope.store.runs import RunStore
+from tests.decoders import save_decoder, tiny_decoder
 from tests.hub import contents
 from tests.hub.server import LoopbackHub, point_at
 
@@ -86,6 +98,52 @@ def test_from_the_hub_to_a_retention_and_again_without_it(
     alone = Context(RunStore(tmp_path / "offline"), device="cpu")
     assert pipeline.run(diagnose, alone, Progress()).result == diagnosis
     assert pipeline.run(energy, alone, Progress()).result == result
+    alone.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_other_decoders_with_saes_in_a_repository_of_ones_own(
+    architecture: str, hub: LoopbackHub, pico_profile: Profile, pico_folder: Path, context: Context, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, write_sae_bank: Callable[..., Path],
+) -> None:  # fmt: skip
+    """A Llama and a Qwen, their fine-tunes and SAEs in sae_lens' format, by ids that no registry knows."""
+    model = tiny_decoder(architecture)
+    hub.add_folder("house/base", save_decoder(model, pico_folder, tmp_path / "base"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "_proj.weight" in name:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    hub.add_folder("house/tuned", save_decoder(model, pico_folder, tmp_path / "tuned"))
+    hub.add_folder("house/saes", write_sae_bank(tmp_path / "saes", {layer: layer for layer in range(4)}))
+    fields = {
+        "model": ModelRef(id="house/base"),
+        "saes": SaeRef(location="house/saes"),
+        "task_vectors": (TaskVectorRef(name="tuned", tuned="house/tuned"),),
+        "live_share": 0.0,
+    }
+    profile = pico_profile.model_copy(update=fields)
+    diagnosis = profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    energy = EnergySpec(diagnosis=diagnosis, task_vector=profile.task_vector(), subject="geometry", k=(4,))
+    arm = ProjectedArm(diagnosis=diagnosis, subject="geometry", top_k=4)
+    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0}, arm=arm)
+    chosen = (arms.BASE, BenchArm(name="projected", recipe=recipe))
+    bench = BenchSpec(
+        model=profile.model, problems=profile.problems, arms=chosen, subjects=("geometry",), n=2, max_new_tokens=4
+    )
+    kept = pipeline.run(energy, context, Progress()).result
+    judged = pipeline.run(bench, context, Progress()).result
+    assert isinstance(kept, EnergyResult)
+    assert isinstance(judged, BenchResult)
+    assert len(kept.cells) == 4 * 2 + 3 * 5  # both writers of each layer, the readers of all but the first
+    assert [row.arm for row in judged.arms] == ["base", "projected"]
+    hub.stop()
+    forget_commits()
+    point_at(monkeypatch, hub.endpoint, tmp_path / "hf", offline=True)
+    alone = Context(RunStore(tmp_path / "offline"), device="cpu")
+    assert pipeline.run(energy, alone, Progress()).result == kept
+    again = pipeline.run(bench, alone, Progress()).result
+    assert isinstance(again, BenchResult)
+    assert [(row.arm, row.correct) for row in again.arms] == [(row.arm, row.correct) for row in judged.arms]
     alone.close()
 
 
