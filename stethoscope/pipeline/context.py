@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
+import torch
 
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.delta.edits import Directions
@@ -19,10 +20,11 @@ from stethoscope.delta.patch import lifted
 from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
+from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import free_bytes
 from stethoscope.model.residual import site_width
 from stethoscope.model.room import check_room, read_shape
-from stethoscope.model.session import ModelSession, load_session, pick_device
+from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.settings import compute_exactly
 from stethoscope.progress import Progress
@@ -100,7 +102,9 @@ class Context:
         if self._session is None or self._session.ref != ref:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
-            check_room(ref, read_shape(ref, progress), pick_device(self.device).device)
+            placement = pick_device(self.device)
+            waits = torch.device("cpu") if placement.weights_in else placement.device
+            check_room(ref, read_shape(ref, progress), waits)
             compute_exactly()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.loaded_checksum()

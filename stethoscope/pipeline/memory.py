@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import torch
 
+from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import capacity_bytes, device_name, free_bytes, size_text
 from stethoscope.model.room import read_shape
-from stethoscope.model.session import pick_device
 from stethoscope.model.shape import ModelShape
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
