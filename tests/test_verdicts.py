@@ -108,7 +108,9 @@ def test_tuning_and_partial_results_say_no_verdict_word() -> None:
     assert tuning[1].startswith("No verdict.")
     assert "algebra +17.5 points (a tuning number)." in tuning[2]
     partial = referee_text(planted({"algebra": GAIN, "number_theory": OPEN}, complete=False), None)
-    assert "so far, e = 3.26e+05 (evidence of a difference" in partial[2] or "(evidence of a difference" in partial[2]
+    gained, level = partial[2].split("number theory")
+    assert "(evidence of a difference" in gained
+    assert "(no evidence yet" in level
     assert partial[2].count("no evidence yet") == 1
     for text in (*tuning[2:], *partial[2:]):
         assert "better in" not in text
