@@ -18,6 +18,7 @@ from pages import (
     _session,
     _status,
     _ui,
+    _verdict,
 )
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe
@@ -54,13 +55,14 @@ def outcome(view: _jobs.View) -> None:
         _running.stopped(view)
     if shown is not None:
         _scores.draw(shown)
+        _verdict.draw(shown)
         _claims.draw(shown)
         _response.draw(shown)
         if view.run_id:
             _outcome.draw(view.run_id, shown)
         with _ui.card("Answers, one problem at a time", key="bench-flips"):
             _flips.browser(shown)
-        _downloads.draw(shown, view.run_id or "benchmark")
+        _downloads.draw(shown, view.run_id)
         _status.recorded(view)
     elif not view.error and not view.stopped:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")

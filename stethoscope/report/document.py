@@ -24,7 +24,8 @@ from stethoscope.figures.bench_tables import accuracies, differences, means
 from stethoscope.figures.theme import pretty
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
-from stethoscope.results import ALL_SUBJECTS, BenchResult, Result
+from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, Result
+from stethoscope.verdicts import referee_text
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -55,8 +56,11 @@ class StoredRun(Protocol):
     def elapsed_s(self) -> float | None: ...
 
 
-def of_run(run: StoredRun, result: Result, *, sentences: Sequence[str] = ()) -> str:
-    """Return the report of a stored run; see `report_html`.
+def of_run(run: StoredRun, result: Result, *, rank: RankResult | None = None) -> str:
+    """Return the report of a stored run with the verdict in words; see `report_html`.
+
+    Args:
+        rank: of the run's recipe among random sets, where it was measured.
 
     Raises:
         StoreError: the run is no benchmark.
@@ -69,7 +73,8 @@ def of_run(run: StoredRun, result: Result, *, sentences: Sequence[str] = ()) -> 
             next_step="Download its result as JSON.",
         )
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.created_at))
-    return report_html(result, RunFacts(run.run_id, started, run.state, run.elapsed_s), sentences=sentences)
+    facts = RunFacts(run.run_id, started, run.state, run.elapsed_s)
+    return report_html(result, facts, sentences=referee_text(result, rank))
 
 
 def report_html(result: BenchResult, facts: RunFacts, *, sentences: Sequence[str] = ()) -> str:

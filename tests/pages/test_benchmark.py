@@ -1,5 +1,6 @@
 """The Benchmark page: the plan before it runs, the run, what was found, and the flips."""
 
+import html
 import json
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from test_pages import asked, recipe, texts
 
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, RankSpec
+from stethoscope.report import of_run
 from stethoscope.store.runs import RunStore
+from stethoscope.verdicts import referee_text
 
 Open = Callable[..., AppTest]
 
@@ -320,6 +323,71 @@ def test_the_rank_is_asked_by_its_button_and_stands_with_its_benchmark(front: Fa
     app.button(key="run-bench").click().run()
     assert "as good or better" not in texts(app), "it was the rank of another recipe"
     assert "run-rank" in keys(app)
+
+
+def test_what_may_be_said_stands_in_words_with_a_copy(front: FakeFront, open_page: Open) -> None:
+    app = ran(open_page, bench_controls=["last layers"])
+    result = front.store.load_result(front.store.list_runs("bench")[0].run_id)
+    paragraphs = referee_text(result, None)
+    (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
+    assert copy == "\n\n".join(paragraphs)
+    assert "The rank among random sets of layers on the probe was not measured." in copy
+    said = texts(app)
+    for paragraph in paragraphs:
+        assert paragraph in said
+    app.button(key="run-rank").click().run()
+    (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
+    assert "do as well or better as drawn" in copy
+    app.session_state["layers"] = [1]
+    app.run()
+    app.button(key="run-bench").click().run()
+    (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
+    assert "do as well or better" not in copy, "it was the rank of another recipe"
+
+
+def test_a_running_benchmark_has_no_words_and_a_stopped_one_says_that_it_has_no_verdict(
+    front: FakeFront, open_page: Open
+) -> None:
+    app = open_page("benchmark", layers=[3, 5])
+    front.state = "running"
+    app.button(key="run-bench").click().run()
+    assert not app.code
+    assert "Choice of layers" not in texts(app)
+    app.button(key="bench-pause").click().run()
+    (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
+    assert "No verdict. " in copy
+    assert "better in " not in copy
+    verdicts = [frame.value["verdict"] for frame in app.dataframe if "verdict" in frame.value.columns]
+    assert not any(word in str(column.tolist()) for column in verdicts for word in ("better", "worse", "inconclusive"))
+
+
+def test_the_report_is_written_when_it_is_asked_for_and_says_what_the_page_says(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import streamlit as st
+
+    offered: dict[str, Any] = {}
+    plain = st.download_button
+
+    def kept(label: str, data: Any, file_name: str, *more: Any, **options: Any) -> bool:
+        offered[str(options.get("key"))] = (data, file_name)
+        return plain(label, data, file_name, *more, **options)
+
+    monkeypatch.setattr(st, "download_button", kept)
+    written: list[str] = []
+    monkeypatch.setattr("stethoscope.report.of_run", lambda *a, **o: written.append(a[0].run_id) or of_run(*a, **o))
+    app = ran(open_page, bench_controls=["last layers"])
+    app.button(key="run-rank").click().run()
+    assert not written
+    run_id = front.store.list_runs("bench")[0].run_id
+    data, file_name = offered["bench-report"]
+    assert file_name == f"{run_id}.html"
+    page = html.unescape(data())
+    assert written == [run_id]
+    (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
+    assert "do as well or better as drawn" in copy
+    for paragraph in copy.split("\n\n"):
+        assert paragraph in page
 
 
 # --- flips --------------------------------------------------------------------------------------------------------

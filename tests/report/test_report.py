@@ -211,7 +211,9 @@ def test_the_command_line_writes_it(
 def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     run = store.get_run(stored(store, result))
-    assert run.run_id in of_run(run, store.load_result(run.run_id))
+    page = of_run(run, store.load_result(run.run_id))
+    assert run.run_id in page
+    assert "The rank among random sets of layers on the probe was not measured." in page, "the verdict in words"
     with pytest.raises(StoreError, match="has no report; got DoseResult; expected a benchmark"):
         of_run(run, DoseResult.model_construct())
 

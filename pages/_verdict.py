@@ -1,0 +1,17 @@
+"""What the benchmark on show allows one to say, in words to copy."""
+
+import streamlit as st
+
+from pages import _claims, _ui
+from stethoscope.results import BenchResult
+from stethoscope.verdicts import referee_text
+
+
+def draw(result: BenchResult) -> None:
+    """Draw the paragraphs on `result`, with its recipe's rank where that is on show, and a copy as text."""
+    paragraphs = referee_text(result, _claims.ranked(result.spec))
+    with _ui.card("In words", key="bench-words"):
+        for paragraph in paragraphs:
+            st.markdown(_ui.escape(paragraph))
+        with st.popover("Copy", type="tertiary", key="bench-words-copy"):
+            st.code("\n\n".join(paragraphs), language=None, wrap_lines=True)
