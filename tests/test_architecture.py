@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "delta": GROUND | {"store", "hub", "model", "sae"},
     "minerva": GROUND | {"claims", "store", "hub", "model"},
     "figures": {"records", "results", "predictions", "verdicts"},
-    "report": {"errors", "arms", "figures", "recipes", "results", "verdicts"},
+    "report": {"errors", "arms", "figures", "recipes", "results", "store", "verdicts"},
     "pipeline": GROUND | {"arms", "store", "hub", "model", "sae", "delta", "minerva"},
     "job": GROUND,
     "jobs": GROUND | {"job", "profiles", "store", "pipeline"},

@@ -295,14 +295,14 @@ class Commands:
         """Write the report of a stored benchmark."""
         from stethoscope.report import of_run
 
-        record, result = self.context.store.get_run(self.options.run), self.context.store.load_result(self.options.run)
-        page = of_run(record, result)
+        run_id = self.options.run
+        page = of_run(self.context.store, run_id)
         try:
             Path(self.options.out).write_text(page, encoding="utf-8", errors="replace")
         except OSError as error:
             raise StoreError(f"cannot write {self.options.out}", got=error.strerror) from error
-        self.console.print(f"Report of {record.run_id}: {self.options.out}, {len(page) / 1e6:.1f} MB")
-        return {"run_id": record.run_id, "out": self.options.out, "size_bytes": Path(self.options.out).stat().st_size}
+        self.console.print(f"Report of {run_id}: {self.options.out}, {len(page) / 1e6:.1f} MB")
+        return {"run_id": run_id, "out": self.options.out, "size_bytes": Path(self.options.out).stat().st_size}
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

@@ -108,6 +108,7 @@ def paired_differences(
     figure.update_annotations(font={"size": 12, "color": GRAY})
     row_axis(figure, list(arms))
     figure.update_xaxes(matches="x", gridcolor=FAINT, ticksuffix="")
+    figure.layout["xaxis"].matches = None  # the first axis cannot match itself: the browser's console warns of it
     shade = 1.0 if result.complete else FADED
     for index, panel in enumerate(panels):
         x, y = f"x{index + 1 if index else ''}", f"y{index + 1 if index else ''}"

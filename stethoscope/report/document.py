@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
 
 import plotly.graph_objects as go
 
@@ -24,7 +23,10 @@ from stethoscope.figures.bench_tables import accuracies, differences, means
 from stethoscope.figures.theme import pretty
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
-from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, Result
+from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, RunSettings
+from stethoscope.store.ranks import stored_rank
+from stethoscope.store.runs import RunStore
+from stethoscope.store.settings import get_settings
 from stethoscope.verdicts import referee_text
 
 HERE = Path(__file__).parent
@@ -35,54 +37,40 @@ CLAIMS = "Is it these layers?"
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the history knows of a run: its id, when it started (UTC, as text), how it ended, how long it took."""
+    """What the history knows of a run: id, start (UTC, as text), how it ended, seconds, under which settings."""
 
     run_id: str
     started: str
     state: str
     elapsed_s: float | None = None
+    settings: RunSettings | None = None
 
 
-class StoredRun(Protocol):
-    """What the report reads of a run of the history."""
-
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def created_at(self) -> float: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def elapsed_s(self) -> float | None: ...
-
-
-def of_run(run: StoredRun, result: Result, *, rank: RankResult | None = None) -> str:
-    """Return the report of a stored run with the verdict in words; see `report_html`.
-
-    Args:
-        rank: of the run's recipe among random sets, where it was measured.
+def of_run(store: RunStore, run_id: str) -> str:
+    """Return the report of a stored benchmark with its rank among random sets of layers and its settings, if stored.
 
     Raises:
-        StoreError: the run is no benchmark.
+        StoreError: no such run, no benchmark, no result, or a damaged one.
     """
+    run, result = store.get_run(run_id), store.load_result(run_id)
     if not isinstance(result, BenchResult):
         raise StoreError(
-            f"run {run.run_id} has no report",
+            f"run {run_id} has no report",
             got=type(result).__name__,
             expected="a benchmark",
             next_step="Download its result as JSON.",
         )
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.created_at))
-    facts = RunFacts(run.run_id, started, run.state, run.elapsed_s)
-    return report_html(result, facts, sentences=referee_text(result, rank))
+    facts = RunFacts(run_id, started, run.state, run.elapsed_s, get_settings(store.database, run_id))
+    return report_html(result, facts, rank=stored_rank(store, result.spec))
 
 
-def report_html(result: BenchResult, facts: RunFacts, *, sentences: Sequence[str] = ()) -> str:
-    """Return the whole report; `sentences` are the verdict in words, drawn first."""
+def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None = None) -> str:
+    """Return the whole report: the verdict in words first, then pictures, tables, answers and the record."""
     spec = result.spec
     title = f"Benchmark {facts.run_id}"
     sections = [
-        _section("What was found", "".join(f"<p>{_text(sentence)}</p>" for sentence in sentences)),
+        _section("What was found", "".join(f"<p>{_text(said)}</p>" for said in referee_text(result, rank))),
         _section("Alarms", "".join(f'<p class="alarm">{_text(line)}</p>' for line in _alarms(result))),
         *_figures(result),
         _section("Paired differences by arm and subject", _table(differences(result))),
@@ -91,7 +79,7 @@ def report_html(result: BenchResult, facts: RunFacts, *, sentences: Sequence[str
         _section("Every answer", (HERE / "flips.html").read_text(encoding="utf-8")),
         _section("Arms and recipes", _recipes(result)),
         _section("Which weights answered", _certificates(result)),
-        _section("Settings", _settings(result)),
+        _section("Settings", _settings(result, facts.settings)),
         _section(
             "Raw record", '<p><button id="save">Save the record as JSON</button> It is embedded in this file.</p>'
         ),
@@ -247,11 +235,15 @@ def _certificates(result: BenchResult) -> str:
     )
 
 
-def _settings(result: BenchResult) -> str:
+def _settings(result: BenchResult, settings: RunSettings | None) -> str:
     spec = result.spec.model_dump(mode="json", exclude={"arms"})
+    computed = "<p>Under which device and kernels it was computed was not recorded.</p>"
+    if settings is not None:
+        rows = [(pretty(name), value) for name, value in settings.model_dump(mode="json").items()]
+        computed = f"<p>It was computed under:</p>{_facts(rows)}"
     installed = [(name, _version(name)) for name in PACKAGES]
     written = f"<p>This file was written by version {_text(__version__)}, with these installed:</p>"
-    return f"<pre>{_text(json.dumps(spec, indent=2))}</pre>{written}{_facts(installed)}"
+    return f"<pre>{_text(json.dumps(spec, indent=2))}</pre>{computed}{written}{_facts(installed)}"
 
 
 def _version(package: str) -> str:

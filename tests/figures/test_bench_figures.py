@@ -98,7 +98,9 @@ def test_the_forest_has_a_panel_a_subject_and_a_row_an_arm() -> None:
     assert len(domains) == 1, "side by side"
     tall = forest.paired_differences(result(twelve), SUBJECTS, 0.03, columns=1)
     assert tall.layout.height > 3 * figure.layout.height
-    assert {axis.matches for axis in tall.select_xaxes()} == {"x"}, "one scale for all panels"
+    first, *others = tall.select_xaxes()
+    assert first.matches is None, "plotly warns of an axis that matches itself"
+    assert {axis.matches for axis in others} == {"x"}, "one scale for all panels"
 
 
 def test_a_mark_stands_at_the_difference_with_its_interval_and_is_filled_by_holm() -> None:

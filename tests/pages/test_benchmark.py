@@ -375,7 +375,7 @@ def test_the_report_is_written_when_it_is_asked_for_and_says_what_the_page_says(
 
     monkeypatch.setattr(st, "download_button", kept)
     written: list[str] = []
-    monkeypatch.setattr("stethoscope.report.of_run", lambda *a, **o: written.append(a[0].run_id) or of_run(*a, **o))
+    monkeypatch.setattr("stethoscope.report.of_run", lambda *a, **o: written.append(a[1]) or of_run(*a, **o))
     app = ran(open_page, bench_controls=["last layers"])
     app.button(key="run-rank").click().run()
     assert not written

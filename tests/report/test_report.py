@@ -11,7 +11,7 @@ import pytest
 from stethoscope.cli import main
 from stethoscope.errors import StoreError
 from stethoscope.profiles import MINI
-from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
+from stethoscope.records import BenchArm, BenchSpec, DoseSpec, EditRecipe, Grade, GradeStatus, RankSpec
 from stethoscope.report import RunFacts, of_run, report_html
 from stethoscope.report.mathml import text_html
 from stethoscope.results import (
@@ -22,9 +22,16 @@ from stethoscope.results import (
     ComparisonRow,
     DoseResult,
     LayerClaim,
+    RankedSet,
+    RankResult,
+    RankRow,
+    RunSettings,
     TotalRow,
 )
+from stethoscope.store.ids import content_id
+from stethoscope.store.ranks import stored_rank
 from stethoscope.store.runs import RunStore
+from stethoscope.store.settings import put_settings
 
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror="document.title=1"> <!-- \u2028 & é 七'
 FACTS = RunFacts("r20260101-000000-abcd", "2026-01-01 00:00:00 UTC", "done", 12.0)
@@ -126,7 +133,7 @@ def test_nothing_is_fetched(result: BenchResult) -> None:
 
 
 def test_no_text_becomes_markup(result: BenchResult) -> None:
-    page = Elements(report_html(result, FACTS, sentences=(EVIL,)))
+    page = Elements(report_html(result, FACTS))
     scripts = [attributes.get("id") for tag, attributes in page.found if tag == "script"]
     assert scripts == ["figure-forest", "figure-response", "figure-claims-0", "run", "problems", None, None]
     assert "".join(page.texts).count('document.title="owned"') >= 5  # it is there to be read
@@ -141,9 +148,9 @@ def test_the_record_comes_back_whole(result: BenchResult) -> None:
 
 
 def test_it_says_what_a_referee_asks_for(result: BenchResult) -> None:
-    text = " ".join("".join(Elements(report_html(result, FACTS, sentences=("It is so.",))).texts).split())
+    text = " ".join("".join(Elements(report_html(result, FACTS)).texts).split())
     for part in (
-        "It is so.", "embedded:base", "1 of 2 blocks", "n = 4 per subject", "seed 0", "tried on these problems so far7",
+        "embedded:base", "1 of 2 blocks", "n = 4 per subject", "seed 0", "tried on these problems so far7",
         "Partial", "Smoke test", "tuned on them: 3", "No verdict on these.", "+25.0", "[−40.0, +70.0]", "inconclusive",
         "sha256-a", "master alpha 0.5", '"max_new_tokens": 256', "transformers", "Newcombe", "random draws",
     ):  # fmt: skip
@@ -211,11 +218,89 @@ def test_the_command_line_writes_it(
 def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     run = store.get_run(stored(store, result))
-    page = of_run(run, store.load_result(run.run_id))
-    assert run.run_id in page
-    assert "The rank among random sets of layers on the probe was not measured." in page, "the verdict in words"
+    assert run.run_id in of_run(store, run.run_id)
+    recipe = result.spec.arms[1].recipe
+    assert recipe is not None
+    dose = DoseSpec(recipe=recipe, problems=MINI.problems, alphas=(0.0,))
+    other = store.start_run(dose)
+    store.finish_run(other, state="done", result=DoseResult(recipe_id="x", alphas=(0.0,), rows=()), elapsed_s=1.0)
     with pytest.raises(StoreError, match="has no report; got DoseResult; expected a benchmark"):
-        of_run(run, DoseResult.model_construct())
+        of_run(store, other)
+
+
+def verdict_of(page: str) -> str:
+    """What stands in the report's first section."""
+    return page.split("<h2>What was found</h2>")[1].split("</section>")[0]
+
+
+def finished(result: BenchResult) -> BenchResult:
+    rows = tuple(row.model_copy(update={"verdict": "better"}) for row in result.comparisons)
+    return result.model_copy(update={"complete": True, "no_verdict": None, "comparisons": rows})
+
+
+def test_the_verdict_in_words_always_stands_first(result: BenchResult, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    partial = verdict_of(of_run(store, stored(store, result)))
+    assert "No verdict. No verdict on these." in partial
+    assert "no evidence yet" in partial
+    for word in ("better in", "worse in", "not worse by more than the margin in", "inconclusive in"):
+        assert word not in partial
+    whole = verdict_of(of_run(store, stored(store, finished(result))))
+    assert "double: better in algebra (+25.0 points [−40.0, +70.0]" in whole
+    assert "The rank among random sets of layers on the probe was not measured." in whole
+
+
+def a_rank(store: RunStore, recipe: EditRecipe, as_good: int, *, complete: bool = True, **spec: object) -> None:
+    asked = RankSpec(recipe=recipe, problems=MINI.problems, seed=as_good)
+    sets = tuple(
+        RankedSet(layers=(index,), norm=1.0, scale=1.0, gains={"all": 0.0}, matched={"all": 0.0}) for index in range(99)
+    )
+    row = RankRow(
+        subject="all", n=112, gain=0.1, ci_low=0.0, ci_high=0.2, as_good=as_good, p=(1 + as_good) / 100,
+        as_good_matched=as_good, p_matched=(1 + as_good) / 100,
+    )  # fmt: skip
+    found = RankResult(
+        spec=asked, recipe_id=content_id(recipe), n_layers=10, layers=tuple(recipe.layers), norm=1.0, rows=(row,),
+        sets=sets, n_possible=209, complete=complete,
+    )  # fmt: skip
+    run_id = store.start_run(asked.model_copy(update=spec))
+    store.finish_run(run_id, state="done", result=found, elapsed_s=1.0)
+
+
+def test_the_rank_is_of_a_recipe_of_this_benchmark_on_its_problems(result: BenchResult, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    recipe = result.spec.arms[1].recipe
+    assert recipe is not None
+    rows = tuple(
+        row.model_copy(update={"recipe_id": content_id(arm.recipe) if arm.recipe else None})
+        for row, arm in zip(result.arms, result.spec.arms, strict=True)
+    )
+    run_id = stored(store, result.model_copy(update={"arms": rows}))
+    a_rank(store, recipe.model_copy(update={"master_alpha": 0.123}), 1)
+    a_rank(store, recipe, 2, problems=MINI.problems.model_copy(update={"problems": "elsewhere"}))
+    a_rank(store, recipe, 3, complete=False)
+    assert stored_rank(store, result.spec) is None
+    assert "was not measured" in verdict_of(of_run(store, run_id))
+    a_rank(store, recipe, 4)
+    double = result.spec.arms[2].recipe
+    assert double is not None
+    a_rank(store, double, 5)  # newer, but of a later arm
+    assert "4 of 99 random sets of equal size" in verdict_of(of_run(store, run_id))
+
+
+def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    run_id = stored(store, result)
+    assert "was not recorded" in of_run(store, run_id)
+    settings = RunSettings(
+        dtype="bfloat16", device="A device <b>", torch="9.9.9", transformers="8.8", attention="eager",
+        deterministic=True, tf32=False, batch_size=32, threads=3,
+    )  # fmt: skip
+    put_settings(store.database, run_id, settings)
+    page = of_run(store, run_id)
+    assert "was not recorded" not in page
+    for name, value in (("device", "A device &lt;b&gt;"), ("torch", "9.9.9"), ("dtype", "bfloat16"), ("threads", "3")):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
 
 
 @pytest.fixture
@@ -229,13 +314,13 @@ def opened(result: BenchResult, tmp_path: Path) -> Iterator[object]:
     from playwright.sync_api import sync_playwright
 
     file = tmp_path / "report.html"
-    file.write_text(report_html(result, FACTS, sentences=(EVIL,)), encoding="utf-8")
+    file.write_text(report_html(result, FACTS), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         page = browser.new_context(offline=True).new_page()
         page.problems = []  # type: ignore[attr-defined]
-        page.on("console", lambda message: message.type != "error" or page.problems.append(message.text))  # type: ignore[attr-defined]
+        page.on("console", lambda message: page.problems.append(f"{message.type}: {message.text}"))  # type: ignore[attr-defined]
         page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
         page.on(
             "request",
