@@ -25,7 +25,7 @@ from stethoscope.pipeline.editing import patch_of
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchSpec, CompareTextSpec, EditRecipe, ProbeSpec, Spec
-from stethoscope.results import ProbeResult, Result
+from stethoscope.results import BenchResult, ProbeResult, Result
 from stethoscope.store.runs import RunStore
 
 SESSIONS, OPERATIONS = 8, 100
@@ -119,7 +119,9 @@ def bad_of(profile: Profile) -> ProbeSpec:
 
 
 def timeless(result: Result | None) -> Result | None:
-    """Return `result` without the one number that is no output of the model."""
+    """Return `result` without the numbers that are no output of the model: a time, what this store has tried."""
+    if isinstance(result, BenchResult):
+        return result.model_copy(update={"configurations_tried": None})
     return result.model_copy(update={"elapsed_s": 0.0}) if isinstance(result, ProbeResult) else result
 
 

@@ -222,7 +222,7 @@ def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | No
     tokenizer = load_tokenizer(checkpoint)
     progress.check_cancel()
     check_finite(ref.id, model.named_parameters())
-    layout, loaded = layout_of(model), tensor_digests(model.named_parameters())
+    layout, loaded = layout_of(model, ref.roles), tensor_digests(model.named_parameters())
     try:
         model = put_in_place(model, placement)
     except (MemoryError, torch.OutOfMemoryError) as error:
