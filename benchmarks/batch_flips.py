@@ -1,0 +1,81 @@
+"""How many answers change with the batch size? The mini's base on the same problems, in float32 and in bfloat16.
+
+Rounding depends on what is computed together, so that the argmax may part between two logits that are nearly equal.
+Counted against batch size 1 of the same dtype: texts that differ, and answers whose grade flips (exact match); and
+against float32 at batch size 1. The benchmark's own code answers and grades.
+Run: python -m benchmarks.batch_flips [--problems 16] [--device cuda]
+"""
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+
+from stethoscope.model.memory import device_name
+from stethoscope.pipeline import run
+from stethoscope.pipeline.context import Context
+from stethoscope.profiles import MINI
+from stethoscope.progress import Progress
+from stethoscope.records import BenchArm, BenchSpec
+from stethoscope.results import BenchItem, BenchResult
+from stethoscope.store.runs import RunStore
+
+BATCH_SIZES = (1, 8, 32)
+DTYPES = ("float32", "bfloat16")
+
+
+def answers(context: Context, dtype: str, batch_size: int, problems: int) -> dict[str, BenchItem]:
+    """Return the base's graded answers by problem."""
+    spec = BenchSpec(
+        model=MINI.model.model_copy(update={"dtype": dtype}),
+        problems=MINI.problems,
+        arms=(BenchArm(name="base"),),
+        subjects=MINI.problems.subjects,
+        n=problems,
+        batch_size=batch_size,
+    )
+    result = run(spec, context, Progress()).result
+    assert isinstance(result, BenchResult)
+    return {item.problem_id: item for item in result.items}
+
+
+def difference(found: dict[str, BenchItem], reference: dict[str, BenchItem]) -> tuple[int, int, int]:
+    """Return how many texts differ, how many answers are correct only here, and only in `reference`."""
+    assert found.keys() == reference.keys(), "not the same problems"
+    pairs = [(found[key], reference[key]) for key in reference]
+    right = [(one.grade.exact_match == "correct", other.grade.exact_match == "correct") for one, other in pairs]
+    texts = sum(one.completion != other.completion for one, other in pairs)
+    return texts, right.count((True, False)), right.count((False, True))
+
+
+def main() -> None:
+    """Answer at every batch size in every dtype, print a table in markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=16, help="problems of each subject")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    found: dict[tuple[str, int], dict[str, BenchItem]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        context = Context(RunStore(Path(place)), device=options.device)
+        for dtype in DTYPES:
+            for batch_size in BATCH_SIZES:
+                found[dtype, batch_size] = answers(context, dtype, batch_size, options.problems)
+        context.close()
+    reference = found[DTYPES[0], BATCH_SIZES[0]]
+    print(f"{device_name(torch.device(options.device))}, torch {torch.__version__}; {len(reference)} problems\n")
+    print("| dtype | batch size | correct | texts differ from batch size 1 | grade flips (gained, lost) "
+          "| texts differ from float32 | grade flips (gained, lost) |")  # fmt: skip
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for (dtype, batch_size), items in found.items():
+        correct = sum(item.grade.exact_match == "correct" for item in items.values())
+        texts, gained, lost = difference(items, found[dtype, BATCH_SIZES[0]])
+        far, far_gained, far_lost = difference(items, reference)
+        print(f"| {dtype} | {batch_size} | {correct} | {texts} | {gained + lost} ({gained}, {lost}) "
+              f"| {far} | {far_gained + far_lost} ({far_gained}, {far_lost}) |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
