@@ -17,6 +17,7 @@ from stethoscope.cli.terminal import (
     print_memory,
     print_preflight,
     print_problems,
+    print_rank,
     print_stability,
 )
 from stethoscope.errors import CheckpointError, Paused, RecipeError, StoreError
@@ -37,6 +38,7 @@ from stethoscope.records import (
     ProblemsSpec,
     ProjectedArm,
     RandomSubspaceArm,
+    RankSpec,
     RawArm,
     Spec,
     StabilitySpec,
@@ -51,6 +53,7 @@ from stethoscope.results import (
     MemoryResult,
     PreflightResult,
     ProblemsResult,
+    RankResult,
     Result,
     StabilityResult,
 )
@@ -231,6 +234,22 @@ class Commands:
             raise RecipeError(f"cannot write {options.out}", got=error.strerror) from error
         self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}")
         return {"recipe_id": content_id(recipe), "out": options.out, "recipe": recipe.model_dump(mode="json")}
+
+    def rank(self) -> dict[str, object]:
+        """Rank of a recipe among random sets of layers."""
+        options = self.options
+        spec = RankSpec(
+            recipe=read_recipe(options.recipe),
+            problems=self.profile.problems,
+            split=options.split,
+            n=options.n,
+            n_sets=options.n_sets,
+            seed=options.seed,
+        )
+        result = self.result(spec)
+        assert isinstance(result, RankResult)
+        print_rank(self.console, result)
+        return result.model_dump(mode="json")
 
     def bench(self) -> dict[str, object]:
         """Paired benchmark."""

@@ -10,6 +10,7 @@ EPILOG = """\
 examples:
   python -m stethoscope diagnose --profile mini
   python -m stethoscope recipe --profile mini --layers 3,5=0.5 --alpha 0.8 --out r.json
+  python -m stethoscope rank r.json
   python -m stethoscope bench r.json --subjects number_theory --n 100 --controls
   python -m stethoscope export r.json --out edited-model
 
@@ -29,6 +30,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def _at_least_two(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is less than 2")
     return value
 
 
@@ -72,6 +80,14 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         "--block-size", type=_positive, default=64, metavar="N", help="problems that every arm answers before the next"
     )
     bench.add_argument("--controls", action="store_true", help="add the first recipe's standard set of control arms")
+
+
+def _add_rank_options(rank: argparse.ArgumentParser) -> None:
+    rank.add_argument("recipe", metavar="RECIPE", help="recipe file")
+    rank.add_argument("--n", type=_at_least_two, default=16, help="problems per subject, at least 2 (default: 16)")
+    rank.add_argument("--n-sets", type=_positive, default=99, metavar="N", help="random sets of layers (default: 99)")
+    rank.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
+    rank.add_argument("--seed", type=int, default=0, help="of the problems and of the sets")
 
 
 def _add_memory_options(memory: argparse.ArgumentParser) -> None:
@@ -154,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
 
     _add_recipe_options(add("recipe", "write an edit recipe as JSON"))
+    _add_rank_options(add("rank", "rank a recipe's layers among random sets of equally many, by likelihood"))
     _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
     _add_report_options(

@@ -20,6 +20,7 @@ from stethoscope.results import (
     MemoryResult,
     PreflightResult,
     ProblemsResult,
+    RankResult,
     StabilityResult,
 )
 
@@ -208,6 +209,31 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
     console.print(
         f"Gains in nats per solution token, n = {result.n} {result.split} problems a subject, alpha {result.alpha:g}; "
         f"{result.n_edits} edits, {'each taken off again' if result.verified else 'NOT VERIFIED'}."
+    )
+
+
+def print_rank(console: Console, result: RankResult) -> None:
+    """Draw the recipe's gain and its rank among the random sets, as drawn and at equal edit norm, a row a subject."""
+    layers, n_sets = ", ".join(map(str, result.layers)), len(result.sets)
+    table = Table(
+        *("subject", "n", "gain", "95% interval", "rank", "p", "rank, equal norm", "p, equal norm"),
+        title=f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of equally many",
+    )
+    for row in result.rows:
+        table.add_row(
+            row.subject,
+            str(row.n),
+            f"{row.gain:+.4f}",
+            f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
+            f"{1 + row.as_good} of {1 + n_sets}",
+            f"{row.p:.3f}",
+            f"{1 + row.as_good_matched} of {1 + n_sets}",
+            f"{row.p_matched:.3f}",
+        )
+    console.print(table)
+    console.print(
+        f"Gains in nats per solution token on {result.spec.split} problems; rank 1: no set is as good. "
+        f"p = rank / (sets + 1), so no smaller than {1 / (1 + n_sets):.3f}."
     )
 
 

@@ -367,6 +367,39 @@ def test_gain_prints_all_subjects_or_one(run: Run) -> None:
     assert "each taken off again" in out
 
 
+def test_rank_prints_the_recipe_among_sets_of_equal_size(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    made = printed(run("recipe", "--json", "--layers", "1,2=0.5", "--out", str(recipe)))
+    every = printed(run("rank", str(recipe), "--json", "--n", "3"))
+    assert {row["subject"] for row in every["rows"]} == {"all", "number_theory", "geometry"}
+    assert (every["recipe_id"], every["layers"], every["complete"]) == (made["recipe_id"], [1, 2], True)
+    assert len(every["sets"]) == every["n_possible"] == 5
+    few = printed(run("rank", str(recipe), "--json", "--n", "2", "--n-sets", "2", "--split", "test", "--seed", "4"))
+    asked = {name: few["spec"][name] for name in ("n", "n_sets", "split", "seed")}
+    assert asked == {"n": 2, "n_sets": 2, "split": "test", "seed": 4}
+    assert len(few["sets"]) == 2
+    whole = every["rows"][0]
+    code, out, _ = run("rank", str(recipe), "--n", "3")
+    assert code == 0
+    shown = " ".join(out.split())
+    assert "Layers 1, 2 among 5 other sets" in shown
+    assert f"{1 + whole['as_good']} of 6" in shown
+    assert f"{1 + whole['as_good_matched']} of 6" in shown
+    assert "no smaller than 0.167" in shown
+    assert "2 random sets" in " ".join(run("rank", str(recipe), "--n", "2", "--n-sets", "2")[1].split())
+
+
+def test_mistakes_of_rank_are_one_line_each(run: Run, tmp_path: Path) -> None:
+    recipe, full = str(tmp_path / "r.json"), str(tmp_path / "full.json")
+    for layers, out in (("1", recipe), ("all", full)):
+        assert run("recipe", "--layers", layers, "--out", out)[0] == 0
+    assert "4 of 4 layers" in assert_one_line(run("rank", full))
+    assert "less than 2" in assert_one_line(run("rank", recipe, "--n", "1"))
+    assert_one_line(run("rank", recipe, "--n-sets", "0"))
+    assert_one_line(run("rank", recipe, "--n", "9999"))
+    assert_one_line(run("rank", str(tmp_path / "missing.json")))
+
+
 def test_mistakes_of_gain_are_one_line_each(run: Run) -> None:
     assert "alchemy" in assert_one_line(run("gain", "--subject", "alchemy"))
     assert "2" in assert_one_line(run("gain", "--n", "1"))
