@@ -17,7 +17,7 @@ from stethoscope.pipeline.bench import bench_problems, blocks_of, diverges_at, w
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchSpec, EditRecipe
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe, ProjectedArm
 from stethoscope.results import BenchItem, BenchResult, Certificate
 from stethoscope.store.runs import RunStore
 
@@ -367,6 +367,11 @@ def test_many_arms_share_little_memory_and_are_built_again_right(
     pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = [arm_of(pico_profile, f"layer {layer}", layer) for layer in range(4)]
+    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    filtered = ProjectedArm(
+        diagnosis=diagnosis, subject="geometry", top_k=2
+    )  # its patch reads SAEs, a stage of its own
+    chosen.append(BenchArm(name="projected", recipe=recipe_of(pico_profile, {1: 1.0, 2: 1.0}, arm=filtered)))
     spec = bench_of(pico_profile, *chosen)
     expected = alone(spec, tmp_path / "roomy")
     built: Counter[str] = Counter()
@@ -384,7 +389,7 @@ def test_many_arms_share_little_memory_and_are_built_again_right(
     assert run(spec, context, progress) == expected
     context.close()
     assert set(built.values()) == {4}, "the patches were kept: the check shows nothing"
-    assert (progress.stage, progress.done, progress.total) == (STAGE, 40, 40)
+    assert (progress.stage, progress.done, progress.total) == (STAGE, 48, 48)
 
 
 @pytest.mark.parametrize("kept", [True, False])
