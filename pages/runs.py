@@ -4,10 +4,12 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _restore, _session, _share, _status, _ui
+from pages import _downloads, _jobs, _restore, _running, _session, _share, _status, _ui
 from pages._runs_table import recipes_by_run, recipes_of, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
+from stethoscope.records import BenchSpec
+from stethoscope.store.runs import RESUMABLE
 from stethoscope.store.settings import get_settings
 
 KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "export")
@@ -22,8 +24,35 @@ def open_again(run: Any) -> None:
         st.session_state["runs-error"] = str(error)
 
 
+def resume(spec: BenchSpec) -> None:
+    """Go on with a benchmark where it was paused or interrupted, on its page."""
+    _running.start(spec)
+    st.session_state["go"] = "benchmark"
+
+
+def _files(run: Any) -> None:
+    """Draw the buttons of a run's recipes, result and report; Resume where it stands unfinished."""
+    newest = next(other for other in _jobs.front().store.list_runs(run.kind) if other.spec_id == run.spec_id)
+    if isinstance(run.spec, BenchSpec) and run.state in RESUMABLE and newest.run_id == run.run_id:
+        st.button("Resume", key="resume-run", on_click=resume, args=(run.spec,),
+                  help="Asks only what is missing, and ends with the same numbers as a run in one go.")  # fmt: skip
+    for name, recipe in recipes_of(run.spec).items():
+        st.download_button(f"Recipe: {name}", recipe.model_dump_json(indent=2), "recipe.json",
+                           "application/json", key=f"recipe-{name}", on_click="ignore")  # fmt: skip
+    if run.result_id is None:
+        return
+    result = _jobs.front().store.load_result(run.run_id)
+    if run.kind == "bench":
+        _downloads.report(run.run_id, "run-report")
+    st.download_button("Result JSON", result.model_dump_json(indent=2), f"{run.run_id}.json",
+                       "application/json", key="result-json", on_click="ignore")  # fmt: skip
+    for name in TABLES:
+        if rows := getattr(result, name, ()):
+            _ui.csv_button(f"{name.capitalize()} CSV", rows, f"{run.run_id}_{name}.csv", f"{name}-csv")
+
+
 def detail(run: Any) -> None:
-    """Draw one run: open again, pin, downloads."""
+    """Draw one run: open again, pin, resume, downloads; one that cannot be read says so, and the page goes on."""
     store = _jobs.front().store
     st.caption(_ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
     if (settings := get_settings(store.database, run.run_id)) is not None:
@@ -33,16 +62,8 @@ def detail(run: Any) -> None:
                   args=(run,))  # fmt: skip
         st.button("Unpin" if run.pinned else "Pin", key="pin-run", on_click=store.set_pinned,
                   args=(run.run_id, not run.pinned))  # fmt: skip
-        for name, recipe in recipes_of(run.spec).items():
-            st.download_button(f"Recipe: {name}", recipe.model_dump_json(indent=2), "recipe.json",
-                               "application/json", key=f"recipe-{name}", on_click="ignore")  # fmt: skip
-        if run.result_id is not None:
-            result = store.load_result(run.run_id)
-            st.download_button("Result JSON", result.model_dump_json(indent=2), f"{run.run_id}.json",
-                               "application/json", key="result-json", on_click="ignore")  # fmt: skip
-            for name in TABLES:
-                if rows := getattr(result, name, ()):
-                    _ui.csv_button(f"{name.capitalize()} CSV", rows, f"{run.run_id}_{name}.csv", f"{name}-csv")
+        with _ui.guarded():
+            _files(run)
 
 
 def compare(runs: list[Any]) -> None:
@@ -60,7 +81,8 @@ def compare(runs: list[Any]) -> None:
 
 def _by_default(run: Any, kind: str | None) -> bool:
     """Whether a run is listed unasked: not when it was stopped or failed, or is a curve that Edit drew by itself."""
-    return (run.result_id is not None or run.state == "running") and (run.kind != "dose" or kind == "dose")
+    listed = run.result_id is not None or run.state in ("running", *RESUMABLE)
+    return listed and (run.kind != "dose" or kind == "dose")
 
 
 def main() -> None:

@@ -1,0 +1,72 @@
+"""The Runs page: what can be taken away from a run, going on with one, and runs that cannot be read any more."""
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fake_front import FakeFront, bench, first_block
+from streamlit.testing.v1 import AppTest
+
+from stethoscope.profiles import MINI
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe
+
+Open = Callable[..., AppTest]
+
+
+def a_spec(**more: Any) -> BenchSpec:
+    recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0}, master_alpha=0.5)  # type: ignore[dict-item]
+    arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=recipe))
+    return BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=("algebra",), n=4, **more)
+
+
+def stored(front: FakeFront, spec: BenchSpec, state: Any = "done") -> str:
+    run_id = front.store.start_run(spec)
+    result = bench(spec) if state == "done" else first_block(spec)
+    front.store.finish_run(run_id, state=state, result=result, elapsed_s=1.0)
+    return run_id
+
+
+def test_the_report_is_written_only_when_asked_for(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import streamlit as st
+
+    offered: dict[str, Any] = {}
+    plain = st.download_button
+
+    def kept(label: str, data: Any, *more: Any, **options: Any) -> bool:
+        offered[str(options.get("key"))] = data
+        return plain(label, data, *more, **options)
+
+    monkeypatch.setattr(st, "download_button", kept)
+    run_id = stored(front, a_spec())
+    app = open_page("runs")
+    app.selectbox(key="run-select").set_value(run_id).run()
+    assert not app.exception
+    assert callable(offered["run-report"])
+    assert f"<h1>Benchmark {run_id}</h1>" in offered["run-report"]()
+
+
+def test_a_paused_benchmark_goes_on_and_a_finished_one_does_not(front: FakeFront, open_page: Open) -> None:
+    done, spec = stored(front, a_spec()), a_spec(seed=1)
+    paused = stored(front, spec, "paused")
+    app = open_page("runs")
+    app.selectbox(key="run-select").set_value(done).run()
+    assert "resume-run" not in [button.key for button in app.button]
+    app.selectbox(key="run-select").set_value(paused).run()
+    app.button(key="resume-run").click().run()
+    assert not app.exception
+    assert front.submitted.count(spec) == 1
+
+
+def test_a_result_of_another_version_is_a_sentence_and_the_page_goes_on(front: FakeFront, open_page: Open) -> None:
+    run_id = stored(front, a_spec())
+    blob = front.store.blobs.put_json({"kind": "BenchResult", "data": {"old": 1}})
+    with sqlite3.connect(front.store.database) as database:
+        database.execute("UPDATE runs SET result_id = ? WHERE run_id = ?", (blob, run_id))
+    app = open_page("runs")
+    app.selectbox(key="run-select").set_value(run_id).run()
+    assert not app.exception
+    assert any("does not fit this version" in error.value for error in app.error)
+    assert any("What changed between two recipes" in element.value for element in app.markdown)
