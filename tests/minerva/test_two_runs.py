@@ -1,0 +1,66 @@
+"""Two runs side by side: paired by problem, never by position, and refused where more than the recipe differs."""
+
+from typing import Any
+
+import pytest
+
+from stethoscope.minerva.two_runs import pair_runs
+from stethoscope.profiles import MINI
+from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
+from stethoscope.results import BenchItem, BenchResult
+
+
+def a_run(right: dict[int, bool], *, base: str = "b", **more: Any) -> BenchResult:
+    """A run whose recipe is right on the problems marked so, in this order; the base is always wrong."""
+    recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0})  # type: ignore[dict-item]
+    arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=recipe))
+    spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=("algebra",), n=4, **more)
+    items = []
+    for arm in ("base", "recipe"):
+        for number, is_right in right.items():
+            status = GradeStatus.CORRECT if is_right and arm == "recipe" else GradeStatus.INCORRECT
+            grade = Grade(exact_match=status, math_verify=status, marked=True, answer="1")
+            items.append(
+                BenchItem(
+                    arm=arm, subject="algebra", problem_id=f"{number:016x}", problem="p", gold="1",
+                    completion=base if arm == "base" else "r", n_tokens=1, truncated=False, grade=grade,
+                )
+            )  # fmt: skip
+    return BenchResult(
+        spec=spec, arms=(), comparisons=(), totals=(), items=tuple(items), certificates={}, complete=True
+    )
+
+
+ARMS, LABELS = ("recipe", "recipe"), ("A", "B")
+
+
+def test_answers_are_paired_by_problem_and_the_sign_is_second_minus_first() -> None:
+    first = a_run({0: True, 1: False, 2: False, 3: False, 9: True})
+    second = a_run({8: True, 3: True, 2: True, 1: True, 0: True})  # another order, and a problem of its own
+    found = pair_runs(first, second, ARMS, LABELS).paired
+    assert found is not None
+    (row,) = found.comparisons
+    assert (row.n11, row.n10, row.n01, row.n00) == (1, 3, 0, 0)
+    assert row.difference == pytest.approx(0.75)
+    assert row.mcnemar_p == pytest.approx(0.25)
+    assert row.verdict is None
+    macro = next(total for total in found.totals if total.kind == "macro")
+    assert (macro.reference_accuracy, macro.accuracy) == (0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [({"max_new_tokens": 99}, "Different limits"), ({"chat_template": True}, "prompt formats")]
+)
+def test_what_else_differs_is_said(more: dict[str, Any], said: str) -> None:
+    found = pair_runs(a_run({0: True}), a_run({0: True}, **more), ARMS, LABELS)
+    assert found.paired is None
+    assert said in found.obstacles[0]
+
+
+def test_no_common_problem_is_said() -> None:
+    assert "different problems" in pair_runs(a_run({0: True}), a_run({1: True}), ARMS, LABELS).obstacles[0]
+
+
+def test_references_that_answered_differently_are_told() -> None:
+    found = pair_runs(a_run({0: True}), a_run({0: True}, base="other"), ARMS, LABELS)
+    assert "answered 1 of 1 shared problems differently" in " ".join(found.notes)
