@@ -101,7 +101,7 @@ def look(slot: str) -> View:
     if held.get("job") is None:
         run_id = held.get("run")
         held["shown"] = {"run": run_id} if run_id else held.get("shown")
-        return View(_load(front().store, run_id), run_id, recorded=True) if run_id else View()
+        return View(load_result(front().store, run_id), run_id, recorded=True) if run_id else View()
     job = front().snapshot(held["job"])
     if job is None:
         forget(slot)
@@ -118,12 +118,12 @@ def _former(held: dict[str, Any]) -> Any:
     """Result that the slot showed before its present job, if it can still be had."""
     shown = held.get("shown") or {}
     if run_id := shown.get("run"):
-        return _load(front().store, run_id)
+        return load_result(front().store, run_id)
     job = front().snapshot(shown["job"]) if shown.get("job") else None
     return None if job is None else job.result
 
 
-def _load(store: Any, run_id: str) -> Any:
+def load_result(store: Any, run_id: str) -> Any:
     """Return the run's result; a benchmark that went on after a pause has another one than before."""
     return _load_once(store, run_id, store.get_run(run_id).result_id)
 

@@ -65,14 +65,14 @@ def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
         st.button("Load", key="load-recipe", on_click=_take, args=(lambda: named[chosen],))
 
 
-def changes(before: EditRecipe, after: EditRecipe) -> None:
+def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") -> None:
     """Draw what changed from one recipe to another as a table."""
     rows = differences(before, after)
     if not rows:
         st.caption("The two recipes are the same.")
         return
     frame = pd.DataFrame([{"field": row.field, "before": row.before, "now": row.after} for row in rows])
-    st.dataframe(frame, hide_index=True, key="recipe-diff", alt="What differs between the two recipes")
+    st.dataframe(frame, hide_index=True, key=key, alt="What differs between the two recipes")
 
 
 def _keep_choice(key: str) -> None:

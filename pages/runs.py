@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _downloads, _jobs, _restore, _running, _session, _share, _status, _ui
+from pages import _downloads, _jobs, _restore, _running, _session, _share, _side_by_side, _status, _ui
 from pages._runs_table import recipes_by_run, recipes_of, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
@@ -110,6 +110,8 @@ def main() -> None:
         chosen = st.selectbox("Run", list(by_id), key="run-select",
                               format_func=lambda run_id: f"{run_id} · {pretty(by_id[run_id].kind)}")  # fmt: skip
         detail(by_id[chosen])
+    with _ui.card("Two benchmarks side by side", key="runs-pair"), _ui.guarded():
+        _side_by_side.draw(runs)
     with _ui.card("What changed between two recipes", key="runs-diff"):
         compare(runs)
 

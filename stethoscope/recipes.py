@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stethoscope.errors import RecipeError
-from stethoscope.records import EditRecipe, LayerAlpha
+from stethoscope.records import EditRecipe, LayerAlpha, Record
 
 LINK_PREFIX = "z."
 MAX_LINK_BYTES = 1_000_000
@@ -112,15 +112,15 @@ def from_link(text: str) -> EditRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference between two recipes: a field's path and both values as text; a missing one is "–"."""
+    """One difference between two records: a field's path and both values as text; a missing one is "–"."""
 
     field: str
     before: str
     after: str
 
 
-def differences(before: EditRecipe, after: EditRecipe) -> list[Change]:
-    """Return what changed from `before` to `after`, in the order of the fields.
+def differences(before: Record, after: Record) -> list[Change]:
+    """Return what changed from `before` to `after`, two records of one kind, in the order of the fields.
 
     Equal recipes have no difference, and recipes without a difference are equal.
     """

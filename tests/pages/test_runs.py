@@ -70,3 +70,36 @@ def test_a_result_of_another_version_is_a_sentence_and_the_page_goes_on(front: F
     assert not app.exception
     assert any("does not fit this version" in error.value for error in app.error)
     assert any("What changed between two recipes" in element.value for element in app.markdown)
+
+
+def test_two_benchmarks_stand_side_by_side_and_are_paired_on_shared_problems(front: FakeFront, open_page: Open) -> None:
+    app = open_page("runs")
+    assert not app.exception
+    stored(front, a_spec())
+    app = open_page("runs")
+    assert "so far there is one" in said(app)
+    other = a_spec()
+    weaker = other.arms[1].recipe.model_copy(update={"master_alpha": 0.25})  # type: ignore[union-attr]
+    stored(front, other.model_copy(update={"arms": (other.arms[0], BenchArm(name="recipe", recipe=weaker))}))
+    app = open_page("runs")
+    assert not app.exception
+    assert "run B − run A, on shared problems only." in said(app)
+    assert "no verdict" not in said(app).lower()
+    recipes, *_ = [frame.value for frame in app.dataframe if "before" in frame.value]
+    assert recipes[["field", "before", "now"]].values.tolist() == [["master_alpha", "0.5", "0.25"]]
+    assert "asked the same problems in the same way" in said(app)
+
+
+def test_runs_that_differ_in_more_than_the_recipe_are_not_paired(front: FakeFront, open_page: Open) -> None:
+    stored(front, a_spec())
+    stored(front, a_spec(max_new_tokens=99))
+    app = open_page("runs")
+    assert not app.exception
+    assert any("not comparable" in warning.value and "Different limits" in warning.value for warning in app.warning)
+    (settings,) = [frame.value for frame in app.dataframe if "setting" in frame.value]
+    assert settings["setting"].tolist() == ["max_new_tokens"]
+    assert "on shared problems only" not in said(app)
+
+
+def said(app: AppTest) -> str:
+    return " ".join(caption.value for caption in app.caption)
