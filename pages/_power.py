@@ -77,13 +77,20 @@ def size(spec: BenchSpec) -> bool:
 
 
 def _wait(view: _jobs.View) -> None:
-    """Rerun the page once the count is there."""
+    """Rerun the page once the count is there.
+
+    Never in the run that draws the plan: a run that is cut off may take along what it told the browser of its widgets,
+    which then show their defaults and send those back.
+    """
     if not view.active:
         return
-    job_id = view.job.job_id
+    job_id, drawn = view.job.job_id, [False]
 
     @st.fragment(run_every=0.5)
     def until_counted() -> None:
+        if not drawn[0]:
+            drawn[0] = True
+            return
         job = _jobs.front().snapshot(job_id)
         if job is None or job.state in _jobs.FINISHED:
             st.rerun()
