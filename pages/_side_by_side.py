@@ -60,8 +60,8 @@ def _choice(known: dict[str, Any], name: str, *, index: int) -> tuple[Any, Bench
     result = _jobs.load_result(_jobs.front().store, run.run_id)
     assert isinstance(result, BenchResult)
     arms = [arm.name for arm in result.spec.arms]
-    start = arms.index("recipe") if "recipe" in arms else len(arms) - 1
-    return run, result, st.selectbox(f"Arm of run {name}", arms, index=start, key=f"side-arm-{name}-{run.run_id}")
+    first_edit = min(1, len(arms) - 1)  # behind the reference
+    return run, result, st.selectbox(f"Arm of run {name}", arms, index=first_edit, key=f"side-arm-{name}-{run.run_id}")
 
 
 def _settings(first: Any, second: Any) -> None:

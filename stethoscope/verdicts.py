@@ -151,7 +151,8 @@ def _unscored(rows: Sequence[ComparisonRow]) -> list[str]:
         if row.sensitivity and {row.sensitivity.verdict_low, row.sensitivity.verdict_high} != {row.verdict}
     ]
     hangs = f"scored, they could change the verdict in {_names(turned)}" if turned else "no verdict hangs on it"
-    return [f"{n} pairs hold an answer without a score (unparsable or out of time), counted as wrong; {hangs}."]
+    pairs = "1 pair holds" if n == 1 else f"{n} pairs hold"
+    return [f"{pairs} an answer without a score (unparsable or out of time), counted as wrong; {hangs}."]
 
 
 def _layers(result: BenchResult, rank: RankResult | None) -> str:
