@@ -24,25 +24,13 @@ from stethoscope.delta.patch import Patch, applied
 from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrapped
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
+from stethoscope.hub import TOKENIZER
 from stethoscope.model.loading import quiet_transformers
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm
 from stethoscope.results import ExportResult
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
 
 
@@ -240,7 +228,7 @@ def _max_abs_difference(session: ModelSession, folder: Path) -> float:
 
 def _save_tokenizer(session: ModelSession, folder: Path) -> None:
     """Copy the base's tokenizer files as they are."""
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER:
         if (session.folder / name).is_file():
             shutil.copyfile(session.folder / name, folder / name)
 

@@ -12,6 +12,7 @@ from stethoscope.hub.commits import forget_commits, known_commit
 from stethoscope.hub.fetch import (
     ADAPTER,
     CHECKPOINT,
+    TOKENIZER,
     FetchedFile,
     FetchedFolder,
     FetchPlan,
@@ -26,6 +27,7 @@ from stethoscope.hub.refusals import HubError
 __all__ = [
     "ADAPTER",
     "CHECKPOINT",
+    "TOKENIZER",
     "FetchPlan",
     "FetchedFile",
     "FetchedFolder",

@@ -35,12 +35,7 @@ from stethoscope.hub.refusals import HubError, no_space, offline, refusal
 from stethoscope.hub.transfer import Blob, fetch_blob
 from stethoscope.progress import Progress
 
-CHECKPOINT = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -52,6 +47,14 @@ CHECKPOINT = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+)
+CHECKPOINT = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    *TOKENIZER,
 )
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 DATA = (".safetensors", ".npz", ".json", ".jsonl", ".parquet", ".jinja", ".model", ".txt", ".yaml", ".md")  # no code
