@@ -14,6 +14,7 @@ import streamlit as st
 from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from pages import _session
 from stethoscope import jobs
 
 STOPPED = ("paused", "cancelled")
@@ -22,7 +23,10 @@ FINISHED = ("done", *STOPPED, "failed")
 
 @dataclass(frozen=True)
 class View:
-    """What a slot shows: a result (`stale`: of the former spec; `run_id` where it is stored), its job, an error."""
+    """What a slot shows: a result (`stale`: of the former spec; `run_id` where it is stored), its job, an error.
+
+    `unasked`: nothing was asked, for the model is not to be loaded before a button says so.
+    """
 
     result: Any = None
     run_id: str | None = None
@@ -30,6 +34,7 @@ class View:
     error: Any = None
     stale: bool = False
     recorded: bool = False
+    unasked: bool = False
 
     @property
     def active(self) -> bool:
@@ -63,13 +68,18 @@ def spec_key(spec: Any) -> str:
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
 
 
-def ask(slot: str, spec: Any, *, title: str, interactive: bool = True) -> View:
-    """Return the view of `spec` in `slot`, submitting it when the slot holds another one."""
+def ask(slot: str, spec: Any, *, title: str, interactive: bool = True, loads: bool = True) -> View:
+    """Return the view of `spec` in `slot`, submitting it when the slot holds another one.
+
+    A spec that `loads` a model waits for the button where the model is not shipped (see `_session.may_load`).
+    """
     held = st.session_state["slots"].get(slot, {})
     job = front().snapshot(held["job"]) if held.get("job") else None
     lost = bool(held.get("job")) and job is None
     overtaken = job is not None and job.state == "cancelled" and job.result is None and not held.get("stopped")
     if held.get("spec") != spec_key(spec) or lost or overtaken:
+        if loads and not _session.may_load():
+            return View(unasked=True)
         if job is not None and held.get("spec") != spec_key(spec):
             front().cancel(job.job_id, visitor())
         job_id = front().submit(spec, interactive=interactive, title=title, owner=visitor())

@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui, _watch
+from pages import _jobs, _session, _ui, _watch
 from stethoscope.figures.memory import memory_caption, memory_stacks
 from stethoscope.profiles import Profile
 from stethoscope.records import MemorySpec
 from stethoscope.results import MemoryResult
 
 
-def card(profile: Profile, *, shipped: bool) -> None:
+def card(profile: Profile) -> None:
     """Ask for the sizes of the profile's model and SAEs and draw the stacks; nothing is loaded.
 
     A model that is not shipped is asked about by a button: its config.json may have to be fetched.
@@ -17,18 +17,19 @@ def card(profile: Profile, *, shipped: bool) -> None:
     with _ui.card("Memory", key="memory-card"):
         spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
         title = f"Sizes of {profile.title}"
-        if not shipped and st.session_state.get("memory-asked") != profile.name:
+        asked = profile.model.model_dump_json() + profile.saes.model_dump_json()
+        if not _session.may_load() and st.session_state.get("memory-asked") != asked:
             st.caption("From config.json and the SAEs' settings, which are fetched if need be; no weights are.")
-            st.button("Does it fit?", key="memory-ask", on_click=_ask, args=(profile.name,))
+            st.button("Does it fit?", key="memory-ask", on_click=_ask, args=(asked,))
             return
-        view = _jobs.ask("memory", spec, title=title)
+        view = _jobs.ask("memory", spec, title=title, loads=False)
         _watch.standing(view, "memory", "Work out the sizes")
         if isinstance(view.result, MemoryResult) and not view.stale:
             draw(view.result)
 
 
-def _ask(name: str) -> None:
-    st.session_state["memory-asked"] = name
+def _ask(parts: str) -> None:
+    st.session_state["memory-asked"] = parts
 
 
 def draw(result: MemoryResult) -> None:

@@ -80,7 +80,7 @@ def add_own(profile: Profile) -> None:
                 )
             )
         ready = bool(tuned) and not taken
-        st.button("Check and add", key="own-add", disabled=not ready, on_click=_check, args=(profile, ref))
+        st.button("Check and add", key="own-add", disabled=not ready, on_click=check, args=(profile, ref))
         _follow(profile)
         own = _session.own_task_vectors()
         if any(known.name == st.session_state["task_vector"] for known in own):
@@ -88,7 +88,9 @@ def add_own(profile: Profile) -> None:
             st.button(f"Remove {chosen}", key="own-remove", on_click=_session.remove_task_vector, args=(chosen,))
 
 
-def _check(profile: Profile, ref: TaskVectorRef) -> None:
+def check(profile: Profile, ref: TaskVectorRef) -> None:
+    """Check `ref` against the base, fetching both where they are the hub's; it is added where it is usable."""
+    _session.ask_to_load()
     spec = PreflightSpec(model=profile.model, task_vector=ref)
     _jobs.begin("own-preflight", spec, title=f"Preflight of {ref.name}", interactive=True)
     st.session_state["own-candidate"] = ref.model_dump()

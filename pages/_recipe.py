@@ -24,19 +24,13 @@ def wait_for_model() -> None:
     """Show that the model is loading, or one button that loads it."""
     profile = _session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
-    asked = profile.model.id.startswith("embedded:") or st.session_state.get("load-asked") == profile.name
-    view = _jobs.ask("info", spec, title=f"Loading {profile.title}") if asked else _jobs.View()
-    if view.error:
-        _ui.banner(view.error)
-    if view.active:
-        _watch.watch(view, key="info")
-        return
-
-    def load() -> None:
-        st.session_state["load-asked"] = profile.name
-        _jobs.forget("info")
-
-    _ui.empty(f"{profile.title} is not loaded yet.", "Load the model", "load-model", load)
+    view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
+    if view.result is not None and not view.stale:  # loaded before, and another model since
+        _ui.empty(
+            f"{profile.title} is not loaded any more.", "Load the model", "load-model", lambda: _jobs.forget("info")
+        )
+    else:
+        _watch.standing(view, "info", "Load the model")
 
 
 def from_session(profile: Profile) -> EditRecipe:

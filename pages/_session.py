@@ -11,8 +11,9 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from stethoscope.errors import UserError
+from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import MINI, Profile, load_profile
-from stethoscope.records import SCORE_NAMES, TaskVectorRef
+from stethoscope.records import SCORE_NAMES, ModelRef, SaeRef, TaskVectorRef
 
 PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
@@ -38,7 +39,53 @@ def profile() -> Profile:
         chosen = load_profile(st.session_state.get("profile", MINI.name))
     except UserError:  # Setup shows the error
         chosen = MINI
+    if (change := st.session_state.get("changed", {}).get(chosen.name)) is not None:
+        model, saes = ModelRef.model_validate(change["model"]), SaeRef.model_validate(change["saes"])
+        chosen = chosen.changed(model=model, saes=saes)
     return chosen.model_copy(update={"task_vectors": (*chosen.task_vectors, *own_task_vectors())})
+
+
+def choose_profile(name: str) -> None:
+    """Make `name` the session's profile, and forget what was picked in the former one's model."""
+    for key in ("layers", "layer_alpha", "slots", "on_show", "top_k", "edit_k", "bench_subjects", "load_asked"):
+        st.session_state.pop(key, None)
+    st.session_state["profile"] = name
+    defaults()
+
+
+def change_profile(model: ModelRef | None = None, saes: SaeRef | None = None) -> None:
+    """Change the session's profile by name; without a model or SAEs, take every change back.
+
+    Task vectors that were added for a model of another id go with it.
+    """
+    former, changed = profile(), st.session_state.get("changed", {})
+    kept = {name: change for name, change in changed.items() if name != former.name}
+    if model is not None and saes is not None:
+        kept[former.name] = {"model": model.model_dump(mode="json"), "saes": saes.model_dump(mode="json")}
+    st.session_state["changed"] = kept
+    if profile().model.id != former.model.id:
+        _keep_task_vectors([])
+    choose_profile(st.session_state["profile"])
+
+
+def is_changed() -> bool:
+    """Tell whether the session's profile was changed by name."""
+    return profile().name in st.session_state.get("changed", {})
+
+
+def may_load() -> bool:
+    """Tell whether the profile's model may be loaded: it is shipped, or this session asked for it by a button."""
+    chosen = profile()
+    return chosen.model.id.startswith(EMBEDDED_PREFIX) or st.session_state.get("load_asked") == _parts(chosen)
+
+
+def ask_to_load() -> None:
+    """Let the profile's model and SAEs be loaded, fetching them where they are the hub's."""
+    st.session_state["load_asked"] = _parts(profile())
+
+
+def _parts(chosen: Profile) -> str:
+    return chosen.model.model_dump_json() + chosen.saes.model_dump_json()
 
 
 def own_task_vectors() -> tuple[TaskVectorRef, ...]:

@@ -1,6 +1,12 @@
-"""The first-run tour on Setup: listen, inject, judge. Once dismissed, it stays away for the session."""
+"""The first-run tour on Setup: listen, inject, judge. Once dismissed it stays away, in later sessions, too."""
+
+import contextlib
 
 import streamlit as st
+
+from pages import _jobs
+
+MARK = "tour-dismissed"  # an empty file beside the runs
 
 STEPS = (
     ("1 · Listen", "Diagnose", "Which layers are specific to a skill? Pick some on the picture, and freeze the pick."),
@@ -15,7 +21,7 @@ STEPS = (
 
 def show() -> None:
     """Draw the three steps until they are dismissed."""
-    if st.session_state.get("tour-done"):
+    if st.session_state.get("tour-done") or (_jobs.front().store.root / MARK).exists():
         return
     with st.container(border=True, key="tour"):
         for column, (step, page, what) in zip(st.columns(3), STEPS, strict=True):
@@ -27,3 +33,5 @@ def show() -> None:
 
 def _dismiss() -> None:
     st.session_state["tour-done"] = True
+    with contextlib.suppress(OSError):  # a folder that cannot be written is told where runs are stored
+        (_jobs.front().store.root / MARK).touch()

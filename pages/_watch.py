@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _ui
+from pages import _jobs, _session, _ui
 from stethoscope.progress import counted, pace
 
 
@@ -47,7 +47,10 @@ def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = N
 
     `again` names the button that asks anew after a stop; with `stopped` that is an empty state of the whole page.
     """
-    if view.error:
+    if view.unasked:
+        title = _session.profile().title
+        _ui.empty(f"{title} is not loaded yet.", "Load the model", f"{slot}-load", _session.ask_to_load)
+    elif view.error:
         _ui.banner(view.error)
         st.button("Try again", key=f"{slot}-again", on_click=_jobs.forget, args=(slot,))
     elif view.active:

@@ -3,41 +3,9 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _memory, _preflight, _session, _status, _tour, _ui, _watch
-from stethoscope.errors import UserError
+from pages import _change, _load, _memory, _preflight, _profile, _session, _status, _tour, _ui
 from stethoscope.figures import sizes
-from stethoscope.profiles import PROFILES, load_profile
-from stethoscope.records import InfoSpec
 from stethoscope.results import InfoResult
-
-OWN = "your own (TOML file)"
-
-
-def choose_profile() -> None:
-    """Draw the profile and task vector pickers; a broken profile shows its four parts and changes nothing."""
-    current = st.session_state["profile"]
-    options = [*PROFILES, OWN]
-    st.session_state.setdefault("profile-choice", current if current in PROFILES else OWN)
-    left, right = st.columns(2)
-    choice = left.selectbox("Profile", options, key="profile-choice", help="Model, SAEs, task vectors and problems.")
-    wanted = choice
-    if choice == OWN:
-        wanted = left.text_input("Path of the TOML file", key="profile-path", placeholder="my_model.toml").strip()
-    right.selectbox(
-        "Task vector",
-        [ref.name for ref in _session.profile().task_vectors],
-        **_session.mirror("task_vector", "task-vector"),
-    )
-    if wanted and wanted != current:
-        try:
-            load_profile(wanted)
-        except UserError as error:
-            _ui.banner(error)
-            return
-        for name in ("layers", "layer_alpha", "slots", "on_show", "top_k", "edit_k", "bench_subjects"):
-            st.session_state.pop(name, None)
-        st.session_state["profile"] = wanted
-        st.rerun()
 
 
 def draw_info(info: InfoResult) -> None:
@@ -73,29 +41,15 @@ def main() -> None:
     _ui.heading("Setup", "What am I listening to? A profile bundles a model, its SAEs, task vectors and problems.")
     _status.show_base()
     _tour.show()
-    with _ui.card("Profile"):
-        choose_profile()
-        profile = _session.profile()
+    with _ui.card("Profile", key="profile-card"):
+        _profile.choose()
+        _change.by_name(_session.profile())
+    profile = _session.profile()
+    with _ui.card("Task vector", key="task-vector-card"):
+        _profile.task_vector(profile)
         _preflight.add_own(profile)
-    spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
-    shipped = profile.model.id.startswith("embedded:")
-    if shipped or st.session_state.get("load-asked") == profile.name:
-        view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
-    else:
-        view = _jobs.View()
-
-    def load() -> None:
-        st.session_state["load-asked"] = profile.name
-        _jobs.forget("info")
-
-    if view.error:
-        _ui.banner(view.error)
-        st.button("Try again", key="load-again", on_click=load)
-    elif view.active:
-        _watch.watch(view, key="info")
-    elif view.result is None:
-        _ui.empty(f"{profile.title} is not loaded yet.", "Load the model", "load-model", load)
-    _memory.card(profile, shipped=shipped)
+    view = _load.card(profile)
+    _memory.card(profile)
     if isinstance(view.result, InfoResult) and not view.stale:
         draw_info(view.result)
     _session.link()

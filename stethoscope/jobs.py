@@ -62,6 +62,7 @@ class JobFront:
     def __init__(self, store: RunStore, *, device: str = "auto") -> None:
         self.store = store
         self._device = device
+        self._letting_go = False
         self._changed = threading.Condition()
         self._closed = False
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -83,7 +84,7 @@ class JobFront:
         content = content_id(spec)
         with self._changed:
             for job in self._jobs.values():
-                if job.content == content and job.may_stand_for_another:
+                if job.content == content and job.may_stand_for_another and not self._is_of_the_past(job):
                     job.owners.add(owner)
                     job.interactive = job.interactive or interactive
                     return job.job_id
@@ -152,6 +153,19 @@ class JobFront:
         spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
         return self.submit(spec, title=f"Loading {profile.title}")
 
+    @property
+    def device(self) -> str:
+        """Name of the device that models are loaded to (see `model.devices.pick_device`)."""
+        with self._changed:
+            return self._device
+
+    def unload(self, *, device: str | None = None) -> None:
+        """Let go of the model once no job runs, and load to `device` from then on (None: the same as before)."""
+        with self._changed:
+            self._device = device or self._device
+            self._letting_go = True
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Cancel everything, stop the worker and its grader processes, and wait for it; stored items stay."""
         with self._changed:
@@ -173,6 +187,10 @@ class JobFront:
         if job.state == "queued":
             job.state = "paused" if for_now else "cancelled"
 
+    def _is_of_the_past(self, job: Job) -> bool:
+        """Whether `job` loaded a model that is no longer the one at hand: its answer is done, its effect is gone."""
+        return isinstance(job.result, InfoResult) and (self._letting_go or job.result.model != self._model)
+
     def _forget_old_jobs(self) -> None:
         finished = [job_id for job_id, job in self._jobs.items() if not job.active]
         for job_id in finished[: max(0, len(self._jobs) - KEPT_JOBS)]:
@@ -186,7 +204,11 @@ class JobFront:
 
     def _work(self) -> None:
         context: Context | None = None
-        while (job := self._next()) is not None:
+        while not self._closed:
+            job = self._next()
+            self._let_go(context)
+            if job is None:
+                continue
             with self._changed:
                 self._state = "busy" if context is not None and context.loaded else "loading"
             try:
@@ -200,10 +222,23 @@ class JobFront:
             context.close()
 
     def _next(self) -> Job | None:
-        """Wait for a job and return it as running; None when the front was closed."""
+        """Wait for a job and return it as running; None when the front was closed, or lets go of its model."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._first_waiting(lambda _: True) is not None)
-        return None if self._closed else self._take(lambda _: True)
+            self._changed.wait_for(
+                lambda: self._closed or self._letting_go or self._first_waiting(lambda _: True) is not None
+            )
+        return None if self._closed or self._letting_go else self._take(lambda _: True)
+
+    def _let_go(self, context: "Context | None") -> None:
+        with self._changed:
+            if not self._letting_go:
+                return
+            device = self._device
+        if context is not None:
+            context.move_to(device)
+        with self._changed:
+            self._letting_go = device != self._device
+            self._model, self._certificate, self._base_verified = None, None, None
 
     def _take(self, fits: Callable[[Job], bool]) -> Job | None:
         with self._changed:

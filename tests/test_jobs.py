@@ -349,3 +349,33 @@ def test_cancel_stops_a_benchmark_and_a_waiting_job(
     idle(front)
     assert front.status().base_verified is True
     assert front.submit(spec) != running
+
+
+def test_unloading_lets_go_of_the_model_and_the_same_question_loads_it_again(
+    front: JobFront, pico_profile: Profile
+) -> None:
+    first = finished(front, front.warm_up(pico_profile))
+    assert front.warm_up(pico_profile) == first.job_id, "loaded: asking again loads nothing"
+    front.unload(device="offload")
+    again = finished(front, front.warm_up(pico_profile))
+    assert again.job_id != first.job_id
+    assert isinstance(again.result, InfoResult)
+    assert front.device == "offload"
+    front.unload()
+    deadline = time.monotonic() + 20
+    while front.status().model is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert front.status().model is None
+    assert front.device == "offload"
+
+
+def test_a_model_that_gave_way_to_another_is_loaded_again(front: JobFront, pico_profile: Profile) -> None:
+    first = finished(front, front.warm_up(pico_profile))
+    half = pico_profile.changed(
+        model=pico_profile.model.model_copy(update={"dtype": "bfloat16"}), saes=pico_profile.saes
+    )
+    finished(front, front.warm_up(half))
+    again = finished(front, front.warm_up(pico_profile))
+    assert again.job_id != first.job_id
+    assert front.status().model is not None
+    assert front.status().model == again.result.model

@@ -5,6 +5,7 @@ are keyed by content ids, and a model of another reference replaces the one that
 """
 
 import contextlib
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -155,6 +156,14 @@ class Context:
         self.drop_edits()
         for cache in (self._banks, self._task_vectors, self.rates, self.probe_sets, self.edited_nll, self.spectra):
             cache.entries.clear()
+
+    def move_to(self, device: str) -> None:
+        """Drop the loaded model; the next one is loaded to `device`. Call it between jobs."""
+        self.forget_model()
+        self.device = device
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:

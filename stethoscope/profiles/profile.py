@@ -58,6 +58,17 @@ class Profile(Record):
             else "Name one on the Setup page, under [[task_vectors]] in a profile of your own, or as a path or hub id.",
         )
 
+    def changed(self, *, model: ModelRef, saes: SaeRef) -> "Profile":
+        """Return the profile with another model or other SAEs; those it had stay to choose from.
+
+        A model of another id takes nothing that was the former model's: task vectors, suggestions, other SAEs.
+        """
+        if model.id != self.model.id:
+            nothing = {"other_saes": (), "task_vectors": (), "suggestions": ()}
+            return self.model_copy(update={"title": model.id, "model": model, "saes": saes} | nothing)
+        others = tuple(ref for ref in (self.saes, *self.other_saes) if ref != saes)
+        return self.model_copy(update={"model": model, "saes": saes, "other_saes": others})
+
     def saes_at(self, site: Site | None = None) -> SaeRef:
         """Return the profile's SAEs of `site` (its own where None); raise `ProfileError` where it names none."""
         known = (self.saes, *self.other_saes)

@@ -650,6 +650,8 @@ class FakeFront:
         self.submitted: list[r.Spec] = []
         self.cancelled: list[str] = []
         self.warmed: list[str] = []
+        self.device = "auto"
+        self.unloaded = 0
         self.worker = WorkerStatus(
             state="idle",
             model=MODEL_ROW,
@@ -762,6 +764,11 @@ class FakeFront:
 
     def status(self) -> WorkerStatus:
         return replace(self.worker, state="busy" if self.active() else "idle")
+
+    def unload(self, *, device: str | None = None) -> None:
+        self.device = device or self.device
+        self.unloaded += 1
+        self.worker = replace(self.worker, model=None, device=None)
 
     def warm_up(self, profile: Profile) -> str:
         self.warmed.append(profile.name)

@@ -1,0 +1,54 @@
+"""Setup's load and unload: the device, and how loading stands. Nothing of the hub's is fetched before the button."""
+
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _watch
+from stethoscope.profiles import Profile
+from stethoscope.records import InfoSpec
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:1", "offload", "offload-disk")
+
+
+def card(profile: Profile) -> _jobs.View:
+    """Draw the device and how loading stands; return the view of what was loaded."""
+    spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
+    with _ui.card("Load", key="load-card"):
+        front = _jobs.front()
+        st.session_state["device"] = front.device
+        devices = DEVICES if front.device in DEVICES else (front.device, *DEVICES)
+        st.selectbox(
+            "Device",
+            devices,
+            key="device",
+            on_change=_move,
+            width=280,
+            help="auto: CUDA where there is one, else the CPU. offload keeps the weights in memory "
+            "(offload-disk: on the disk) while the device computes: slow, and not for edits. The device is that of all "
+            "visitors; changing it unloads the model.",
+        )
+        if st.session_state.get("unloaded"):
+            _ui.empty(f"{profile.title} is not loaded.", "Load the model", "load-model", _load)
+            return _jobs.View()
+        view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
+        _watch.standing(view, "info", "Load the model")
+        if view.result is not None and not view.stale:
+            st.button("Unload the model", key="unload-model", on_click=_unload)
+    return view
+
+
+def _load() -> None:
+    st.session_state.pop("unloaded", None)
+    _session.ask_to_load()
+    _jobs.forget("info")
+
+
+def _unload() -> None:
+    st.session_state["unloaded"] = True
+    st.session_state.pop("load_asked", None)
+    _jobs.front().unload()
+    _jobs.forget("info")
+
+
+def _move() -> None:
+    _jobs.front().unload(device=st.session_state["device"])
+    _jobs.forget("info")

@@ -1,0 +1,81 @@
+"""Setup's choice of a profile (shipped, a TOML file, or an uploaded one) and of one of its task vectors."""
+
+from pathlib import PurePath
+
+import streamlit as st
+
+from pages import _jobs, _preflight, _session, _ui
+from stethoscope.errors import ProfileError, UserError
+from stethoscope.profiles import PROFILES, Profile, load_profile
+
+OWN = "your own (TOML file)"
+
+
+def choose() -> None:
+    """Draw the choice of a profile; a broken one shows its four parts and changes nothing."""
+    current = st.session_state["profile"]
+    if "profile-choice" not in st.session_state:
+        st.session_state["profile-choice"] = current if current in PROFILES else OWN
+    choice = st.selectbox(
+        "Profile", [*PROFILES, OWN], key="profile-choice", help="Model, SAEs, task vectors and problems."
+    )
+    wanted = choice
+    if choice == OWN:
+        if "profile-path" not in st.session_state:
+            st.session_state["profile-path"] = "" if current in PROFILES else current
+        path, upload = st.columns(2)
+        wanted = path.text_input("Path of the TOML file", key="profile-path", placeholder="my_model.toml").strip()
+        upload.file_uploader("or upload it", type="toml", key="profile-upload", on_change=_take_upload)
+        st.caption("An uploaded file is kept beside the runs: name its folders by whole paths, or hub ids.")
+        if error := st.session_state.get("profile-error"):
+            _ui.banner(error)
+    if wanted and wanted != current:
+        try:
+            load_profile(wanted)
+        except UserError as error:
+            _ui.banner(error)
+            return
+        _session.choose_profile(wanted)
+        st.rerun()
+
+
+def _take_upload() -> None:
+    upload = st.session_state.get("profile-upload")
+    if upload is not None:
+        take_file(upload.name, upload.getvalue())
+
+
+def take_file(name: str, content: bytes) -> None:
+    """Keep an uploaded profile beside the runs and choose it; a broken one leaves an error to show, and no file."""
+    st.session_state.pop("profile-error", None)
+    folder = _jobs.front().store.root / "profiles"
+    path = folder / (PurePath(name.replace("\\", "/")).stem + ".toml")
+    before = path.read_bytes() if path.exists() else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        load_profile(str(path))
+    except (UserError, OSError) as error:
+        shown = error if isinstance(error, UserError) else ProfileError("cannot keep the profile", got=error.strerror)
+        st.session_state["profile-error"] = shown
+        if before is not None:
+            path.write_bytes(before)
+        else:
+            path.unlink(missing_ok=True)
+    else:
+        st.session_state["profile-path"] = str(path)
+
+
+def task_vector(profile: Profile) -> None:
+    """Draw the choice of a task vector, and what is known of public ones; none is fetched before its button."""
+    names = [ref.name for ref in profile.task_vectors]
+    if names:
+        st.selectbox("Task vector", names, **_session.mirror("task_vector", "task-vector"))
+    else:
+        st.caption("None is named yet. A diagnosis needs none; an edit does.")
+    for suggestion in profile.suggestions:
+        ref = suggestion.task_vector
+        if ref.name not in names:
+            st.markdown(f"**{_ui.escape(ref.tuned)}**: {_ui.escape(suggestion.known)}")
+            label = f"Fetch, check and add {_ui.escape(ref.name)}"
+            st.button(label, key=f"suggestion-{ref.name}", on_click=_preflight.check, args=(profile, ref))

@@ -1,0 +1,133 @@
+"""Setup: a profile by choice, file or name, and nothing of the hub's loaded before the button."""
+
+from collections.abc import Callable
+
+import pytest
+from fake_front import FakeFront
+from streamlit.testing.v1 import AppTest
+
+from pages import _profile, _tour
+from stethoscope.profiles import MINI, PROFILES
+from stethoscope.records import InfoSpec, MatrixRole, MemorySpec, ModelRef, PreflightSpec, SaeRef
+
+Open = Callable[..., AppTest]
+GEMMA = PROFILES["gemma-3-4b-it"]
+
+
+def of_models(front: FakeFront) -> list[str]:
+    """Ids of the models that were asked for, in order."""
+    return [spec.model.id for spec in front.submitted if isinstance(spec, InfoSpec | PreflightSpec)]
+
+
+def test_the_mini_loads_by_itself(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    assert MINI.model.id in of_models(front)
+    assert app.button(key="unload-model")
+
+
+@pytest.mark.parametrize("name", ["setup", "features", "diagnose", "edit", "benchmark", "runs"])
+def test_no_page_loads_a_model_of_the_hub_by_itself(front: FakeFront, open_page: Open, name: str) -> None:
+    app = open_page("runs", profile="gemma-3-4b-it", layers=[3])
+    front.submitted.clear()
+    app.switch_page(f"pages/{name}.py").run()
+    assert not app.exception
+    assert front.submitted == []
+    if name in ("setup", "features", "diagnose"):
+        slot = {"setup": "info", "features": "latents", "diagnose": "diagnosis"}[name]
+        app.button(key=f"{slot}-load").click().run()
+        assert front.submitted, "the button loads"
+
+
+def test_the_button_loads_what_it_names_and_another_name_waits_again(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    assert set(of_models(front)) == {MINI.model.id}
+    assert not any(isinstance(spec, MemorySpec) and spec.model == GEMMA.model for spec in front.submitted)
+    app.button(key="info-load").click().run()
+    assert of_models(front)[-1] == "google/gemma-3-4b-it"
+    app.text_input(key="change-revision").set_value("abc").run()
+    front.submitted.clear()
+    app.button(key="change-use").click().run()
+    assert front.submitted == [], "another revision is another download"
+    app.button(key="info-load").click().run()
+    (spec,) = [spec for spec in front.submitted if isinstance(spec, InfoSpec)]
+    assert spec.model == ModelRef(id="google/gemma-3-4b-it", revision="abc", dtype="bfloat16")
+
+
+def test_unloading_and_the_device(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.button(key="unload-model").click().run()
+    assert front.unloaded == 1
+    assert not any(button.key == "unload-model" for button in app.button)
+    app.button(key="load-model").click().run()
+    assert app.button(key="unload-model")
+    app.selectbox(key="device").set_value("offload").run()
+    assert (front.unloaded, front.device) == (2, "offload")
+    assert app.selectbox(key="device").value == "offload"
+
+
+def test_other_saes_are_taken_by_name_and_back(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    wanted = SaeRef(location="gemma-scope-2-4b-it-att-all", site="attn_out", width="16k", l0="big")
+    app.selectbox(key="change-known").set_value((GEMMA.saes, *GEMMA.other_saes).index(wanted)).run()
+    assert app.text_input(key="change-location").value == wanted.location
+    app.button(key="change-use").click().run()
+    app.button(key="info-load").click().run()
+    spec = next(spec for spec in reversed(front.submitted) if isinstance(spec, InfoSpec))
+    assert (spec.saes, spec.model) == (wanted, GEMMA.model)
+    app.button(key="change-back").click().run()
+    assert app.text_input(key="change-location").value == GEMMA.saes.location
+    assert not any(button.key == "change-back" for button in app.button)
+
+
+def test_a_model_of_another_name_takes_no_task_vector_over(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.text_input(key="own-tuned").set_value("/models/mine").run()
+    app.button(key="own-add").click().run()
+    app.text_input(key="change-model").set_value("someone/other").run()
+    app.button(key="change-use").click().run()
+    assert not app.exception
+    assert not [box for box in app.selectbox if box.key == "task-vector"]
+    assert app.session_state["task_vector"] is None
+    assert app.session_state["own_task_vectors"]["mini"] == []
+
+
+def test_a_suggestion_says_what_is_known_and_is_fetched_by_its_button(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    assert "The card was read, the weights were not." in " ".join(text.value for text in app.markdown)
+    assert not any(isinstance(spec, PreflightSpec) and spec.model == GEMMA.model for spec in front.submitted)
+    app.button(key="suggestion-biomed").click().run()
+    assert app.session_state["task_vector"] == "biomed"
+    assert not any(button.key == "suggestion-biomed" for button in app.button)
+
+
+def test_an_uploaded_profile_is_kept_beside_the_runs(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.selectbox(key="profile-choice").set_value(_profile.OWN).run()
+    app.file_uploader(key="profile-upload").set_value(
+        ("../mine.toml", b'extends = "mini"\ntitle = "Mine"\n', "application/toml")
+    ).run()
+    assert app.session_state["profile"] == str(front.store.root / "profiles" / "mine.toml")
+    assert app.text_input(key="profile-path").value == app.session_state["profile"]
+    app.file_uploader(key="profile-upload").set_value(("mine.toml", b"titel = 3", "application/toml")).run()
+    assert any("has an unknown field" in error.value or "does not fit" in error.value for error in app.error)
+    assert "Mine" in (front.store.root / "profiles" / "mine.toml").read_text(), "a broken one replaces nothing"
+
+
+def test_changed_keeps_the_rest_of_the_same_model_only() -> None:
+    role = MatrixRole(module="self_attn.o_proj", part="attention", side="write")
+    same = GEMMA.changed(model=GEMMA.model.model_copy(update={"roles": (role,)}), saes=GEMMA.other_saes[0])
+    assert {same.saes, *same.other_saes} == {GEMMA.saes, *GEMMA.other_saes}
+    assert same.suggestions == GEMMA.suggestions
+    other = MINI.changed(model=ModelRef(id="someone/other"), saes=MINI.saes)
+    assert (other.task_vectors, other.suggestions, other.other_saes) == ((), (), ())
+    assert (other.name, other.title) == ("mini", "someone/other")
+
+
+def test_the_tour_stays_away_in_later_sessions(front: FakeFront, open_page: Open) -> None:
+    open_page("setup").button(key="tour-dismiss").click().run()
+    assert not any("1 · Listen" in text.value for text in open_page("setup").markdown)
+    (front.store.root / _tour.MARK).unlink()
+    assert any("1 · Listen" in text.value for text in open_page("setup").markdown)
