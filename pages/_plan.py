@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _problems, _session, _ui
+from pages import _problems, _session
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchArm, BenchSpec
 
@@ -21,9 +21,8 @@ SPLITS = {"test": "test: for verdicts", "dev": "dev: for tuning"}
 
 def defaults() -> None:
     """Give every session key of the plan a value that suits the profile."""
-    profile, chosen = _session.profile(), st.session_state
-    everything = known_subjects()
-    chosen.setdefault("bench_subjects", list(profile.problems.subjects))
+    chosen, everything = st.session_state, known_subjects()
+    chosen.setdefault("bench_subjects", list(_problems.in_use().subjects))
     chosen["bench_subjects"] = [name for name in chosen["bench_subjects"] if name in everything]
     for name, start in STARTS.items():
         chosen.setdefault(name, start)
@@ -55,6 +54,7 @@ def spec_of(chosen_arms: list[BenchArm]) -> BenchSpec:
 
 def take(spec: BenchSpec) -> None:
     """Set the plan to that of a stored benchmark; its arms are `_arms`' part."""
+    _problems.take(spec.problems)
     st.session_state.update(
         bench_subjects=list(spec.subjects),
         bench_n=spec.n,
@@ -69,6 +69,7 @@ def take(spec: BenchSpec) -> None:
 
 def problems_and_n() -> None:
     """Draw which problems are asked, and of how many."""
+    _problems.draw(st.session_state["bench_split"])
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
                    **_session.mirror("bench_subjects", "bench-subjects"))  # fmt: skip
     slider, exact, split = st.columns([3.2, 0.9, 1.9], vertical_alignment="bottom")
@@ -99,9 +100,3 @@ def how_asked(*, chat_template: bool) -> None:
         st.number_input("Block size, problems", 8, 1024, step=8,
                         help="Every arm answers a block before the next begins; a block is what a stop can cost.",
                         **_session.mirror("bench_block", "bench-block"))  # fmt: skip
-
-
-def note_on_split() -> None:
-    """Say once what the chosen split may be used for."""
-    if st.session_state["bench_split"] == "dev":
-        st.caption(_ui.escape("Dev problems are for choosing alpha, layers and k. They give numbers, and no verdict."))

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui
+from pages import _jobs, _ui, _watch
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.records import BenchPlanSpec, BenchSpec
 from stethoscope.results import BenchPlanResult, BenchResult
@@ -64,7 +64,7 @@ def size(spec: BenchSpec) -> bool:
         return False
     if not isinstance(view.result, BenchPlanResult) or view.stale:
         st.caption(f"{said}; looking which are stored …")
-        _wait(view)
+        _watch.quietly(view)
         return True
     plan = view.result
     stored = sum(plan.stored.values())
@@ -74,28 +74,6 @@ def size(spec: BenchSpec) -> bool:
         said += "second of earlier runs."
     st.caption(_ui.escape(said))
     return _large_enough(spec, plan)
-
-
-def _wait(view: _jobs.View) -> None:
-    """Rerun the page once the count is there.
-
-    Never in the run that draws the plan: a run that is cut off may take along what it told the browser of its widgets,
-    which then show their defaults and send those back.
-    """
-    if not view.active:
-        return
-    job_id, drawn = view.job.job_id, [False]
-
-    @st.fragment(run_every=0.5)
-    def until_counted() -> None:
-        if not drawn[0]:
-            drawn[0] = True
-            return
-        job = _jobs.front().snapshot(job_id)
-        if job is None or job.state in _jobs.FINISHED:
-            st.rerun()
-
-    until_counted()
 
 
 def _large_enough(spec: BenchSpec, plan: BenchPlanResult) -> bool:

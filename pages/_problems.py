@@ -1,9 +1,130 @@
-"""Which problems a benchmark asks: the profile's, or a file of one's own in MATH's format."""
+"""Which problems a benchmark asks: the profile's, or one's own in MATH's format, by upload or by path."""
 
-from pages import _session
-from stethoscope.records import ProblemsRef
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _watch
+from stethoscope.errors import CorpusError, UserError
+from stethoscope.figures.theme import pretty
+from stethoscope.locations import local_path
+from stethoscope.minerva.sources import subjects_at
+from stethoscope.records import ProblemsRef, ProblemsSpec
+from stethoscope.results import ProblemsResult
+
+GOLDS_SHOWN = 3
+FORMAT = (
+    'One JSON object a line: {"problem": …, "solution": …, "subject": …}; the answer is a field of its own or the '
+    "solution’s last \\boxed{…}. One file is cut 80/10/10 into train, dev and test by its problems’ text; a folder "
+    "keeps its train.jsonl, dev.jsonl and test.jsonl."
+)
 
 
 def in_use() -> ProblemsRef:
     """Return the problems that the benchmark asks."""
-    return _session.profile().problems
+    own = _own()
+    return _session.profile().problems if own is None else ProblemsRef.model_validate(own["ref"])
+
+
+def take(problems: ProblemsRef, name: str | None = None) -> None:
+    """Ask `problems`, all their subjects; the profile's own are no others."""
+    profile = _session.profile()
+    own = {"profile": profile.name, "ref": problems.model_dump(), "name": name or Path(problems.problems).name[:24]}
+    st.session_state["own_problems"] = None if problems == profile.problems else own
+    st.session_state["bench_subjects"] = list(problems.subjects)
+
+
+def draw(split: str) -> None:
+    """Draw which problems are in use, what `split` of one's own holds, and the form that takes others."""
+    own = _own()
+    title = "Problems: the profile’s" if own is None else f"Problems: {_ui.escape(own['name'])}"
+    with st.expander(title, key="bench-problems"):
+        st.caption(_ui.escape(FORMAT))
+        left, right = st.columns(2)
+        left.file_uploader("File", type=["jsonl"], key="own-problems-file")
+        right.text_input("Or a path on the machine that runs Stethoscope", key="own-problems-path",
+                         placeholder="/data/problems.jsonl or a folder")  # fmt: skip
+        with st.container(horizontal=True, gap="small"):
+            given = st.session_state["own-problems-file"] or st.session_state["own-problems-path"].strip()
+            st.button("Use these problems", key="own-problems-use", disabled=not given, on_click=_use)
+            if own is not None:
+                st.button("Back to the profile’s", key="own-problems-drop", on_click=_drop)
+    if error := st.session_state.get("own_problems_error"):
+        _ui.banner(error)
+    if own is not None:
+        _counts(ProblemsSpec.model_validate({"problems": own["ref"], "split": split}))
+
+
+def _own() -> dict[str, Any] | None:
+    own = st.session_state.get("own_problems")
+    return own if own is not None and own["profile"] == _session.profile().name else None
+
+
+def _drop() -> None:
+    st.session_state["own_problems_error"] = None
+    take(_session.profile().problems)
+
+
+def _use() -> None:
+    """Take the file, else what lies at the path; what cannot be read is told and changes nothing."""
+    chosen = st.session_state
+    upload, path = chosen["own-problems-file"], chosen["own-problems-path"].strip()
+    chosen["own_problems_error"] = None
+    try:
+        location, name = _kept(upload.name, upload.getvalue()) if upload else (_here(path), Path(path).name)
+        take(_with(location), name)
+    except UserError as error:
+        chosen["own_problems_error"] = error
+    except (OSError, ValueError, RuntimeError) as error:  # no such home folder is a RuntimeError
+        chosen["own_problems_error"] = CorpusError("these problems cannot be read", got=error)
+
+
+def _kept(name: str, content: bytes) -> tuple[str, str]:
+    """Check an uploaded file under its own name, then keep it in the store under its hash; return place and name."""
+    name = Path(name).name[-80:]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name).write_bytes(content)
+        _subjects(str(Path(folder) / name))
+    blobs = _jobs.front().store.blobs
+    return str(blobs.path(blobs.put_bytes(content)).resolve()), name
+
+
+def _here(path: str) -> str:
+    found = local_path(path)
+    if found is None or not found.exists():
+        raise CorpusError(f"no problems at {path}", got="nothing of that name on the machine",
+                          expected="a .jsonl file, or a folder of train.jsonl, dev.jsonl and test.jsonl",
+                          next_step="Check the path.")  # fmt: skip
+    return path if path.startswith("embedded:") else str(found.resolve())
+
+
+def _subjects(location: str) -> tuple[str, ...]:
+    """Return the subjects at `location`; raise `CorpusError` where one has a control corpus's name."""
+    subjects, controls = subjects_at(location), _session.profile().problems.control_names
+    if both := sorted(set(subjects) & set(controls)):
+        raise CorpusError("a subject has the name of a control corpus", got=", ".join(both),
+                          expected="other names than " + ", ".join(controls))  # fmt: skip
+    return subjects
+
+
+def _with(location: str) -> ProblemsRef:
+    """Return the profile's problems with those at `location` instead; its control corpora and shots stay."""
+    others = {"problems": location, "subjects": _subjects(location), "revision": None}
+    return _session.profile().problems.model_copy(update=others)
+
+
+def _counts(spec: ProblemsSpec) -> None:
+    view = _jobs.ask("problem-counts", spec, title="Reading gold answers")
+    if view.error:
+        _ui.banner(view.error)
+    elif isinstance(view.result, ProblemsResult) and not view.stale:
+        found = view.result
+        held = ", ".join(f"{pretty(row.subject)} {row.n}" for row in found.rows)
+        golds = ", ".join(gold.gold for gold in found.unread[:GOLDS_SHOWN])
+        more = ", …" if sum(row.unread_golds for row in found.rows) > GOLDS_SHOWN else ""
+        st.caption(_ui.escape(f"{found.split} problems: {held}. {found.caption}" + (f" ({golds}{more})" * bool(golds))))
+    else:
+        st.caption("Reading the gold answers …")
+        _watch.quietly(view)

@@ -519,6 +519,17 @@ def rank(spec: r.RankSpec) -> R.RankResult:
     )  # fmt: skip
 
 
+def problem_counts(spec: r.ProblemsSpec) -> R.ProblemsResult:
+    """Eleven problems a subject; one gold answer of the first cannot be read."""
+    first = spec.problems.subjects[0]
+    rows = tuple(
+        R.ProblemsRow(subject=subject, n=11, unread_golds=int(subject == first), in_other_splits=0)
+        for subject in spec.problems.subjects
+    )
+    unread = (R.UnreadGold(subject=first, problem_id="0" * 16, gold="forty *two*"),)
+    return R.ProblemsResult(split=spec.split, rows=rows, unread=unread)
+
+
 def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:
     """Control corpora have 40 problems, subjects 900; the base's answers are stored."""
     bench_spec = spec.bench
@@ -634,10 +645,20 @@ ANSWERS = {
     r.BenchSpec: bench,
     r.BenchPlanSpec: plan,
     r.RankSpec: rank,
+    r.ProblemsSpec: problem_counts,
 }
 
 
-UNKEPT = (r.InfoSpec, r.MemorySpec, r.PreflightSpec, r.ProbeSpec, r.LatentsSpec, r.LatentExamplesSpec, r.BenchPlanSpec)
+UNKEPT = (
+    r.InfoSpec,
+    r.MemorySpec,
+    r.PreflightSpec,
+    r.ProbeSpec,
+    r.LatentsSpec,
+    r.LatentExamplesSpec,
+    r.BenchPlanSpec,
+    r.ProblemsSpec,
+)
 
 
 class FakeFront:

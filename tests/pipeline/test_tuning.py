@@ -9,6 +9,7 @@ import pytest
 
 from stethoscope import arms, pipeline
 from stethoscope.errors import Cancelled, CorpusError
+from stethoscope.minerva.sources import load_problems
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.tuning import left_out
@@ -117,6 +118,25 @@ def test_a_dev_benchmark_of_another_file_counts_by_the_problems_text(
     tuning = judged(bench_of(pico_profile, problems=mine, split="dev"), context)
     spec = bench_of(pico_profile)
     assert {i for ids in left_out(spec, context).values() for i in ids} == {item.problem_id for item in tuning.items}
+
+
+def test_one_file_of_ones_own_leaves_out_what_was_looked_at_in_another(
+    pico_profile: Profile, context: Context, tmp_path: Path
+) -> None:
+    """The file is kept under a bare hash, and its test tenth holds problems that the profile's dev split has, too."""
+    source = Path(pico_profile.problems.problems)
+    lines = [line for split in ("dev", "test") for line in (source / f"{split}.jsonl").read_text().splitlines()]
+    kept = tmp_path / "sha256-00"
+    kept.write_text("\n".join(line for line in lines if json.loads(line)["subject"] == "geometry"))
+    mine = pico_profile.problems.model_copy(update={"problems": str(kept), "subjects": ("geometry",)})
+    spec = bench_of(pico_profile, problems=mine, subjects=("geometry",), n=1)
+    held = {problem.problem_id for problem in load_problems(str(kept), "test")}
+    assert left_out(spec, context) == {}
+    n_dev = len([p for p in load_problems(str(source), "dev") if p.subject == "geometry"])
+    tuning = judged(bench_of(pico_profile, subjects=("geometry",), n=n_dev, split="dev"), context)
+    seen = held & {item.problem_id for item in tuning.items}
+    assert seen
+    assert set(left_out(spec, context)["geometry"]) == seen
 
 
 class StopAtOnce(Progress):
