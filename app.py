@@ -28,18 +28,19 @@ SCREENS = {
 
 page = st.navigation(SCREENS)
 _session.defaults()
-strip = st.container()
-with _ui.guarded():
-    _restore.from_address()
-st.session_state["inside_app"] = True
-try:
+with _session.drawing():
+    strip = st.container()
     with _ui.guarded():
-        page.run()
-finally:
-    st.session_state["inside_app"] = False
-with strip, _ui.guarded():
-    _status.draw()
-with _ui.guarded():
-    if "warmed" not in st.session_state and _session.profile().model.id.startswith("embedded:"):
-        _jobs.front().warm_up(_session.profile())
-        st.session_state["warmed"] = True
+        _restore.from_address()
+    st.session_state["inside_app"] = True
+    try:
+        with _ui.guarded():
+            page.run()
+    finally:
+        st.session_state["inside_app"] = False
+    with strip, _ui.guarded():
+        _status.draw()
+    with _ui.guarded():
+        if "warmed" not in st.session_state and _session.profile().model.id.startswith("embedded:"):
+            _jobs.front().warm_up(_session.profile())
+            st.session_state["warmed"] = True

@@ -4,7 +4,8 @@ Keyed widgets lose their value when the page changes, so each is a mirror: its v
 key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and lists go into the session.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import streamlit as st
@@ -31,6 +32,19 @@ def run_page(main: Callable[[], None]) -> None:
         PagesManager.uses_pages_directory = False
         st.rerun()
     main()
+
+
+@contextmanager
+def drawing() -> Generator[None]:
+    """Note that the page is being drawn, and whether the run before was cut off by a click or a rerun.
+
+    What such a run told the browser may never have reached it. It would show a widget's default and send that back, so
+    mirrored widgets are written once more (`cut_off`).
+    """
+    st.session_state["cut_off"] = st.session_state.get("drawing", False)
+    st.session_state["drawing"] = True
+    yield
+    st.session_state.update(drawing=False, cut_off=False)  # not reached by a run that is cut off
 
 
 def profile() -> Profile:
@@ -134,9 +148,11 @@ def defaults() -> None:
 def mirror(name: str, key: str) -> dict[str, Any]:
     """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
 
-    The widget is written to only where it differs: writing each time would undo what a person does meanwhile.
+    The widget is written to only where it differs (writing each time would undo what a person does meanwhile), or where
+    the run before was cut off.
     """
-    if key not in st.session_state or st.session_state[key] != st.session_state[name]:
+    chosen = st.session_state
+    if chosen.get("cut_off") or key not in chosen or chosen[key] != chosen[name]:
         st.session_state[key] = st.session_state[name]
     return {"key": key, "on_change": _copy, "args": (name, key)}
 
@@ -171,7 +187,7 @@ def layer_pills(label: str, n_layers: int, key: str) -> None:
     """Draw the pills of the picked layers: the one source of truth, and the keyboard way."""
     inner = f"{key}-{st.session_state['picks']}"
     st.session_state["layers"] = [layer for layer in st.session_state["layers"] if layer < n_layers]
-    if sorted(st.session_state.get(inner, [-1])) != st.session_state["layers"]:
+    if st.session_state.get("cut_off") or sorted(st.session_state.get(inner, [-1])) != st.session_state["layers"]:
         st.session_state[inner] = list(st.session_state["layers"])
     with st.container(key=key):
         st.pills(label, list(range(n_layers)), selection_mode="multi", key=inner, on_change=_copy_layers, args=(inner,))
