@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from stethoscope import statistics as S
-from stethoscope.statistics.power import discordant_rates
+from stethoscope.statistics.power import _critical_losses, discordant_rates
 
 BASE, GAIN, CORRELATION = 160 / 540, 53 / 540, 0.45  # the abstract's number theory: 29.6% to 39.4%, +9.8 points
 
@@ -35,6 +36,13 @@ def test_power_is_what_simulation_finds(n: int, base: float, difference: float, 
     found = [S.mcnemar_exact(n10, n01) < 0.05 and (n10 - n01) * difference > 0 for _, n10, n01, _ in tables.tolist()]
     sd = 0.0065  # binomial, at most
     assert S.mcnemar_power(n, base, difference, correlation) == pytest.approx(np.mean(found), abs=4 * sd)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 7, 0.0625])
+def test_the_critical_count_is_the_last_one_that_the_test_itself_rejects(level: float) -> None:
+    for pairs, losses in enumerate(_critical_losses(60, level).tolist()):
+        rejected = [lost for lost in range(pairs // 2 + 1) if S.mcnemar_exact(pairs - lost, lost) < level]
+        assert losses == max(rejected, default=-1), pairs
 
 
 def test_without_a_difference_power_is_the_one_sided_error() -> None:
@@ -68,6 +76,9 @@ def test_detectable_difference_is_where_power_crosses() -> None:
     detectable = [S.detectable_difference(n, BASE, CORRELATION) or 1 for n in (50, 100, 200, 400, 1187)]
     assert detectable == sorted(detectable, reverse=True)
     assert round(100 * detectable[0]) == 22  # fifty problems cannot see less than 22 points
+    holm = S.detectable_difference(200, BASE, CORRELATION, power=0.5, level=0.05 / 7) or 1
+    assert S.mcnemar_power(200, BASE, holm, CORRELATION, level=0.05 / 7) >= 0.5
+    assert S.mcnemar_power(200, BASE, holm - 2e-4, CORRELATION, level=0.05 / 7) < 0.5
     assert S.detectable_difference(5, BASE, CORRELATION) is None
     assert S.detectable_difference(100, 1.0, CORRELATION) is None, "nothing is above 100%"
 
@@ -91,6 +102,12 @@ def test_a_margin_of_three_points_needs_more_than_a_thousand_problems() -> None:
     tables = simulated_tables(n, BASE, 0.0, CORRELATION, 1500, seed=3)
     lows = [S.newcombe_paired(*table).low for table in tables.tolist()]
     assert np.mean(np.array(lows) > -0.03) == pytest.approx(0.8, abs=0.05)
+    gaining = S.n_for_margin(BASE, CORRELATION, 0.03, difference=0.1)
+    tables = simulated_tables(gaining, BASE, 0.1, CORRELATION, 1500, seed=4)
+    found = np.diff(tables[:, [2, 1]], axis=1)[:, 0] / gaining
+    sd = math.sqrt(sum(discordant_rates(BASE, 0.1, CORRELATION)) - 0.1**2) / math.sqrt(gaining)
+    assert found.std() == pytest.approx(sd, rel=0.06), "sd of a paired difference"
+    assert gaining == math.ceil((sd * math.sqrt(gaining) * (1.959964 + 0.841621) / 0.13) ** 2)
     assert S.n_for_margin(BASE, CORRELATION, 0.03, difference=0.03) < n / 3
 
 
@@ -162,6 +179,30 @@ def test_the_claim_about_layers_covers_with_three_draws() -> None:
             assert (found.p < 0.05) == (not found.low <= 0 <= found.high), "p and interval say the same"
         assert covered / trials >= 0.935, sd  # nominal 95%; binomial sd .9%
     assert rejected / trials < 0.15, "draws that differ that much leave little to say"
+
+
+def test_the_claim_about_layers_is_its_formula() -> None:
+    """Against the formula written out with scipy's t, at sizes where each degree of freedom and each term counts."""
+    ours = {"a": [1, 1, 1, 0, 1], "b": [1, 0, 1]}
+    draws = {"a": [[1, 0, 1, 0, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], "b": [[0, 0, 1], [1, 0, 0], [0, 1, 0]]}
+    d = {s: np.array(ours[s]) - np.mean(draws[s], axis=0) for s in "ab"}
+    v = 0.0
+    for stratum in d.values():  # half a problem in each cell: differences 1, -1, 0, 0
+        pairs = np.concatenate([np.repeat(stratum, 2), [1, -1, 0, 0]])  # in half problems
+        v += pairs.var() * (len(pairs) / 2) / (len(pairs) / 2 - 1) / len(stratum) / 2**2
+    by_draw = (np.mean(draws["a"], axis=1) + np.mean(draws["b"], axis=1)) / 2
+    w = np.var(by_draw, ddof=1) / 3
+    quantile = (v * stats.t.ppf(0.9, 5 + 3 - 2) + w * stats.t.ppf(0.9, 3 - 1)) / (v + w)
+    mean = (d["a"].mean() + d["b"].mean()) / 2
+    as_bool = [{s: np.array(of[s], dtype=bool) for s in of} for of in (ours, draws)]
+    found = S.difference_to_draws(*as_bool, level=0.8)
+    assert found.difference == pytest.approx(mean)
+    assert found.low == pytest.approx(mean - quantile * math.sqrt(v + w))
+    assert found.high == pytest.approx(mean + quantile * math.sqrt(v + w))
+    assert -1 < found.low < found.high < 1, "cut off, the bounds would show nothing"
+    one = S.difference_to_draws({"a": np.array(ours["a"], dtype=bool)}, {"a": np.array(draws["a"][:1], dtype=bool)})
+    # the paired table (2, 2, 0, 1) of 5, half a problem added to each cell: variance of a difference 3 - 4 / 7
+    assert one.p == pytest.approx(2 * stats.t.sf(0.4 / math.sqrt((3 - 4 / 7) / 6 / 5), 4))
 
 
 def test_the_p_of_a_claim_falls_with_the_difference_down_to_nothing() -> None:

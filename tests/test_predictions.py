@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stethoscope import arms
+from stethoscope.claims import decider, layer_claims
 from stethoscope.predictions import (
     BenchRun,
     Outcome,
@@ -122,6 +123,17 @@ def test_holm_is_over_the_controls() -> None:
     by_p = sorted(rows, key=lambda row: row.p)
     assert by_p[0].p_holm == pytest.approx(min(1.0, 4 * by_p[0].p))
     assert by_p[0].p_holm > by_p[0].p
+    close = judged(bench(), RATES | {"recipe": 0.52}).rows[0]
+    assert close.p < 0.05 < close.p_holm
+    assert close.ci_low > 0
+    assert close.verdict == "not worse by more than the margin", "by the corrected p, not by its own"
+
+
+def test_controls_make_no_claims_of_their_own() -> None:
+    spec = bench()
+    claims = layer_claims(spec, answers(spec, RATES, 20).items, decider(0.03, None))
+    assert {claim.arm for claim in claims} == {"recipe"}
+    assert len(claims) == 4
 
 
 def test_missing_controls_are_named_and_one_draw_is_too_few() -> None:
@@ -181,12 +193,14 @@ def test_which_arm_is_meant() -> None:
 def test_only_problems_that_every_arm_answered_count() -> None:
     spec = bench()
     whole = answers(spec, RATES, 40)
-    kept = [item for item in whole.items if not (item.arm.startswith("last") and int(item.problem_id) >= 25)]
+    lacking = {arm.name for arm in spec.arms if arm.name.startswith("last")}
+    lacking.add(next(arm.name for arm in spec.arms if arm.name.startswith("random")))
+    kept = [item for item in whole.items if not (item.arm in lacking and int(item.problem_id) >= 25)]
     run = BenchRun("r", 100.0, spec)
     partial = whole.model_copy(update={"items": tuple(kept), "complete": False})
     found = outcome(PREDICTION, 90.0, run, partial, ())
     assert found is not None
-    assert {row.control: row.n for row in found.rows} == {"random": 80, "bottom": 80, "last": 50, "all": 80}
+    assert {row.control: row.n for row in found.rows} == {"random": 50, "bottom": 80, "last": 50, "all": 80}
 
 
 def test_how_layers_were_picked_is_checked_not_believed() -> None:

@@ -75,6 +75,24 @@ def test_newcombe_branches_of_phi() -> None:
     assert S.newcombe_paired(0, 0, 0, 10).high > 0
 
 
+@pytest.mark.parametrize(
+    ("table", "phi"),
+    [
+        ((36, 12, 2, 0), -24 / math.sqrt(48 * 2 * 38 * 12)),  # negative: as it is
+        ((30, 20, 20, 14), 0.0),  # 0 <= n11 n00 - n10 n01 = 20 <= n / 2 = 42
+        ((20, 12, 2, 16), (296 - 25) / math.sqrt(32 * 18 * 22 * 28)),  # positive: less half of n
+    ],
+)
+def test_newcombe_is_wilsons_bounds_joined_by_phi(table: tuple[int, int, int, int], phi: float) -> None:
+    n = sum(table)
+    p1, p2 = (table[0] + table[1]) / n, (table[0] + table[2]) / n
+    (l1, u1), (l2, u2) = (proportion_confint(round(p * n), n, method="wilson") for p in (p1, p2))
+    paired = S.newcombe_paired(*table)
+    down = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
+    up = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
+    assert (paired.low, paired.high) == pytest.approx((p1 - p2 - math.sqrt(down), p1 - p2 + math.sqrt(up)))
+
+
 @given(tables, st.sampled_from([0.8, 0.95, 0.99]))
 @settings(max_examples=200, deadline=None)
 def test_newcombe_properties(table: tuple[int, int, int, int], level: float) -> None:

@@ -112,6 +112,8 @@ def test_tuning_and_partial_results_say_no_verdict_word() -> None:
     assert "(evidence of a difference" in gained
     assert "(no evidence yet" in level
     assert partial[2].count("no evidence yet") == 1
+    near = referee_text(planted({"algebra": (60, 16, 4, 120)}, complete=False), None)[2]  # short of 20
+    assert "e = 8.28 (no evidence yet" in near
     for text in (*tuning[2:], *partial[2:]):
         assert "better in" not in text
         assert "Holm p" not in text
@@ -149,6 +151,12 @@ def test_layers_are_claimed_from_draws_and_rank_only() -> None:
     level = referee_text(planted({"algebra": GAIN}, draws=3, draw=GAIN), ranked(0, 30))[-1]
     assert "better." not in level
     assert level.endswith("not shown to be better than random layers.")
+    stopped = ranked(0, 1).model_copy(update={"complete": False})
+    assert "(stopped early): above chance" in referee_text(planted({"algebra": GAIN}), stopped)[-1]
+    claimed = planted({"algebra": GAIN}, draws=3, draw=LOSS)
+    (claim,) = claimed.layer_claims
+    last = claim.model_copy(update={"control": "last", "draws": 1})
+    assert referee_text(claimed.model_copy(update={"layer_claims": (claim, last)}), ranked(0, 1))[-1] == good
     assert "all 44 other sets" in referee_text(planted({"algebra": GAIN}), ranked(0, 0, n=44))[-1]
     foreign = referee_text(planted({"algebra": GAIN}), ranked(0, 0, recipe_id="another"))[-1]
     assert "on the probe was not measured" in foreign

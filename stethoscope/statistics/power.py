@@ -45,8 +45,7 @@ def discordant_rates(base_accuracy: float, difference: float, correlation: float
 def _critical_losses(n: int, level: float) -> Int[np.ndarray, " n_plus_1"]:
     """Return for K = 0..n discordant pairs the most losses with a two-sided exact p below `level`; -1: none."""
     pairs = np.arange(n + 1)
-    critical = stats.binom.ppf(level / 2, pairs, 0.5).astype(int)  # the smallest c with P(X <= c) >= level / 2
-    return np.where(2 * special.bdtr(critical, pairs, 0.5) < level, critical, critical - 1)
+    return stats.binom.ppf(level / 2, pairs, 0.5).astype(int) - 1  # ppf: the smallest c with P(X <= c) >= level / 2
 
 
 @lru_cache(maxsize=4096)

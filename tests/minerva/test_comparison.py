@@ -190,7 +190,23 @@ def test_unscored_answers_can_decide_the_verdict_and_that_is_told() -> None:
     ours = [*ours[:52], *(graded(row, GradeStatus.TIMEOUT) for row in ours[52:92]), *ours[92:]]
     (row,), _ = compare({"base": theirs, "edited": ours}, "base", DECIDE, 0)
     assert row.sensitivity is not None
+    assert row.sensitivity.verdict_low == "inconclusive"
     assert (row.verdict, row.sensitivity.verdict_high) == ("inconclusive", "better")
+
+
+def test_a_verdict_is_by_holms_p_and_not_by_the_subjects_own() -> None:
+    tables = {"algebra": (20, 12, 3, 25), "geometry": (20, 5, 5, 30), "number_theory": (20, 6, 5, 29)}
+    arms: dict[str, list[BenchItem]] = {"base": [], "edited": []}
+    for subject, table in tables.items():
+        for name, items in zip(("edited", "base"), planted(table, subject), strict=True):
+            arms[name] += items
+    rows = compare(arms, "base", DECIDE, 0)[0]
+    algebra = next(row for row in rows if row.subject == "algebra")
+    assert algebra.mcnemar_p < 0.05 < algebra.holm_p
+    assert algebra.ci_low > 0
+    assert algebra.verdict == "not worse by more than the margin"
+    alone, _ = compare({name: items[:60] for name, items in arms.items()}, "base", DECIDE, 0)
+    assert alone[0].verdict == "better"
 
 
 def spec_of(split: str = "test", margin: float = 0.03) -> BenchSpec:
@@ -231,3 +247,19 @@ def test_an_arm_collapses_against_its_reference_only() -> None:
     assert edited.repetition_rate == 0.4
     back = judge(spec_of(), {"base": broken, "edited": theirs}, ids, complete=True).arms[1]
     assert back.collapsed is None, "fewer loops are no collapse"
+
+
+@pytest.mark.parametrize(
+    ("looping", "n", "alarm"),
+    [
+        (13, 100, True),
+        (12, 100, False),  # enough of a rise, but its interval at 99.9% reaches zero; at 95% it does not
+        (99, 1000, False),  # beyond doubt, but less than ten points
+        (100, 1000, True),
+    ],
+)
+def test_a_collapse_is_ten_points_beyond_doubt(looping: int, n: int, alarm: bool) -> None:
+    theirs = [item("base", "algebra", number, True) for number in range(n)]
+    ours = [item("edited", "algebra", number, True, repetitive=number < looping) for number in range(n)]
+    arms = judge(spec_of(), {"base": theirs, "edited": ours}, {"base": None, "edited": "x"}, complete=True).arms
+    assert bool(arms[1].collapsed) == alarm
