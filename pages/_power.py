@@ -4,12 +4,14 @@ import streamlit as st
 
 from pages import _jobs, _ui, _watch
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
+from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchPlanSpec, BenchSpec
 from stethoscope.results import BenchPlanResult, BenchResult
 from stethoscope.statistics import SIGNIFICANCE, detectable_difference, expected_found, n_for_margin
 
 ABSTRACT_BASE, ABSTRACT_GAIN, ABSTRACT_CORRELATION = 0.296, 0.098, 0.45
 POWER = 0.8
+SUBJECTS_SHOWN = 4
 
 
 def _base_accuracy() -> tuple[float, str]:
@@ -43,11 +45,20 @@ def draw() -> None:
                 st.badge("smoke test", color="orange",
                          help=f"Below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")  # fmt: skip
         st.caption(
-            f"If all {subjects} truly gain {100 * ABSTRACT_GAIN:.1f} points, about {found:.1f} of them are found after "
-            f"Holm. “Not worse by more than {100 * margin:g} points” needs about n = {needed:,} where nothing changes. "
+            f"{_expected(subjects, found)} “Not worse by more than {100 * margin:g} points” needs about n = {needed:,} "
+            "where nothing changes. "
             f"Exact McNemar at {SIGNIFICANCE:g}, {100 * POWER:.0f}% power; base {100 * base:.0f}% right ({source}), "
             f"correlation of arms {ABSTRACT_CORRELATION:g}."
         )
+
+
+def _expected(subjects: int, found: float) -> str:
+    """Return in a sentence how many of `subjects` that all gain what the abstract reports would be found."""
+    gain = f"{100 * ABSTRACT_GAIN:.1f} points"
+    if subjects == 1:
+        return f"If it truly gains {gain}, that is found with a chance of {100 * found:.0f}%."
+    which = "both subjects" if subjects == 2 else f"all {subjects} subjects"
+    return f"If {which} truly gain {gain}, about {found:.1f} of them are found after Holm."
 
 
 def size(spec: BenchSpec) -> bool:
@@ -79,9 +90,11 @@ def size(spec: BenchSpec) -> bool:
 def _large_enough(spec: BenchSpec, plan: BenchPlanResult) -> bool:
     short = {subject: has for subject, has in plan.available.items() if has < spec.n}
     if short:
-        few = ", ".join(f"{subject.replace('_', ' ')} has {has}" for subject, has in short.items())
-        st.warning(f"n = {spec.n} is more than there are {spec.split} problems: {few}. Ask for fewer, or leave "
-                   "these subjects out.")  # fmt: skip
+        fewest_first = sorted(short, key=lambda subject: short[subject])
+        few = ", ".join(f"{pretty(subject)} has {short[subject]}" for subject in fewest_first[:SUBJECTS_SHOWN])
+        few += f" and {len(short) - SUBJECTS_SHOWN} more have too few" if len(short) > SUBJECTS_SHOWN else ""
+        st.warning(f"n = {spec.n} is more than there are {spec.split} problems: {_ui.escape(few)}. Ask for fewer, or "
+                   "leave these subjects out.")  # fmt: skip
     return not short
 
 

@@ -10,13 +10,15 @@ from pages import _jobs, _session, _ui, _watch
 from stethoscope.errors import CorpusError, UserError
 from stethoscope.figures.theme import pretty
 from stethoscope.locations import local_path
-from stethoscope.minerva.sources import subjects_at
+from stethoscope.minerva.sources import with_problems
 from stethoscope.records import ProblemsRef, ProblemsSpec
 from stethoscope.results import ProblemsResult
 
 GOLDS_SHOWN = 3
+SUBJECTS_SHOWN = 12
 FORMAT = (
-    'One JSON object a line: {"problem": …, "solution": …, "subject": …}; the answer is a field of its own or the '
+    'One JSON object a line: {"problem": …, "solution": …, "type": …}; the type, or a field "subject", is the '
+    "problem’s subject; the answer is a field of its own or the "
     "solution’s last \\boxed{…}. One file is cut 80/10/10 into train, dev and test by its problems’ text; a folder "
     "keeps its train.jsonl, dev.jsonl and test.jsonl."
 )
@@ -43,9 +45,9 @@ def draw(split: str) -> None:
     with st.expander(title, key="bench-problems"):
         st.caption(_ui.escape(FORMAT))
         left, right = st.columns(2)
-        left.file_uploader("File", type=["jsonl"], key="own-problems-file")
+        left.file_uploader("File", type=["jsonl"], key="own-problems-file", on_change=_forget_error)
         right.text_input("Or a path on the machine that runs Stethoscope", key="own-problems-path",
-                         placeholder="/data/problems.jsonl or a folder")  # fmt: skip
+                         placeholder="/data/problems.jsonl or a folder", on_change=_forget_error)  # fmt: skip
         with st.container(horizontal=True, gap="small"):
             given = st.session_state["own-problems-file"] or st.session_state["own-problems-path"].strip()
             st.button("Use these problems", key="own-problems-use", disabled=not given, on_click=_use)
@@ -62,8 +64,12 @@ def _own() -> dict[str, Any] | None:
     return own if own is not None and own["profile"] == _session.profile().name else None
 
 
-def _drop() -> None:
+def _forget_error() -> None:
     st.session_state["own_problems_error"] = None
+
+
+def _drop() -> None:
+    _forget_error()
     take(_session.profile().problems)
 
 
@@ -71,10 +77,10 @@ def _use() -> None:
     """Take the file, else what lies at the path; what cannot be read is told and changes nothing."""
     chosen = st.session_state
     upload, path = chosen["own-problems-file"], chosen["own-problems-path"].strip()
-    chosen["own_problems_error"] = None
+    _forget_error()
     try:
         location, name = _kept(upload.name, upload.getvalue()) if upload else (_here(path), Path(path).name)
-        take(_with(location), name)
+        take(with_problems(_session.profile().problems, location), name)
     except UserError as error:
         chosen["own_problems_error"] = error
     except (OSError, ValueError, RuntimeError) as error:  # no such home folder is a RuntimeError
@@ -86,7 +92,7 @@ def _kept(name: str, content: bytes) -> tuple[str, str]:
     name = Path(name).name[-80:]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(content)
-        _subjects(str(Path(folder) / name))
+        with_problems(_session.profile().problems, str(Path(folder) / name))
     blobs = _jobs.front().store.blobs
     return str(blobs.path(blobs.put_bytes(content)).resolve()), name
 
@@ -100,31 +106,21 @@ def _here(path: str) -> str:
     return path if path.startswith("embedded:") else str(found.resolve())
 
 
-def _subjects(location: str) -> tuple[str, ...]:
-    """Return the subjects at `location`; raise `CorpusError` where one has a control corpus's name."""
-    subjects, controls = subjects_at(location), _session.profile().problems.control_names
-    if both := sorted(set(subjects) & set(controls)):
-        raise CorpusError("a subject has the name of a control corpus", got=", ".join(both),
-                          expected="other names than " + ", ".join(controls))  # fmt: skip
-    return subjects
-
-
-def _with(location: str) -> ProblemsRef:
-    """Return the profile's problems with those at `location` instead; its control corpora and shots stay."""
-    others = {"problems": location, "subjects": _subjects(location), "revision": None}
-    return _session.profile().problems.model_copy(update=others)
-
-
 def _counts(spec: ProblemsSpec) -> None:
     view = _jobs.ask("problem-counts", spec, title="Reading gold answers")
     if view.error:
         _ui.banner(view.error)
     elif isinstance(view.result, ProblemsResult) and not view.stale:
         found = view.result
-        held = ", ".join(f"{pretty(row.subject)} {row.n}" for row in found.rows)
+        held = ", ".join(f"{pretty(row.subject)} {row.n}" for row in found.rows[:SUBJECTS_SHOWN])
+        held += ", …" * (len(found.rows) > SUBJECTS_SHOWN)
         golds = ", ".join(gold.gold for gold in found.unread[:GOLDS_SHOWN])
         more = ", …" if sum(row.unread_golds for row in found.rows) > GOLDS_SHOWN else ""
-        st.caption(_ui.escape(f"{found.split} problems: {held}. {found.caption}" + (f" ({golds}{more})" * bool(golds))))
+        st.caption(
+            _ui.escape(
+                f"{found.split.capitalize()} problems: {held}. {found.caption}" + (f" ({golds}{more})" * bool(golds))
+            )
+        )
     else:
         st.caption("Reading the gold answers …")
         _watch.quietly(view)

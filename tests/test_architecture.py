@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "pipeline": GROUND | {"arms", "store", "hub", "model", "sae", "delta", "minerva"},
     "job": GROUND,
     "jobs": GROUND | {"job", "profiles", "store", "pipeline"},
-    "cli": GROUND | {"report", "profiles", "recipes", "arms", "store", "pipeline"},
+    "cli": GROUND | {"report", "profiles", "recipes", "arms", "store", "minerva", "pipeline"},
     "__main__": {"cli"},
     "mini": GROUND | {"profiles", "arms", "store", "model", "sae", "delta", "minerva", "pipeline"},
 }

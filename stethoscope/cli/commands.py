@@ -70,7 +70,7 @@ class Commands:
         from stethoscope.pipeline.context import Context  # torch: not needed for --help or a mistyped option
 
         if options.problems is not None:
-            from stethoscope.pipeline.problems import with_problems
+            from stethoscope.minerva.sources import with_problems
 
             problems = with_problems(profile.problems, options.problems)
             profile = profile.model_copy(update={"problems": problems})

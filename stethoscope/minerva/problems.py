@@ -69,7 +69,8 @@ def text_field(record: dict[str, object], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         problem = f"{where} has no {field}" if value is None else f"{where} has a bad {field}"
-        raise CorpusError(problem, got=None if value is None else repr(value)[:80], expected="a non-empty string")
+        got = f"only {', '.join(map(str, record))}"[:80] if value is None else repr(value)[:80]
+        raise CorpusError(problem, got=got, expected="a non-empty string")
     return value
 
 

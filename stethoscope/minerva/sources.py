@@ -10,7 +10,7 @@ split only.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from stethoscope.errors import CorpusError
@@ -21,6 +21,7 @@ from stethoscope.records import ProblemsRef, Split
 CANONICAL_SHOTS = "lm_eval:minerva_math"
 DATA_SET_FILES = ("*.jsonl", "train-*.parquet", "test-*.parquet", "*/train-*.parquet", "*/test-*.parquet")
 LARGEST_FILE_BYTES = 512 << 20  # all of MATH has 12 MB
+BAD_LINES_NAMED = 5
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 _COLUMNS = ("problem", "solution", "type", "subject", "answer")
 
@@ -45,7 +46,10 @@ def load_problems(location: str, split: Split, *, revision: str | None = None) -
             next_step="Check the profile's locations.",
         )
     if not problems:
-        raise CorpusError(f"the {split} split at {location} holds no problems")
+        cut = path.is_file() and "One file is cut 80/10/10 by its problems' text: add problems, or make it a folder's "
+        raise CorpusError(
+            f"the {split} split at {location} holds no problems", next_step=f"{cut}{split}.jsonl." if cut else None
+        )
     return problems
 
 
@@ -76,6 +80,23 @@ def subjects_at(location: str, *, revision: str | None = None) -> tuple[str, ...
     if not found:
         load_problems(location, "test", revision=revision)  # says what is missing
     return tuple(sorted(found))
+
+
+def with_problems(problems: ProblemsRef, location: str) -> ProblemsRef:
+    """Return `problems` with those at `location` instead and all their subjects; control corpora and shots stay.
+
+    Raises:
+        CorpusError: see `load_problems`; or a subject has a control corpus's name.
+    """
+    subjects = subjects_at(location)
+    if both := sorted(set(subjects) & set(problems.control_names)):
+        raise CorpusError(
+            "a subject has the name of a control corpus",
+            got=", ".join(both),
+            expected="other names than " + ", ".join(problems.control_names),
+            next_step="Rename the subject.",
+        )
+    return problems.model_copy(update={"problems": location, "subjects": subjects, "revision": None})
 
 
 def _folder(location: str, revision: str | None) -> Path:
@@ -153,9 +174,26 @@ def _problems(path: Path) -> tuple[Problem, ...]:
 
 @lru_cache(maxsize=32)
 def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem, ...]:
-    """Parse a file once; its size and time are part of the key, so that a changed file is read again."""
-    records = _rows(path) if path.suffix == ".parquet" else _lines(path)
-    return tuple(problem_of(record, where) for where, record in records)
+    """Parse a file once; its size and time are part of the key, so that a changed file is read again.
+
+    Raises:
+        CorpusError: of the first line or row that cannot be read, naming some of the others.
+    """
+    problems, bad = [], []
+    for where, read in _rows(path) if path.suffix == ".parquet" else _lines(path):
+        try:
+            problems.append(problem_of(read(), where))
+        except CorpusError as error:
+            bad.append((where, error))
+    if len(bad) > 1:
+        _, first = bad[0]
+        others = ", ".join(where.split(" of ")[0] for where, _ in bad[1 : 1 + BAD_LINES_NAMED])
+        more = f"{len(bad) - 1} more cannot be read, either: {others}" + ", …" * (len(bad) - 1 > BAD_LINES_NAMED) + "."
+        next_step = f"{first.next_step} {more}" if first.next_step else more
+        raise CorpusError(first.what, got=first.got, expected=first.expected, next_step=next_step) from first
+    if bad:
+        raise bad[0][1]
+    return tuple(problems)
 
 
 def _read(path: Path) -> bytes:
@@ -165,22 +203,25 @@ def _read(path: Path) -> bytes:
         raise CorpusError(f"cannot read {path.name}", got=error.strerror, next_step="Check the file.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield where it stands and what it holds, of every line of a JSONL file that is not blank."""
+def _lines(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield where it stands and what reads it, of every line of a JSONL file that is not blank."""
     for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"line {number} of {path.name}"
-        try:
-            yield where, json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise CorpusError(f"{where} is not UTF-8", got=error.reason, next_step="Save the file as UTF-8.") from error
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{where} is not JSON", got=error, expected="one JSON object a line") from error
+        if line.strip():
+            where = f"line {number} of {path.name}"
+            yield where, partial(_json, line, where)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield where it stands and what it holds, of every row of a parquet file."""
+def _json(line: bytes, where: str) -> object:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{where} is not UTF-8", got=error.reason, next_step="Save the file as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON", got=error, expected="one JSON object a line") from error
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield where it stands and what reads it, of every row of a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -190,7 +231,7 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{path.name} is not a parquet file that can be read", got=error) from error
     for number, row in enumerate(rows, start=1):
-        yield f"row {number} of {path.parent.name}/{path.name}", row
+        yield f"row {number} of {path.parent.name}/{path.name}", partial(dict, row)
 
 
 def load_shots(location: str) -> tuple[tuple[str, str], ...]:

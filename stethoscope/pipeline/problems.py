@@ -5,24 +5,14 @@ a problem are graded unparsable unless they are that text. So they are counted b
 """
 
 from stethoscope.minerva.problems import Problem, sample_problems
-from stethoscope.minerva.sources import SPLITS, load_corpus, problem_ids, subjects_at
+from stethoscope.minerva.sources import SPLITS, load_corpus, problem_ids
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
-from stethoscope.records import ProblemsRef, ProblemsSpec
+from stethoscope.records import ProblemsSpec
 from stethoscope.results import ProblemsResult, ProblemsRow, UnreadGold
 
 GOLDS_AT_ONCE = 64
 SHOWN = 20
-
-
-def with_problems(problems: ProblemsRef, location: str, revision: str | None = None) -> ProblemsRef:
-    """Return `problems` with those at `location` instead, and the subjects that they have.
-
-    Raises:
-        CorpusError: see `load_problems`.
-    """
-    subjects = subjects_at(location, revision=revision)
-    return problems.model_copy(update={"problems": location, "subjects": subjects, "revision": revision})
 
 
 def run(spec: ProblemsSpec, context: Context, progress: Progress) -> ProblemsResult:
@@ -31,7 +21,7 @@ def run(spec: ProblemsSpec, context: Context, progress: Progress) -> ProblemsRes
     asked: dict[str, list[Problem]] = {}
     for name in spec.subjects or places.subjects:
         found = [problem for problem in load_corpus(places, name, spec.split) if problem.subject == name]
-        asked[name] = sample_problems(found, name, spec.n or max(len(found), 1), spec.seed)
+        asked[name] = found if spec.n is None else sample_problems(found, name, spec.n, spec.seed)
     progress.start("Reading gold answers", sum(map(len, asked.values())))
     rows, unread = [], []
     for name, problems in asked.items():

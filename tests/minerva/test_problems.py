@@ -114,6 +114,19 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: object, message: str) -
         load_problems(write(tmp_path, LINE, line), "test")
 
 
+def test_several_malformed_lines_are_named_at_once(tmp_path: Path) -> None:
+    without = {name: value for name, value in LINE.items() if name != "solution"}
+    with pytest.raises(CorpusError) as told:
+        load_problems(write(tmp_path, without, LINE, b"\xff", b"", b"{", *[without] * 4), "test")
+    first = told.value
+    assert first.what == "line 1 of test.jsonl has no solution"
+    assert first.got == f"only {', '.join(without)}"
+    assert first.next_step == "6 more cannot be read, either: line 3, line 5, line 6, line 7, line 8, …."
+    with pytest.raises(CorpusError) as told:
+        load_problems(write(tmp_path, LINE, b"\xff", without), "test")
+    assert told.value.next_step == "Save the file as UTF-8. 1 more cannot be read, either: line 3."
+
+
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no test.jsonl"):
         load_problems(str(tmp_path), "test")

@@ -140,7 +140,7 @@ def test_a_file_without_a_problem_of_the_split(tmp_path: Path, split: str) -> No
     path = jsonl(tmp_path / "all.jsonl", rows)
     others = {problem.problem for other in SPLITS if other != split for problem in load_problems(str(path), other)}
     path = jsonl(tmp_path / "own.jsonl", [row for row in rows if row["problem"] in others])
-    with pytest.raises(CorpusError, match=f"the {split} split at .* holds no problems"):
+    with pytest.raises(CorpusError, match=f"the {split} split at .* holds no problems.* a folder's {split}.jsonl"):
         load_problems(str(path), split)
 
 

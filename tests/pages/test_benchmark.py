@@ -68,6 +68,18 @@ def test_the_plan_says_what_n_can_show_before_anything_runs(front: FakeFront, op
     assert not asked(front, BenchSpec)
 
 
+@pytest.mark.parametrize(
+    ("subjects", "said"),
+    [
+        (["geometry"], "If it truly gains 9.8 points, that is found with a chance of 41%."),
+        (["geometry", "algebra"], "If both subjects truly gain 9.8 points, about 0.7 of them are found after Holm."),
+        (["geometry", "algebra", "precalculus"], "If all 3 subjects truly gain 9.8 points, about 0.9 of them"),
+    ],
+)
+def test_the_plan_counts_its_subjects_in_words(subjects: list[str], said: str, open_page: Open) -> None:
+    assert said in texts(open_page("benchmark", layers=[3, 5], bench_subjects=subjects, bench_n=100))
+
+
 def test_the_plan_counts_the_answers_the_stored_ones_and_the_time(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5], bench_n=100, bench_controls=["all layers"])
     said = texts(app)

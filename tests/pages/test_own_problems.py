@@ -98,12 +98,12 @@ def test_a_stored_benchmark_brings_its_problems(front: FakeFront, open_page: Ope
 def test_what_the_split_holds_and_unread_golds_are_counted(front: FakeFront, open_page: Open) -> None:
     app = upload(open_page("benchmark", layers=[3, 5]), GOOD)
     said = texts(app)
-    assert "test problems: knot theory 11, tilings 11." in said
+    assert "Test problems: knot theory 11, tilings 11." in said
     assert "lm-eval cannot read 1 of 22 gold answers" in said
     assert "(forty *two*)" in said
     app.segmented_control(key="bench-split").set_value("dev").run()
     assert [spec.split for spec in asked(front, ProblemsSpec)] == ["test", "dev"]
-    assert "dev problems: knot theory 11" in texts(app)
+    assert "Dev problems: knot theory 11" in texts(app)
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
@@ -143,6 +143,7 @@ def test_bad_input_is_one_message_and_changes_nothing(case: str, front: FakeFron
     assert not asked(front, ProblemsSpec)
     assert not front.store.blobs.path(bytes_id(content)).exists()
     app.file_uploader(key="own-problems-file").set_value(None).run()
+    assert not app.error, "the error goes with the file that it is about"
     upload(app, GOOD)
     assert not app.error
     assert in_plan(app) == list(SUBJECTS)

@@ -8,8 +8,8 @@ import pytest
 from stethoscope import pipeline
 from stethoscope.cli import main
 from stethoscope.errors import CorpusError
+from stethoscope.minerva.sources import with_problems
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.problems import with_problems
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
 from stethoscope.records import ProblemsSpec
@@ -54,6 +54,24 @@ def test_golds_that_cannot_be_read_are_counted_and_shown(own: Path, tmp_path: Pa
     with pytest.raises(CorpusError, match="got 4; expected 5"):
         pipeline.run(ProblemsSpec(problems=problems, n=5), context, Progress())
     context.close()
+
+
+def test_a_subject_without_a_problem_in_the_split_counts_none(own: Path, tmp_path: Path) -> None:
+    with (own / "train.jsonl").open("a") as train:
+        train.write(json.dumps({"problem": "Which knot?", "type": "Knots", "solution": r"\boxed{3}"}) + "\n")
+    problems = with_problems(MINI.problems, str(own))
+    context = Context(RunStore(tmp_path / "runs"))
+    result = pipeline.run(ProblemsSpec(problems=problems), context, Progress()).result
+    assert isinstance(result, ProblemsResult)
+    assert [(row.subject, row.n) for row in result.rows] == [("algebra", 4), ("geometry", 2), ("knots", 0)]
+    context.close()
+
+
+def test_a_subject_with_the_name_of_a_control_corpus_is_refused(own: Path) -> None:
+    clash = {"problem": "1?", "type": MINI.problems.control_names[0], "solution": r"\boxed{3}"}
+    (own / "train.jsonl").write_text(json.dumps(clash) + "\n")
+    with pytest.raises(CorpusError, match="has the name of a control corpus; got " + MINI.problems.control_names[0]):
+        with_problems(MINI.problems, str(own))
 
 
 def test_the_command_line_takes_own_problems(
