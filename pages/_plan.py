@@ -96,7 +96,7 @@ def how_asked(*, chat_template: bool) -> None:
     with more.popover("More", width="stretch", key="bench-more"):
         st.number_input("Margin, points", 0.5, 50.0, step=0.5,
                         help="“Not worse” means: the interval’s lower bound lies above minus this.",
-                        **_session.mirror("bench_margin", "bench-margin"))  # fmt: skip
+                        **_session.mirror("bench_margin", "bench-margin", "value"))  # fmt: skip
         st.number_input("Block size, problems", 8, 1024, step=8,
                         help="Every arm answers a block before the next begins; a block is what a stop can cost.",
-                        **_session.mirror("bench_block", "bench-block"))  # fmt: skip
+                        **_session.mirror("bench_block", "bench-block", "value"))  # fmt: skip

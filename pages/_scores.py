@@ -94,7 +94,7 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
         st.segmented_control("Order", ORDERS, required=True, **_session.mirror("forest_order", f"{key}-order"))
         st.segmented_control("Subjects", LAYOUTS, required=True, **_session.mirror("forest_layout", f"{key}-layout"))
         with st.popover(f"Arms: {len(chosen['forest_arms'])} of {len(arms)}", key=f"{key}-arms-menu"):
-            st.multiselect("Arms in the picture", arms, **_session.mirror("forest_arms", f"{key}-arms"))
+            st.multiselect("Arms in the picture", arms, **_session.mirror("forest_arms", f"{key}-arms", "default"))
     shown = [arm for arm in arms if arm in chosen["forest_arms"]]
     grid = chosen["forest_layout"] == LAYOUTS[0]
     subjects = list(dict.fromkeys(row.subject for row in result.arms))

@@ -145,16 +145,23 @@ def defaults() -> None:
         st.session_state.setdefault(name, value)
 
 
-def mirror(name: str, key: str) -> dict[str, Any]:
+def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
     """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
 
     The widget is written to only where it differs (writing each time would undo what a person does meanwhile), or where
     the run before was cut off.
+
+    Args:
+        name: of the plain session key.
+        key: of the widget.
+        default: what this kind of widget calls its default. A popover's widgets need it: the browser draws them when it
+            is opened, and what they were told before that is lost.
     """
     chosen = st.session_state
     if chosen.get("cut_off") or key not in chosen or chosen[key] != chosen[name]:
         st.session_state[key] = st.session_state[name]
-    return {"key": key, "on_change": _copy, "args": (name, key)}
+    starts = {} if default is None else {default: chosen[name]}
+    return {"key": key, "on_change": _copy, "args": (name, key)} | starts
 
 
 def _copy(name: str, key: str) -> None:

@@ -94,7 +94,7 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
             "Picture: the camera above the chart saves it as",
             PICTURES,
             required=True,
-            **_session.mirror("picture", f"{key}-picture"),
+            **_session.mirror("picture", f"{key}-picture", "default"),
         )
         csv_button("Numbers as CSV", rows, f"{key}.csv", f"{key}-csv")
         for label, others in more.items():

@@ -44,6 +44,7 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
         box.press("Enter")
     expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 6 per subject", timeout=SLOW_MS)
     page.locator(".st-key-bench-more button").first.click()
+    expect(page.locator(".st-key-bench-margin input").first).to_have_value(re.compile("^3"), timeout=SLOW_MS)
     block = page.locator(".st-key-bench-block input").first
     block.fill("8")
     block.press("Enter")

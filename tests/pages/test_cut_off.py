@@ -12,8 +12,10 @@ def _page() -> None:
 
     st.session_state.setdefault("subjects", ["algebra"])
     st.session_state.setdefault("layers", [2])
+    st.session_state.setdefault("margin", 3.0)
     st.session_state.setdefault("picks", 0)
     with _session.drawing():
+        st.number_input("Margin", 0.5, 50.0, **_session.mirror("margin", "in-a-popover", "value"))
         st.multiselect("Subjects", ["algebra", "geometry"], **_session.mirror("subjects", "wide"))
         _session.layer_pills("Layers", 4, "layer-pills")
         if st.session_state.get("cut"):
@@ -47,3 +49,11 @@ def test_what_a_person_chose_is_what_is_written_after_a_cut() -> None:
     app.multiselect[0].select("geometry").run()
     assert app.session_state["subjects"] == ["algebra", "geometry"]
     assert list(app.multiselect[0].proto.raw_values) == ["algebra", "geometry"]
+
+
+def test_a_widget_that_is_drawn_later_starts_from_what_was_chosen() -> None:
+    app = AppTest.from_function(_page).run()
+    app.number_input[0].set_value(7.0).run()
+    app.run()
+    assert (app.number_input[0].proto.default, app.session_state["margin"]) == (7.0, 7.0)
+    assert not app.number_input[0].proto.set_value  # a popover that is opened now knows only the default
