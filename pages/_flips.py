@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from pages import _session, _ui
+from pages._fragment import fragment
 from stethoscope.figures import flips, maths
 from stethoscope.figures.flips import KINDS, METRICS, Flip
 from stethoscope.figures.theme import pretty
@@ -113,7 +114,7 @@ def _detail(flip: Flip) -> None:
     st.caption(f"{same} Problem {flip.problem_id} · {pretty(flip.base.subject)}. Previous and next: Alt+P, Alt+N.")
 
 
-@st.fragment
+@fragment()
 def browser(result: BenchResult) -> None:
     """Draw the browser; the flip on show stands in the session, from where the page puts it into the address."""
     reference = result.spec.arms[0].name

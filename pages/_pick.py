@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _energy, _freeze, _jobs, _session, _shift, _stability, _ui
+from pages._fragment import fragment
 from stethoscope import predictions
 from stethoscope.errors import RecipeError
 from stethoscope.figures import picking, specificity
@@ -69,7 +70,7 @@ def _other(spec: DiagnoseSpec | None) -> list[DiagnosisResult]:
     return [view.result] if isinstance(view.result, DiagnosisResult) and not view.stale else []
 
 
-@st.fragment
+@fragment()
 def draw(result: DiagnosisResult, spec: DiagnoseSpec | None, address: dict[str, str | None]) -> None:
     """Draw what changes with a pick; `spec` is that of `result` (None: out of date), `address` the page's link."""
     with _ui.guarded():

@@ -5,6 +5,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _scores, _ui, _watch
+from pages._fragment import fragment
 from stethoscope.figures import evidence, forest
 from stethoscope.records import BenchSpec
 from stethoscope.results import BenchResult
@@ -27,7 +28,7 @@ def draw(view: _jobs.View) -> None:
     _look(job_id)
 
 
-@st.fragment(run_every=LOOK_EVERY_S)
+@fragment(run_every=LOOK_EVERY_S)
 def _look(job_id: str) -> None:
     job = _jobs.front().snapshot(job_id)
     partial = None if job is None else job.partial

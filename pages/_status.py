@@ -5,6 +5,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _session, _ui, _watch
+from pages._fragment import fragment
 from stethoscope.records import EditRecipe
 from stethoscope.results import Certificate
 
@@ -47,7 +48,7 @@ def draw() -> None:
     """Draw the strip; while something runs it refreshes itself, and Cancel stands outside the fragment."""
     active = _jobs.front().active()
 
-    @st.fragment(run_every=0.7 if active else None)
+    @fragment(run_every=0.7 if active else None)
     def live() -> None:
         status, running = _jobs.front().status(), _jobs.front().active()
         if active and not running:

@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _session, _ui
+from pages._fragment import fragment
 from stethoscope.progress import counted, pace
 
 
@@ -23,7 +24,7 @@ def describe(job: Any) -> str:
 def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
     """Draw the running job until it ends, then rerun the page."""
 
-    @st.fragment(run_every=every)
+    @fragment(run_every=every)
     def progress() -> None:
         job = _jobs.front().snapshot(job_id)
         if job is None or job.state in _jobs.FINISHED:
@@ -48,7 +49,7 @@ def quietly(view: _jobs.View) -> None:
         return
     job_id = view.job.job_id
 
-    @st.fragment(run_every=0.5)
+    @fragment(run_every=0.5)
     def until_ended() -> None:
         job = _jobs.front().snapshot(job_id)
         if job is None or job.state in _jobs.FINISHED:

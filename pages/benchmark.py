@@ -20,12 +20,13 @@ from pages import (
     _ui,
     _verdict,
 )
+from pages._fragment import fragment
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe
 from stethoscope.results import BenchResult
 
 
-@st.fragment
+@fragment()
 def plan(recipe: EditRecipe, n_layers: int, *, chat_template: bool, busy: bool) -> None:
     """Draw the plan of the benchmark and the button that starts it; nothing else ever starts one."""
     _plan.problems_and_n()

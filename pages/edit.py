@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _compare, _dose, _history, _jobs, _recipe, _session, _share, _status, _strengths, _ui, _watch, _words
+from pages._fragment import fragment
 from stethoscope.figures import probe
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe, ProbeSpec
@@ -21,7 +22,7 @@ def live_probe(recipe: EditRecipe) -> None:
     spec = ProbeSpec(recipe=recipe, problems=_session.profile().problems)
     view = _jobs.ask("probe", spec, title="Probe")
 
-    @st.fragment(run_every=0.15 if view.active else None)
+    @fragment(run_every=0.15 if view.active else None)
     def line() -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
         if view.active and (job is None or job.state in _jobs.FINISHED):

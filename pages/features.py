@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _jobs, _latents, _session, _status, _ui, _watch
+from pages._fragment import fragment
 from stethoscope.figures import latents
 from stethoscope.figures.theme import percent, pretty
 from stethoscope.records import LatentsSpec
@@ -59,7 +60,7 @@ def keep_latent(result: LatentsResult) -> None:
         st.session_state.update(latent=first.latent, latent_layer=result.layer)
 
 
-@st.fragment
+@fragment()
 def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
     """Draw picture, table and, where `result` is that of `spec`, examples."""
     with _ui.guarded():
