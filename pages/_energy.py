@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _recipe, _session, _ui, _watch
 from stethoscope.figures import energy
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
@@ -14,6 +14,8 @@ WEIGHTS = {True: "Gains folded in", False: "Plain weights"}
 
 def draw(diagnosis: DiagnosisResult) -> None:
     """Ask for the energy of the chosen subject and draw its curves, every matrix' enrichment and the geometry."""
+    if not _recipe.has_task_vector("its energy in the latents' span", "energy"):
+        return
     profile, subject = _session.profile(), st.session_state["subject"]
     chosen = st.session_state
     spec = EnergySpec(

@@ -75,6 +75,8 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
     with _ui.card("Freeze the prediction before judging it", key="freeze"):
         if not st.session_state["layers"]:
             st.caption("Pick layers above; a frozen pick is compared with its controls once a benchmark has run.")
+        elif not _session.profile().task_vectors:
+            st.caption("A prediction is of an edit, and no task vector is named yet.")
         elif spec is None:
             st.caption("The diagnosis is being renewed; the pick can be frozen once it is there.")
         else:

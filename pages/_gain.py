@@ -56,6 +56,8 @@ def _measure(spec: GainSpec) -> None:
 
 def draw() -> None:
     """Draw the card: a button at first, then progress, then score against gain beside the forest of predictors."""
+    if not _session.profile().task_vectors:  # the energy above says so
+        return
     spec = spec_from_session()
     subject = st.session_state["subject"]
     with _ui.card("Did the stethoscope hear right?", key="gain"):

@@ -52,6 +52,12 @@ def front() -> Any:
     return jobs.front()
 
 
+def loaded() -> Any:
+    """Return the row of the loaded model, None where that is not the profile's: visitors share one worker."""
+    model, wanted = front().status().model, _session.profile().model
+    return model if model is not None and (model.id, model.dtype) == (wanted.id, wanted.dtype) else None
+
+
 def visitor() -> str:
     """Return the name under which this browser session asks for jobs."""
     running = get_script_run_ctx(suppress_warning=True)

@@ -27,7 +27,7 @@ def card(profile: Profile) -> _jobs.View:
             "visitors; changing it unloads the model.",
         )
         if st.session_state.get("unloaded"):
-            _ui.empty(f"{profile.title} is not loaded.", "Load the model", "load-model", _load)
+            _ui.empty(f"{profile.title} is unloaded.", "Load the model", "load-model", _load)
             return _jobs.View()
         view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
         _watch.standing(view, "info", "Load the model")
@@ -51,4 +51,5 @@ def _unload() -> None:
 
 def _move() -> None:
     _jobs.front().unload(device=st.session_state["device"])
-    _jobs.forget("info")
+    for slot in ("info", "memory"):
+        _jobs.forget(slot)

@@ -10,14 +10,25 @@ from stethoscope.records import Arm, EditRecipe, InfoSpec, NormMatchedArm, Proje
 
 def known_layers() -> int | None:
     """Return the number of layers of the model, once it is loaded (None before)."""
-    model = _jobs.front().status().model
-    return model.n_layers if model is not None and model.id == _session.profile().model.id else None
+    model = _jobs.loaded()
+    return None if model is None else model.n_layers
 
 
 def has_chat_template() -> bool:
     """Return whether the loaded model's tokenizer has a chat template."""
-    model = _jobs.front().status().model
+    model = _jobs.loaded()
     return model is not None and model.chat_template
+
+
+def has_task_vector(purpose: str, key: str) -> bool:
+    """Tell whether the profile names a task vector; where it does not, draw what `purpose` waits for."""
+    if _session.profile().task_vectors:
+        return True
+    said = f"No task vector is named: {purpose} needs one."
+    _ui.empty(said, "Name one on the Setup page", f"{key}-name", lambda: st.session_state.update(go_to_setup=True))
+    if st.session_state.pop("go_to_setup", False):
+        st.switch_page("pages/setup.py")
+    return False
 
 
 def wait_for_model() -> None:

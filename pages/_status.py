@@ -33,13 +33,13 @@ def recorded(view: _jobs.View) -> None:
     st.session_state["recorded"] = view.recorded
 
 
-def _badge(status: Any) -> tuple[str, str]:
-    """Label and colour of the certificate badge."""
+def _badge(status: Any, model: Any) -> tuple[str, str]:
+    """Label and colour of the certificate badge; `model` is the profile's, None before it is loaded."""
     shown = st.session_state.get("on_show")
     if isinstance(shown, dict):
         edited = shown["label"].startswith("EDITED")
         return shown["label"], "red" if not shown["verified"] else "orange" if edited else "green"
-    if status.base_verified is None:
+    if model is None or status.base_verified is None:
         return "weights not checked yet", "gray"
     return ("BASE verified", "green") if status.base_verified else ("BASE CHANGED: restart the app", "red")
 
@@ -54,18 +54,18 @@ def draw() -> None:
         if active and not running:
             st.rerun()
         profile = _session.profile()
-        model = status.model
+        model = _jobs.loaded()
         loaded = f"{model.n_layers} layers · {model.dtype}" if model else "not loaded"
         loaded = "loading" if status.state == "loading" else loaded
         with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-            label, colour = _badge(status)
+            label, colour = _badge(status, model)
             with st.container(key="certificate", width="content"):
                 st.badge(label, color=colour)  # pyright: ignore[reportArgumentType]
             st.badge("recorded" if st.session_state.get("recorded") else "live", color="gray")
             memory = f"{status.memory_bytes / 1e6:.0f} MB" if status.memory_bytes else ""
             parts = [f"{profile.title}: {loaded}", f"SAEs {profile.saes.site}"]
             parts += [f"task vector {st.session_state['task_vector'] or 'not named'}"]
-            parts += [" · ".join(part for part in (status.device or "", memory) if part)]
+            parts += [" · ".join(part for part in (model.device if model else "", memory) if part)]
             st.caption(_ui.escape("  |  ".join(part for part in parts if part)), width="content")
             if running:
                 st.badge(_ui.escape(_watch.describe(running[0])), color="blue")

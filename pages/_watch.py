@@ -65,7 +65,8 @@ def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = N
     """
     if view.unasked:
         title = _session.profile().title
-        _ui.empty(f"{title} is not loaded yet.", "Load the model", f"{slot}-load", _session.ask_to_load)
+        said = f"{title} is not loaded. Setup tells what loading it would download, and whether it fits into memory."
+        _ui.empty(said, "Load the model", f"{slot}-load", _session.ask_to_load)
     elif view.error:
         _ui.banner(view.error)
         st.button("Try again", key=f"{slot}-again", on_click=_jobs.forget, args=(slot,))

@@ -69,13 +69,9 @@ def outcome(view: _jobs.View) -> None:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")
 
 
-def main() -> None:
-    """Draw the page."""
-    _ui.heading("Benchmark", "Is it real? Every arm answers the same problems; only paired differences count.")
-    _status.show_base()
-    n_layers, view = _recipe.known_layers(), _jobs.look("bench")
-    recipe = _recipe.from_session(_session.profile())
-    _plan.defaults()
+def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
+    """Draw the plan, or what it waits for: layers, or the model."""
+    n_layers = _recipe.known_layers()
     if not recipe.layers:
         _ui.empty("No layer is picked, so there is no recipe to judge.", "Pick layers", "bench-pick",
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip
@@ -85,11 +81,22 @@ def main() -> None:
         _recipe.wait_for_model()
     else:
         with _ui.card("Plan", key="bench-plan"):
-            plan(recipe, n_layers, chat_template=_recipe.has_chat_template(), busy=view.active)
+            plan(recipe, n_layers, chat_template=_recipe.has_chat_template(), busy=busy)
+
+
+def main() -> None:
+    """Draw the page."""
+    _ui.heading("Benchmark", "Is it real? Every arm answers the same problems; only paired differences count.")
+    _status.show_base()
+    view = _jobs.look("bench")
+    recipe = _recipe.from_session(_session.profile()) if _recipe.has_task_vector("a benchmark", "bench") else None
+    _plan.defaults()
+    if recipe is not None:
+        plan_when_ready(recipe, busy=view.active)
     outcome(view)
     shown = isinstance(view.result, BenchResult) and not view.stale
     _session.link(
-        recipe=to_link(recipe) if recipe.layers else None,
+        recipe=to_link(recipe) if recipe is not None and recipe.layers else None,
         run=view.run_id,
         job=view.job.job_id if view.active else None,
         flip=st.session_state.get("flip_at") if shown and view.run_id else None,

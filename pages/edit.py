@@ -64,6 +64,8 @@ def main() -> None:
     if n_layers is None:
         _recipe.wait_for_model()
         return
+    if not _recipe.has_task_vector("an edit", "edit"):
+        return
     with _ui.card("Recipe"):
         _recipe.controls(n_layers)
         recipe = _recipe.from_session(profile)

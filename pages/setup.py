@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _change, _load, _memory, _preflight, _profile, _session, _status, _tour, _ui
+from pages import _change, _fetching, _load, _memory, _preflight, _profile, _session, _status, _tour, _ui
 from stethoscope.figures import sizes
 from stethoscope.results import InfoResult
 
@@ -48,6 +48,7 @@ def main() -> None:
     with _ui.card("Task vector", key="task-vector-card"):
         _profile.task_vector(profile)
         _preflight.add_own(profile)
+    _fetching.card(profile)
     view = _load.card(profile)
     _memory.card(profile)
     if isinstance(view.result, InfoResult) and not view.stale:

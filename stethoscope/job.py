@@ -11,7 +11,7 @@ from typing import Literal, cast
 
 from stethoscope.errors import ResourceError, UserError
 from stethoscope.progress import Progress
-from stethoscope.records import BenchSpec, ExportSpec, ModelRef, Spec, nested_records
+from stethoscope.records import BenchSpec, DownloadSpec, ExportSpec, MemorySpec, ModelRef, Spec, nested_records
 from stethoscope.results import Result
 
 JobState = Literal["queued", "running", "done", "paused", "cancelled", "failed"]
@@ -129,10 +129,13 @@ class Job:
 
     @property
     def may_stand_for_another(self) -> bool:
-        """Whether a new job of the same spec would only repeat this one; a done export has effects to be had again."""
+        """Whether a new job of the same spec would only repeat this one.
+
+        A done export has effects to be had again; what is free, and what is here, was true of a moment.
+        """
         if self.active:
             return not self.progress.stopping
-        return self.state == "done" and not isinstance(self.spec, ExportSpec)
+        return self.state == "done" and not isinstance(self.spec, ExportSpec | MemorySpec | DownloadSpec)
 
     def snapshot(self) -> JobSnapshot:
         """Return the job as it stands now."""

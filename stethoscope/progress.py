@@ -110,6 +110,15 @@ def counted(done: int, total: int, unit: str = "") -> str:
     return f"{done / scale:.{2 if scale > 1 else 0}f} of {total / scale:.{2 if scale > 1 else 0}f} {name}"
 
 
+def size_text(size_bytes: int) -> str:
+    """Return a number of bytes as people read it, in decimal units: "7.8 GB", "335 MB", "50 kB"."""
+    if size_bytes >= 10**9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    if size_bytes >= 10**6:
+        return f"{size_bytes / 1e6:.0f} MB"
+    return f"{size_bytes / 1000:.0f} kB"
+
+
 def pace(rate: float, unit: str = "") -> str:
     """Return items per second for display: "3.1 per s", or bytes as "12.4 MB per s"."""
     return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"

@@ -11,6 +11,7 @@ from stethoscope.cli.terminal import (
     StderrProgress,
     print_bench,
     print_diagnosis,
+    print_downloads,
     print_energy,
     print_gain,
     print_info,
@@ -27,6 +28,7 @@ from stethoscope.records import (
     Arm,
     BenchArm,
     BenchSpec,
+    DownloadSpec,
     EditRecipe,
     EnergySpec,
     ExportSpec,
@@ -46,6 +48,7 @@ from stethoscope.records import (
 from stethoscope.results import (
     BenchResult,
     DiagnosisResult,
+    DownloadResult,
     EnergyResult,
     ExportResult,
     GainResult,
@@ -121,6 +124,24 @@ class Commands:
             for stack in result.stacks
         ]
         return {**result.model_dump(mode="json"), "stacks": stacks}
+
+    def downloads(self) -> dict[str, object]:
+        """What would be fetched, by part of the profile; a part that would be refused says why."""
+        profile, named = self.profile, self.options.task_vector
+        spec = DownloadSpec(
+            model=profile.model,
+            saes=profile.saes,
+            task_vectors=profile.task_vectors if named is None else (profile.task_vector(named),),
+            problems=profile.problems,
+        )
+        result = self.result(spec)
+        assert isinstance(result, DownloadResult)
+        print_downloads(self.console, result)
+        sizes = [{"size_bytes": part.size_bytes, "missing_bytes": part.missing_bytes} for part in result.parts]
+        shown = result.model_dump(mode="json")
+        parts = [part | size for part, size in zip(shown["parts"], sizes, strict=True)]
+        sums = {"size_bytes": result.size_bytes, "missing_bytes": result.missing_bytes, "fits": result.fits}
+        return {**shown, "parts": parts, **sums}
 
     def problems(self) -> dict[str, object]:
         """Problems by subject, and the gold answers that cannot be read."""

@@ -44,6 +44,16 @@ def _k_list(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
 
 
+def _add_diagnose_options(diagnose: argparse.ArgumentParser) -> None:
+    diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
+    diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
+    diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
+    diagnose.add_argument("--documents", type=_positive, help="documents per subject, at least 20")
+    diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
+    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
+    diagnose.add_argument("--seed", type=int, default=0)
+
+
 def _add_gain_options(gain: argparse.ArgumentParser) -> None:
     gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
     gain.add_argument("--task-vector", help="default: the profile's first")
@@ -142,6 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
 
     _add_memory_options(add("memory", "show what each use case will hold in memory, before anything is loaded"))
+    downloads = add("downloads", "show what would be fetched from the hub, what of it is here, and the disk's room")
+    downloads.add_argument("--task-vector", help="a name, path or hub id (default: all of the profile's)")
     _add_problems_options(
         add("problems", "count the problems of each subject, and the gold answers that lm-eval cannot read")
     )
@@ -149,14 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
     preflight.add_argument("--task-vector", help="default: the profile's first")
 
-    diagnose = add("diagnose", "score how specific each layer is to each subject")
-    diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
-    diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
-    diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
-    diagnose.add_argument("--documents", type=_positive, help="documents per subject, at least 20")
-    diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
-    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
-    diagnose.add_argument("--seed", type=int, default=0)
+    _add_diagnose_options(add("diagnose", "score how specific each layer is to each subject"))
 
     energy = add("energy", "show how much of the task vector the span of the top latents keeps, against chance")
     energy.add_argument("--subject", required=True)

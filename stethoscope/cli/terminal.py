@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from stethoscope.progress import Progress, counted, pace
+from stethoscope.errors import UserError
+from stethoscope.progress import Progress, counted, pace, size_text
 from stethoscope.results import (
     BenchResult,
     DiagnosisResult,
+    DownloadResult,
     EnergyResult,
     GainResult,
     InfoResult,
@@ -106,6 +108,27 @@ def print_memory(console: Console, result: MemoryResult) -> None:
     for stack in result.stacks:
         if stack.advice:
             console.print(f"{stack.activity}: {stack.advice}")
+
+
+def print_downloads(console: Console, result: DownloadResult) -> None:
+    """Draw a row a part: files, sizes, what is here; then the sums, the room on the disk, and every refusal once."""
+    if not result.parts:
+        console.print("Everything is on this machine: nothing is fetched.")
+        return
+    table = Table("part", "repository", "files", "size", "here", "to fetch", "access")
+    for part in result.parts:
+        sizes = (part.size_bytes, part.size_bytes - part.missing_bytes, part.missing_bytes)
+        known = [size_text(size) for size in sizes] if part.files else ["?", "?", "?"]
+        table.add_row(part.part, part.location, str(len(part.files)), *known, "refused" if part.refusal else "yes")
+    console.print(table)
+    sizes = f"{counted(result.missing_bytes, result.size_bytes, 'B')} to fetch, " if result.size_bytes else ""
+    short = "" if result.fits else ": not enough, set HF_HOME to a folder on another disk"
+    console.print(f"{sizes}{size_text(result.free_bytes)} free at {result.cache}{short}", markup=False)
+    if result.offline:
+        console.print("HF_HUB_OFFLINE is set: what is not here cannot be fetched.")
+    for refusal in result.refusals:
+        said = UserError(refusal.what, got=refusal.got, expected=refusal.expected, next_step=refusal.next_step)
+        console.print(str(said), markup=False)
 
 
 def print_preflight(console: Console, result: PreflightResult) -> None:

@@ -45,6 +45,7 @@ class DeltaSource(Protocol):
 
 
 READERS = (CheckpointSource, AdapterSource, DeltaFileSource)
+FILES = (*CHECKPOINT, *ADAPTER, DELTA_FILE)  # what is fetched of a hub repository
 
 
 class TaskVector:
@@ -137,10 +138,7 @@ def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:
                 next_step="Check the name or path.",
             )
         return path
-    fetched = fetch_folder(
-        ref.tuned, revision=ref.revision, patterns=(*CHECKPOINT, *ADAPTER, DELTA_FILE), progress=progress
-    )
-    return fetched.path
+    return fetch_folder(ref.tuned, revision=ref.revision, patterns=FILES, progress=progress).path
 
 
 def _energy(tensor: Tensor) -> float:

@@ -8,6 +8,7 @@ never pickles or code. `HF_HUB_OFFLINE=1` means what is in the cache; what is th
 The token is the hub's own (`HF_TOKEN`, or `hf auth login`): this package neither reads, keeps nor shows it.
 """
 
+from stethoscope.hub.cache import cache_folder, free_bytes, is_offline
 from stethoscope.hub.commits import forget_commits, known_commit
 from stethoscope.hub.fetch import (
     ADAPTER,
@@ -17,6 +18,7 @@ from stethoscope.hub.fetch import (
     FetchedFolder,
     FetchPlan,
     RemoteFile,
+    check_access,
     fetch_file,
     fetch_folder,
     plan_fetch,
@@ -33,9 +35,13 @@ __all__ = [
     "FetchedFolder",
     "HubError",
     "RemoteFile",
+    "cache_folder",
+    "check_access",
     "fetch_file",
     "fetch_folder",
     "forget_commits",
+    "free_bytes",
+    "is_offline",
     "known_commit",
     "plan_fetch",
     "resolve",

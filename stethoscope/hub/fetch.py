@@ -13,12 +13,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from shutil import disk_usage
 from typing import Any
 
 import httpx2
 import huggingface_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     HFValidationError,
@@ -30,8 +29,9 @@ from huggingface_hub.utils import logging as hub_logging
 from tqdm.auto import tqdm
 
 from stethoscope.errors import UserError
+from stethoscope.hub.cache import cache_folder, check_space, is_offline
 from stethoscope.hub.commits import commit_of
-from stethoscope.hub.refusals import HubError, no_space, offline, refusal
+from stethoscope.hub.refusals import HubError, offline, refusal
 from stethoscope.hub.transfer import Blob, fetch_blob
 from stethoscope.progress import Progress
 
@@ -96,6 +96,12 @@ class FetchPlan:
         """Bytes of the files that the cache does not hold."""
         return sum(file.size_bytes for file in self.missing)
 
+    @property
+    def begun_bytes(self) -> int:
+        """Bytes of missing files that are here already, of downloads that were cut off; which files', is not known."""
+        parts = (self.folder.parent.parent / "blobs").glob("*.incomplete")
+        return min(self.missing_bytes, sum(part.stat().st_size for part in parts))
+
 
 @dataclass(frozen=True, slots=True)
 class FetchedFolder:
@@ -139,7 +145,7 @@ def fetch_folder(
     progress = progress or Progress()
     plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
     progress.check_cancel()
-    if plan.missing and constants.is_offline_mode():
+    if plan.missing and is_offline():
         raise offline(_title(repo_id, repo_type), revision, f"no {plan.missing[0].name}")
     if plan.missing:
         with _refusals(plan.repo_id, plan.repo_type, plan.revision):
@@ -191,6 +197,17 @@ def plan_fetch(
     return FetchPlan(repo_id, repo_type, commit, folder, files)
 
 
+def check_access(plan: FetchPlan) -> None:
+    """Raise the `HubError` that fetching the missing files would end with, by asking for the head of one of them.
+
+    A listing is public where the files are not (the licence is not accepted, or no token). Asks nothing where nothing
+    is missing, or offline.
+    """
+    if plan.missing and not is_offline():
+        with _refusals(plan.repo_id, plan.repo_type, plan.revision):
+            _blob(plan, plan.missing[0])
+
+
 def _fetch(plan: FetchPlan, progress: Progress) -> None:
     """Look up the missing files, check the disk, and fetch them."""
     stop, title = threading.Event(), _title(plan.repo_id, plan.repo_type)
@@ -201,7 +218,7 @@ def _fetch(plan: FetchPlan, progress: Progress) -> None:
             progress.advance(n_done - progress.done)
         blobs = [future.result() for future in asked]
         total, kept = plan.missing_bytes, sum(blob.kept_bytes for blob in blobs)
-        _check_space(plan.folder, total - kept)
+        check_space(total - kept)
 
         received = [0] * len(blobs)
         progress.start(_stage(title, 0, len(blobs)), total, unit="B")
@@ -268,7 +285,7 @@ def _sizes(repo_id: str, repo_type: str, commit: str, folder: Path) -> dict[str,
     """Return the size of every file of the commit, by path; from the cache where it was listed before."""
     with contextlib.suppress(CachedRepoTreeNotFoundError):
         return _listed(repo_id, repo_type, commit)
-    if constants.is_offline_mode():
+    if is_offline():
         if not folder.is_dir():
             raise offline(_title(repo_id, repo_type), commit)
         files = (file for file in folder.rglob("*") if file.is_file())  # fetched by a tool that keeps no listing
@@ -310,15 +327,8 @@ def _is_whole(path: Path, size_bytes: int) -> bool:
     return False
 
 
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    there = next(parent for parent in folder.parents if parent.exists())
-    free = disk_usage(there).free
-    if needed_bytes > free:
-        raise no_space(there, needed_bytes, free)
-
-
 def _storage(repo_id: str, repo_type: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
+    return cache_folder() / repo_folder_name(repo_id=repo_id, repo_type=repo_type)
 
 
 def _title(repo_id: str, repo_type: str) -> str:

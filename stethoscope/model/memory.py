@@ -39,15 +39,6 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def size_text(size_bytes: int) -> str:
-    """Return a number of bytes as people read it, in decimal units: "7.8 GB", "335 MB", "50 kB"."""
-    if size_bytes >= 10**9:
-        return f"{size_bytes / 1e9:.1f} GB"
-    if size_bytes >= 10**6:
-        return f"{size_bytes / 1e6:.0f} MB"
-    return f"{size_bytes / 1000:.0f} kB"
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -6,9 +6,9 @@ from stethoscope.errors import ResourceError
 from stethoscope.hub import fetch_file
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import read_config
-from stethoscope.model.memory import free_bytes, size_text
+from stethoscope.model.memory import free_bytes
 from stethoscope.model.shape import ModelShape, shape_of_config
-from stethoscope.progress import Progress
+from stethoscope.progress import Progress, size_text
 from stethoscope.records import ModelRef
 
 

@@ -17,6 +17,7 @@ from stethoscope.pipeline import (
     compare_text,
     diagnose,
     dose,
+    download,
     energy,
     examples,
     export,
@@ -42,6 +43,7 @@ from stethoscope.records import (
     CompareTextSpec,
     DiagnoseSpec,
     DoseSpec,
+    DownloadSpec,
     EnergySpec,
     ExportSpec,
     GainSpec,
@@ -64,6 +66,7 @@ from stethoscope.store.settings import put_settings
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
     InfoSpec: info.run,
     MemorySpec: memory.run,
+    DownloadSpec: download.run,
     PreflightSpec: preflight.run,
     ProblemsSpec: problems.run,
     DiagnoseSpec: diagnose.run,

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 
 from stethoscope.model.devices import pick_device
-from stethoscope.model.memory import capacity_bytes, device_name, free_bytes, size_text
+from stethoscope.model.memory import capacity_bytes, device_name, free_bytes
 from stethoscope.model.room import read_shape
 from stethoscope.model.shape import ModelShape
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
-from stethoscope.progress import Progress
+from stethoscope.progress import Progress, size_text
 from stethoscope.records import MemorySpec, Site
 from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.sae.bank import open_bank

@@ -13,12 +13,12 @@ from functools import singledispatch
 import torch
 
 from stethoscope.errors import ResourceError
-from stethoscope.model.memory import free_bytes, size_text
+from stethoscope.model.memory import free_bytes
 from stethoscope.model.shape import shape_of
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
-from stethoscope.progress import Progress
+from stethoscope.progress import Progress, size_text
 from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,

@@ -189,9 +189,24 @@ class MemorySpec(Record):
     solution_tokens: int = Field(default=200, ge=1)
 
 
+class DownloadSpec(Record):
+    """What would the hub be asked for, and what is here already? Reads listings, and fetches none of the files.
+
+    Attributes:
+        task_vectors: those that are to be fetched, too.
+        problems: None leaves problems and controls out.
+    """
+
+    model: ModelRef
+    saes: SaeRef
+    task_vectors: tuple[TaskVectorRef, ...] = ()
+    problems: ProblemsRef | None = None
+
+
 Spec = (
     InfoSpec
     | MemorySpec
+    | DownloadSpec
     | PreflightSpec
     | ProblemsSpec
     | DiagnoseSpec

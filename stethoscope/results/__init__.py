@@ -24,6 +24,7 @@ from stethoscope.results.diagnosis import (
     StabilityResult,
     StabilityRow,
 )
+from stethoscope.results.download import DownloadFile, DownloadPart, DownloadResult, Refusal
 from stethoscope.results.edit import (
     ALL_SUBJECTS,
     Certificate,
@@ -50,6 +51,7 @@ from stethoscope.results.settings import RunSettings
 Result = (
     InfoResult
     | MemoryResult
+    | DownloadResult
     | PreflightResult
     | ProblemsResult
     | DiagnosisResult
@@ -82,6 +84,9 @@ __all__ = [
     "DiagnosisResult",
     "DoseResult",
     "DoseRow",
+    "DownloadFile",
+    "DownloadPart",
+    "DownloadResult",
     "EnergyCell",
     "EnergyResult",
     "ExportResult",
@@ -107,6 +112,7 @@ __all__ = [
     "RankedSet",
     "RankResult",
     "RankRow",
+    "Refusal",
     "Result",
     "RunSettings",
     "SaeRow",

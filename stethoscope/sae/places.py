@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stethoscope.errors import SaeError
-from stethoscope.hub import fetch_folder, plan_fetch
+from stethoscope.hub import FetchPlan, fetch_folder, plan_fetch
 from stethoscope.locations import local_path
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
@@ -89,6 +89,38 @@ class Found:
     of_layer: dict[int, Place]
 
 
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """The SAEs of a hub repository that `ref` chooses, one a layer, whether it lists them or not."""
+
+    repo_id: str
+    revision: str | None
+    of_layer: dict[int, Place]
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the files of settings."""
+        return [place.file(place.known.config) for place in self.of_layer.values() if place.known.config]
+
+    @property
+    def weights(self) -> dict[int, str]:
+        """Name of the file of weights, by layer."""
+        return {layer: place.file(place.known.weights) for layer, place in self.of_layer.items()}
+
+    def plan(self) -> FetchPlan:
+        """Return what of them is listed, and what of that is here."""
+        return plan_fetch(self.repo_id, revision=self.revision, patterns=[*self.weights.values(), *self.settings])
+
+
+def plan_saes(ref: SaeRef) -> FetchPlan | None:
+    """Return what fetching all weights and settings of the SAEs of `ref` takes; None where they lie in a folder.
+
+    Raises:
+        SaeError, HubError: as `find_places`, but for files that are missing while offline.
+    """
+    return None if local_path(ref.location) is not None else _published(ref).plan()
+
+
 def find_places(ref: SaeRef, progress: Progress) -> Found:
     """Return where the SAEs of `ref` lie; fetches settings from the hub where that is, and no weights.
 
@@ -107,17 +139,27 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
             )
         names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
         return Found(Folder(folder), _one_a_layer(ref, _scan(ref.location, names)))
+    published = _published(ref)
+    plan = published.plan()
+    listed = {file.name for file in plan.files}
+    source = Repository(plan.repo_id, plan.folder, plan.revision)
+    if wanted := [name for name in published.settings if name in listed]:
+        source.fetch(wanted, progress)
+    return Found(source, {i: published.of_layer[i] for i, name in published.weights.items() if name in listed})
+
+
+def _published(ref: SaeRef) -> _Published:
     release = find_release(ref.location)
     if release is not None:
-        return _of_release(ref, release, progress)
+        return _Published(release.repo_id, ref.revision, _one_a_layer(ref, _of_release(release)))
     if repository_of(ref.location) is None:
         raise unknown_release(ref.location)
     plan = plan_fetch(ref.location, revision=ref.revision, patterns=[f"*{known.weights}" for known in FORMATS])
     places = _one_a_layer(ref, _scan(ref.location, (file.name for file in plan.files)))
-    return _fetched(ref.location, plan.revision, places, progress)
+    return _Published(ref.location, plan.revision, places)
 
 
-def _of_release(ref: SaeRef, release: Release, progress: Progress) -> Found:
+def _of_release(release: Release) -> list[Place]:
     known = format_of_loader(release.name, release.loader)
     places = [
         Place(
@@ -131,19 +173,7 @@ def _of_release(ref: SaeRef, release: Release, progress: Progress) -> Found:
         for sae in release.saes
     ]
     refuse_transcoder(f"release {release.name}", places[0].place)
-    return _fetched(release.repo_id, ref.revision, _one_a_layer(ref, places), progress)
-
-
-def _fetched(repo_id: str, revision: str | None, places: dict[int, Place], progress: Progress) -> Found:
-    """Return the SAEs whose weights the repository lists, with their settings fetched, all at once."""
-    configs = [place.file(place.known.config) for place in places.values() if place.known.config]
-    weights = {layer: place.file(place.known.weights) for layer, place in places.items()}
-    plan = plan_fetch(repo_id, revision=revision, patterns=[*weights.values(), *configs])
-    listed = {file.name for file in plan.files}
-    source = Repository(repo_id, plan.folder, plan.revision)
-    if wanted := [name for name in configs if name in listed]:
-        source.fetch(wanted, progress)
-    return Found(source, {layer: places[layer] for layer, name in weights.items() if name in listed})
+    return places
 
 
 def _scan(location: str, names: Iterable[str]) -> list[Place]:

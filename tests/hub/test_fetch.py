@@ -391,7 +391,7 @@ class TestRefusals:
 
     def test_no_space_is_seen_before_the_first_byte(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.add(REPO, FILES)
-        monkeypatch.setattr(fetching.fetch, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1_000_000))
+        monkeypatch.setattr(fetching.cache, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1_000_000))
         error = refused()
         assert isinstance(error, ResourceError)
         assert "0.00 GB free" in str(error.got)

@@ -629,8 +629,31 @@ def memory(spec: r.MemorySpec) -> R.MemoryResult:
     )
 
 
+def downloads(spec: r.DownloadSpec) -> R.DownloadResult:
+    """8.6 GB of the model, of which a shard is here, and 11 GB of SAEs whose licence was not accepted; 100 GB free."""
+    shards = (("model-00001-of-00002.safetensors", 4_960_000_000), ("model-00002-of-00002.safetensors", 3_640_000_000))
+    model = R.DownloadPart(
+        part="model",
+        location=spec.model.id,
+        repo_type="model",
+        revision="c0ffee",
+        files=tuple(R.DownloadFile(name=name, size_bytes=size, here=i == 0) for i, (name, size) in enumerate(shards)),
+    )
+    refusal = R.Refusal(what="model google/scope is gated", got="no token", next_step="Accept the terms *there*.")
+    saes = R.DownloadPart(
+        part="SAEs",
+        location="google/scope",
+        repo_type="model",
+        revision="c0ffee",
+        files=(R.DownloadFile(name="layer_0/params.safetensors", size_bytes=11_000_000_000, here=False),),
+        refusal=refusal,
+    )
+    return R.DownloadResult(parts=(model, saes), cache="/cache/hub", free_bytes=100 * 10**9, offline=False)
+
+
 ANSWERS = {
     r.MemorySpec: memory,
+    r.DownloadSpec: downloads,
     r.DoseSpec: dose,
     r.InfoSpec: info,
     r.PreflightSpec: preflight,
@@ -652,6 +675,7 @@ ANSWERS = {
 UNKEPT = (
     r.InfoSpec,
     r.MemorySpec,
+    r.DownloadSpec,
     r.PreflightSpec,
     r.ProbeSpec,
     r.LatentsSpec,

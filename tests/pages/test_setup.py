@@ -6,9 +6,9 @@ import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
-from pages import _profile, _tour
+from pages import _profile, _recipe, _session, _tour
 from stethoscope.profiles import MINI, PROFILES
-from stethoscope.records import InfoSpec, MatrixRole, MemorySpec, ModelRef, PreflightSpec, SaeRef
+from stethoscope.records import DownloadSpec, InfoSpec, MatrixRole, MemorySpec, ModelRef, PreflightSpec, SaeRef
 
 Open = Callable[..., AppTest]
 GEMMA = PROFILES["gemma-3-4b-it"]
@@ -131,3 +131,50 @@ def test_the_tour_stays_away_in_later_sessions(front: FakeFront, open_page: Open
     assert not any("1 · Listen" in text.value for text in open_page("setup").markdown)
     (front.store.root / _tour.MARK).unlink()
     assert any("1 · Listen" in text.value for text in open_page("setup").markdown)
+
+
+def test_what_would_be_downloaded_is_asked_by_a_button_and_drawn(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    assert not any(button.key == "download-ask" for button in app.button), "the mini is all here"
+    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    assert not any(isinstance(spec, DownloadSpec) for spec in front.submitted)
+    app.button(key="download-ask").click().run()
+    (spec,) = [spec for spec in front.submitted if isinstance(spec, DownloadSpec)]
+    assert (spec.model, spec.saes, spec.problems) == (GEMMA.model, GEMMA.saes, GEMMA.problems)
+    shown = " ".join(text.value for text in app.caption)
+    assert "14.64 of 19.60 GB to fetch, 3 files in all; 100.0 GB free at /cache/hub." in shown
+    (refused,) = app.error
+    assert "google/scope is gated" in refused.value
+    assert "Accept the terms \\*there\\*." in refused.value
+    (table,) = [frame.value for frame in app.dataframe if "file" in frame.value.columns]
+    assert list(table["here"]) == ["yes", "no", "no"]
+    assert list(table["size"]) == ["5.0 GB", "3.6 GB", "11.0 GB"]
+    app.button(key="info-load").click().run()
+    assert app.button(key="download-ask"), "what was missing may be here now"
+
+
+def test_the_strip_says_what_is_loaded_of_this_profile(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    strip = " ".join(text.value for text in app.caption)
+    assert "10 layers · float32" in strip
+    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    strip = next(text.value for text in app.caption if "Gemma Scope 2: " in text.value)
+    assert "Gemma Scope 2: not loaded" in strip
+    assert "10 layers" not in strip
+    assert not any("BASE verified" in text.value for text in app.markdown)
+
+
+@pytest.mark.parametrize(("page", "key"), [("edit", "edit"), ("benchmark", "bench"), ("diagnose", "energy")])
+def test_a_page_without_a_task_vector_says_where_to_name_one(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch, page: str, key: str
+) -> None:
+    bare = MINI.model_copy(update={"task_vectors": ()})
+    monkeypatch.setattr(_session, "load_profile", lambda _: bare)
+    app = open_page(page, layers=[3])
+    assert not app.exception
+    assert not app.error, [error.value for error in app.error]
+    assert "No task vector is named" in " ".join(text.value for text in app.caption)
+    went: list[str] = []
+    monkeypatch.setattr(_recipe.st, "switch_page", went.append)
+    app.button(key=f"{key}-name").click().run()
+    assert went == ["pages/setup.py"]

@@ -1,0 +1,75 @@
+"""The download card of Setup: what would come from the hub, of what size, and what is here, before any of it comes."""
+
+import pandas as pd
+import streamlit as st
+
+from pages import _jobs, _session, _ui, _watch
+from stethoscope.figures.downloads import download_bars, download_caption, download_rows
+from stethoscope.locations import local_path
+from stethoscope.profiles import Profile
+from stethoscope.progress import size_text
+from stethoscope.records import DownloadSpec
+from stethoscope.results import DownloadResult
+
+
+def card(profile: Profile) -> None:
+    """Offer the listing of a profile that lies on the hub, wholly or in part; one that is all here has no card.
+
+    It is asked for by a button, and again after "Load the model": what was missing before may be here now.
+    """
+    spec = DownloadSpec(
+        model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors, problems=profile.problems
+    )
+    if not _on_hub(spec):
+        return
+    with _ui.card("Download", key="download-card"):
+        asked = f"{_jobs.spec_key(spec)} {_session.may_load()}"
+        if st.session_state.get("download-asked") != asked:
+            st.caption("Asks the hub for the names and sizes of the files, and fetches none of them.")
+            st.button("What would be downloaded?", key="download-ask", on_click=_ask, args=(asked,))
+            return
+        view = _jobs.ask("download", spec, title=f"Listing {profile.title}", loads=False)
+        _watch.standing(view, "download", "Ask the hub")
+        if isinstance(view.result, DownloadResult) and not view.stale:
+            draw(view.result)
+            st.button("Look again", key="download-again", type="tertiary", on_click=_jobs.forget, args=("download",))
+
+
+def draw(result: DownloadResult) -> None:
+    """Draw one banner for each reason to refuse, the sizes by part, and every file in a fold."""
+    for refusal in result.refusals:
+        _ui.banner(refusal)
+    files = [
+        {"part": part.part, "file": file.name, "size_bytes": file.size_bytes, "here": file.here}
+        for part in result.parts
+        for file in part.files
+    ]
+    if not files:
+        st.caption(_ui.escape(download_caption(result)))
+        return
+    rows, caption = download_rows(result), download_caption(result)
+    _ui.chart(download_bars(result), key="downloads", caption=caption, rows=rows, more={"Files": files})
+    with st.expander(f"All {len(files)} files", key="download-files"):
+        table = pd.DataFrame(
+            [
+                {
+                    "part": file["part"],
+                    "file": file["file"],
+                    "size": size_text(file["size_bytes"]),
+                    "here": "yes" if file["here"] else "no",
+                }
+                for file in files
+            ]
+        )
+        st.dataframe(table, hide_index=True, key="download-table", alt="Files by part, with size and what is here")
+
+
+def _on_hub(spec: DownloadSpec) -> bool:
+    assert spec.problems is not None, "a profile has problems"
+    named = (spec.model.id, spec.saes.location, spec.problems.problems, spec.problems.controls)
+    return any(local_path(place) is None for place in (*named, *(ref.tuned for ref in spec.task_vectors)))
+
+
+def _ask(asked: str) -> None:
+    st.session_state["download-asked"] = asked
+    _jobs.forget("download")

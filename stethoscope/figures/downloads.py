@@ -1,0 +1,85 @@
+"""What the hub would be asked for: a bar a part of the profile, what is here and what is to be fetched."""
+
+import plotly.graph_objects as go
+
+from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout
+from stethoscope.progress import counted, size_text
+from stethoscope.results import DownloadPart, DownloadResult
+
+GB = 1e9
+
+
+def download_bars(result: DownloadResult) -> go.Figure:
+    """Return a bar a listed part in GB: on this machine, and to be fetched, with both numbers on hover."""
+    listed = [part for part in result.parts if part.files]
+    names = [part.part for part in listed]
+    figure = go.Figure()
+    for title, colour, sizes in (
+        ("on this machine", BLUE, [part.size_bytes - part.missing_bytes for part in listed]),
+        ("to fetch", ORANGE, [part.missing_bytes for part in listed]),
+    ):
+        figure.add_trace(
+            go.Bar(
+                y=names,
+                x=[size / GB for size in sizes],
+                customdata=[
+                    [size_text(size), part.location, len(part.files)] for size, part in zip(sizes, listed, strict=True)
+                ],
+                name=title,
+                orientation="h",
+                marker={"color": colour},
+                hovertemplate=f"%{{y}}, {title}: %{{customdata[0]}}<br>"
+                "%{customdata[1]}, %{customdata[2]} files<extra></extra>",
+            )
+        )
+    for part in listed:
+        figure.add_annotation(
+            x=part.size_bytes / GB, y=part.part, text=size_text(part.size_bytes), showarrow=False, xanchor="left",
+            xshift=4, font={"color": GRAY, "size": 12},
+        )  # fmt: skip
+    apply_layout(figure, height=38 * len(listed) + 84, x_title="GB")
+    figure.update_layout(barmode="stack", bargap=0.35)
+    figure.update_yaxes(autorange="reversed")
+    widest = max((part.size_bytes for part in listed), default=0) / GB
+    figure.update_xaxes(range=[0, 1.22 * widest or 1])
+    return figure
+
+
+def download_rows(result: DownloadResult) -> list[dict[str, object]]:
+    """Return a row a part, for a table and a file: what it is, where from, its sizes, and whether it may be read."""
+    return [
+        {
+            "part": part.part,
+            "repository": part.location,
+            "revision": part.revision,
+            "files": len(part.files) or None,
+            "size_bytes": part.size_bytes if part.files else None,
+            "to_fetch_bytes": part.missing_bytes if part.files else None,
+            "access": _access(part),
+        }
+        for part in result.parts
+    ]
+
+
+def _access(part: DownloadPart) -> str:
+    if part.refusal is not None:
+        return "refused"
+    return "yes" if part.missing_bytes else "all here"
+
+
+def download_caption(result: DownloadResult) -> str:
+    """Return in words what is to be fetched, of how much, into what room."""
+    unknown = [part.part for part in result.parts if not part.files]
+    n_files = sum(len(part.files) for part in result.parts)
+    parts = []
+    if n_files:
+        sizes = counted(result.missing_bytes, result.size_bytes, "B")
+        parts.append(f"{sizes} to fetch, {n_files} files in all;")
+    parts.append(f"{size_text(result.free_bytes)} free at {result.cache}.")
+    if not result.fits:
+        parts.append("The disk is too small: set HF_HOME to a folder on another disk.")
+    if unknown:
+        parts.append(f"Not counted, for it could not be listed: {', '.join(unknown)}.")
+    if result.offline:
+        parts.append("HF_HUB_OFFLINE is set: what is not here cannot be fetched.")
+    return " ".join(parts)

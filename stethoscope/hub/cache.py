@@ -1,0 +1,35 @@
+"""The folder that downloads go to, the room on its disk, and whether anything may be fetched into it at all."""
+
+from pathlib import Path
+from shutil import disk_usage
+
+from huggingface_hub import constants
+
+from stethoscope.hub.refusals import no_space
+
+
+def cache_folder() -> Path:
+    """Return the folder that downloads go to."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def free_bytes() -> int:
+    """Return what is free on the disk of that folder, which need not be there yet."""
+    return disk_usage(_there()).free
+
+
+def check_space(needed_bytes: int) -> None:
+    """Raise `ResourceError` where the disk has less than `needed_bytes`."""
+    free = free_bytes()
+    if needed_bytes > free:
+        raise no_space(_there(), needed_bytes, free)
+
+
+def is_offline() -> bool:
+    """Tell whether the hub is switched off (HF_HUB_OFFLINE)."""
+    return constants.is_offline_mode()
+
+
+def _there() -> Path:
+    folder = cache_folder()
+    return next(there for there in (folder, *folder.parents) if there.exists())

@@ -1,0 +1,93 @@
+"""Use case: what would be fetched? The hub's listings beside its cache and the disk; none of the files is fetched.
+
+A listing is public where the files are not, so that each repository is also asked for the head of one missing file:
+who has not accepted a licence is told before a long download, not in it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from stethoscope import hub
+from stethoscope.delta.task_vector import FILES as TASK_VECTOR_FILES
+from stethoscope.errors import UserError
+from stethoscope.hub import FetchPlan, plan_fetch
+from stethoscope.locations import local_path
+from stethoscope.minerva.sources import DATA_SET_FILES
+from stethoscope.pipeline.context import Context
+from stethoscope.progress import Progress
+from stethoscope.records import DownloadSpec
+from stethoscope.releases import repository_of
+from stethoscope.results import DownloadFile, DownloadPart, DownloadResult, Refusal
+from stethoscope.sae.places import plan_saes
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of the profile that lies on the hub, and how to plan its download."""
+
+    name: str
+    location: str
+    repo_type: Literal["model", "dataset"]
+    plan: Callable[[], FetchPlan | None]
+
+
+def run(spec: DownloadSpec, context: Context, progress: Progress) -> DownloadResult:
+    """Return what each part would fetch; a part that is refused says why, and the others are listed all the same."""
+    wanted = list(_parts(spec))
+    progress.start("Asking the hub for listings", len(wanted))
+    parts = []
+    for part in wanted:
+        progress.check_cancel()
+        parts.append(_planned(part))
+        progress.advance()
+    return DownloadResult(
+        parts=tuple(parts), cache=str(hub.cache_folder()), free_bytes=hub.free_bytes(), offline=hub.is_offline()
+    )
+
+
+def _parts(spec: DownloadSpec) -> Iterator[_Part]:
+    model, saes, problems = spec.model, spec.saes, spec.problems
+    if local_path(model.id) is None:
+        yield _Part("model", model.id, "model", lambda: plan_fetch(model.id, revision=model.revision))
+    if local_path(saes.location) is None:
+        yield _Part("SAEs", repository_of(saes.location) or saes.location, "model", lambda: plan_saes(saes))
+    for ref in spec.task_vectors:
+        if local_path(ref.tuned) is None:
+            yield _Part(
+                f"task vector {ref.name}", ref.tuned, "model", _planner(ref.tuned, ref.revision, TASK_VECTOR_FILES)
+            )
+    if problems is not None and local_path(problems.problems) is None:
+        plan = _planner(problems.problems, problems.revision, DATA_SET_FILES, "dataset")
+        yield _Part("problems", problems.problems, "dataset", plan)
+    if problems is not None and local_path(problems.controls) is None:
+        yield _Part(
+            "controls", problems.controls, "dataset", _planner(problems.controls, None, DATA_SET_FILES, "dataset")
+        )
+
+
+def _planner(
+    repo_id: str, revision: str | None, patterns: tuple[str, ...], repo_type: str = "model"
+) -> Callable[[], FetchPlan]:
+    return lambda: plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
+
+
+def _planned(part: _Part) -> DownloadPart:
+    plan, refusal = None, None
+    try:
+        plan = part.plan()
+        if plan is not None:
+            hub.check_access(plan)
+    except UserError as error:
+        refusal = Refusal(what=error.what, got=error.got, expected=error.expected, next_step=error.next_step)
+    return DownloadPart(
+        part=part.name,
+        location=part.location,
+        repo_type=part.repo_type,
+        revision=None if plan is None else plan.revision,
+        files=()
+        if plan is None
+        else tuple(DownloadFile(name=file.name, size_bytes=file.size_bytes, here=file.cached) for file in plan.files),
+        begun_bytes=0 if plan is None else plan.begun_bytes,
+        refusal=refusal,
+    )
