@@ -81,6 +81,7 @@ def stacks(spec: MemorySpec, setting: Setting, saes: Dictionaries, available: in
 
     layers = _edited(spec, setting.shape)
     scored = footprint.probe(setting, prompt_tokens=spec.prompt_tokens, solution_tokens=spec.solution_tokens)
+    probing = max(footprint.build(setting), scored, key=_need)  # the edit is built before it is scored
     smaller = _advice_for_weights(spec)
     fewer = "Fewer SAEs' latents (a narrower release) take less. " if max(saes.d_saes, default=0) > 1 << 15 else ""
     return (
@@ -89,9 +90,9 @@ def stacks(spec: MemorySpec, setting: Setting, saes: Dictionaries, available: in
         _stack("energy", base + footprint.energy(setting, saes, **listening), available, lambda: smaller),
         _stack(
             "edit and probe",
-            edited(layers) + (footprint.build(setting) if _larger(footprint.build(setting), scored) else scored),
+            edited(layers) + probing,
             available,
-            lambda: _fewer_layers(layers, lambda n: _need(edited(n) + scored), available) + smaller,
+            lambda: _fewer_layers(layers, lambda n: _need(edited(n) + probing), available) + smaller,
         ),
         _stack(
             "benchmark",
@@ -116,10 +117,6 @@ def _stack(activity: str, parts: Parts, available: int, advise: Callable[[], str
 
 def _need(parts: Parts) -> int:
     return sum(part.size_bytes for part in parts if not part.gives_way)
-
-
-def _larger(one: Parts, other: Parts) -> bool:
-    return _need(one) > _need(other)
 
 
 def _advice_for_weights(spec: MemorySpec) -> str:

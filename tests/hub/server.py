@@ -38,13 +38,14 @@ PAGE = 50  # entries of a listing at a time
 
 @dataclass
 class Trouble:
-    """What goes wrong with a file: cut off after so many bytes, `times` times; sent slowly; shorter than listed;
-    its first byte changed; ranges ignored; another status."""
+    """What goes wrong with a file: cut off after so many bytes, `times` times; sent slowly; shorter or longer than
+    listed; its first byte changed; ranges ignored; another status."""
 
     cut_after: int | None = None
     times: int = 10**9
     pause_s: float = 0.0
     short_by: int = 0
+    longer_by: int = 0
     spoil: bool = False
     ignore_ranges: bool = False
     status: int | None = None
@@ -246,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(trouble.status)
             return
         if self.command == "GET":
-            content = content[: len(content) - trouble.short_by]
+            content = content[: len(content) - trouble.short_by] + bytes(trouble.longer_by)
             content = bytes([content[0] ^ 1]) + content[1:] if trouble.spoil else content
         start, status = 0, 200
         wanted = self.headers.get("range")

@@ -236,6 +236,19 @@ def test_a_file_that_is_shorter_than_listed_is_refused(hub: LoopbackHub) -> None
     assert not list(Path(constants.HF_HUB_CACHE).rglob("snapshots/*/model.safetensors"))
 
 
+def test_a_file_that_is_longer_than_listed_is_refused_at_its_first_byte_too_many(hub: LoopbackHub) -> None:
+    hub.add(REPO, FILES)
+    hub.troubles["model.safetensors"] = Trouble(longer_by=1 << 20)
+    error = refused()
+    assert "in another length than it says" in error.what
+    assert error.expected == f"{len(WEIGHTS)} bytes"
+    assert len(hub.sent("model.safetensors")) == 1
+    parts = list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    assert sum(part.stat().st_size for part in parts) == 0
+    hub.troubles.clear()
+    assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_a_damaged_file_is_refused_and_fetched_anew(hub: LoopbackHub) -> None:
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(spoil=True)
@@ -396,6 +409,23 @@ class TestRefusals:
         assert isinstance(error, ResourceError)
         assert "0.00 GB free" in str(error.got)
         assert hub.sent("model.safetensors") == []
+
+    def test_space_to_the_byte_for_what_is_still_missing_is_enough(
+        self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.add(REPO, {"model.safetensors": WEIGHTS})
+        hub.troubles["model.safetensors"] = Trouble(cut_after=400_000, times=1)
+        with pytest.MonkeyPatch.context() as once:
+            once.setattr(transfer, "TRIES", 0)
+            refused()
+        missing = len(WEIGHTS) - 400_000
+        free = {"bytes": missing - 1}
+        monkeypatch.setattr(
+            fetching.fetch, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free["bytes"])
+        )
+        assert refused().what == "not enough space on the disk for this download"
+        free["bytes"] = missing
+        assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
 
     def test_the_disk_fills_up(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.add(REPO, FILES)

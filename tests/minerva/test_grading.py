@@ -129,6 +129,27 @@ def test_bombs_cost_their_own_deadline_and_nobody_else_s_grade() -> None:
     assert elapsed_s < 120  # ten deadlines of 1 s, each with a start of 1 to 3 s
 
 
+def test_the_deadline_is_one_for_all_lines_of_an_answer() -> None:
+    """A child that sends each of its three lines late gets what is left of the deadline, not the deadline again."""
+    given: list[float] = []
+    lines = iter([{"marked": True, "answer": "7"}, {"exact_match": CORRECT}, {"math_verify": CORRECT}])
+
+    class Slow(grading._Child):
+        def __init__(self) -> None:
+            """Start no process."""
+
+        def receive(self, timeout_s: float) -> dict[str, object]:
+            given.append(timeout_s)
+            time.sleep(0.05)
+            return {"index": 0} | next(lines)
+
+    with GraderPool(deadline_s=30.0) as pool:
+        pool._collect(Slow(), {}, 0, "math_verify")
+    assert len(given) == 3
+    assert given[1] <= 30 - 0.05
+    assert given[2] <= 30 - 0.1
+
+
 def test_a_bomb_in_the_gold_solution_costs_the_deadline_too() -> None:
     with GraderPool(deadline_s=1.0) as pool:
         grades = pool.grade([(final("7"), BOMB), (final("7"), "z" * 1_000_000), (final("7"), GOLD_7)])

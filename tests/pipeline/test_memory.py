@@ -14,6 +14,7 @@ from stethoscope import pipeline
 from stethoscope.cli import main
 from stethoscope.errors import CheckpointError, ResourceError
 from stethoscope.model import memory as device_memory
+from stethoscope.model.room import check_room
 from stethoscope.model.shape import ModelShape, shape_of, shape_of_config
 from stethoscope.pipeline import context as contexts
 from stethoscope.pipeline import footprint, room
@@ -128,6 +129,36 @@ def test_advice_names_a_setting_that_fits(gemma: ModelShape) -> None:
     assert of_gemma(gemma, 14 * 10**9, 8, batch_size=rows)["benchmark"].advice is None
     assert of_gemma(gemma, 14 * 10**9, 8, batch_size=rows + 1)["benchmark"].advice is not None
     assert "bfloat16, which takes half" in (of_gemma(gemma, 10**10, 0, dtype="float32")["load"].advice or "")
+
+
+@pytest.mark.parametrize("vocab", [262208, 1000], ids=["scoring is the larger step", "building is"])
+def test_advice_on_layers_names_the_most_that_fit(vocab: int) -> None:
+    shape = shape_of_config(GEMMA, Gemma3TextConfig(**(TEXT | {"vocab_size": vocab})))
+    for available in range(9 * 10**9, 14 * 10**9, 37 * 10**7):
+        advice = of_gemma(shape, available, 34)["edit and probe"].advice or ""
+        fit = int(advice.split("Edit at most ")[1].split(" ")[0]) if "Edit at most" in advice else 0
+        assert of_gemma(shape, available, fit + 1)["edit and probe"].advice is not None
+        assert fit == 0 or of_gemma(shape, available, fit)["edit and probe"].advice is None
+
+
+def test_what_is_needed_to_the_byte_fits_and_one_byte_less_does_not(gemma: ModelShape) -> None:
+    for activity, stack in of_gemma(gemma, GPU_24, 8).items():
+        exact, short = (of_gemma(gemma, stack.need_bytes - less, 8)[activity] for less in (0, 1))
+        assert exact.advice is None
+        assert short.advice is not None
+        assert exact.need_bytes == stack.need_bytes, "what gives way is not needed"
+
+
+def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
+    gemma: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dtype, number_bytes in (("bfloat16", 2), ("float32", 4)):
+        ref, needed = GEMMA.model_copy(update={"dtype": dtype}), gemma.numbers * number_bytes
+        monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed: free)
+        check_room(ref, gemma, torch.device("cpu"))
+        monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed - 1: free)
+        with pytest.raises(ResourceError, match="does not fit"):
+            check_room(ref, gemma, torch.device("cpu"))
 
 
 def test_a_wide_sae_counts(gemma: ModelShape) -> None:
@@ -318,6 +349,12 @@ def test_a_loaded_model_does_not_count_against_itself(
     assert isinstance(after, MemoryResult)
     weights = sum(p.numel() * 4 for p in session.model.parameters())
     assert after.available_bytes == before.available_bytes + weights == 10**6 + weights
+    pipeline.run(specs_of(pico_profile)["probe"], context, Progress())
+    edited = pipeline.run(spec, context, Progress()).result
+    assert isinstance(edited, MemoryResult)
+    ready = context.patches.size_bytes, context.directions.size_bytes
+    assert min(ready) > 0
+    assert edited.available_bytes == after.available_bytes + sum(ready), "edits that can be let go take no room"
 
 
 def test_a_container_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from stethoscope.pipeline.gain import draw_sets
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, NormMatchedArm, ProbeSpec, RankSpec, TaskVectorRef
-from stethoscope.results import ProbeResult, RankResult
+from stethoscope.results import ProbeResult, RankedSet, RankResult
 from stethoscope.store.runs import RunStore
 
 
@@ -98,6 +98,19 @@ def test_a_planted_layer_ranks_first_where_it_helps_and_last_where_it_harms(
     assert found.keys() == {True, False}
     assert (found[True].as_good, found[True].p, found[True].p_matched) == (0, 0.25, 0.25)
     assert (found[False].as_good, found[False].p, found[False].p_matched) == (3, 1.0, 1.0)
+
+
+def test_a_set_that_does_as_well_counts_and_each_rank_has_its_own_gains() -> None:
+    """Drawn, one set reaches the recipe's gain of .5 exactly; matched, two do better; one could not be measured."""
+    gains = [(0.5, 0.7), (0.4, 0.6), (0.1, 0.2), (None, 0.3)]
+    sets = [
+        RankedSet(layers=(n,), norm=1.0, scale=1.0, gains={"geometry": drawn}, matched={"geometry": matched})
+        for n, (drawn, matched) in enumerate(gains)
+    ]
+    row = rank._row("geometry", np.array([1, 3]), np.array([9.0, 0.25, 9.0, 0.75]), sets)
+    assert (row.n, row.gain) == (2, 0.5)
+    assert (row.as_good, row.p) == (1, 2 / 5)
+    assert (row.as_good_matched, row.p_matched) == (2, 3 / 5)
 
 
 def test_nothing_to_rank_is_said(pico_profile: Profile, context: Context) -> None:

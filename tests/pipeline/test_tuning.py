@@ -50,18 +50,18 @@ def test_what_is_chosen_on_test_problems_keeps_these_out(pico_profile: Profile, 
     recipe, problems = recipe_of(pico_profile, {1: 1.0}), pico_profile.problems
     diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
     specs: dict[str, Spec] = {
-        "probe": ProbeSpec(recipe=recipe, problems=problems, split="test", n=5),
-        "dose": DoseSpec(recipe=recipe, problems=problems, split="test", n=5, alphas=(0.0, 1.0)),
-        "rank": RankSpec(recipe=recipe, problems=problems, split="test", n=5),
-        "gain": GainSpec(diagnosis=diagnosis, task_vector=recipe.task_vector, split="test", n=5, top_n=1),
-        "diagnose": diagnosis.model_copy(update={"split": "test"}),
+        "probe": ProbeSpec(recipe=recipe, problems=problems, split="test", n=5, seed=3),
+        "dose": DoseSpec(recipe=recipe, problems=problems, split="test", n=5, seed=3, alphas=(0.0, 1.0)),
+        "rank": RankSpec(recipe=recipe, problems=problems, split="test", n=5, seed=3),
+        "gain": GainSpec(diagnosis=diagnosis, task_vector=recipe.task_vector, split="test", n=5, seed=3, top_n=1),
+        "diagnose": diagnosis.model_copy(update={"split": "test", "seed": 3}),
     }
     spec = bench_of(pico_profile)
     assert left_out(spec, context) == {}
     pipeline.run(specs[kind], context, Progress())
     seen = left_out(spec, context)
     n = 20 if kind == "diagnose" else 5
-    sample = bench_problems(spec.model_copy(update={"n": n}))
+    sample = bench_problems(spec.model_copy(update={"n": n, "seed": 3}))
     for subject in problems.subjects:
         assert seen[subject] == {problem.problem_id for problem in sample if problem.subject == subject}
     result = judged(spec, context)

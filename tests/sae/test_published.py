@@ -16,6 +16,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
 from stethoscope.releases import find_release
 from stethoscope.sae.bank import open_bank
+from stethoscope.sae.formats import hook_site
 from tests.sae.published import (
     D_MODEL,
     D_SAE,
@@ -120,6 +121,23 @@ def test_a_published_sae_is_what_sae_lens_makes_of_its_files(
         torch.testing.assert_close(ours.decode(activations), theirs.decode(activations).reshape(200, D_MODEL))
     assert torch.equal(ours.fires(x), activations > 0)
     assert 0.1 < ours.fires(x).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("hook", "place"),
+    [
+        ("blocks.3.hook_resid_post", (3, "resid_post")),
+        ("blocks.12.hook_mlp_out", (12, "mlp_out")),
+        ("blocks.0.attn.hook_z", (0, "attn_out")),
+        ("model.layers.9.output", (9, "resid_post")),
+        ("model.layers.9.post_feedforward_layernorm.output", (9, "mlp_out")),
+        ("language_model.model.layers.31.self_attn.o_proj.input", (31, "attn_out")),
+        ("blocks.3.hook_resid_pre", (3, None)),
+        ("somewhere", None),
+    ],
+)
+def test_a_hook_has_its_layer_and_site(hook: str, place: tuple[int, Site | None] | None) -> None:
+    assert hook_site(hook) == place
 
 
 def test_registry_and_profiles_name_the_same_saes() -> None:
