@@ -79,6 +79,20 @@ def test_the_two_metrics_differ_where_they_should(pool: GraderPool) -> None:
     assert nothing.math_verify is NO_ANSWER
 
 
+def test_what_math_verify_could_not_read_or_compare_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = Grader(patience_s=5)
+    assert grader.math_verify(final("8"), GOLD_7) is INCORRECT
+    for malformed in (r"\frac{1}{", "x=", r"\begin{pmatrix}1"):  # found, and read as text alone
+        assert grader.math_verify(final(malformed), GOLD_7) is UNPARSABLE
+        assert grader.math_verify(final("8"), final(malformed)) is UNPARSABLE
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("math_verify.grader.sympy_expr_eq", fail)  # which verify swallows, and says "not equal"
+    assert grader.math_verify(final("8"), GOLD_7) is UNPARSABLE
+
+
 def test_the_gold_answer_can_be_given_and_must_be_somewhere(pool: GraderPool) -> None:
     (given,) = pool.grade([Answer(final("7"), "no answer here", "14/2")])
     assert (given.exact_match, given.math_verify, given.answer) == (CORRECT, UNPARSABLE, "7")

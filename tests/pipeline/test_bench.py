@@ -162,6 +162,19 @@ def test_a_larger_sample_contains_the_smaller(pico_profile: Profile) -> None:
     assert set(ids_of(bench_problems(small))) < set(ids_of(bench_problems(large)))
 
 
+def test_blocks_mix_the_subjects_and_both_sample_and_order_follow_the_seed(pico_profile: Profile) -> None:
+    spec = bench_of(pico_profile, n=12)
+    first, second = (bench_problems(spec.model_copy(update={"seed": seed})) for seed in (0, 1))
+    for problems in (first, second):
+        for block in blocks_of(problems, 8)[:-1]:
+            assert len({problem.subject for problem in block}) == 2, "a look at some blocks would be of one subject"
+    assert set(ids_of(first)) != set(ids_of(second))
+    whole = [ids_of(bench_problems(spec.model_copy(update={"n": 24, "seed": seed}))) for seed in (0, 1, 0)]
+    assert set(whole[0]) == set(whole[1])
+    assert whole[0] != whole[1]
+    assert whole[0] == whole[2]
+
+
 def test_a_look_shows_completed_blocks_of_all_arms_and_nothing_else(pico_profile: Profile, context: Context) -> None:
     spec = bench_of(pico_profile, arm_of(pico_profile, "one", 1), arm_of(pico_profile, "two", 2))
     order = ids_of(bench_problems(spec))
