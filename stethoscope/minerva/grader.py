@@ -30,6 +30,7 @@ from typing import Any
 from stethoscope.records import GradeStatus
 
 NOT_EXTRACTED = "[invalidanswer]"  # what lm-eval's get_unnormalized_answer returns without the marker sentence
+ORPHAN_CPU_S = 5.0  # CPU seconds beyond the deadline after which the system ends a child whose parent is gone
 _UNDECIDED = ("Failed comparing", "Had some trouble simplifying", "couldn't")  # parse one of the two, or subtract them
 
 
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     write({"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        _limit_cpu(options.deadline_s + 5)  # CPU time: a living parent's wall clock comes first
+        _limit_cpu(options.deadline_s + ORPHAN_CPU_S)  # CPU time: a living parent's wall clock comes first
         grader.grade(request, lambda part, index=request["index"]: write({"index": index, **part}))
         _limit_cpu(0)
 

@@ -227,8 +227,6 @@ class GraderPool:
         self, requests: list[_Request], parts: list[dict[str, Any]], kind: _Kind, progress: Progress | None
     ) -> None:
         def run(batch: list[_Request]) -> None:
-            if progress is not None:
-                progress.check_cancel()
             self._run_batch(batch, parts, kind, progress)
 
         batches = list(_batches(requests))

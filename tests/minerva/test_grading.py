@@ -1,5 +1,7 @@
 """Grades are lm-eval's, and no answer can hold up the rest: bombs, kills and crashes cost one answer at most."""
 
+import gc
+import json
 import os
 import signal
 import subprocess
@@ -186,7 +188,6 @@ def test_running_out_of_memory_is_not_called_different(monkeypatch: pytest.Monke
 
     for name in ("simplify", "evalf", "doit", "equals", "is_zero"):
         monkeypatch.setattr(sympy.Basic, name, exhausted, raising=False)
-    monkeypatch.setattr("math_verify.grader.is_equation", exhausted)
     assert grader.math_verify(final("x+8"), r"$\boxed{x+7}$") is UNPARSABLE
 
 
@@ -245,6 +246,23 @@ def test_a_killed_child_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(child.process.pid, signal.SIGKILL)
         assert pool.grade([(final("7"), GOLD_7)])[0].exact_match is CORRECT
         assert child not in pool._children
+        (child,) = pool._children
+        os.kill(child.process.pid, signal.SIGKILL)
+        child.process.wait()
+        send, died = grading._Child.send, []
+
+        def die_once(self: grading._Child, lines: bytes) -> None:
+            if self.alive() and not died:
+                died.append(self)
+                self.process.kill()
+                self.process.wait()
+            send(self, lines)
+
+        with monkeypatch.context() as once:
+            once.setattr(grading._Child, "send", die_once)
+            (grade,) = pool.grade([(final("7"), GOLD_7)])
+        assert grade.exact_match is CORRECT, "a child that was found dead is not held against the answer"
+        assert died
         (child,) = pool._children
         receive, lines = grading._Child.receive, []
 
@@ -332,6 +350,78 @@ def test_children_do_not_outlive_a_killed_parent(doing: str) -> None:
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     pytest.fail("the grader child outlived its parent")
+
+
+PLANTED_CHILD = """
+import stethoscope.minerva.grader as grader
+
+class Planted(grader.Grader):
+    def __init__(self, patience_s):
+        self.patience_s = patience_s
+
+    def grade(self, request, write):
+        print("a library's noise, patience", self.patience_s)
+        while request.get("hangs"):
+            pass
+        write({"marked": False})
+
+grader.Grader, grader.ORPHAN_CPU_S = Planted, 0.2
+grader.main(["--deadline-s", "0.3", "--memory-bytes", str(8 << 30)])
+"""
+
+
+def test_a_child_answers_in_json_alone_and_ends_by_itself_where_nobody_ends_it() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", PLANTED_CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        said, noise = child.communicate('{"index": 0}\n{"index": 1, "hangs": true}\n', timeout=60)
+    finally:
+        child.kill()
+    assert [json.loads(line) for line in said.splitlines()] == [{"ready": True}, {"index": 0, "marked": False}]
+    assert "a library's noise, patience 2" in noise, "the libraries' own timeouts come after the parent's"
+    assert child.returncode == -signal.SIGPROF
+
+
+def test_batches_fit_into_a_pipe_and_keep_their_order() -> None:
+    sizes = [100] * 40 + [9_000] * 5 + [40_000] + [8_192, 8_192, 1] + [100]
+    requests = [grading._Request(index, b"x" * size) for index, size in enumerate(sizes)]
+    batches = list(grading._batches(requests))
+    assert [request for batch in batches for request in batch] == requests
+    for batch in batches:
+        assert len(batch) == 1 or sum(len(request.line) for request in batch) <= grading.BATCH_BYTES
+    assert [len(batch) for batch in batches] == [16, 16, 9, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_an_answer_out_of_turn_is_no_grade() -> None:
+    class Confused(grading._Child):
+        def __init__(self) -> None:
+            """Start no process."""
+
+        def receive(self, timeout_s: float) -> dict[str, object]:
+            return {"index": 5, "math_verify": CORRECT}
+
+    with GraderPool() as pool, pytest.raises(AssertionError, match="out of turn"):
+        pool._collect(Confused(), {}, 4, "math_verify")
+
+
+def test_half_a_surrogate_pair_in_a_completion_is_graded(pool: GraderPool) -> None:
+    (grade,) = pool.grade([(final("7\ud835"), GOLD_7)])
+    assert grade.marked
+    assert grade.answer == "7?"
+
+
+def test_a_pool_that_is_forgotten_ends_its_children() -> None:
+    pool = GraderPool(deadline_s=30.0)
+    pool.grade([(final("7"), GOLD_7)])
+    (child,) = pool._children
+    del pool
+    gc.collect()
+    assert child.process.poll() == -signal.SIGKILL
 
 
 def test_the_child_imports_little() -> None:
