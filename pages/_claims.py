@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _jobs, _ui, _watch
+from stethoscope.arms import judged
 from stethoscope.figures import predictions
 from stethoscope.figures import rank as figures
 from stethoscope.records import BenchSpec, RankSpec
@@ -27,9 +28,11 @@ def draw(result: BenchResult) -> None:
 
 
 def rank_spec(bench: BenchSpec) -> RankSpec | None:
-    """Return the question for the rank of the arm called recipe; None without one."""
-    recipe = next((arm.recipe for arm in bench.arms if arm.name == "recipe"), None)
-    return None if recipe is None else RankSpec(recipe=recipe, problems=bench.problems, n_sets=RANDOM_SETS)
+    """Return the question for the rank of the recipe that is judged; None without one."""
+    arm = judged(bench.arms)
+    if arm is None or arm.recipe is None:
+        return None
+    return RankSpec(recipe=arm.recipe, problems=bench.problems, n_sets=RANDOM_SETS)
 
 
 def ranked(bench: BenchSpec) -> RankResult | None:

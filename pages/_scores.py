@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _score_tables, _session, _status, _ui
+from stethoscope.arms import judged
 from stethoscope.figures import forest
 from stethoscope.figures.bench_tables import interval
 from stethoscope.figures.forest import Order
@@ -71,7 +72,7 @@ def totals(result: BenchResult) -> None:
                 delta_arrow="off",
                 border=True,
                 help=f"Macro accuracy {percent(row.accuracy)}, {row.reference} {percent(row.reference_accuracy)}.",
-                width=254,
+                width=244,
             )
 
 
@@ -108,9 +109,9 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
 
 def draw(result: BenchResult) -> None:
     """Draw the finished or stopped benchmark and name its weights in the status strip."""
-    recipes = {arm.name: arm.recipe for arm in result.spec.arms}
-    if "recipe" in result.certificates:
-        _status.show_certificate(result.certificates["recipe"], recipes.get("recipe"))
+    arm = judged(result.spec.arms)
+    if arm is not None and arm.name in result.certificates:
+        _status.show_certificate(result.certificates[arm.name], arm.recipe)
     with _ui.card(f"Paired differences to {_ui.escape(result.spec.arms[0].name)}", key="bench-result"):
         badges(result)
         alarms(result)

@@ -25,6 +25,9 @@ from stethoscope.records import (
 BASE = BenchArm(name="base")
 LayerControl = Literal["random", "bottom", "last", "all"]
 LAYER_CONTROLS: tuple[LayerControl, ...] = ("random", "bottom", "last", "all")
+Role = Literal["base", "recipe", "other layers", "filtered", "fine-tune"]
+FINE_TUNE = "full fine-tune"
+FILTERED = ("projected", "projected, norm-matched", "random subspace", "random subspace, norm-matched")
 
 
 def with_layers(recipe: EditRecipe, layers: Sequence[int]) -> EditRecipe:
@@ -51,7 +54,7 @@ def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
         norms=True,
         embeddings=True,
     )
-    return BenchArm(name="full fine-tune", recipe=whole)
+    return BenchArm(name=FINE_TUNE, recipe=whole)
 
 
 def random_layers(
@@ -97,17 +100,37 @@ def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
     return None
 
 
+def role_of(arm: BenchArm, arms: Sequence[BenchArm]) -> Role:
+    """Return what `arm` is among `arms`: the base, a recipe that is judged, or which control of another one of them."""
+    if arm.recipe is None:
+        return "base"
+    if arm.name == FINE_TUNE:
+        return "fine-tune"
+    others = [other.recipe for other in arms if other.recipe is not None and other.name != arm.name]
+    if any(layer_control(arm, other) for other in others):
+        return "other layers"
+    twins = (other.model_copy(update={"arm": arm.recipe.arm}) for other in others)
+    return "filtered" if arm.name in FILTERED and arm.recipe in twins else "recipe"
+
+
+def judged(arms: Sequence[BenchArm]) -> BenchArm | None:
+    """Return the first arm that is a recipe and no control; None without one, and in a sweep of alphas."""
+    if swept_alphas(arms):
+        return None
+    return next((arm for arm in arms if role_of(arm, arms) == "recipe"), None)
+
+
 def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: int) -> tuple[BenchArm, BenchArm]:
     """Return the recipe filtered by the subject's latents: as it comes out, and scaled back to the raw norm."""
     return (
         BenchArm(
-            name="projected",
+            name=FILTERED[0],
             recipe=recipe.model_copy(
                 update={"arm": ProjectedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)},
             ),
         ),
         BenchArm(
-            name="projected, norm-matched",
+            name=FILTERED[1],
             recipe=recipe.model_copy(
                 update={"arm": NormMatchedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)},
             ),
@@ -119,9 +142,9 @@ def random_subspace(recipe: EditRecipe, rank: int, site: Site, *, seed: int = 0)
     """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm."""
     arm = RandomSubspaceArm(rank=rank, site=site, seed=seed)
     return (
-        BenchArm(name="random subspace", recipe=recipe.model_copy(update={"arm": arm})),
+        BenchArm(name=FILTERED[2], recipe=recipe.model_copy(update={"arm": arm})),
         BenchArm(
-            name="random subspace, norm-matched",
+            name=FILTERED[3],
             recipe=recipe.model_copy(update={"arm": arm.model_copy(update={"norm_matched": True})}),
         ),
     )

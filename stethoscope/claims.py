@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from stethoscope.arms import LAYER_CONTROLS, LayerControl, layer_control
+from stethoscope.arms import LAYER_CONTROLS, LayerControl, layer_control, role_of
 from stethoscope.records import BenchArm, BenchSpec, GradeStatus
 from stethoscope.results import BenchItem, LayerClaim
 from stethoscope.statistics import difference_to_draws, holm, verdict
@@ -30,7 +30,7 @@ def layer_claims(spec: BenchSpec, items: Iterable[BenchItem], decide: Decide) ->
     answers = answers_by_arm(spec, items)
     found: list[LayerClaim] = []
     for arm in spec.arms:
-        if not _is_control(arm, spec.arms):
+        if role_of(arm, spec.arms) == "recipe":
             found.extend(claims_of(arm, controls_of(arm, spec.arms), answers, decide))
     return tuple(found)
 
@@ -44,12 +44,6 @@ def controls_of(arm: BenchArm, arms: Sequence[BenchArm]) -> dict[LayerControl, l
         kind: [name for name, of_name in kinds.items() if of_name == kind] for kind in LAYER_CONTROLS
     }
     return {kind: names for kind, names in found.items() if names}
-
-
-def _is_control(arm: BenchArm, arms: Sequence[BenchArm]) -> bool:
-    return any(
-        other.recipe is not None and other.name != arm.name and layer_control(arm, other.recipe) for other in arms
-    )
 
 
 def answers_by_arm(spec: BenchSpec, items: Iterable[BenchItem]) -> dict[str, dict[Key, bool]]:

@@ -29,8 +29,13 @@ def referee_text(result: BenchResult, rank: RankResult | None) -> tuple[str, ...
 
 
 def points(fraction: float) -> str:
-    """Return a difference of fractions in percentage points, signed, with one decimal."""
-    return f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """Return a difference of fractions in percentage points with one decimal and its sign, which a zero has not."""
+    return f"{100 * fraction:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0").replace("-", "\N{MINUS SIGN}")
+
+
+def _sentences(said: Sequence[str]) -> str:
+    """Return what follows a colon: every sentence but the first begins with a capital letter."""
+    return " ".join([*said[:1], *(part[:1].upper() + part[1:] for part in said[1:])])
 
 
 def _interval(low: float, high: float) -> str:
@@ -86,19 +91,19 @@ def _arm(result: BenchResult, arm: str) -> str:
     alarms = [row for row in result.arms if row.arm == arm and row.collapsed]
     said += [f"Alarm in {_names([row.subject])}: {row.collapsed}" for row in alarms]
     said += _unscored(rows)
-    return f"{arm}: {' '.join(said)}"
+    return f"{arm}: {_sentences(said)}"
 
 
 def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
     """Return the subjects under each of the four words, or the e-values where no word may be said."""
     if result.no_verdict:
-        return " ".join(_without_verdict(row, result) for row in rows)
+        return _sentences([_without_verdict(row, result) for row in rows])
     said = []
     for verdict in (BETTER, WORSE, NOT_WORSE, INCONCLUSIVE):
         found = [row for row in rows if row.verdict == verdict]
         if found:
             said.append(f"{verdict} in {'; '.join(map(_difference, found))}.")
-    return " ".join(said)
+    return _sentences(said)
 
 
 def _difference(row: ComparisonRow) -> str:
@@ -164,15 +169,15 @@ def _layers(result: BenchResult, rank: RankResult | None) -> str:
         said.append("The rank among random sets of layers on the probe was not measured.")
     else:
         said.append(_rank(rank))
-    return f"Choice of layers: {' '.join(said)}"
+    return f"Choice of layers: {_sentences(said)}"
 
 
 def _claim(claim: LayerClaim) -> str:
     verdict = "no verdict" if claim.verdict is None else claim.verdict
     return (
-        f"{claim.arm} minus the mean of {claim.draws} equal-size random draws is {points(claim.difference)} points "
-        f"{_interval(claim.ci_low, claim.ci_high)} (Holm over the controls {_p(claim.p_holm)}, n = {claim.n}, other "
-        f"draws allowed for): {verdict}."
+        f"the difference of {claim.arm} to the mean of {claim.draws} equal-size random draws is "
+        f"{points(claim.difference)} points {_interval(claim.ci_low, claim.ci_high)} (Holm over the controls "
+        f"{_p(claim.p_holm)}, n = {claim.n}, other draws allowed for): {verdict}."
     )
 
 

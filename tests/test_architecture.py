@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "sae": GROUND | {"store", "hub", "model"},
     "delta": GROUND | {"store", "hub", "model", "sae"},
     "minerva": GROUND | {"claims", "store", "hub", "model"},
-    "figures": {"progress", "records", "results", "predictions", "verdicts"},
+    "figures": {"progress", "arms", "records", "results", "predictions", "verdicts"},
     "report": {"errors", "arms", "figures", "recipes", "results", "store", "verdicts"},
     "pipeline": GROUND | {"arms", "store", "hub", "model", "sae", "delta", "minerva"},
     "job": GROUND,

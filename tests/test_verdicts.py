@@ -1,5 +1,7 @@
 """Planted results of each kind say what they are and no more: never a word that the numbers do not carry."""
 
+import re
+
 import pytest
 
 from stethoscope import arms
@@ -16,7 +18,7 @@ from stethoscope.records import (
     TaskVectorRef,
 )
 from stethoscope.results import BenchItem, BenchResult, RankedSet, RankResult, RankRow
-from stethoscope.verdicts import referee_text
+from stethoscope.verdicts import points, referee_text
 
 Table = tuple[int, int, int, int]
 PROBLEMS = ProblemsRef(
@@ -80,15 +82,32 @@ def test_each_outcome_has_its_word_and_no_other(table: Table, word: str) -> None
     _, arm, _ = referee_text(planted({"algebra": table}), None)
     assert arm.startswith(f"recipe: {word} in algebra (")
     others = {"better in", "worse in", "not worse by more than the margin in", "inconclusive in"} - {f"{word} in"}
-    assert not any(f" {other} " in arm for other in others)
+    assert not any(f" {other} " in arm.lower() for other in others)
 
 
 def test_a_mixed_result_names_every_subject_under_its_own_word_and_controls_apart() -> None:
     text = referee_text(planted({"algebra": GAIN, "number_theory": LOSS, "facts": LOSS}), None)[1]
     assert "better in algebra (+17.5 points [" in text
-    assert "worse in number theory (−17.5 points [" in text
+    assert ". Worse in number theory (−17.5 points [" in text
     assert "Control corpora: worse in facts" in text
-    assert "Macro over subjects +0.0 points" in text
+    assert "Macro over subjects 0.0 points" in text
+
+
+def test_every_sentence_after_the_first_begins_with_a_capital_and_zero_has_no_sign() -> None:
+    found = planted({"algebra": GAIN, "number_theory": OPEN, "facts": LEVEL}, draws=3, timeouts=2)
+    for result in (found, planted({"algebra": GAIN, "number_theory": OPEN, "facts": LEVEL}, complete=False)):
+        for paragraph in referee_text(result, ranked(0, 1)):
+            starts = re.findall(r"(?<!\bp)[a-z)\]]\. (.)", paragraph)
+            assert starts == [letter.upper() for letter in starts], paragraph
+            assert not re.search(r"[+\u2212]0\.0\b", paragraph)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "said"),
+    [(0.0, "0.0"), (-0.0004, "0.0"), (0.0004, "0.0"), (-0.0006, "−0.1"), (-0.1, "−10.0"), (0.104, "+10.4")],
+)
+def test_points_that_round_to_zero_have_no_sign(fraction: float, said: str) -> None:
+    assert points(fraction) == said
 
 
 def test_the_setting_names_what_a_referee_asks_for() -> None:
@@ -108,14 +127,14 @@ def test_tuning_and_partial_results_say_no_verdict_word() -> None:
     assert tuning[1].startswith("No verdict.")
     assert "algebra +17.5 points (a tuning number)." in tuning[2]
     partial = referee_text(planted({"algebra": GAIN, "number_theory": OPEN}, complete=False), None)
-    gained, level = partial[2].split("number theory")
+    gained, level = partial[2].split(" Number theory ")
     assert "(evidence of a difference" in gained
     assert "(no evidence yet" in level
     assert partial[2].count("no evidence yet") == 1
     near = referee_text(planted({"algebra": (60, 16, 4, 120)}, complete=False), None)[2]  # short of 20
     assert "e = 8.28 (no evidence yet" in near
     for text in (*tuning[2:], *partial[2:]):
-        assert "better in" not in text
+        assert "better in" not in text.lower()
         assert "Holm p" not in text
         assert not text.endswith(": better.")
     assert "no verdict." in tuning[-1]
@@ -144,7 +163,7 @@ def test_layers_are_claimed_from_draws_and_rank_only() -> None:
     nothing = referee_text(planted({"algebra": GAIN}), None)[-1]
     assert nothing.count("not measured") == 2
     good = referee_text(planted({"algebra": GAIN}, draws=3, draw=LOSS), ranked(0, 1))[-1]
-    assert "recipe minus the mean of 3 equal-size random draws is +17.5 points" in good
+    assert "the difference of recipe to the mean of 3 equal-size random draws is +17.5 points" in good
     assert "): better." in good
     assert "0 of 99 random sets of equal size" in good
     assert good.endswith("above chance in both.")

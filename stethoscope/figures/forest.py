@@ -12,23 +12,34 @@ from typing import Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from stethoscope.arms import Role, role_of, swept_alphas
 from stethoscope.figures.theme import (
     BAND,
+    BLUE,
     FAINT,
     GRAY,
     ORANGE,
+    SERIES,
     apply_layout,
     pretty,
     row_axis,
     shown_p,
     signed,
 )
+from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
 
 SMOKE_TEST_BELOW = 100
 SIGNIFICANT = 0.05
 TOTALS = "all subjects"
 FADED = 0.45
+RECIPES = (ORANGE, *SERIES[5:9], SERIES[3])
+CONTROLS: dict[Role, str] = {"base": BLUE, "other layers": GRAY, "filtered": SERIES[4], "fine-tune": SERIES[2]}
+CONTROL_WORDS: dict[Role, str] = {
+    "other layers": "gray: other layers",
+    "filtered": "violet: a part of the edit",
+    "fine-tune": "green: the whole fine-tune",
+}
 ROW, PANEL_TITLE = 22, 56  # pixels
 Order = Literal["as planned", "by difference"]
 
@@ -129,7 +140,7 @@ def _subject(result: BenchResult, subject: str, arms: Sequence[str], shade: floa
     rows = [row for row in result.comparisons if row.subject == subject and row.arm in rank]
     marks = ["circle" if row.holm_p <= SIGNIFICANT else "circle-open" for row in rows]
     text = [describe_comparison(row) for row in rows]
-    return _by_colour(rows, rank, marks, text, shade)
+    return _by_colour(rows, colours(result.spec.arms), rank, marks, text, shade)
 
 
 def _totals(result: BenchResult, arms: Sequence[str], shade: float) -> list[go.Scatter]:
@@ -137,23 +148,49 @@ def _totals(result: BenchResult, arms: Sequence[str], shade: float) -> list[go.S
     for kind, mark, shift in (("macro", "diamond", -0.14), ("micro", "diamond-open", 0.2)):
         rank = {arm: index + shift for index, arm in enumerate(arms)}
         rows = [row for row in result.totals if row.kind == kind and row.arm in rank]
-        traces += _by_colour(rows, rank, [mark] * len(rows), [describe_total(row) for row in rows], shade)
+        text = [describe_total(row) for row in rows]
+        traces += _by_colour(rows, colours(result.spec.arms), rank, [mark] * len(rows), text, shade)
     return traces
+
+
+def colours(chosen: Sequence[BenchArm]) -> dict[str, str]:
+    """Return the colour of each arm: recipes in their own, orange first; controls by what they are.
+
+    Strengths of one recipe are one recipe, and orange.
+    """
+    sweep = swept_alphas(chosen)
+    found, own = {}, 0
+    for arm in chosen:
+        role = role_of(arm, chosen)
+        found[arm.name] = CONTROLS[role] if role in CONTROLS else RECIPES[own % len(RECIPES)]
+        own += role == "recipe" and arm != chosen[0] and not sweep
+    return found
+
+
+def _legend(result: BenchResult) -> str:
+    """Return in words which colour is what, of the arms that were compared."""
+    compared = {row.arm for row in result.comparisons}
+    roles = {role_of(arm, result.spec.arms) for arm in result.spec.arms if arm.name in compared}
+    own = [arm for arm in result.spec.arms if arm.name in compared and role_of(arm, result.spec.arms) == "recipe"]
+    several = len(own) > 1 and not swept_alphas(result.spec.arms)
+    said = ["each recipe in a colour of its own" if several else "orange: the recipe"] if own else []
+    said += [words for role, words in CONTROL_WORDS.items() if role in roles]
+    return f" {'; '.join(said).capitalize()}." if len(roles) > 1 or several else ""
 
 
 def _by_colour(
     rows: Sequence[ComparisonRow] | Sequence[TotalRow],
+    colour_of: dict[str, str],
     rank: dict[str, float] | dict[str, int],
     marks: Sequence[str],
     text: Sequence[str],
     shade: float,
 ) -> list[go.Scatter]:
-    """Return one trace for the recipe and one for everything that stands beside it (error bars have one colour)."""
+    """Return one trace for each colour (error bars have one), the recipes' on top of the controls'."""
     traces = []
-    for colour in (GRAY, ORANGE):
-        of = [index for index, row in enumerate(rows) if (ORANGE if row.arm == "recipe" else GRAY) == colour]
-        if not of:
-            continue
+    drawn = {colour_of[row.arm] for row in rows}
+    for colour in sorted(drawn, key=lambda colour: (colour in RECIPES, colour)):
+        of = [index for index, row in enumerate(rows) if colour_of[row.arm] == colour]
         chosen = [rows[index] for index in of]
         traces.append(
             go.Scatter(
@@ -189,7 +226,7 @@ def caption(result: BenchResult, margin: float) -> str:
     parts = [
         f"Paired differences to {reference}, n = {_count(row.n for row in result.arms)} problems per subject, the same "
         "in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
-        f"Shaded: the margin of {100 * margin:g} points."
+        f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
     ]
     if result.totals:
         parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")

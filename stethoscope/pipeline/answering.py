@@ -6,6 +6,7 @@ that gave it; answers of weights that fail their certificate are never stored. T
 once for each set of weights and kept from block to block.
 """
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -46,7 +47,11 @@ def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) 
 
 
 class Answering:
-    """Answers the blocks of one benchmark, and counts every answer on `progress`, the stored ones as skipped."""
+    """Answers the blocks of one benchmark, and counts every answer on `progress`, the stored ones as skipped.
+
+    Attributes:
+        n_generated, elapsed_s: answers that were not in the store, and the seconds that it took to have them there.
+    """
 
     def __init__(self, spec: BenchSpec, problems: Sequence[Problem], context: Context, progress: Progress) -> None:
         self._spec = spec
@@ -56,6 +61,7 @@ class Answering:
         self._session = context.session(spec.model, progress)
         self._evaluations = {arm.name: evaluation_id(spec, arm.recipe, context) for arm in spec.arms}
         self._prefixes: dict[str, Prefix] = {}
+        self.n_generated, self.elapsed_s = 0, 0.0
         progress.start("Answering problems", len(problems) * len(spec.arms))
         known = {name: context.store.stored_problems(evaluation) for name, evaluation in self._evaluations.items()}
         self._counted = {name: {p.problem_id for p in problems} & ids for name, ids in known.items()}
@@ -88,10 +94,13 @@ class Answering:
         self._progress.skip(sum(i in found for i in ids) - sum(i in counted for i in ids))
         missing = [problem for problem in block if problem.problem_id not in found]
         if missing:
+            begun = time.monotonic()
             generations, certificate = self._generate(arm, missing)
             items = self._graded(arm, missing, generations)
             self._context.store.put_items(evaluation, items, certificate)
             found |= {item.problem_id: StoredItem(item, certificate) for item in items}
+            self.n_generated += len(items)
+            self.elapsed_s += time.monotonic() - begun
         return [
             StoredItem(
                 found[p.problem_id].item.model_copy(update={"arm": arm.name, "subject": p.subject}),

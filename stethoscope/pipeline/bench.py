@@ -24,6 +24,7 @@ from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.rate import note_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec
@@ -181,4 +182,5 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         if finished.done < len(blocks) and worth_a_look(finished.done):
             progress.publish(finished.result(complete=False))
     _check_base(context)
+    note_rate(spec, context, answering.n_generated, answering.elapsed_s)
     return finished.result(complete=finished.done == len(blocks))

@@ -1,16 +1,14 @@
 """Use case: what would a benchmark ask, how much of it is answered already, and how fast were the last ones?"""
 
-from stethoscope.errors import StoreError
 from stethoscope.minerva.sources import load_corpus
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.rate import answer_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchPlanSpec, BenchSpec
 from stethoscope.results import BenchPlanResult
-
-NEWEST = 5
 
 
 def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanResult:
@@ -25,22 +23,8 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
         for arm in bench.arms:
             evaluation = evaluation_id(bench, arm.recipe, context)
             stored[arm.name] = len(wanted & context.store.stored_problems(evaluation))
-    return BenchPlanResult(available=available, stored=stored, answers_per_s=_rate(bench, context))
+    return BenchPlanResult(available=available, stored=stored, answers_per_s=answer_rate(bench, context))
 
 
 def _available(spec: BenchSpec, subject: str) -> int:
     return sum(problem.subject == subject for problem in load_corpus(spec.problems, subject, spec.split))
-
-
-def _rate(spec: BenchSpec, context: Context) -> float | None:
-    rates: list[float] = []
-    for run in context.store.list_runs("bench", limit=4 * NEWEST):
-        try:
-            other = run.spec
-        except StoreError:  # a damaged row
-            continue
-        if run.state != "done" or not run.elapsed_s or not isinstance(other, BenchSpec):
-            continue
-        if (other.model, other.max_new_tokens) == (spec.model, spec.max_new_tokens):
-            rates.append(len(other.arms) * len(other.subjects) * other.n / run.elapsed_s)
-    return min(rates[:NEWEST], default=None)

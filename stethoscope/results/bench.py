@@ -176,8 +176,8 @@ class BenchPlanResult(Record):
     Attributes:
         available: problems that the split has, by subject.
         stored: answers that are in the store already, by arm.
-        answers_per_s: the slowest of the newest finished benchmarks of this model and token limit (one that found most
-            of its answers in the store looks fast); None without any.
+        answers_per_s: the median of the newest benchmarks asked like this one, counting only what they generated; None
+            without any.
     """
 
     available: dict[str, int]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from stethoscope import arms
 from stethoscope.figures import accuracy_dose, evidence, flips, forest, maths
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
@@ -129,6 +130,40 @@ def test_arms_can_be_chosen_and_sorted() -> None:
     figure = forest.paired_differences(found, SUBJECTS, 0.03, arms=("high",))
     assert list(figure.layout.yaxis.ticktext) == ["high"]
     assert len(marks(figure)) == 2 + 3
+
+
+def test_recipes_and_controls_have_colours_of_their_own() -> None:
+    edit = recipe()
+    profile = MINI.diagnose_spec()
+    chosen = (
+        arms.BASE,
+        BenchArm(name="mine", recipe=edit),
+        arms.all_layers(edit, 10),
+        *arms.random_layers(edit, 10, draws=2),
+        *arms.projected(edit, profile, "algebra", 8),
+        *arms.random_subspace(edit, 8, "resid_post"),
+        arms.full_fine_tune(edit, 10),
+    )
+    controls = [forest.GRAY] * 3 + [forest.CONTROLS["filtered"]] * 4 + [forest.CONTROLS["fine-tune"]]
+    assert list(forest.colours(chosen).values()) == [forest.BLUE, forest.ORANGE, *controls]
+    second = BenchArm(name="projected", recipe=recipe(0.5))  # of no other arm: not a control
+    third = BenchArm(name="saved", recipe=edit.model_copy(update={"norms": True}))
+    own = forest.colours((*chosen[:3], second, third))
+    assert len({own[name] for name in ("mine", "projected", "saved", "all layers", "base")}) == 5
+    sweep = forest.colours((arms.BASE, *arms.alpha_sweep(edit, (0.5, 1.0, 1.5))))
+    assert list(sweep.values()) == [forest.BLUE, *[forest.ORANGE] * 3]
+
+
+def test_every_mark_and_its_interval_have_the_arm_s_colour_and_the_caption_says_which() -> None:
+    edit = recipe()
+    found = result(("mine", "all layers"))
+    chosen = (arms.BASE, BenchArm(name="mine", recipe=edit), arms.all_layers(edit, 10))
+    found = found.model_copy(update={"spec": found.spec.model_copy(update={"arms": chosen})})
+    figure = forest.paired_differences(found, SUBJECTS, 0.03)
+    seen = {(y, trace.marker.color, trace.error_x.color) for trace in figure.data for y in map(round, trace.y)}
+    assert seen == {(0, forest.ORANGE, forest.ORANGE), (1, forest.GRAY, forest.GRAY)}
+    assert "Orange: the recipe; gray: other layers." in forest.caption(found, 0.03)
+    assert "range:" not in forest.caption(result(("mine",)), 0.03), "one colour needs no legend"
 
 
 def test_a_partial_forest_is_faded_and_says_so() -> None:

@@ -1,12 +1,15 @@
 """What a benchmark would ask: sizes of the subjects, answers that are stored, the rate of earlier runs."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from stethoscope import arms, pipeline
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.rate import note_rate
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe
@@ -48,6 +51,25 @@ def test_what_is_stored_is_counted_by_arm_whatever_run_has_answered_it(pico_prof
     assert after.answers_per_s > 0
     assert plan(bench_of(pico_profile, max_new_tokens=7), context).stored["base"] == 0, "another limit, other answers"
     assert plan(bench_of(pico_profile, max_new_tokens=7), context).answers_per_s is None
+
+
+def test_the_rate_is_the_median_of_what_was_generated(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = bench_of(pico_profile)
+    ticks = itertools.count()
+    monkeypatch.setattr("stethoscope.pipeline.answering.time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    pipeline.run(spec, context, Progress())  # one block of each of two arms, a second each
+    n_answers = 2 * len(spec.subjects) * spec.n
+    assert plan(spec, context).answers_per_s == n_answers / 2
+    pipeline.run(spec.model_copy(update={"margin": 0.1}), context, Progress())  # all of it is in the store
+    assert plan(spec, context).answers_per_s == n_answers / 2
+    for rate in (1.0, 2.0, 100.0, 3.0, 4.0):
+        note_rate(spec, context, 10, 10 / rate)
+    note_rate(spec, context, 0, 5.0)
+    assert plan(spec, context).answers_per_s == pytest.approx(3.0), "of the newest five"
+    wider = spec.model_copy(update={"batch_size": 5})
+    assert plan(wider, context).answers_per_s is None
 
 
 def test_a_plan_beyond_the_problems_tells_how_many_there_are(pico_profile: Profile, context: Context) -> None:
