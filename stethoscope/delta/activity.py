@@ -25,7 +25,7 @@ from stethoscope.model.residual import listen_inputs, listen_residual, site_widt
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import Site
-from stethoscope.sae.documents import batches_by_length, skipped_tokens
+from stethoscope.sae.documents import batches_by_length
 
 BATCH_TOKENS = 8192  # each batch reads every delta once
 
@@ -94,7 +94,7 @@ def measure_activity(
     def count(name: str, x: Tensor) -> None:
         counters[name].add(x[kept.to(x.device)])
 
-    skip, n_tokens = skipped_tokens(session), 0
+    skip, n_tokens = session.skipped_tokens, 0
     with (
         torch.no_grad(),
         listen_residual(session, list(bases), add_moment, sae_site),

@@ -80,8 +80,7 @@ def mean_residual(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1
             )
         kept = batch.attention_mask.float()
-        if session.bos_id is not None:
-            kept[:, 0] = 0
+        kept[:, : session.skipped_tokens] = 0
         share = kept / kept.sum(1, keepdim=True).clamp(min=1)
         for layer in layers:
             means[chosen, layer] = torch.einsum("bs,bsd->bd", share, captured[layer]).cpu().numpy()

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,22 +63,24 @@ class ModelSession:
     _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
     def encode(self, texts: Sequence[str], add_bos: bool = True) -> list[list[int]]:
-        """Return the token ids of each text, with BOS exactly once (also when the text begins with it already).
+        """Return the token ids of each text, behind what the tokenizer itself puts before one (see `opening`).
 
-        Without `add_bos`, or where the tokenizer has no BOS, the ids are those of the text alone.
+        So lm-evaluation-harness 0.4.13 does it (`HFLM.tok_batch_encode`): a text that begins with BOS already gets no
+        other one, and what a tokenizer would append (an EOS) is left off, for the text goes on. Without `add_bos` the
+        ids are those of the text alone.
         """
         if not texts:
             return []
         rows: list[list[int]] = [
             list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         ]
-        bos = self.bos_id
-        if not add_bos or bos is None:
+        if not add_bos:
             return rows
         for row in rows:
-            while row and row[0] == bos:
+            while len(row) > 1 and row[0] == row[1] == self.bos_id:
                 row.pop(0)
-            row.insert(0, bos)
+            if not row or row[0] != self.bos_id:
+                row[:0] = self.opening
         return rows
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -151,6 +154,18 @@ class ModelSession:
         """The padding token's id; 0 where the tokenizer has none (padding is always masked)."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else 0
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts before a text when it is left to itself: BOS, or none."""
+        bare, whole = (list(self.tokenizer("a", add_special_tokens=own)["input_ids"]) for own in (False, True))
+        start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
+        return tuple(whole[:start])
+
+    @property
+    def skipped_tokens(self) -> int:
+        """How many tokens at a row's start no statistic counts: BOS, else the first, for it has massive activations."""
+        return max(len(self.opening), 1)
 
     @property
     def bos_id(self) -> int | None:

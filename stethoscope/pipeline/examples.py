@@ -16,7 +16,7 @@ from stethoscope.records import LatentExamplesSpec
 from stethoscope.results import LatentExample, LatentExamplesResult
 from stethoscope.sae.bank import SaeBank
 from stethoscope.sae.counts import check_layers
-from stethoscope.sae.documents import listen, skipped_tokens, tokenise
+from stethoscope.sae.documents import listen, tokenise
 from stethoscope.sae.rates import FiringRates
 
 ROUNDING = 1e-3  # sums and means in the table are float32
@@ -85,7 +85,7 @@ def _strongest(
         x = heard.take(spec.layer)
         of_token = sae.to(x.device).encode(x)[:, 0].cpu().numpy()
         for i, activations in zip(heard.documents, np.split(of_token, np.cumsum(heard.n_tokens)[:-1]), strict=True):
-            ids = rows[i][skipped_tokens(session) :]
+            ids = rows[i][session.skipped_tokens :]
             tokens = tuple(session.decode([token]) for token in ids)
             found.append(LatentExample(corpus=corpus, tokens=tokens, activations=tuple(activations.tolist())))
     progress.advance(spec.n)

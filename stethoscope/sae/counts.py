@@ -18,7 +18,7 @@ from stethoscope.errors import SaeError
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.sae.bank import Sae, SaeBank
-from stethoscope.sae.documents import BATCH_TOKENS, CAPTURE_BYTES, Document, listen, skipped_tokens, tokenise
+from stethoscope.sae.documents import BATCH_TOKENS, CAPTURE_BYTES, Document, listen, tokenise
 from stethoscope.sae.rates import FiringRates, LayerTable, stack_tables
 
 CHUNK_TOKENS = 512  # tokens encoded at once: [512, 16k] is 32 MB
@@ -68,7 +68,7 @@ def count_firing(
         order.extend(heard.documents)
         progress.advance(len(heard.documents))
     in_order = np.argsort(order)
-    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - skipped_tokens(session)
+    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - session.skipped_tokens
     return FiringRates(chosen, n_tokens, {layer: stack_tables(tables.pop(layer)).of(in_order) for layer in chosen})
 
 

@@ -65,7 +65,7 @@ class SuperBatch:
 
 
 def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
-    """Return the token ids of each document, with BOS where the tokenizer has one.
+    """Return the token ids of each document, with BOS where the tokenizer adds one.
 
     tokens="prompt" takes the problem's own text, without frame or shots; "all" takes problem, blank line, solution.
 
@@ -78,18 +78,13 @@ def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Liter
     ]
     rows = session.encode(texts)
     for document, row in zip(documents, rows, strict=True):
-        if len(row) <= skipped_tokens(session):
+        if len(row) <= session.skipped_tokens:
             raise CorpusError(
                 f"a document of {document.subject} has no text",
                 got=repr(document.problem),
                 next_step="Leave it out of the corpus.",
             )
     return rows
-
-
-def skipped_tokens(session: ModelSession) -> int:
-    """Return how many tokens at the start of a row are no document's own."""
-    return 0 if session.bos_id is None else 1
 
 
 def listen(
@@ -110,7 +105,7 @@ def listen(
     """
     budget = capture_bytes // (4 * d)  # vectors of one token at one layer
     at_once = batches_by_length(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
-    skip = skipped_tokens(session)
+    skip = session.skipped_tokens
     for batches in _runs(at_once, rows, len(layers), budget):
         documents = [i for batch in batches for i in batch]
         n_tokens = np.array([len(rows[i]) - skip for i in documents], dtype=np.int64)
@@ -138,7 +133,7 @@ def _capture(
             input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False, logits_to_keep=1
         )
     kept = padded.attention_mask.bool()
-    kept[:, : skipped_tokens(session)] = False
+    kept[:, : session.skipped_tokens] = False
     end = start + int(kept.sum())
     for layer in layers:
         x = heard.pop(layer)

@@ -1,20 +1,25 @@
 """Loading refuses every broken checkpoint with one line; encoding puts BOS once; the checksum sees every byte."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stethoscope.errors import Cancelled, CheckpointError, ResourceError
 from stethoscope.model.checksums import checksum
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
+from tests.tokens import pico_tokenizer
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -127,6 +132,48 @@ def test_bos_comes_exactly_once(pico_session: ModelSession) -> None:
     assert pico_session.encode([" the prime"], add_bos=False) == [plain[1:]]
     assert pico_session.encode([]) == []
     assert pico_session.encode([""]) == [[pico_session.bos_id]]
+
+
+def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that treats BOS as a family of models does."""
+    core = pico_tokenizer().backend_tokenizer
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
+    ids = [(name, core.token_to_id(name)) for name in ("<bos>", "<eos>")]
+    template = {"Gemma": "<bos> $A", "Llama": "<bos> $A", "with EOS": "<bos> $A <eos>"}.get(kind)
+    parts = [processors.ByteLevel(trim_offsets=False)]
+    if template is not None:
+        parts.append(processors.TemplateProcessing(single=template, special_tokens=ids))
+    core.post_processor = parts[-1] if kind == "Gemma" else processors.Sequence(parts)
+    if kind == "Qwen":
+        names["bos_token"] = None  # type: ignore[assignment]
+    more = {"add_bos_token": False} if kind == "add_bos_token false" else {}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names, **more)
+
+
+@pytest.mark.parametrize("kind", ["Gemma", "Qwen", "Llama", "GPT-2", "add_bos_token false", "with EOS"])
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_a_text_begins_as_in_lm_eval_whatever_the_tokenizer(
+    kind: str, reloaded: bool, pico_session: ModelSession, tmp_path: Path
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = tokenizer_of(kind)
+    if reloaded:
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    session = dataclasses.replace(pico_session, tokenizer=tokenizer)
+    peer = SimpleNamespace(tokenizer=tokenizer, backend="causal", add_bos_token=None)
+    shots = "Problem:\nthe river\n\nSolution: a circle\n\n"
+    plain = [f"{shots}Problem:\n{text}\n\nSolution:" for text in ("1 + 2?", "What is $x$?")]
+    for texts in (plain, [f"<bos>[user]{text}[model]" for text in plain]):
+        ids, mask = HFLM.tok_batch_encode(peer, texts)  # type: ignore[arg-type]
+        theirs = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        if kind == "with EOS" and texts is plain:
+            assert {row.pop() for row in theirs} == {tokenizer.eos_token_id}
+        assert session.encode(texts) == theirs
+    adds = kind in ("Gemma", "Llama", "with EOS")
+    assert session.opening == ((tokenizer.bos_token_id,) if adds else ())
+    assert session.skipped_tokens == 1
 
 
 @pytest.mark.parametrize("text", ["Problem:\nWhat is $3^2$?\n\nSolution:", " é 😀 the", "a  b \t c"])
