@@ -59,15 +59,15 @@ def totals(result: BenchResult) -> None:
     if not macro:
         return
     st.caption(
-        f"Macro: the mean over subjects of the paired difference to {_ui.escape(macro[0].reference)}; bootstrap "
-        "intervals over problems within each subject."
+        f"Macro: the mean over subjects of the paired difference to {_ui.escape(macro[0].reference)}, n = {macro[0].n} "
+        "problems; bootstrap intervals over problems within each subject."
     )
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
                 row.arm,
                 signed(100 * row.difference, 1, " points"),
-                f"95% CI {interval(row.ci_low, row.ci_high)}, n = {row.n}",
+                f"95% CI {interval(row.ci_low, row.ci_high)}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
