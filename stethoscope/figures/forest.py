@@ -228,6 +228,11 @@ def caption(result: BenchResult, margin: float) -> str:
         "in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
         f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
     ]
+    if result.spec.model.dtype == "bfloat16":
+        parts.append(
+            f"The weights are bfloat16: an answer can change with the batch size ({result.spec.batch_size} here), for "
+            "rounding depends on what is computed together; benchmarks/batch_flips.py counts how many do."
+        )
     if result.totals:
         parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")
     if any(row.n < SMOKE_TEST_BELOW for row in result.arms):

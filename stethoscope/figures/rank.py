@@ -27,7 +27,7 @@ def strip(result: RankResult, subject: str = POOLED) -> go.Figure:
                 y=[row + SPREAD * (place * 3 % STEPS / (STEPS - 1) - 0.5) for place in range(len(known))],
                 mode="markers",
                 marker={"size": 7, "color": GRAY, "opacity": 0.75},
-                name=f"random sets, {version}",
+                name="random sets",
                 showlegend=row == 0,
                 text=[_describe(found, gain, version) for found, gain in known],
                 hovertemplate="%{text}<extra></extra>",

@@ -42,8 +42,9 @@ def load_problems(location: str, split: Split, *, revision: str | None = None) -
     if problems is None:
         raise CorpusError(
             f"no {split}.jsonl at {location}" if path.is_dir() else f"no problems at {location}",
-            expected="train.jsonl and test.jsonl, perhaps dev.jsonl; or SUBJECT/{train,test}-*.parquet",
-            next_step="Check the profile's locations.",
+            got=None if path.exists() else "nothing of that name on this machine",
+            expected="a .jsonl file; or train.jsonl and test.jsonl, maybe dev.jsonl; or SUBJECT/{train,test}-*.parquet",
+            next_step="Check the path.",
         )
     if not problems:
         cut = path.is_file() and "One file is cut 80/10/10 by its problems' text: add problems, or make it a folder's "

@@ -2,6 +2,7 @@
 
 import math
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -172,6 +173,16 @@ def test_a_partial_forest_is_faded_and_says_so() -> None:
     assert {trace.opacity for trace in forest.paired_differences(result(), SUBJECTS, 0.03).data} == {1.0}
     assert "Partial: finished blocks only" in forest.caption(result(complete=False), 0.03)
     assert "Partial" not in forest.caption(result(), 0.03)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_weights_are_said_to_depend_on_the_batch_size(dtype: str) -> None:
+    found = result()
+    model = found.spec.model.model_copy(update={"dtype": dtype})
+    found = found.model_copy(update={"spec": found.spec.model_copy(update={"model": model, "batch_size": 24})})
+    said = "an answer can change with the batch size (24 here)" in forest.caption(found, 0.03)
+    assert said == (dtype == "bfloat16")
+    assert (Path(__file__).parents[2] / "benchmarks" / "batch_flips.py").is_file(), "the caption names it"
 
 
 def test_small_benchmarks_say_so() -> None:
