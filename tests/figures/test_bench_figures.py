@@ -1,6 +1,8 @@
 """The pictures of a benchmark: forest, e-values, accuracy over alpha; flips and a problem's text."""
 
+import html
 import math
+import re
 import string
 from pathlib import Path
 
@@ -206,6 +208,17 @@ def test_evidence_is_what_reaches_twenty_and_says_which_way() -> None:
     assert "Nothing has reached 20 yet." in evidence.caption(result())
 
 
+def test_evidence_names_its_side() -> None:
+    for n10, n01, side in ((12, 4, "for gains"), (4, 12, "for losses"), (4, 4, "for neither side")):
+        assert side in evidence.describe(comparison("recipe", "algebra", n10=n10, n01=n01))
+
+
+def test_a_row_without_a_verdict_says_so() -> None:
+    row = comparison("recipe", "algebra")
+    assert forest.describe_comparison(row).endswith("<b>inconclusive</b>")
+    assert forest.describe_comparison(row.model_copy(update={"verdict": None})).endswith("<b>no verdict</b>")
+
+
 def test_an_e_value_beyond_the_axis_stands_at_its_end() -> None:
     rows = tuple(
         comparison("recipe", s).model_copy(update={"e_value": e}) for s, e in (("algebra", 1e300), ("geometry", 0.0))
@@ -274,6 +287,24 @@ def test_the_other_score_can_decide_a_flip() -> None:
     lenient = item("recipe", "c", WRONG, "5")
     (flip,) = flips.pairs(result(items=(item("base", "c", WRONG, "6"), lenient)), "recipe")
     assert (flip.kind("exact_match"), flip.kind("math_verify")) == ("both wrong, differently", "wrong to right")
+
+
+@pytest.mark.parametrize("diverges_at", [None, 0, 9, 20, 30])
+def test_no_part_of_an_answer_is_markup(diverges_at: int | None) -> None:
+    answer = "<u>one</u> <u>two</u> <u>three</u>"
+    shown = flips.answer_html(answer, diverges_at)
+    assert "<u>" not in shown
+    assert "</u>" not in shown
+    inside = re.sub(r"</?(div|mark)[^>]*>", "", shown)
+    assert html.unescape(inside) == answer
+
+
+def test_an_answer_without_a_score_is_not_right() -> None:
+    for status in (GradeStatus.TIMEOUT, GradeStatus.UNPARSABLE, GradeStatus.NO_ANSWER):
+        unscored = item("recipe", "c", status, "6")
+        assert not flips.is_right(unscored, "exact_match")
+        (flip,) = flips.pairs(result(items=(item("base", "c", RIGHT, "6"), unscored)), "recipe")
+        assert flip.kind("exact_match") == "right to wrong"
 
 
 def test_an_answer_is_escaped_and_the_first_difference_marked() -> None:

@@ -105,6 +105,7 @@ def test_the_boxed_answer_is_lm_eval_s(solution: str) -> None:
         (LINE | {"problem": 7}, "has a bad problem"),
         (LINE | {"subject": " "}, "has a bad subject"),
         (LINE | {"answer": ["7"]}, "has no answer"),
+        (LINE | {"answer": " "}, "has no answer"),
         ({"problem": "p", "solution": "no answer in it", "subject": "algebra"}, "has no answer"),
         (LINE | {"problem": "\ud800"}, "surrogate"),
     ],

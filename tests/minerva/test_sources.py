@@ -1,5 +1,6 @@
 """A place of problems is read in every form that it may have, and its splits never share a problem."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from stethoscope.errors import CorpusError, UserError
 from stethoscope.locations import local_path
 from stethoscope.minerva import sources
-from stethoscope.minerva.problems import subject_of
+from stethoscope.minerva.problems import Problem, subject_of
 from stethoscope.minerva.sources import SPLITS, load_corpus, load_problems, problem_ids, subjects_at
 from stethoscope.profiles import MINI, PROFILES, load_profile
 from stethoscope.records import ProblemsRef
@@ -84,6 +85,23 @@ def test_one_file_is_cut_80_10_10(tmp_path: Path) -> None:
     assert len(everything) == len(set(everything)) == 1000  # repeated problems are in one split, once
     assert 740 < len(parts["train"]) < 860
     assert 60 < len(parts["dev"]) < 140 > len(parts["test"]) > 60
+
+
+def test_a_problem_keeps_its_split_in_every_process(tmp_path: Path) -> None:
+    """By the sha256 of its id, whose first digits are written out here; Python's own hash differs from run to run."""
+
+    def tenth(purpose: str, problem: Problem) -> int:
+        return int(hashlib.sha256(f"{purpose}/{problem.problem_id}".encode()).hexdigest()[:12], 16) % 10
+
+    path = jsonl(tmp_path / "own.jsonl", [line(number) for number in range(200)])
+    split_of = {0: "test", 1: "dev"}
+    for split in SPLITS:
+        assert {split_of.get(tenth("split", problem), "train") for problem in load_problems(str(path), split)} == {
+            split
+        }
+    path.rename(tmp_path / "train.jsonl")
+    assert {tenth("dev", problem) for problem in load_problems(str(tmp_path), "dev")} == {0}
+    assert {tenth("dev", problem) for problem in load_problems(str(tmp_path), "train")} == set(range(1, 10))
 
 
 def test_a_data_set_of_the_hub(math_folder: Path, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,13 +48,37 @@ def test_answers_are_paired_by_problem_and_the_sign_is_second_minus_first() -> N
     assert (macro.reference_accuracy, macro.accuracy) == (0.25, 1.0)
 
 
+ANOTHER_MODEL = MINI.model.model_copy(update={"dtype": "bfloat16"})
+EDITED = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={1: 1.0})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize(
-    ("more", "said"), [({"max_new_tokens": 99}, "Different limits"), ({"chat_template": True}, "prompt formats")]
+    ("more", "said"),
+    [
+        ({"max_new_tokens": 99}, "Different limits"),
+        ({"chat_template": True}, "prompt formats"),
+        ({"model": ANOTHER_MODEL}, "Different models"),
+        ({"problems": MINI.problems.model_copy(update={"shots": "other.json"})}, "Different prompts"),
+        ({"arms": (BenchArm(name="base", recipe=EDITED), BenchArm(name="recipe"))}, "Different references"),
+    ],
 )
 def test_what_else_differs_is_said(more: dict[str, Any], said: str) -> None:
-    found = pair_runs(a_run({0: True}), a_run({0: True}, **more), ARMS, LABELS)
+    other = a_run({0: True})
+    other = other.model_copy(update={"spec": other.spec.model_copy(update=more)})
+    found = pair_runs(a_run({0: True}), other, ARMS, LABELS)
     assert found.paired is None
-    assert said in found.obstacles[0]
+    (obstacle,) = found.obstacles
+    assert said in obstacle
+
+
+def test_a_problem_whose_gold_answer_changed_is_another_problem() -> None:
+    first, second = a_run({0: True, 1: True}), a_run({0: True, 1: True})
+    changed = tuple(
+        item.model_copy(update={"gold": "2"}) if item.problem_id.endswith("1") else item for item in second.items
+    )
+    found = pair_runs(first, second.model_copy(update={"items": changed}), ARMS, LABELS).paired
+    assert found is not None
+    assert {item.problem_id for item in found.items} == {f"{0:016x}"}
 
 
 def test_no_common_problem_is_said() -> None:
@@ -63,4 +87,9 @@ def test_no_common_problem_is_said() -> None:
 
 def test_references_that_answered_differently_are_told() -> None:
     found = pair_runs(a_run({0: True}), a_run({0: True}, base="other"), ARMS, LABELS)
+    assert not any("partial" in note for note in found.notes)
+    stopped = pair_runs(a_run({0: True}), a_run({0: True}).model_copy(update={"complete": False}), ARMS, LABELS)
+    assert any("At least one run is partial" in note for note in stopped.notes)
+    assert stopped.paired is not None
+    assert not stopped.paired.complete
     assert "answered 1 of 1 shared problems differently" in " ".join(found.notes)

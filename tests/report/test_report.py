@@ -55,7 +55,8 @@ def result() -> BenchResult:
     spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=("algebra",), n=4)
     items = [item("base", n, n == 2, f"base {EVIL} {n}") for n in range(4)]
     for name in (EVIL, "double"):
-        items += [item(name, n, n < 2, f"base {EVIL} changed", diverges_at=5) for n in range(4)]
+        parts_at = 5 if name == EVIL else None
+        items += [item(name, n, n < 2, f"base {EVIL} changed", diverges_at=parts_at) for n in range(4)]
     rows = tuple(
         ArmRow(
             arm=arm.name, recipe_id=None, subject="algebra", n=4, correct=2, accuracy=0.5, ci_low=0.1, ci_high=0.9,
@@ -155,6 +156,27 @@ def test_it_says_what_a_referee_asks_for(result: BenchResult) -> None:
         "sha256-a", "master alpha 0.5", '"max_new_tokens": 256', "transformers", "Newcombe", "random draws",
     ):  # fmt: skip
         assert part in text, part
+
+
+def alarms_of(page: str) -> str:
+    """What stands in the report's section of alarms; nothing where it has none."""
+    _, found, rest = page.partition("<h2>Alarms</h2>")
+    return "".join(Elements(rest.split("</section>")[0]).texts) if found else ""
+
+
+def test_every_alarm_stands_in_its_own_section_and_a_sound_run_has_none(result: BenchResult) -> None:
+    certificate = result.certificates["base"].model_copy(update={"restored_checksum": "sha256-b"})
+    assert not certificate.verified
+    said = alarms_of(report_html(result.model_copy(update={"certificates": {"base": certificate}}), FACTS))
+    for alarm in (
+        "Partial: finished blocks only.", "Smoke test: below n = 100", "could not be verified; do not trust this run",
+        f"Collapse of {EVIL} on algebra: {EVIL}", "tuned on them: 3 problems of algebra", "No verdict on these.",
+    ):  # fmt: skip
+        assert alarm in said, alarm
+    sound = {"base": certificate.model_copy(update={"restored_checksum": "sha256-a"})}
+    rows = tuple(row.model_copy(update={"n": 100, "collapsed": None}) for row in result.arms)
+    whole = finished(result).model_copy(update={"arms": rows, "excluded": {}, "certificates": sound})
+    assert alarms_of(report_html(whole, FACTS)) == ""
 
 
 def test_an_empty_result_is_a_page_too(result: BenchResult) -> None:
@@ -349,6 +371,8 @@ def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
     expect(page.locator("#flip-count")).to_have_text("1 of 1")
     page.locator("#flip-arm").select_option("double")
     expect(page.locator("#flip-right h3")).to_have_text("double")
+    expect(page.locator("#flip-right .answer")).to_have_text(f"base {EVIL} changed", use_inner_text=False)
+    assert page.locator("#flip-right .answer").evaluate("node => node.children.length") == 0
     with page.expect_download() as waiting:
         page.locator("#save").click()
     assert BenchResult.model_validate_json(Path(waiting.value.path()).read_text()) == result
