@@ -3,6 +3,7 @@
   const parsed = (id) => JSON.parse(document.getElementById(id).textContent);
   const run = parsed("run");
   const { problems, golds, reference } = parsed("problems");
+  const PAPER_WIDTH = 670;  // CSS pixels between the margins of A4 and of US letter
   const element = (id) => document.getElementById(id);
   const made = (tag, text, className) => {
     const node = document.createElement(tag);
@@ -14,6 +15,8 @@
   for (const plot of document.querySelectorAll(".plot")) {
     const { data, layout } = parsed(plot.dataset.figure);
     Plotly.newPlot(plot, data, layout, { displaylogo: false, responsive: true });
+    addEventListener("beforeprint", () => Plotly.relayout(plot, { width: PAPER_WIDTH }));
+    addEventListener("afterprint", () => Plotly.relayout(plot, { width: null, autosize: true }));
   }
 
   element("save").addEventListener("click", () => {

@@ -379,4 +379,24 @@ def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
     assert page.title() == f"Benchmark {FACTS.run_id}"
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    texts = page.locator("dd").evaluate_all("nodes => nodes.map(node => node.getBoundingClientRect().width)")
+    assert min(texts) > 200, "a long name beside it squeezes no value"
+    assert page.problems == []
+
+
+def test_it_prints_on_paper_as_wide_as_a4(opened) -> None:
+    page = opened
+    first = page.locator("#plot-forest .main-svg").first
+    first.wait_for()
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("document.querySelector('#plot-forest .main-svg').getBoundingClientRect().width === 670")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert not page.locator("#flips").is_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function("document.querySelector('#plot-forest .main-svg').getBoundingClientRect().width !== 670")
+    assert page.locator("#flips").is_visible()
     assert page.problems == []
