@@ -2,20 +2,23 @@
 
 import html
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_front
 import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 from test_pages import asked, recipe, texts
 
 from stethoscope.profiles import MINI
-from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, RankSpec
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, Grade, GradeStatus, RankSpec
 from stethoscope.report import of_run
+from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.runs import RunStore
 from stethoscope.verdicts import referee_text
 
@@ -279,8 +282,6 @@ def test_the_forest_takes_arms_order_and_layout(open_page: Open) -> None:
 def test_alarms_and_counts_stand_above_the_picture(
     front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fake_front
-
     plain = fake_front.ANSWERS[BenchSpec]
 
     def collapsed(spec: BenchSpec) -> Any:
@@ -444,6 +445,111 @@ def test_a_flip_shows_formulas_and_nothing_else_as_markup(open_page: Open) -> No
     assert "&lt;b&gt;3&lt;/b&gt;" in bodies(app)
     assert "<b>3" not in bodies(app)
     assert "Read out of it: 3" in texts(app)
+
+
+ODD_ARM = "*odd* <b>arm"
+CERTIFICATE = Certificate(
+    recipe_id=None, base_checksum="sha256-a", edited_checksum="sha256-a", restored_checksum="sha256-a", touched=(),
+    layers_edited=(),
+)  # fmt: skip
+
+
+def test_what_limits_a_result_stands_above_it_and_nothing_above_a_sound_one(front: FakeFront, open_page: Open) -> None:
+    arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=recipe({3: 1.0})))
+    spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=MINI.problems.subjects[:2], n=100)
+    sound = fake_front.bench(spec).model_copy(update={"excluded": {}, "no_verdict": None, "complete": True})
+    sound = sound.model_copy(
+        update={
+            "arms": tuple(row.model_copy(update={"collapsed": None, "n": 100}) for row in sound.arms),
+            "certificates": {"base": CERTIFICATE},
+        }
+    )
+    broken = CERTIFICATE.model_copy(update={"restored_checksum": "sha256-b"})
+    limited = sound.model_copy(
+        update={
+            "complete": False, "blocks_done": 2, "blocks_total": 7, "no_verdict": "No verdict on these.",
+            "arms": tuple(row.model_copy(update={"n": 99}) for row in sound.arms), "certificates": {"base": broken},
+        }
+    )  # fmt: skip
+    limits = (
+        ":orange-badge[partial: 2 of 7 blocks]",
+        ":orange-badge[smoke test]",
+        "could not be verified",
+        "No verdict on these.",
+    )
+    for result, expected in ((sound, False), (limited, True)):
+        run_id = front.store.start_run(spec)
+        front.store.finish_run(run_id, state="done" if result.complete else "cancelled", result=result, elapsed_s=1.0)
+        app = open_page("benchmark", query={"run": run_id})
+        said = "\n".join(element.value for kind in (app.markdown, app.warning, app.info) for element in kind)
+        assert [limit in said.replace("\\", "") for limit in limits] == [expected] * 4
+
+
+def test_numbers_of_an_earlier_benchmark_do_not_stand_under_one_that_failed(front: FakeFront, open_page: Open) -> None:
+    app = ran(open_page)
+    assert app.get("plotly_chart")
+    app.slider(key="bench-n-slider").set_value(50).run()
+    front.state = "failed"
+    app.button(key="run-bench").click().run()
+    assert "basis has d_model=640" in texts(app)
+    assert not app.get("plotly_chart")
+
+
+def planted_flips(store: RunStore) -> str:
+    """Store a benchmark of two arms and two subjects in which every answer says whose it is; return its run."""
+    edited = recipe({3: 1.0})
+    arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=edited), BenchArm(name=ODD_ARM, recipe=edited))
+    spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=MINI.problems.subjects[:2], n=2)
+    right, wrong, late = GradeStatus.CORRECT, GradeStatus.INCORRECT, GradeStatus.TIMEOUT
+    exact = {"base": (wrong, wrong, wrong), "recipe": (right, wrong, wrong), ODD_ARM: (late, wrong, right)}
+    verified = {"base": (wrong, wrong, wrong), "recipe": (wrong, right, wrong), ODD_ARM: (late, wrong, right)}
+    items = tuple(
+        BenchItem(
+            arm=arm.name, subject=spec.subjects[number // 2], problem_id=f"{number:016x}", gold="7", n_tokens=9,
+            problem=f"*Problem* {number} <b>", completion=f"{arm.name} says {number}", truncated=False,
+            diverges_at=0 if arm.recipe else None,
+            grade=Grade(exact_match=exact[arm.name][number], math_verify=verified[arm.name][number], marked=True,
+                        answer=f"*{number}* of {arm.name}"),
+        )
+        for arm in arms for number in range(3)
+    )  # fmt: skip
+    run_id = store.start_run(spec)
+    result = fake_front.bench(spec).model_copy(update={"items": items})
+    store.finish_run(run_id, state="done", result=result, elapsed_s=1.0)
+    return run_id
+
+
+def test_a_flip_is_of_the_arm_the_score_and_the_subject_that_were_chosen(front: FakeFront, open_page: Open) -> None:
+    app = open_page("benchmark", query={"run": planted_flips(front.store)})
+
+    def answers() -> list[str]:
+        found = [re.sub("<[^>]*>", "", element.proto.body) for element in app.get("html")]
+        return [html.unescape(body) for body in found if " says " in body]
+
+    def marked() -> str:
+        return "\n".join(element.value for element in app.markdown)
+
+    assert app.segmented_control(key="flip-kind").options[0] == "wrong to right (1)"
+    assert answers() == ["base says 0", "recipe says 0"]
+    assert ":green-badge[exact match: correct]" in marked()
+    assert ":red-badge[exact match: incorrect]" in marked()
+    app.selectbox(key="flip-metric").set_value("math_verify").run()
+    assert answers() == ["base says 1", "recipe says 1"]
+    app.selectbox(key="flip-arm").set_value(ODD_ARM).run()
+    assert answers() == ["base says 2", f"{ODD_ARM} says 2"]
+    assert app.query_params["arm"] in (ODD_ARM, [ODD_ARM])
+    assert "*odd*" not in marked().replace(r"\*odd\*", "")
+    assert "*2*" not in marked().replace(r"\*2\*", "")
+    (labels,) = [list(radio.options) for radio in app.radio if radio.key == "flip-list-0"]
+    assert len(labels) == 1
+    assert r"\*Problem\* 2" in labels[0]
+    app.segmented_control(key="flip-kind").set_value("all").run()
+    app.button(key="flip-previous").click().run()
+    app.button(key="flip-previous").click().run()
+    assert answers() == ["base says 0", f"{ODD_ARM} says 0"]
+    assert ":gray-badge[exact match: timeout]" in marked()
+    app.selectbox(key="flip-subject").set_value(MINI.problems.subjects[0]).run()
+    assert app.segmented_control(key="flip-kind").options[-1] == "all (2)"
 
 
 def test_a_link_opens_one_flip(front: FakeFront, open_page: Open) -> None:

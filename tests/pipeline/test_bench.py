@@ -1,6 +1,7 @@
 """The benchmark: blocks of fixed membership, looks at completed blocks only, stops that lose and mix nothing."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_arms_are_paired_and_the_base_is_reused(
     assert [len(call) for call in calls] == [5, 3], "only the new arm is answered, whatever the blocks and names are"
     run(bench_of(pico_profile, n=6), context)
     assert sum(len(call) for call in calls[2:]) == 2 * 2, "of a larger n, what the smaller one did not have"
+
+
+def test_answers_are_found_again_under_what_decides_them_and_nothing_else(
+    pico_profile: Profile, context: Context, tmp_path: Path
+) -> None:
+    spec = bench_of(pico_profile, arm_of(pico_profile, "recipe", 1))
+    context.session(spec.model, Progress())
+    own = evaluation_id(spec, None, context)
+    shots = Path(shutil.copy(spec.problems.shots, tmp_path / "shots.json"))
+    shots.write_text(shots.read_text().replace("Problem", "Question") + "\n")
+    elsewhere = spec.problems.model_copy(update={"shots": str(shots)})
+    decide = {"max_new_tokens": 7, "chat_template": True, "split": "dev", "problems": elsewhere, "batch_size": 5}
+    for name, value in decide.items():
+        assert evaluation_id(spec.model_copy(update={name: value}), None, context) != own, name
+    assert evaluation_id(spec, spec.arms[1].recipe, context) != own
+    same = {"n": 9, "seed": 5, "margin": 0.1, "block_size": 1, "subjects": ("geometry",), "arms": spec.arms[:1]}
+    for name, value in same.items():
+        assert evaluation_id(spec.model_copy(update={name: value}), None, context) == own, name
 
 
 def test_blocks_have_the_same_members_in_every_arm_whatever_is_stored(
