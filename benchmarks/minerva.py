@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
@@ -129,7 +130,7 @@ def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
     ref = ModelRef(id=str(model), dtype=options.dtype)
     session = load_session(ref, device=options.device)
     device = str(session.device)
-    peer = HFLM(pretrained=str(model), device=device, dtype=options.dtype, batch_size=1, max_length=8192)
+    peer: Any = HFLM(pretrained=str(model), device=device, dtype=options.dtype, batch_size=1, max_length=8192)
     longest = max(len(peer.tok_encode(prompt)) for prompt in prompts)
     prefix = share_prefix(session, [peer.tok_encode(prompt) for prompt in prompts])
     window = getattr(session.model.config, "sliding_window", None)

@@ -4,6 +4,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -46,7 +47,8 @@ def write_models(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     torch.manual_seed(0)
     with torch.device(device):
-        model = Gemma3ForCausalLM(config).to(dtype).requires_grad_(False)
+        model: Any = Gemma3ForCausalLM(config)
+    model = model.to(dtype).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
@@ -59,7 +61,7 @@ def write_models(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: 
                 parameter.add_(torch.randn_like(parameter), alpha=1e-3)
 
 
-def write_saes(folder: Path, model: Gemma3ForCausalLM, size: Size, l0: float) -> None:
+def write_saes(folder: Path, model: Any, size: Size, l0: float) -> None:
     """Write one random JumpReLU SAE a layer."""
     heard: list[torch.Tensor] = []
     for layer in model.model.layers:

@@ -33,7 +33,7 @@ LAYERS = (3, 4, 8, 9)
 
 def recipe_at(alpha: float) -> EditRecipe:
     """Return the edit of `LAYERS` at a master alpha."""
-    layers = dict.fromkeys(LAYERS, LayerAlpha())
+    layers = {layer: LayerAlpha() for layer in LAYERS}
     return EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers=layers, master_alpha=alpha)
 
 

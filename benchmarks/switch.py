@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
@@ -58,7 +59,8 @@ def write_models(folder: Path, n_layers: int, width: int, dtype: torch.dtype) ->
         dtype=dtype,
     )
     torch.manual_seed(0)
-    model = Gemma3ForCausalLM(config).to(dtype)
+    model: Any = Gemma3ForCausalLM(config)
+    model = model.to(dtype)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(vocab={f"t{i}": i for i in range(512)}, merges=[]))
     )

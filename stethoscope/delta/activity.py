@@ -106,12 +106,7 @@ def measure_activity(
             kept = padded.attention_mask.bool()
             kept[:, :skip] = False
             n_tokens += int(kept.sum())
-            session.model(
-                input_ids=padded.input_ids,
-                attention_mask=padded.attention_mask,
-                use_cache=False,
-                logits_to_keep=1,
-            )
+            session.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
             progress.advance(len(batch))
     components = {}
     for layer in sorted(moments):

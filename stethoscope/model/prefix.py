@@ -99,7 +99,7 @@ def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix
     ids = torch.tensor([tokens[:length]], device=session.device)
     cache = DynamicCache()  # without a config it keeps every slot, also in sliding-window layers
     with torch.no_grad():
-        session.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        session.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys = tuple(layer.keys for layer in layers if layer.keys is not None)
     values = tuple(layer.values for layer in layers if layer.values is not None)

@@ -76,9 +76,7 @@ def mean_residual(
         chosen = order[start : start + batch_size]
         batch = session.batch([rows[i] for i in chosen])
         with torch.no_grad(), capture_residual(session, layers) as captured:
-            session.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=1
-            )
+            session.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         kept = batch.attention_mask.float()
         kept[:, : session.skipped_tokens] = 0
         share = kept / kept.sum(1, keepdim=True).clamp(min=1)

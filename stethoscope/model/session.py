@@ -150,6 +150,11 @@ class ModelSession:
         return self.checkpoint.folder
 
     @property
+    def decoder(self) -> nn.Module:
+        """The embeddings, layers and final norm, without the head: to run where nobody reads the logits."""
+        return self.model.get_submodule(self.layout.layers.rpartition(".")[0])
+
+    @property
     def pad_id(self) -> int:
         """The padding token's id; 0 where the tokenizer has none (padding is always masked)."""
         pad = self.tokenizer.pad_token_id

@@ -6,8 +6,7 @@
     logits     = rows x positions x vocabulary x bytes,         at most the logits budget
 
 The budgets are imported from the code that keeps to them. Of steps that follow one another the largest counts. What
-only fills free memory and gives way (directions of edits, see `Context.make_room`) is marked and not needed. On a CPU
-in bfloat16 the matrix library takes workspaces of its own, which no formula here knows.
+only fills free memory and gives way (directions of edits, see `Context.make_room`) is marked and not needed.
 """
 
 from collections.abc import Sequence
@@ -51,16 +50,19 @@ class Setting:
         """Keys and values of one token in one layer."""
         return 2 * self.shape.n_kv_heads * self.shape.head_dim * self.number_bytes
 
-    def forward_bytes(self, tokens: int, rows: int, cached: int = 0) -> int:
+    def forward_bytes(self, tokens: int, rows: int) -> int:
         """Return what a layer's forward pass over `tokens` new tokens in `rows` rows holds at its worst."""
-        shape, b, own = self.shape, self.number_bytes, -(-tokens // rows)
-        seen = own + cached
-        mlp = 3 * tokens * shape.width * b
-        attention = 2 * tokens * (shape.n_heads + shape.n_kv_heads) * shape.head_dim * b
+        shape, own = self.shape, -(-tokens // rows)
         if self.on_gpu:
-            attention += 2 * rows * own * seen  # the mask: fused kernels keep no scores
-        else:
-            attention += rows * shape.n_heads * (own * seen * 2 * F32 + 2 * seen * shape.head_dim * b)
+            return self.layer_bytes(tokens, 2 * rows * own * own)  # the mask: fused kernels keep no scores
+        heads = rows * shape.n_heads * (own * own * 2 * F32 + 2 * own * shape.head_dim * self.number_bytes)
+        return self.layer_bytes(tokens, heads)
+
+    def layer_bytes(self, tokens: int, scores: int) -> int:
+        """Return what a layer holds for `tokens` tokens whose attention scores take `scores` bytes."""
+        shape, b = self.shape, self.number_bytes
+        mlp = 3 * tokens * shape.width * b
+        attention = 2 * tokens * (shape.n_heads + shape.n_kv_heads) * shape.head_dim * b + scores
         return max(mlp, attention) + tokens * shape.d_model * (2 * b + F32)
 
 
@@ -98,15 +100,13 @@ def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_t
     chunk = min(CHUNK_TOKENS, max(ENCODER_BYTES // (F32 * widest), 1), at_once)
     firing = int(chunk * widest * FIRING_SHARE)
     encoder = chunk * widest * 5 + (chunk // document_tokens + 2) * widest * 3 * F64 + firing * 6 * F64
-    hearing = captured + setting.forward_bytes(padded, rows) + rows * setting.shape.vocab * setting.number_bytes
+    hearing = captured + setting.forward_bytes(padded, rows)
     resident = _resident(sizes, keeps=not setting.on_gpu)
     encoding, layer = max((F32 * saes.d * at_once * (layers - i) + resident[i] + encoder, i) for i in range(layers))
     at_least = _resident(sizes, keeps=not setting.on_gpu)[-1] if tokens > at_once else 0
     heard = f"{at_once:,} tokens x {layers} layers x {saes.d} x 4 bytes, within {_mib(budget)}"
     if hearing + (at_least if not setting.on_gpu else 0) >= encoding:
-        step = _part(
-            "forward pass", hearing - captured, f"{padded:,} tokens through a layer, and {rows} rows of logits"
-        )
+        step = _part("forward pass", hearing - captured, f"{padded:,} tokens through a layer")
         kept = _part(
             "SAEs", 0 if setting.on_gpu else at_least, f"kept between super-batches, within {_mib(CACHE_BYTES)}"
         )
@@ -127,10 +127,15 @@ def energy(setting: Setting, saes: Dictionaries, *, documents: int, document_tok
     """Return what measuring energy adds: moments of what each SAE reads, each matrix' basis, one matrix' products."""
     if not saes.d_saes:
         return ()
-    shape, layers = setting.shape, len(saes.d_saes)
+    shape, layers, b = setting.shape, len(saes.d_saes), setting.number_bytes
     tokens = min(ENERGY_TOKENS, documents * document_tokens)
-    moved = tokens * (F32 * shape.d_model + (F32 + 2 * F64) * shape.width) + F32 * shape.matrix_numbers
-    return (
+    # up_proj: tau x and its square; beside them the gate's output, the stream, and what was heard of it
+    moved = tokens * ((2 * F64 + b) * shape.width + (2 * b + 2 * F32) * shape.d_model) + F32 * shape.matrix_numbers
+    parts = (2 * F32 + 2 * F64) * shape.matrix_numbers + 5 * F64 * shape.d_model**2  # tau turned, its Gram matrix
+    forward = setting.forward_bytes(tokens, max(1, tokens // document_tokens))
+    kept = 0 if setting.on_gpu else _resident([saes.size_bytes(d_sae) for d_sae in saes.d_saes], keeps=True)[-1]
+    return _present(
+        _part("SAEs", kept, f"kept since their rows were read, within {_mib(CACHE_BYTES)}"),
         _part("second moments", F64 * layers * saes.d**2, f"{layers} layers x {saes.d}^2 x 8 bytes"),
         _part(
             "bases",
@@ -139,8 +144,8 @@ def energy(setting: Setting, saes: Dictionaries, *, documents: int, document_tok
         ),
         _part(
             "products",
-            moved + setting.forward_bytes(tokens, max(1, tokens // document_tokens)),
-            f"tau x for {tokens:,} tokens at {shape.width:,}, in float64",
+            max(moved, forward, parts),
+            f"tau x for {tokens:,} tokens at {shape.width:,}, in float64, or one matrix taken apart",
         ),
     )
 
@@ -175,7 +180,8 @@ def probe(setting: Setting, *, prompt_tokens: int, solution_tokens: int) -> tupl
     rows = max(1, min(PROBE_ROWS[setting.on_gpu], LOGITS_BYTES // abreast // ((solution_tokens + 1) * position)))
     length, kept = prompt_tokens + solution_tokens, rows * (solution_tokens + 1) * position
     forward = setting.forward_bytes(rows * length, rows)
-    scoring = kept + 3 * min(CHUNK_BYTES, kept)  # a piece as it lies, in a row, and its log-probabilities
+    chunk = min(CHUNK_BYTES, kept * F32 // setting.number_bytes)
+    scoring = kept + 2 * chunk  # a piece in float32, and its log-probabilities
     if forward > scoring:
         return (_part("forward pass", abreast * forward, f"{abreast} x {rows} rows of {length} tokens"),)
     said = f"{abreast} x {rows} rows x {solution_tokens + 1} positions x {setting.shape.vocab:,}, and pieces in float32"
@@ -191,7 +197,7 @@ def generate(
     stripes = (shape.n_layers + 1) * rows * slots * setting.slot_bytes  # one layer twice, while it grows
     admitted = min(rows * own, ADMIT_TOKENS + own)
     scores = admitted * shape.n_heads * (prompt_tokens * 2 * F32 + 2 * shape.head_dim * b)
-    entering = setting.forward_bytes(admitted, admitted) + scores
+    entering = setting.layer_bytes(admitted, scores)
     return _present(
         _part(
             "KV cache", stripes, f"{rows} rows x {slots:,} slots x {shape.n_layers} layers x {setting.slot_bytes} bytes"

@@ -129,9 +129,7 @@ def _capture(
     """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return how many."""
     padded = session.batch(batch)
     with torch.no_grad(), capture_residual(session, layers, site) as heard:
-        session.model(
-            input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False, logits_to_keep=1
-        )
+        session.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
     kept = padded.attention_mask.bool()
     kept[:, : session.skipped_tokens] = False
     end = start + int(kept.sum())

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
+from stethoscope.delta.activity import measure_activity
+from stethoscope.delta.projection import SpanBasis
 from stethoscope.model import likelihood
 from stethoscope.model.generation import generate_greedy
 from stethoscope.model.shape import shape_of
@@ -26,7 +28,7 @@ from stethoscope.pipeline.listening import BATCH_TOKENS, CAPTURED_BYTES
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, SaeRef, TaskVectorRef
 from stethoscope.sae.counts import count_firing
-from stethoscope.sae.documents import Document
+from stethoscope.sae.documents import Document, tokenise
 from stethoscope.store.runs import RunStore
 
 LAYERS, D, D_SAE, VOCAB = 6, 512, 4096, 32768
@@ -35,7 +37,7 @@ PROBES, PROMPT, SOLUTION = 8, 400, 150
 ROWS, OWN, NEW = 24, 120, 4
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, dtype: torch.dtype) -> None:
     """Write a random base, a fine-tune of it and one SAE a layer, in the proportions of Gemma 3 4B."""
     config = Gemma3TextConfig(
         vocab_size=VOCAB, hidden_size=D, intermediate_size=4 * D, num_hidden_layers=LAYERS, num_attention_heads=8,
@@ -43,12 +45,14 @@ def write_model(folder: Path) -> None:
         bos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = Gemma3ForCausalLM(config)
-    core = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCAB)}, unk_token="t3"))
+    model = Gemma3ForCausalLM(config).to(dtype)
+    words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3} | {f"t{i}": i for i in range(4, VOCAB)}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))  # a special token is found inside a word, too
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     for name in ("base", "tuned"):
         model.save_pretrained(folder / name)
-        PreTrainedTokenizerFast(tokenizer_object=core, bos_token="t2", eos_token="t1").save_pretrained(folder / name)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
+        tokenizer.save_pretrained(folder / name)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 if "_proj" in key:
@@ -82,15 +86,15 @@ class Peak:
         self.size_bytes = status("VmHWM") - self._before
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, dtype: str) -> None:
     """Measure every use case and print [measured, predicted] of each, weights included."""
-    write_model(folder)
+    write_model(folder, getattr(torch, dtype))
     gc.collect()
     context = Context(RunStore(folder / "runs"), device="cpu", edit_bytes=1 << 30)
-    ref, progress = ModelRef(id=str(folder / "base")), Progress()
+    ref, progress = ModelRef(id=str(folder / "base"), dtype=dtype), Progress()
     with Peak() as loading:
         session = context.session(ref, progress)
-    setting = Setting(shape_of(session.model), "float32", 4, "cpu")
+    setting = Setting(shape_of(session.model), dtype, session.dtype.itemsize, "cpu")
     weights = sum(part.size_bytes for part in footprint.held(setting))
     found = {"load": [loading.size_bytes, weights]}
 
@@ -112,10 +116,23 @@ def main(folder: Path) -> None:
         count_firing(session, bank, documents, batch_tokens=BATCH_TOKENS[False], capture_bytes=CAPTURED_BYTES[False])
     add("diagnose", peak, footprint.diagnose(setting, saes, documents=DOCUMENTS, document_tokens=TOKENS))
     context._banks.entries.clear()
+    bank = context.bank(saes_at, session, progress)
+    moved, k = TaskVectorRef(name="t", tuned=str(folder / "tuned")), footprint.ENERGY_K
+    task_vector, inputs = context.task_vector(moved, session, progress), tokenise(session, documents, "prompt")
+
+    def span(rows: torch.Tensor) -> SpanBasis:
+        return SpanBasis(rows.T.double(), tuple(range(k)), k)
+
+    measure_activity(session, task_vector, {0: span(torch.ones(k, D))}, inputs[:1], n_components=1)  # libraries' pages
+    with Peak() as peak:
+        spans = {layer: span(bank.load(layer).W_dec[torch.arange(k)]) for layer in range(LAYERS)}
+        measure_activity(session, task_vector, spans, inputs, n_components=k)
+    add("energy", peak, footprint.energy(setting, saes, documents=DOCUMENTS, document_tokens=TOKENS))
+    context._banks.entries.clear()
     del bank
     recipe = EditRecipe(
         model=ref,
-        task_vector=TaskVectorRef(name="t", tuned=str(folder / "tuned")),
+        task_vector=moved,
         layers={layer: LayerAlpha() for layer in range(LAYERS)},
     )
     with Peak() as peak:
@@ -139,4 +156,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -170,11 +170,12 @@ def test_a_wide_sae_counts(gemma: ModelShape) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark cannot be set back here")
-def test_a_process_holds_what_the_formulas_predict(tmp_path: Path) -> None:
-    """Within 10% for loading, listening, editing and scoring, at 160 MB of weights."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_process_holds_what_the_formulas_predict(dtype: str, tmp_path: Path) -> None:
+    """Within 10% for loading, listening, energy, editing, answering and scoring, at 160 MB of weights in float32."""
     large = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("peaks.py")), str(tmp_path)],
+        [sys.executable, str(Path(__file__).with_name("peaks.py")), str(tmp_path), dtype],
         env=os.environ | large | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
