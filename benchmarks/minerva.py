@@ -130,7 +130,8 @@ def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
     ref = ModelRef(id=str(model), dtype=options.dtype)
     session = load_session(ref, device=options.device)
     device = str(session.device)
-    peer: Any = HFLM(pretrained=str(model), device=device, dtype=options.dtype, batch_size=1, max_length=8192)
+    make: Any = HFLM  # its base class hides the arguments from type checkers
+    peer = make(pretrained=str(model), device=device, dtype=options.dtype, batch_size=1, max_length=8192)
     longest = max(len(peer.tok_encode(prompt)) for prompt in prompts)
     prefix = share_prefix(session, [peer.tok_encode(prompt) for prompt in prompts])
     window = getattr(session.model.config, "sliding_window", None)

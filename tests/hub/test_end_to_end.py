@@ -1,4 +1,6 @@
-"""The whole path on a hub: download (killed, taken up again), diagnose, energy, recipe, bench, export; then offline.
+"""The whole path from hub ids alone: download (killed, taken up again), diagnose, project, edit, bench, export; offline.
+
+Model, SAEs, a fine-tune, a LoRA and the problems come from the hub, controls and shots as the shipped profile has them.
 
 The command line runs in child processes with nothing but the environment to point them at the hub; the model is gated.
 """
@@ -17,6 +19,7 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
+from stethoscope.profiles import PROFILES
 from tests.hub import contents
 from tests.hub.server import READER, LoopbackHub, Trouble, hub_environment
 
@@ -47,12 +50,13 @@ name = "lora"
 tuned = "{contents.ADAPTER}"
 
 [problems]
-problems = "embedded:problems"
-controls = "embedded:controls"
-shots = "embedded:shots.json"
+problems = "{contents.PROBLEMS}"
+controls = "embedded:corpora/controls"
+shots = "lm_eval:minerva_math"
 subjects = ["algebra", "number_theory"]
-control_names = ["digits_and_codes"]
+control_names = CONTROLS
 """
+PROFILE = PROFILE.replace("CONTROLS", json.dumps(PROFILES["gemma-3-4b-it"].problems.control_names))
 DRIVER = """
 import contextlib, io, json, sys
 from stethoscope.cli import main
@@ -71,14 +75,16 @@ print(json.dumps(outputs))
 def commands(folder: Path, profile: Path) -> list[list[str]]:
     """Return the command lines of one pass that writes into `folder`."""
     common = ["--profile", str(profile), "--device", "cpu", "--json"]
-    recipe = str(folder / "r.json")
+    lora, projected = str(folder / "lora.json"), str(folder / "projected.json")
+    onto = ["--arm", "projected", "--basis-subject", "algebra", "--top-k", "4"]
     return [
         ["info", *common],
         ["diagnose", *common],
         ["energy", *common, "--subject", "algebra", "--k", "2,4"],
-        ["recipe", *common, "--layers", "3,5=0.5", "--task-vector", "lora", "--out", recipe],
-        ["bench", recipe, *common, "--subjects", "algebra", "--n", "2", "--max-new-tokens", "6"],
-        ["export", recipe, *common, "--out", str(folder / "edited")],
+        ["recipe", *common, "--layers", "3,5=0.5", "--task-vector", "lora", "--out", lora],
+        ["recipe", *common, "--layers", "1,2", "--task-vector", "math", *onto, "--out", projected],
+        ["bench", lora, projected, *common, "--subjects", "algebra", "--n", "2", "--max-new-tokens", "6"],
+        ["export", lora, *common, "--out", str(folder / "edited")],
     ]
 
 
@@ -136,9 +142,10 @@ def test_from_the_hub_to_an_export_and_again_without_it(hub: LoopbackHub, tmp_pa
     done = run_all(commands(first, profile), online)
     assert done.returncode == 0, done.stderr
     assert [ask.range for ask in hub.sent(a_shard()) if contents.GEMMA in ask.path] == [f"bytes={kept}-"]
-    info, diagnosis, energy, _, bench, _ = outputs = json.loads(done.stdout)
+    info, diagnosis, energy, _, _, bench, _ = outputs = json.loads(done.stdout)
     check(info, diagnosis, energy, bench, commits)
     check_export(first / "edited")
+    assert any("/datasets/" in ask.path and ask.path.endswith(".parquet") for ask in hub.asked)
 
     hub.stop()
     offline = hub_environment(hub.endpoint, home, offline=True) | {"STETHOSCOPE_HOME": str(tmp_path / "other-home")}
@@ -148,7 +155,7 @@ def test_from_the_hub_to_an_export_and_again_without_it(hub: LoopbackHub, tmp_pa
     assert again.returncode == 0, again.stderr
     for was, now in zip(outputs[:3], json.loads(again.stdout)[:3], strict=True):
         assert {**was, "saes": None} == {**now, "saes": None}  # before it is fetched an SAE has the width in its name
-    assert json.loads(again.stdout)[4]["comparisons"] == bench["comparisons"]
+    assert json.loads(again.stdout)[5]["comparisons"] == bench["comparisons"]
 
     for file in (tmp_path / "home").rglob("*"):
         assert not file.is_file() or READER.encode() not in file.read_bytes(), file
@@ -163,7 +170,8 @@ def check(info: Any, diagnosis: Any, energy: Any, bench: Any, commits: Mapping[s
         (contents.TUNED, contents.ADAPTER), info["task_vectors"], strict=True))  # fmt: skip
     assert {cell["layer"] for cell in diagnosis["cells"]} == set(range(contents.N_LAYERS))
     assert all(0 <= cell["retention"] <= 1 + 1e-9 for cell in energy["layers"] if cell["retention"] is not None)
-    assert {row["n"] for row in bench["arms"]} == {2}
+    assert [(row["subject"], row["n"]) for row in bench["arms"]] == [("algebra", 2)] * 3  # base, LoRA, projected
+    assert len({row["recipe_id"] for row in bench["arms"]}) == 3
 
 
 def check_export(folder: Path) -> None:
