@@ -145,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
         command.add_argument(
-            "--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1, offload, offload-disk"
+            "--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1, spread, offload, offload-disk"
         )
         return command
 

@@ -102,7 +102,9 @@ def print_memory(console: Console, result: MemoryResult) -> None:
     )
     table = Table("use case", "needs, GB", "fits", "made of, GB")
     for stack in result.stacks:
-        parts = ", ".join(f"{part.part} {part.size_bytes / 1e9:.2f}" for part in stack.parts if not part.gives_way)
+        needed = [part for part in stack.parts if not part.gives_way]
+        on_host = {"device": "", "host": " (machine)"}
+        parts = ", ".join(f"{part.part}{on_host[part.where]} {part.size_bytes / 1e9:.2f}" for part in needed)
         table.add_row(stack.activity, f"{stack.need_bytes / 1e9:.2f}", "yes" if result.fits(stack) else "no", parts)
     console.print(table)
     for stack in result.stacks:

@@ -23,6 +23,7 @@ from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError, StethoscopeError, UserError
 from stethoscope.model.session import ModelSession, new_edition
+from stethoscope.model.waiting import Waiting
 from stethoscope.records import EditRecipe
 
 PIECE_NUMBERS = {"cpu": 2**19}  # numbers added at a time: float32 scratch of 2 MiB stays in the cache
@@ -101,7 +102,6 @@ def build_patch(
             raise StethoscopeError("a patch is applied; another one is built on the base only: leave the first one")
     if edits_nothing(recipe):
         return Patch(recipe_id, {})
-    session.require_in_place("an edit")
     if task_vector is None:
         raise RecipeError("the recipe edits layers, but there is no task vector", expected=recipe.task_vector.name)
     source = EditSource(session, task_vector, recipe, bases, directions or Directions(0), identity)
@@ -191,29 +191,45 @@ class _Swap:
     """A patch that is on: the touched parameters, and the base's own tensors and edition to go back to."""
 
     session: ModelSession
-    parameters: Mapping[str, nn.Parameter]
-    base: Mapping[str, Tensor]
+    slots: Mapping[str, nn.Parameter | Waiting]
+    base: Mapping[str, Tensor | None]  # None: a file, where the weight waits
     base_edition: int
     edited: Mapping[str, Tensor]
     edition: int
 
     def put_on(self) -> None:
         """Point every touched parameter at the patch's tensor."""
-        for name, parameter in self.parameters.items():
-            parameter.data = self.edited[name]
+        for name, slot in self.slots.items():
+            _put(slot, self.edited[name])
         self.session.edition = self.edition
 
     def take_off(self) -> None:
         """Point every touched parameter at the base's tensor."""
-        for name, parameter in self.parameters.items():
-            parameter.data = self.base[name]
+        for name, slot in self.slots.items():
+            _put(slot, self.base[name])
         self.session.edition = self.base_edition
 
-    def check(self, tensors: Mapping[str, Tensor], whose: str) -> None:
+    def check(self, tensors: Mapping[str, Tensor] | Mapping[str, Tensor | None], whose: str) -> None:
         """Raise unless every touched parameter lies in the storage of its tensor."""
-        for name, parameter in self.parameters.items():
-            if parameter.data_ptr() != tensors[name].data_ptr():
+        for name, slot in self.slots.items():
+            if _pointer(_held(slot)) != _pointer(tensors[name]):
                 raise StethoscopeError(f"{name} does not hold the {whose} weights; the edit cannot go on")
+
+
+def _held(slot: nn.Parameter | Waiting) -> Tensor | None:
+    return slot.held if isinstance(slot, Waiting) else slot.data
+
+
+def _put(slot: nn.Parameter | Waiting, tensor: Tensor | None) -> None:
+    if isinstance(slot, Waiting):
+        slot.hold(tensor)
+    else:
+        assert tensor is not None, "a parameter that lies on a device has a tensor"
+        slot.data = tensor
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 _on: "weakref.WeakKeyDictionary[nn.Module, _Swap]" = weakref.WeakKeyDictionary()
@@ -228,18 +244,16 @@ def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
 
     Raises:
         StethoscopeError: a patch is on already (edits do not nest, except inside `lifted`).
-        ResourceError: the weights are offloaded.
+        ResourceError: an edit of embeddings that are offloaded.
         UserError: a parameter of another shape, dtype or device than the patch's tensor.
     """
-    if patch.tensors:
-        session.require_in_place("an edit")
-    parameters = {name: session.parameter(name) for name in patch.tensors}
-    for name, parameter in parameters.items():
-        _check_swap(name, parameter, patch.tensors[name])
+    slots = {name: session.slot(name) for name in patch.tensors}
+    for name, slot in slots.items():
+        _check_swap(name, session.parameter(name) if isinstance(slot, Waiting) else slot, patch.tensors[name])
     swap = _Swap(
         session,
-        parameters,
-        base={name: parameter.data for name, parameter in parameters.items()},
+        slots,
+        base={name: _held(slot) for name, slot in slots.items()},
         base_edition=session.edition,
         edited=patch.tensors,
         edition=patch.edition if patch.tensors else session.edition,

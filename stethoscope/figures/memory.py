@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import GRAY, ORANGE, SERIES, apply_layout
-from stethoscope.results import MemoryPart, MemoryResult
+from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
 
 GB = 1e9
 OF_THEIR_OWN = ("weights", "runtime", "SAEs", "activations", "patch", "directions", "KV cache")
@@ -11,11 +11,11 @@ OF_THEIR_OWN = ("weights", "runtime", "SAEs", "activations", "patch", "direction
 
 def memory_stacks(result: MemoryResult) -> go.Figure:
     """Return a stacked bar a use case in GB, parts that give way lighter, and lines at what can be had and at all."""
-    kinds = list(dict.fromkeys(_kind(part.part) for stack in result.stacks for part in stack.parts))
+    kinds = list(dict.fromkeys(_kind(part.part) for stack in result.stacks for part in _drawn(stack)))
     activities = [stack.activity for stack in result.stacks]
     figure = go.Figure()
     for number, kind in enumerate(kinds):
-        found = [[part for part in stack.parts if _kind(part.part) == kind] for stack in result.stacks]
+        found = [[part for part in _drawn(stack) if _kind(part.part) == kind] for stack in result.stacks]
         gives_way = any(part.gives_way for parts in found for part in parts)
         figure.add_trace(
             go.Bar(
@@ -38,6 +38,10 @@ def memory_stacks(result: MemoryResult) -> go.Figure:
     return figure
 
 
+def _drawn(stack: MemoryStack) -> list[MemoryPart]:
+    return [part for part in stack.parts if part.where == "device"]
+
+
 def _kind(part: str) -> str:
     return part if part in OF_THEIR_OWN else "KV cache" if part == "shared prefix" else "working memory"
 
@@ -50,6 +54,12 @@ def memory_caption(result: MemoryResult) -> str:
     """Return in words what is drawn, with both lines' numbers and what does not fit."""
     short = [stack.activity for stack in result.stacks if not result.fits(stack)]
     said = "Everything fits." if not short else f"Does not fit: {', '.join(short)}."
+    host, most = result.host_available_bytes, max(result.stacks, key=lambda stack: stack.host_bytes)
+    if host is not None:
+        said += (
+            f" In the machine's own memory, not drawn: at most {most.host_bytes / GB:.1f} GB ({most.activity}) of "
+            f"{host / GB:.1f} GB to be had."
+        )
     return (
         f"By formula, before anything is loaded: {result.dtype}, {result.edited_layers} layers edited, "
         f"{result.batch_size} prompts at once. Dashed: {result.available_bytes / GB:.1f} GB to be had, solid: "

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stethoscope.errors import CheckpointError
+from stethoscope.model.waiting import Waiting
 from stethoscope.records import MatrixRole
 
 READERS = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp", "up_proj": "mlp"}
@@ -282,9 +283,10 @@ def _gain_offset(name: str, norm: nn.Module) -> float:
     weight = norm.get_parameter("weight") if "weight" in norm._parameters else None
     offset = None
     if isinstance(weight, nn.Parameter):
+        known = Waiting(norm, "weight").read() if weight.is_meta else weight.detach()
         with torch.no_grad():
-            gain = norm(torch.ones(1, weight.shape[0], dtype=weight.dtype, device=weight.device))[0]
-        offset = round((gain.float() - weight.detach().float()).median().item())
+            gain = norm(torch.ones(1, known.shape[0], dtype=known.dtype, device=known.device))[0]
+        offset = round((gain.float() - known.to(gain.device).float()).median().item())
     if offset not in (0, 1):
         raise CheckpointError(
             f"{name} is not a norm whose gain is known",

@@ -18,18 +18,20 @@ from transformers.utils import logging as transformers_logging
 
 from stethoscope.errors import CheckpointError, ResourceError, UserError
 from stethoscope.model.checkpoint import TOKENIZER_FILES, Checkpoint, first_line
+from stethoscope.model.devices import Plan
 from stethoscope.progress import Progress
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress) -> Any:
-    """Return the checkpoint's text model in `dtype` in memory, to run on `device`.
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, plan: Plan, progress: Progress) -> Any:
+    """Return the checkpoint's text model in `dtype`, each weight read to where `plan` has it.
 
     Raises:
         CheckpointError: missing, unexpected, mis-shaped or corrupt weights.
         ResourceError: too little memory.
         Cancelled: between two weights.
     """
-    name = checkpoint.name
+    name, on_cpu = checkpoint.name, plan.device.type == "cpu"
+    device_map = plan.device_map or (None if on_cpu else {"": str(plan.device)})
     try:
         with _counted(f"Loading {name}", progress), quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -42,7 +44,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # reported below, with both shapes
                 output_loading_info=True,
-                attn_implementation="eager" if device.type == "cpu" else "sdpa",
+                device_map=None if device_map is None else dict(device_map),
+                attn_implementation="eager" if on_cpu else "sdpa",
             )
         model, report = loaded
         _check_report(checkpoint, report)
@@ -56,7 +59,11 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
             f"{name} has a corrupt safetensors file", got=error, next_step="Fetch or write the checkpoint again."
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"not enough memory for {name} on {device}", got=first_line(error)) from error
+        raise ResourceError(
+            f"not enough memory for {name} on {plan.device}",
+            got=first_line(error),
+            next_step="Take a smaller dtype, another device, or the device spread or offload.",
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot load {name}",

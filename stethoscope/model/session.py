@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from stethoscope.errors import ResourceError, UserError
-from stethoscope.model.checkpoint import Checkpoint, first_line, open_checkpoint
-from stethoscope.model.checksums import combined, tensor_digests
-from stethoscope.model.devices import pick_device, put_in_place, waiting_weight
+from stethoscope.model.checkpoint import Checkpoint, open_checkpoint
+from stethoscope.model.checksums import combined, tensor_digest, tensor_digests
+from stethoscope.model.devices import Plan, pick_device, plan_placement
 from stethoscope.model.layout import ModelLayout, layout_of
 from stethoscope.model.loading import check_finite, load_model, load_tokenizer
+from stethoscope.model.shape import meta_model
+from stethoscope.model.waiting import Waiting
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
@@ -44,7 +46,7 @@ class ModelSession:
 
     Attributes:
         checkpoint: the files that it was read from.
-        weights_in: where offloaded weights wait (see `model.devices`); None where they lie on the device.
+        plan: where the weights lie (see `model.devices`).
         loaded: digest of every parameter as it was when the model was loaded.
         edition: number of the set of weights that is in place now: the base's, or inside `delta.patch.applied` the
             patch's. What was computed with one edition (keys and values) is worth nothing with another.
@@ -58,7 +60,7 @@ class ModelSession:
     device: torch.device
     dtype: torch.dtype
     loaded: Mapping[str, bytes]
-    weights_in: Literal["memory", "disk"] | None = None
+    plan: Plan
     edition: int = field(default_factory=new_edition)
     _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
@@ -198,21 +200,41 @@ class ModelSession:
         parameter = parameters.get(key)
         if parameter is None:
             raise KeyError(name)
-        return waiting_weight(self.model, name) if parameter.is_meta else parameter
+        return nn.Parameter(self._waiting(name).read(), requires_grad=False) if parameter.is_meta else parameter
+
+    def slot(self, name: str) -> nn.Parameter | Waiting:
+        """Return where another tensor is put in place of the parameter called `name`; KeyError: no such name.
+
+        Raises:
+            ResourceError: an embedding or a head that waits, whose entries may be tied.
+        """
+        path, _, key = name.rpartition(".")
+        if not self.model.get_submodule(path)._parameters[key].is_meta:  # pyright: ignore[reportOptionalMemberAccess]
+            return self.parameter(name)
+        if name in self.layout.outer:
+            self.require_in_place("an edit of the embeddings")
+        return self._waiting(name)
+
+    def _waiting(self, name: str) -> Waiting:
+        path, _, key = name.rpartition(".")
+        return Waiting(self.model.get_submodule(path), key)
 
     def require_in_place(self, what: str) -> None:
-        """Raise `ResourceError` where the weights are offloaded, for `what` needs them on the device."""
-        if self.weights_in is not None:
+        """Raise `ResourceError` where any weight is offloaded, for `what` needs all of them on a device."""
+        if self.plan.waits:
+            places = [place for place in self.plan.sizes if not self.plan.computes(place)]
             raise ResourceError(
-                f"offloaded weights can be listened to, but {what} needs them on the device",
-                got=f"weights of {self.ref.id} that wait in {self.weights_in}",
-                expected="a model that lies on one device as a whole",
+                f"offloaded weights can be listened to and edited, but {what} needs them on a device",
+                got=f"weights of {self.ref.id} that wait in {' and '.join(places)}".replace("cpu", "memory"),
+                expected="a model that lies on devices as a whole",
                 next_step="Load it with --device auto, cpu or cuda, or in a smaller dtype.",
             )
 
     def digests(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
         """Return the digest of each named parameter as it is now (all of them where None)."""
         names = self.loaded if names is None else names
+        if self.plan.waits:  # one at a time: together they may not fit into memory
+            return {name: tensor_digest(name, self.parameter(name)) for name in names}
         return tensor_digests((name, self.parameter(name)) for name in names)
 
     def checksum(self, names: Iterable[str] | None = None) -> str:
@@ -238,27 +260,21 @@ def load_session(ref: ModelRef, *, device: str = "auto", progress: Progress | No
     progress.check_cancel()
     checkpoint = open_checkpoint(ref, progress)
     dtype = getattr(torch, ref.dtype)
-    model = load_model(checkpoint, dtype, placement.device, progress)
-    tokenizer = load_tokenizer(checkpoint)
-    progress.check_cancel()
-    check_finite(ref.id, model.named_parameters())
-    layout, loaded = layout_of(model, ref.roles), tensor_digests(model.named_parameters())
-    try:
-        model = put_in_place(model, placement)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            f"not enough memory for {ref.id} on {placement.device}",
-            got=first_line(error),
-            next_step="Take a smaller dtype, another device, or --device offload to listen only.",
-        ) from error
-    return ModelSession(
+    plan = plan_placement(meta_model(ref, checkpoint.config, dtype), placement, ref.roles)
+    model = load_model(checkpoint, dtype, plan, progress)
+    session = ModelSession(
         ref=ref,
         checkpoint=checkpoint,
         model=model,
-        tokenizer=tokenizer,
-        layout=layout,
-        device=placement.device,
+        tokenizer=load_tokenizer(checkpoint),
+        layout=layout_of(model, ref.roles),
+        device=plan.device,
         dtype=dtype,
-        loaded=loaded,
-        weights_in=placement.weights_in,
+        loaded={},
+        plan=plan,
     )
+    progress.check_cancel()
+    names = [name for name, _ in model.named_parameters()]
+    check_finite(ref.id, ((name, session.parameter(name)) for name in names))
+    session.loaded = session.digests(names)
+    return session

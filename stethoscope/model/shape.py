@@ -86,10 +86,18 @@ def shape_of_config(ref: ModelRef, config: Any) -> ModelShape:
     Raises:
         CheckpointError: a config that describes no decoder whose layers can be edited.
     """
+    return shape_of(meta_model(ref, config), ref.roles)
+
+
+def meta_model(ref: ModelRef, config: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return the model that `config` describes on the meta device, where weights have sizes and no memory.
+
+    Raises:
+        CheckpointError: a config that describes no causal language model.
+    """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return shape_of(model, ref.roles)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             f"config.json of {ref.id} does not tell the sizes of a decoder",

@@ -24,7 +24,7 @@ from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import free_bytes
 from stethoscope.model.residual import site_width
-from stethoscope.model.room import check_room, read_shape
+from stethoscope.model.room import check_room, read_sizes
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.settings import compute_exactly
@@ -103,14 +103,13 @@ class Context:
         if self._session is None or self._session.ref != ref:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
-            placement = pick_device(self.device)
-            waits = torch.device("cpu") if placement.weights_in else placement.device
-            check_room(ref, read_shape(ref, progress), waits)
+            check_room(ref, read_sizes(ref, pick_device(self.device), progress)[1])
             compute_exactly()
             self._session = load_session(ref, device=self.device, progress=progress)
             self.base_checksum = self._session.loaded_checksum()
             self._base_check = BaseCheck(self._session)
-            half = budget_bytes(self._session.device, self._edit_bytes) // 2
+            where = torch.device("cpu") if self._session.plan.waits else self._session.device
+            half = budget_bytes(where, self._edit_bytes) // 2
             self.patches.capacity_bytes = self.directions.capacity_bytes = half
         return self._session
 
@@ -119,8 +118,12 @@ class Context:
         """What the loaded model and its ready edits take on the model's device; 0 where none is loaded."""
         if self._session is None:
             return 0
-        weights = sum(p.numel() * p.element_size() for p in self._session.model.parameters())
-        return weights + self.patches.size_bytes + self.directions.size_bytes
+        return self._session.plan.on_devices + self.patches.size_bytes + self.directions.size_bytes
+
+    @property
+    def held_host_bytes(self) -> int:
+        """What the loaded model's weights take where they wait in memory; 0 where none is loaded."""
+        return 0 if self._session is None else self._session.plan.in_memory
 
     @contextlib.contextmanager
     def wanting(self, needed: int) -> Iterator[None]:

@@ -12,7 +12,11 @@ only fills free memory and gives way (directions of edits, see `Context.make_roo
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from stethoscope.delta.activity import BATCH_TOKENS as ENERGY_TOKENS
+from stethoscope.model.checksums import MAX_THREADS
+from stethoscope.model.devices import DISK, Plan
 from stethoscope.model.generation import ADMIT_TOKENS
 from stethoscope.model.gradients import GRAPH_BYTES
 from stethoscope.model.likelihood import CHUNK_BYTES, LOGITS_BYTES, batches_abreast
@@ -33,12 +37,30 @@ F32, F64 = 4, 8
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and how the model runs: its sizes, the name of its dtype and the bytes of a number in it, the device."""
+    """Where and how the model runs.
+
+    Attributes:
+        shape: its sizes.
+        dtype: its name; `number_bytes`: of one number.
+        device: the kind that computes, "cpu" or "cuda".
+        waiting_bytes: weights that wait in the memory of a machine whose GPU computes.
+        stored_bytes: weights that are read from the disk when they are used.
+    """
 
     shape: ModelShape
     dtype: str
     number_bytes: int
     device: str
+    waiting_bytes: int = 0
+    stored_bytes: int = 0
+
+    @property
+    def elsewhere_layers(self) -> int:
+        """How many layers do not lie on the devices."""
+        return min(
+            self.shape.n_layers,
+            -(-(self.waiting_bytes + self.stored_bytes) // (self.shape.layer_numbers * self.number_bytes)),
+        )
 
     @property
     def on_gpu(self) -> bool:
@@ -78,12 +100,59 @@ class Dictionaries:
         return F32 * (2 * self.d * d_sae + 2 * d_sae + self.d)
 
 
+def setting_of(shape: ModelShape, dtype: str, plan: Plan) -> Setting:
+    """Return the setting of a model of `shape` that lies as `plan` says."""
+    size, stored = getattr(torch, dtype).itemsize, plan.sizes.get(DISK, 0)
+    return Setting(shape, dtype, size, plan.device.type, plan.in_memory, stored)
+
+
 def held(setting: Setting) -> tuple[MemoryPart, ...]:
     """Return what is there as long as the model is loaded."""
-    numbers, b = setting.shape.numbers, setting.number_bytes
-    weights = _part("weights", numbers * b, f"{numbers:,} numbers x {b} bytes ({setting.dtype})")
+    shape, b, elsewhere = setting.shape, setting.number_bytes, setting.waiting_bytes + setting.stored_bytes
+    said = f"{shape.numbers:,} numbers x {b} bytes ({setting.dtype})"
+    said += f", without {_mib(elsewhere)} that wait" if elsewhere else ""
+    weights = _part("weights", shape.numbers * b - elsewhere, said)
+    fetched = _part("fetched", shape.matrix_numbers * b if elsewhere else 0, "one matrix that waits, while it is used")
     runtime = _part("runtime", RUNTIME_BYTES[setting.device], "CUDA context and workspaces, an allowance")
-    return _present(weights, runtime)
+    return _present(weights, fetched, runtime)
+
+
+def host_held(setting: Setting) -> tuple[MemoryPart, ...]:
+    """Return what a machine holds beside its GPU: weights that wait, and copies of tensors whose checksum is taken."""
+    if not setting.on_gpu:
+        return ()
+    shape, b = setting.shape, setting.number_bytes
+    largest = max(shape.vocab * shape.d_model, shape.matrix_numbers)
+    beside = 0 if setting.elsewhere_layers else MAX_THREADS - 1
+    return _present(
+        _host("weights that wait", setting.waiting_bytes, "brought to the GPU matrix by matrix"),
+        _host(
+            "checksums",
+            (largest + beside * shape.matrix_numbers) * b,
+            f"the largest weight and {beside} matrices at a time, as they are read or come back from the GPU",
+        ),
+    )
+
+
+def host_saes(setting: Setting, saes: Dictionaries) -> tuple[MemoryPart, ...]:
+    """Return the SAEs that are kept in a machine's memory beside its GPU."""
+    sizes = [saes.size_bytes(d_sae) for d_sae in saes.d_saes]
+    if not setting.on_gpu or not sizes:
+        return ()
+    return (_host("SAEs", max(_resident(sizes, keeps=True)), f"kept as they are read, within {_mib(CACHE_BYTES)}"),)
+
+
+def host_edit(setting: Setting, layers: int) -> tuple[MemoryPart, ...]:
+    """Return what an edit takes beside the GPU: the fine-tune's tensor as it is read, and patches of waiting layers."""
+    if not setting.on_gpu or not layers:
+        return ()
+    shape, b = setting.shape, setting.number_bytes
+    waiting = min(layers, setting.elsewhere_layers)
+    in_place = 2 * F32 if waiting else 0  # weights that wait are added to where they wait
+    return _present(
+        _host("patch", waiting * shape.layer_numbers * b, f"{waiting} layers that wait"),
+        _host("building", shape.matrix_numbers * (F32 + b + in_place), "one matrix of the fine-tune, read and widened"),
+    )
 
 
 def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_tokens: int) -> tuple[MemoryPart, ...]:
@@ -153,6 +222,7 @@ def energy(setting: Setting, saes: Dictionaries, *, documents: int, document_tok
 def edit(setting: Setting, layers: int, *, room_bytes: int) -> tuple[MemoryPart, ...]:
     """Return what a ready edit of `layers` layers holds; `room_bytes` is what its directions may fill."""
     shape, b = setting.shape, setting.number_bytes
+    layers -= min(layers, setting.elsewhere_layers) if setting.on_gpu else 0  # those that wait are edited there
     if not layers:
         return ()
     numbers = layers * shape.layer_numbers
@@ -232,6 +302,10 @@ def _resident(sizes: Sequence[int], *, keeps: bool) -> list[int]:
 
 def _part(name: str, size: int, formula: str, *, gives_way: bool = False) -> MemoryPart:
     return MemoryPart(part=name, size_bytes=size, formula=formula, gives_way=gives_way)
+
+
+def _host(name: str, size: int, formula: str) -> MemoryPart:
+    return MemoryPart(part=name, size_bytes=size, formula=formula, where="host")
 
 
 def _present(*parts: MemoryPart) -> tuple[MemoryPart, ...]:

@@ -9,7 +9,7 @@ import torch
 
 from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import capacity_bytes, device_name, free_bytes
-from stethoscope.model.room import read_shape
+from stethoscope.model.room import read_sizes
 from stethoscope.model.shape import ModelShape
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
@@ -30,8 +30,8 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
         ResourceError: a device that is not there.
     """
     progress.start("Reading sizes", 2)
-    device = pick_device(context.device).device
-    shape = read_shape(spec.model, progress)
+    shape, plan = read_sizes(spec.model, pick_device(context.device), progress)
+    device = plan.device
     progress.advance()
     width = site_width(shape, spec.saes.site)
     saes = Dictionaries(
@@ -39,9 +39,10 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
         tuple(row.d_sae for row in open_bank(spec.saes, width, progress=progress).rows if row.layer < shape.n_layers),
     )
     progress.advance()
-    capacity = spec.capacity_bytes or capacity_bytes(device)
-    available = spec.capacity_bytes or free_bytes(device) + context.held_bytes
-    setting = Setting(shape, spec.model.dtype, getattr(torch, spec.model.dtype).itemsize, device.type)
+    capacity = spec.capacity_bytes or sum(map(capacity_bytes, plan.devices))
+    available = spec.capacity_bytes or sum(map(free_bytes, plan.devices)) + context.held_bytes
+    setting = footprint.setting_of(shape, spec.model.dtype, plan)
+    host = free_bytes(torch.device("cpu")) + context.held_host_bytes if setting.on_gpu else None
     return MemoryResult(
         model=spec.model.id,
         dtype=spec.model.dtype,
@@ -49,7 +50,8 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
         device_name=device_name(device) if spec.capacity_bytes is None else "as asked",
         capacity_bytes=capacity,
         available_bytes=available,
-        stacks=stacks(spec, setting, saes, available),
+        stacks=stacks(spec, setting, saes, available, host),
+        host_available_bytes=host,
         edited_layers=_edited(spec, shape),
         batch_size=spec.batch_size,
     )
@@ -60,15 +62,19 @@ def site_width(shape: ModelShape, site: Site) -> int:
     return shape.attention_width if site == "attn_out" else shape.d_model
 
 
-def stacks(spec: MemorySpec, setting: Setting, saes: Dictionaries, available: int) -> tuple[MemoryStack, ...]:
-    """Return the stack of every use case, with advice where it does not fit into `available` bytes."""
-    base = footprint.held(setting)
+def stacks(
+    spec: MemorySpec, setting: Setting, saes: Dictionaries, available: int, host: int | None = None
+) -> tuple[MemoryStack, ...]:
+    """Return the stack of every use case, with advice where it does not fit into `available` bytes on the devices, or
+    into `host` bytes of the machine's memory beside them."""
+    base = footprint.held(setting) + footprint.host_held(setting)
+    read = footprint.host_saes(setting, saes)
     listening = {"documents": spec.documents, "document_tokens": spec.document_tokens}
-    weights = sum(part.size_bytes for part in base)
+    weights = _need(base)
     room = (available - weights) // 4  # see `delta.ready.budget_bytes` and `Context.session`
 
     def edited(layers: int) -> Parts:
-        return base + footprint.edit(setting, layers, room_bytes=room)
+        return base + footprint.edit(setting, layers, room_bytes=room) + footprint.host_edit(setting, layers)
 
     def answers(rows: int) -> Parts:
         return edited(_edited(spec, setting.shape)) + footprint.generate(
@@ -79,25 +85,26 @@ def stacks(spec: MemorySpec, setting: Setting, saes: Dictionaries, available: in
             max_new_tokens=spec.max_new_tokens,
         )
 
+    def stack(activity: str, parts: Parts, advise: Callable[[], str]) -> MemoryStack:
+        return _stack(activity, parts, (available, host), advise)
+
     layers = _edited(spec, setting.shape)
     scored = footprint.probe(setting, prompt_tokens=spec.prompt_tokens, solution_tokens=spec.solution_tokens)
     probing = max(footprint.build(setting), scored, key=_need)  # the edit is built before it is scored
     smaller = _advice_for_weights(spec)
     fewer = "Fewer SAEs' latents (a narrower release) take less. " if max(saes.d_saes, default=0) > 1 << 15 else ""
     return (
-        _stack("load", base, available, lambda: smaller),
-        _stack("diagnose", base + footprint.diagnose(setting, saes, **listening), available, lambda: fewer + smaller),
-        _stack("energy", base + footprint.energy(setting, saes, **listening), available, lambda: smaller),
-        _stack(
+        stack("load", base, lambda: smaller),
+        stack("diagnose", base + read + footprint.diagnose(setting, saes, **listening), lambda: fewer + smaller),
+        stack("energy", base + read + footprint.energy(setting, saes, **listening), lambda: smaller),
+        stack(
             "edit and probe",
             edited(layers) + probing,
-            available,
             lambda: _fewer_layers(layers, lambda n: _need(edited(n) + probing), available) + smaller,
         ),
-        _stack(
+        stack(
             "benchmark",
             answers(spec.batch_size),
-            available,
             lambda: _fewer_rows(spec.batch_size, lambda rows: _need(answers(rows)), available) + smaller,
         ),
     )
@@ -107,21 +114,26 @@ def _edited(spec: MemorySpec, shape: ModelShape) -> int:
     return shape.n_layers if spec.edited_layers is None else min(spec.edited_layers, shape.n_layers)
 
 
-def _stack(activity: str, parts: Parts, available: int, advise: Callable[[], str]) -> MemoryStack:
-    need = _need(parts)
-    if need <= available:
-        return MemoryStack(activity=activity, parts=parts)
-    lead = f"{size_text(need)} needed, {size_text(available)} there. "
-    return MemoryStack(activity=activity, parts=parts, advice=(lead + advise()).strip())
+def _stack(activity: str, parts: Parts, there: tuple[int, int | None], advise: Callable[[], str]) -> MemoryStack:
+    (available, host), made = there, MemoryStack(activity=activity, parts=parts)
+    said = ""
+    if made.need_bytes > available:
+        said = f"{size_text(made.need_bytes)} needed, {size_text(available)} there. {advise()}"
+    if host is not None and made.host_bytes > host:
+        said += (
+            f" {size_text(made.host_bytes)} of the machine's memory needed beside the GPU, {size_text(host)} there. "
+            "Close other programs, or let fewer weights wait in memory (the device offload-disk reads them from files)."
+        )
+    return made.model_copy(update={"advice": said.strip() or None})
 
 
 def _need(parts: Parts) -> int:
-    return sum(part.size_bytes for part in parts if not part.gives_way)
+    return MemoryStack(activity="", parts=parts).need_bytes
 
 
 def _advice_for_weights(spec: MemorySpec) -> str:
     half = "Load the model in bfloat16, which takes half" if spec.model.dtype == "float32" else "Load a smaller model"
-    return f"{half}, or use the device cpu."
+    return f"{half}, or use the device spread or offload."
 
 
 def _fewer_layers(layers: int, need: Callable[[int], int], available: int) -> str:

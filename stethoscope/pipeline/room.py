@@ -49,7 +49,7 @@ def needed_bytes(spec: Spec, context: Context, progress: Progress) -> int:
         return 0
     model = next(part for part in nested_records(spec) if isinstance(part, ModelRef))
     session = context.session(model, progress)
-    setting = Setting(shape_of(session.model, model.roles), model.dtype, session.dtype.itemsize, session.device.type)
+    setting = footprint.setting_of(shape_of(session.model, model.roles), model.dtype, session.plan)
 
     def saes_of(ref: SaeRef) -> Dictionaries:
         bank = context.bank(ref, session, progress)

@@ -29,4 +29,5 @@ def settings_of(session: ModelSession, spec: Spec) -> RunSettings:
         tf32=bool(torch.backends.cuda.matmul.allow_tf32),
         batch_size=getattr(spec, "batch_size", None),
         threads=torch.get_num_threads(),
+        device_map=None if session.plan.device_map is None else dict(session.plan.device_map),
     )

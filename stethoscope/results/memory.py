@@ -1,5 +1,7 @@
 """How much memory each use case needs, by formula, beside what there is."""
 
+from typing import Literal
+
 from stethoscope.records import Record
 
 
@@ -9,12 +11,14 @@ class MemoryPart(Record):
     Attributes:
         formula: what the number is made of, with its numbers.
         gives_way: it only fills memory that is free, and is dropped when something needs the room.
+        where: on the devices that compute, or in the memory of a machine whose GPU computes.
     """
 
     part: str
     size_bytes: int
     formula: str
     gives_way: bool = False
+    where: Literal["device", "host"] = "device"
 
 
 class MemoryStack(Record):
@@ -30,13 +34,18 @@ class MemoryStack(Record):
 
     @property
     def need_bytes(self) -> int:
-        """What it cannot do without."""
-        return sum(part.size_bytes for part in self.parts if not part.gives_way)
+        """What it cannot do without on the devices."""
+        return sum(part.size_bytes for part in self.parts if part.where == "device" and not part.gives_way)
+
+    @property
+    def host_bytes(self) -> int:
+        """What it cannot do without in the machine's memory, beside a GPU."""
+        return sum(part.size_bytes for part in self.parts if part.where == "host" and not part.gives_way)
 
     @property
     def peak_bytes(self) -> int:
-        """What it holds at its worst moment, with what gives way."""
-        return sum(part.size_bytes for part in self.parts)
+        """What it holds on the devices at its worst moment, with what gives way."""
+        return sum(part.size_bytes for part in self.parts if part.where == "device")
 
 
 class MemoryResult(Record):
@@ -46,6 +55,7 @@ class MemoryResult(Record):
         capacity_bytes: what the device has in all, or what was asked about.
         available_bytes: what can be had of it now, what this process already holds for the model included.
         stacks: one a use case, loading first.
+        host_available_bytes: what can be had of the machine's own memory beside a GPU; None without one.
     """
 
     model: str
@@ -57,7 +67,9 @@ class MemoryResult(Record):
     stacks: tuple[MemoryStack, ...]
     edited_layers: int
     batch_size: int
+    host_available_bytes: int | None = None
 
     def fits(self, stack: MemoryStack) -> bool:
         """Tell whether what `stack` cannot do without is there."""
-        return stack.need_bytes <= self.available_bytes
+        host = self.host_available_bytes
+        return stack.need_bytes <= self.available_bytes and (host is None or stack.host_bytes <= host)

@@ -1,4 +1,4 @@
-"""The whole path from hub ids alone: download (killed, taken up again), diagnose, project, edit, bench, export; offline.
+"""The whole path from hub ids alone: download (killed, resumed), diagnose, project, edit, bench, export; then offline.
 
 Model, SAEs, a fine-tune, a LoRA and the problems come from the hub, controls and shots as the shipped profile has them.
 
