@@ -14,8 +14,9 @@ from stethoscope import pipeline
 from stethoscope.cli import main
 from stethoscope.errors import CheckpointError, ResourceError
 from stethoscope.model import memory as device_memory
+from stethoscope.model.devices import Placement, plan_placement
 from stethoscope.model.room import check_room
-from stethoscope.model.shape import ModelShape, shape_of, shape_of_config
+from stethoscope.model.shape import ModelShape, meta_model, shape_of, shape_of_config
 from stethoscope.pipeline import context as contexts
 from stethoscope.pipeline import footprint, room
 from stethoscope.pipeline import memory as use_case
@@ -155,10 +156,12 @@ def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
     for dtype, number_bytes in (("bfloat16", 2), ("float32", 4)):
         ref, needed = GEMMA.model_copy(update={"dtype": dtype}), gemma.numbers * number_bytes
         monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed: free)
-        check_room(ref, gemma, torch.device("cpu"))
+        model = meta_model(ref, Gemma3TextConfig(**TEXT), getattr(torch, dtype))
+        plan = plan_placement(model, Placement(torch.device("cpu")))
+        check_room(ref, plan)
         monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed - 1: free)
         with pytest.raises(ResourceError, match="does not fit"):
-            check_room(ref, gemma, torch.device("cpu"))
+            check_room(ref, plan)
 
 
 def test_a_wide_sae_counts(gemma: ModelShape) -> None:
