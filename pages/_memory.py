@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages import _jobs, _session, _ui, _watch
 from stethoscope.figures.memory import memory_caption, memory_stacks
+from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import Profile
 from stethoscope.records import MemorySpec
 from stethoscope.results import MemoryResult
@@ -12,13 +13,14 @@ from stethoscope.results import MemoryResult
 def card(profile: Profile) -> None:
     """Ask for the sizes of the profile's model and SAEs and draw the stacks; nothing is loaded.
 
-    A model that is not shipped is asked about by a button: its config.json may have to be fetched.
+    A model that is neither shipped nor loaded is asked about by a button: its config.json may have to be fetched.
     """
     with _ui.card("Memory", key="memory-card"):
         spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
         title = f"Sizes of {profile.title}"
-        asked = profile.model.model_dump_json() + profile.saes.model_dump_json()
-        if not _session.may_load() and st.session_state.get("memory-asked") != asked:
+        asked = f"{_jobs.spec_key(spec)} {_session.may_load()}"
+        here = profile.model.id.startswith(EMBEDDED_PREFIX) or _jobs.loaded() is not None
+        if not here and st.session_state.get("memory-asked") != asked:
             st.caption("From config.json and the SAEs' settings, which are fetched if need be; no weights are.")
             st.button("Does it fit?", key="memory-ask", on_click=_ask, args=(asked,))
             return
@@ -28,8 +30,9 @@ def card(profile: Profile) -> None:
             draw(view.result)
 
 
-def _ask(parts: str) -> None:
-    st.session_state["memory-asked"] = parts
+def _ask(asked: str) -> None:
+    st.session_state["memory-asked"] = asked
+    _jobs.forget("memory")
 
 
 def draw(result: MemoryResult) -> None:

@@ -114,14 +114,12 @@ def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
 def banner(error: object) -> None:
     """Show what went wrong, what was got, what was expected, the next step, and copyable detail."""
     what = str(getattr(error, "what", None) or error)
-    lines = [f"**{escape(what)}**"]
-    for label, name in (("Got", "got"), ("Expected", "expected"), ("Next step", "next_step")):
-        if value := getattr(error, name, None):
-            lines.append(f"{label}: {escape(str(value))}")
-    st.error("  \n".join(lines))
+    named = (("Got", "got"), ("Expected", "expected"), ("Next step", "next_step"))
+    lines = [f"{label}: {value}" for label, name in named if (value := getattr(error, name, None))]
+    st.error("  \n".join([f"**{escape(what)}**", *map(escape, lines)]))
     detail = getattr(error, "detail", None)
     with st.expander("Details to copy"):
-        st.code(str(detail or error), language=None)
+        st.code(detail or "\n".join([what, *lines]), language=None)
 
 
 def empty(text: str, button: str, key: str, action: Callable[[], None]) -> None:

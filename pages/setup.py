@@ -53,6 +53,7 @@ def main() -> None:
     _memory.card(profile)
     if isinstance(view.result, InfoResult) and not view.stale:
         draw_info(view.result)
+    _tour.bring_back()
     _session.link()
 
 

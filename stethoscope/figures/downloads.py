@@ -6,13 +6,13 @@ from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout
 from stethoscope.progress import counted, size_text
 from stethoscope.results import DownloadPart, DownloadResult
 
-GB = 1e9
-
 
 def download_bars(result: DownloadResult) -> go.Figure:
-    """Return a bar a listed part in GB: on this machine, and to be fetched, with both numbers on hover."""
+    """Return a bar a listed part, in GB or (where all are small) MB: here, and to be fetched; numbers on hover."""
     listed = [part for part in result.parts if part.files]
     names = [part.part for part in listed]
+    widest = max((part.size_bytes for part in listed), default=1)
+    unit, scale = ("GB", 1e9) if widest >= 1e8 else ("MB", 1e6)
     figure = go.Figure()
     for title, colour, sizes in (
         ("on this machine", BLUE, [part.size_bytes - part.missing_bytes for part in listed]),
@@ -21,7 +21,7 @@ def download_bars(result: DownloadResult) -> go.Figure:
         figure.add_trace(
             go.Bar(
                 y=names,
-                x=[size / GB for size in sizes],
+                x=[size / scale for size in sizes],
                 customdata=[
                     [size_text(size), part.location, len(part.files)] for size, part in zip(sizes, listed, strict=True)
                 ],
@@ -34,14 +34,13 @@ def download_bars(result: DownloadResult) -> go.Figure:
         )
     for part in listed:
         figure.add_annotation(
-            x=part.size_bytes / GB, y=part.part, text=size_text(part.size_bytes), showarrow=False, xanchor="left",
+            x=part.size_bytes / scale, y=part.part, text=size_text(part.size_bytes), showarrow=False, xanchor="left",
             xshift=4, font={"color": GRAY, "size": 12},
         )  # fmt: skip
-    apply_layout(figure, height=38 * len(listed) + 84, x_title="GB")
+    apply_layout(figure, height=38 * len(listed) + 84, x_title=unit)
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_yaxes(autorange="reversed")
-    widest = max((part.size_bytes for part in listed), default=0) / GB
-    figure.update_xaxes(range=[0, 1.22 * widest or 1])
+    figure.update_xaxes(range=[0, 1.22 * widest / scale])  # room for the number behind the longest bar
     return figure
 
 

@@ -6,7 +6,7 @@ import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
-from pages import _profile, _recipe, _session, _tour
+from pages import _profile, _recipe, _session
 from stethoscope.profiles import MINI, PROFILES
 from stethoscope.records import DownloadSpec, InfoSpec, MatrixRole, MemorySpec, ModelRef, PreflightSpec, SaeRef
 
@@ -128,9 +128,22 @@ def test_changed_keeps_the_rest_of_the_same_model_only() -> None:
 
 def test_the_tour_stays_away_in_later_sessions(front: FakeFront, open_page: Open) -> None:
     open_page("setup").button(key="tour-dismiss").click().run()
-    assert not any("1 · Listen" in text.value for text in open_page("setup").markdown)
-    (front.store.root / _tour.MARK).unlink()
+    later = open_page("setup")
+    assert not any("1 · Listen" in text.value for text in later.markdown)
+    later.button(key="tour-back").click().run()
+    assert any("1 · Listen" in text.value for text in later.markdown)
+    assert not any(button.key == "tour-back" for button in later.button)
     assert any("1 · Listen" in text.value for text in open_page("setup").markdown)
+
+
+def test_what_is_copied_of_an_error_is_its_words(front: FakeFront, open_page: Open) -> None:
+    front.state = "failed"
+    app = open_page("setup")
+    copied = [code.value for code in app.code]
+    assert "basis has d_model=640, the model has 96\nGot: 640\nExpected: 96\n" in copied[0] or "SaeError" in copied[0]
+    app.selectbox(key="profile-choice").set_value(_profile.OWN).run()
+    app.text_input(key="profile-path").set_value("/nowhere.toml").run()
+    assert any("/nowhere.toml" in code.value and "(" not in code.value.split("/nowhere")[0] for code in app.code)
 
 
 def test_what_would_be_downloaded_is_asked_by_a_button_and_drawn(front: FakeFront, open_page: Open) -> None:
