@@ -61,7 +61,17 @@ def profile() -> Profile:
 
 def choose_profile(name: str) -> None:
     """Make `name` the session's profile, and forget what was picked in the former one's model."""
-    for key in ("layers", "layer_alpha", "slots", "on_show", "top_k", "edit_k", "bench_subjects", "load_asked"):
+    for key in (
+        "layers",
+        "layer_alpha",
+        "slots",
+        "on_show",
+        "top_k",
+        "edit_k",
+        "bench_subjects",
+        "load_asked",
+        "unloaded",
+    ):
         st.session_state.pop(key, None)
     st.session_state["profile"] = name
     defaults()

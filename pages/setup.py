@@ -33,7 +33,7 @@ def draw_info(info: InfoResult) -> None:
         st.dataframe(table.rename(columns=names), hide_index=True, key="sae-table", alt="SAEs by layer")
     with _ui.card("Identity"):
         st.caption("Checksum over all weights as loaded; every later check compares with it.")
-        st.code(f"{model.id}  {model.revision or ''}\n{model.checksum}", language=None)
+        st.code(f"{model.id}  {model.revision or ''}\n{model.checksum}", language=None, wrap_lines=True)
 
 
 def main() -> None:

@@ -87,6 +87,8 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
         f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
         f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
     )
+    if not result.task_vectors:
+        return
     table = Table("layer", *(row.name for row in result.task_vectors), title="||tau|| / ||theta|| by layer")
     for layer in range(model.n_layers):
         table.add_row(str(layer), *(f"{row.relative_norm_by_layer[layer]:.4f}" for row in result.task_vectors))
