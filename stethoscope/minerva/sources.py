@@ -189,7 +189,7 @@ def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem,
     if len(bad) > 1:
         _, first = bad[0]
         others = ", ".join(where.split(" of ")[0] for where, _ in bad[1 : 1 + BAD_LINES_NAMED])
-        more = f"{len(bad) - 1} more cannot be read, either: {others}" + ", …" * (len(bad) - 1 > BAD_LINES_NAMED) + "."
+        more = f"Mend {len(bad) - 1} more besides: {others}" + ", …" * (len(bad) - 1 > BAD_LINES_NAMED) + "."
         next_step = f"{first.next_step} {more}" if first.next_step else more
         raise CorpusError(first.what, got=first.got, expected=first.expected, next_step=next_step) from first
     if bad:
