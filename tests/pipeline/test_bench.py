@@ -152,6 +152,17 @@ def test_answers_are_found_again_under_what_decides_them_and_nothing_else(
     for name, value in decide.items():
         assert evaluation_id(spec.model_copy(update={name: value}), None, context) != own, name
     assert evaluation_id(spec, spec.arms[1].recipe, context) != own
+    mine = Path(shutil.copytree(spec.problems.problems, tmp_path / "problems"))
+    tuned = Path(shutil.copytree(pico_profile.task_vector().tuned, tmp_path / "tuned"))
+    vector = pico_profile.task_vector().model_copy(update={"tuned": str(tuned)})
+    recipe = recipe_of(pico_profile, {1: 1.0}).model_copy(update={"task_vector": vector})
+    local = spec.problems.model_copy(update={"problems": str(mine), "shots": str(shots)})
+    at_these_places = spec.model_copy(update={"problems": local})
+    for changed in (shots, mine / "test.jsonl", tuned / "model.safetensors"):
+        before = evaluation_id(at_these_places, recipe, context)
+        assert evaluation_id(at_these_places, recipe, context) == before
+        changed.write_bytes(changed.read_bytes() + b"\n")
+        assert evaluation_id(at_these_places, recipe, context) != before, f"{changed.name} holds something else now"
     same = {"n": 9, "seed": 5, "margin": 0.1, "block_size": 1, "subjects": ("geometry",), "arms": spec.arms[:1]}
     for name, value in same.items():
         assert evaluation_id(spec.model_copy(update={name: value}), None, context) == own, name
@@ -302,6 +313,15 @@ def test_no_verdict_and_no_answer_of_weights_that_changed_while_answering(
         pipeline.run(spec, context, Progress())
     assert context.store.list_runs()[0].state == "failed"
     assert stored(context, spec, arms.BASE) == set()
+
+
+def test_a_base_that_changed_where_no_edit_was_gives_no_verdict(pico_profile: Profile, context: Context) -> None:
+    """The base's answers are in the store, and the arm's certificate covers the edited layer alone."""
+    run(bench_of(pico_profile), context)
+    context.session(pico_profile.model, Progress()).parameter("model.norm.weight").data[0] += 1
+    with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
+        run(bench_of(pico_profile, arm_of(pico_profile, "one", 1)), context)
+    assert context.store.list_runs()[0].state == "failed"
 
 
 def test_n_above_a_subjects_size_is_told(pico_profile: Profile, context: Context) -> None:
