@@ -284,6 +284,16 @@ def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
     assert front.status().base_verified is True
 
 
+@pytest.mark.parametrize("state", ["paused", "cancelled"])
+def test_a_benchmark_stopped_in_its_first_block_says_how(front: JobFront, pico_profile: Profile, state: str) -> None:
+    spec = long_bench(pico_profile)
+    batch = running_with(front, spec.model_copy(update={"block_size": 24}), 1)
+    (front.pause if state == "paused" else front.cancel)(batch)
+    job = finished(front, batch)
+    assert (job.state, job.result) == (state, None)
+    assert front.store.list_runs("bench")[0].state == state
+
+
 def test_only_benchmarks_pause_and_one_that_waits_does_so_at_once(front: JobFront, pico_profile: Profile) -> None:
     batch = running_with(front, long_bench(pico_profile), 1)
     probe = front.submit(probe_spec(pico_profile, 0.2), interactive=False)

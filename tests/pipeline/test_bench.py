@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from stethoscope import arms, pipeline
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
@@ -152,6 +153,10 @@ def test_answers_are_found_again_under_what_decides_them_and_nothing_else(
     for name, value in decide.items():
         assert evaluation_id(spec.model_copy(update={name: value}), None, context) != own, name
     assert evaluation_id(spec, spec.arms[1].recipe, context) != own
+    session = context.session(spec.model, Progress())
+    with pytest.MonkeyPatch.context() as elsewhere_computed:
+        elsewhere_computed.setattr(session, "device", torch.device("meta"))
+        assert evaluation_id(spec, None, context) != own, "another device rounds otherwise"
     mine = Path(shutil.copytree(spec.problems.problems, tmp_path / "problems"))
     tuned = Path(shutil.copytree(pico_profile.task_vector().tuned, tmp_path / "tuned"))
     vector = pico_profile.task_vector().model_copy(update={"tuned": str(tuned)})
@@ -462,6 +467,22 @@ def test_the_common_beginning_is_computed_once_for_each_set_of_weights(
     assert alone(spec, tmp_path / "counted") == expected
     assert len(made) == (3 if kept else 9)
     assert all(prefix.length >= 8 for prefix in made), "nothing is shared: the check shows nothing"
+
+
+def test_answers_end_at_the_stop_string_and_at_the_limit_asked_for(
+    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    real = answering.generate_greedy
+
+    def generate(*args: object, **options: object) -> list[Generation]:
+        asked.append(options)
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("stethoscope.pipeline.answering.generate_greedy", generate)
+    run(bench_of(pico_profile, n=1, max_new_tokens=3, batch_size=7), context)
+    (options,) = asked
+    assert (options["stop"], options["max_new_tokens"], options["batch_size"]) == ("Problem:", 3, 7)
 
 
 def test_the_chat_template_holds_problem_and_shots_with_one_bos(
