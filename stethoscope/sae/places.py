@@ -1,7 +1,8 @@
 """Where the SAEs of a bank lie: in a folder, in a hub repository, or in a release of sae_lens' registry.
 
 However they are named, each layer ends with one place: a folder of files, here or fetched when asked for. Of several
-SAEs a layer (Gemma Scope has widths and densities), `width` and `l0` say which; two that remain are a mistake.
+SAEs a layer (Gemma Scope has sites, widths and densities), `site`, `width` and `l0` say which; two that remain are a
+mistake.
 """
 
 import re
@@ -18,6 +19,7 @@ from stethoscope.releases import Release, find_release, repository_of, unknown_r
 from stethoscope.sae.formats import FORMATS, Format, format_of_loader, layer_of, refuse_transcoder
 
 WIDTH = r"(?<![a-z])width_(\d+[a-z]?)(?![0-9a-z])"
+SITE = r"(?<![a-z])(resid_post|mlp_out|attn_out)(?![a-z])"
 DENSITY = r"(?<![a-z])l0_(\w+?)(?=/|_width|$)"
 
 
@@ -200,15 +202,21 @@ def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
             expected="layer_0, layer_1, ..., each an SAE in one of these formats: "
             + ", ".join(known.title for known in FORMATS),
         )
+    of_site = [place for place in with_layer if ref.site in (re.findall(SITE, place.id) or [ref.site])]
+    if not of_site:
+        named = dict.fromkeys(site for place in with_layer for site in re.findall(SITE, place.id))
+        raise SaeError(
+            f"no SAE of {ref.location} reads {ref.site}", got=", ".join(named), next_step="Set site to one of these."
+        )
     chosen: dict[int, list[Place]] = {}
-    for place in with_layer:
+    for place in of_site:
         if _fits(place.id, WIDTH, ref.width) and _fits(place.id, DENSITY, ref.l0):
             chosen.setdefault(layer_of(place.id) or 0, []).append(place)
     if not chosen:
         raise SaeError(
             f"no SAE of {ref.location} has this width and density",
             got=f"width {ref.width or 'not given'}, l0 {ref.l0 or 'not given'}",
-            expected=_choices(with_layer),
+            expected=_choices(of_site),
             next_step="Set width and l0 to one of these.",
         )
     for layer, several in sorted(chosen.items()):

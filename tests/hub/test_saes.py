@@ -147,6 +147,36 @@ def test_other_decoders_with_saes_in_a_repository_of_ones_own(
     alone.close()
 
 
+@pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
+def test_a_repository_of_several_sites_is_named_with_one(site: Site, hub: LoopbackHub) -> None:
+    contents.fill(hub)
+    ref = SaeRef(location=contents.SCOPE, site=site)
+    bank = open_bank(ref, contents.SITES[site])
+    assert bank.layers == tuple(range(contents.N_LAYERS))
+    by_release = open_bank(PROFILES["gemma-3-4b-it"].saes_at(site), contents.SITES[site])
+    assert torch.equal(bank.load(2).W_dec, by_release.load(2).W_dec)
+
+
+def test_a_site_that_a_repository_does_not_hold_is_named(hub: LoopbackHub) -> None:
+    files = {
+        path.relative_to(contents.made_once() / contents.SCOPE).as_posix(): path.read_bytes()
+        for path in (contents.made_once() / contents.SCOPE / "mlp_out_all").rglob("*.*")
+    }
+    hub.add("house/mlp-only", files)
+    with pytest.raises(SaeError, match="no SAE of house/mlp-only reads resid_post; got mlp_out"):
+        open_bank(SaeRef(location="house/mlp-only"), contents.D_MODEL)
+
+
+def test_another_commit_of_the_release_is_another_identity(hub: LoopbackHub, context: Context) -> None:
+    contents.fill(hub)
+    ref = PROFILES["gemma-3-4b-it"].saes
+    before = context.identity(ref)
+    assert context.identity(ref) == before
+    hub.add(contents.SCOPE, {"README.md": "Trained anew."})
+    forget_commits()
+    assert context.identity(ref) != before
+
+
 def test_info_downloads_no_weights_of_saes(hub: LoopbackHub, pico_profile: Profile, context: Context) -> None:
     contents.fill(hub)
     profile = profile_at("resid_post", pico_profile)

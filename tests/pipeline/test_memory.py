@@ -164,6 +164,32 @@ def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
             check_room(ref, plan)
 
 
+def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
+    """Half of the layers wait in memory: their weights and patches are there, with SAEs, reading and checksums."""
+    waiting = 17 * 94_371_840 * 2
+    setting = Setting(gemma, "bfloat16", 2, "cuda", waiting_bytes=waiting)
+    spec = MemorySpec(model=GEMMA, saes=SaeRef(location="-"), edited_layers=8)
+    saes = Dictionaries(2560, (16384,) * 34)
+    found = {stack.activity: stack for stack in use_case.stacks(spec, setting, saes, GPU_24, 64 * 10**9)}
+    load = {(part.where, part.part): part.size_bytes for part in found["load"].parts}
+    assert load["host", "weights that wait"] == waiting
+    assert load["device", "weights"] == gemma.numbers * 2 - waiting
+    assert load["host", "checksums"] == 262208 * 2560 * 2
+    edit = {(part.where, part.part): part.size_bytes for part in found["edit and probe"].parts}
+    assert edit["host", "patch"] == 8 * 94_371_840 * 2
+    assert ("device", "patch") not in edit
+    heard = {(part.where, part.part): part.size_bytes for part in found["diagnose"].parts}
+    assert 1 << 30 <= heard["host", "SAEs"] <= (1 << 30) + 335_700_000
+    need = found["edit and probe"].host_bytes
+    short = {stack.activity: stack for stack in use_case.stacks(spec, setting, saes, GPU_24, need - 1)}
+    said = short["edit and probe"].advice or ""
+    assert "of the machine's memory needed beside the GPU" in said
+    assert "offload-disk" in said
+    assert found["edit and probe"].advice is None
+    alone = use_case.stacks(spec, Setting(gemma, "bfloat16", 2, "cpu"), saes, GPU_24)
+    assert all(part.where == "device" for stack in alone for part in stack.parts), "without a GPU there is one memory"
+
+
 def test_a_wide_sae_counts(gemma: ModelShape) -> None:
     setting = Setting(gemma, "bfloat16", 2, "cuda")
     wide = footprint.diagnose(setting, Dictionaries(2560, (262144,) * 34), documents=128, document_tokens=128)
