@@ -20,8 +20,10 @@ with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtyp
     import stethoscope.pipeline  # noqa: F401
 
 from stethoscope.model.session import ModelSession, load_session
+from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.records import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.store.runs import RunStore
 from tests.hub.server import LoopbackHub, point_at
 from tests.tokens import pico_tokenizer
 
@@ -254,3 +256,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     point_at(monkeypatch, served.endpoint, tmp_path / "hf")
     yield served
     served.stop()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    """The worker's context on the CPU, with its runs in an empty folder."""
+    context = Context(RunStore(tmp_path / "runs"), device="cpu")
+    yield context
+    context.close()

@@ -117,12 +117,7 @@ def read_config(name: str, folder: Path) -> Any:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"cannot load {name}",
-            got=first_line(error),
-            expected="a causal language model in Hugging Face format",
-            next_step="Check the path or the hub id, the revision and config.json.",
-        ) from error
+        raise unreadable(name, error) from error
     for part in (config, config.get_text_config()):
         if (quantisation := getattr(part, "quantization_config", None)) is not None:
             raise CheckpointError(
@@ -137,6 +132,16 @@ def read_config(name: str, folder: Path) -> Any:
 def _method(config: Any) -> str:
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     return str(method or "unknown method")
+
+
+def unreadable(name: str, error: Exception) -> CheckpointError:
+    """Return the error of a checkpoint that transformers cannot read."""
+    return CheckpointError(
+        f"cannot load {name}",
+        got=first_line(error),
+        expected="a causal language model in Hugging Face format",
+        next_step="Check the path or the hub id, the revision and config.json.",
+    )
 
 
 def first_line(error: object) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as transformers_logging
 
 from stethoscope.errors import CheckpointError, ResourceError, UserError
-from stethoscope.model.checkpoint import TOKENIZER_FILES, Checkpoint, first_line
+from stethoscope.model.checkpoint import TOKENIZER_FILES, Checkpoint, first_line, unreadable
 from stethoscope.model.devices import Plan
 from stethoscope.progress import Progress
 
@@ -65,12 +65,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, plan: Plan, progress:
             next_step="Take a smaller dtype, another device, or the device spread or offload.",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot load {name}",
-            got=first_line(error),
-            expected="a causal language model in Hugging Face format",
-            next_step="Check the path or the hub id, the revision and config.json.",
-        ) from error
+        raise unreadable(name, error) from error
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def app_url(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[str]:
-    """The dashboard, started as a user starts it, with its runs in an empty folder."""
+@contextmanager
+def served(script: Path, environment: dict[str, str], log: Path) -> Iterator[str]:
+    """Start `script` as a user starts it; yield its address once it answers."""
     port = free_port()
-    environment = os.environ | {"STETHOSCOPE_HOME": str(tmp_path_factory.mktemp("home"))}
-    log = (tmp_path_factory.mktemp("log") / "server.txt").open("wb")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-        cwd=ROOT,
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=out, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
@@ -70,14 +65,21 @@ def app_url(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator
                 urllib.request.urlopen(f"{url}/_stcore/health", timeout=1)
                 break
             except OSError:
-                assert server.poll() is None, "the dashboard did not start"
-                assert time.monotonic() < deadline, "the dashboard did not answer in 60 s"
+                assert server.poll() is None, f"{script.name} did not start"
+                assert time.monotonic() < deadline, f"{script.name} did not answer in 60 s"
                 time.sleep(0.1)
         yield url
     finally:
         server.terminate()
         server.wait(timeout=10)
-        log.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[str]:
+    """The dashboard, with its runs in an empty folder."""
+    home, log = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("log") / "server.txt"
+    with served(ROOT / "app.py", {"STETHOSCOPE_HOME": str(home)}, log) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

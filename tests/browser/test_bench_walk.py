@@ -2,16 +2,12 @@
 
 import json
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, served
 from playwright.sync_api import expect
 from test_walk import SLOW_MS, open_page
 
@@ -92,26 +88,8 @@ def nasty_url(tmp_path: Path, chromium: str) -> Iterator[str]:
     """A page that shows a problem and an answer which try everything."""
     script = tmp_path / "nasty.py"
     script.write_text(NASTY)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = str(Path(__file__).parent.parent.parent)
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
-    server = subprocess.Popen(command, cwd=root, env={"PYTHONPATH": root}, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                assert server.poll() is None, "the page did not start"
-                assert time.monotonic() < deadline, "the page did not answer in 60 s"
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
+    with served(script, {"PYTHONPATH": str(ROOT)}, tmp_path / "server.txt") as url:
+        yield url
 
 
 def test_a_problem_and_an_answer_fetch_nothing_and_are_shown_as_they_are(page: Any, nasty_url: str) -> None:

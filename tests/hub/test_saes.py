@@ -1,6 +1,6 @@
 """Gemma Scope 2 by its release's name, from the hub to a retention, at all three sites; then with the hub gone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,6 @@ class Stages(Progress):
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
         super().start(stage, total, unit=unit)
         self.stages.append((stage, unit, total))
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def profile_at(site: Site, pico_profile: Profile) -> Profile:

@@ -15,17 +15,8 @@ from stethoscope.minerva.problems import Problem, subject_of
 from stethoscope.minerva.sources import SPLITS, load_corpus, load_problems, problem_ids, subjects_at
 from stethoscope.profiles import MINI, PROFILES, load_profile
 from stethoscope.records import ProblemsRef
+from tests.hub.contents import SUBJECTS
 from tests.hub.server import LoopbackHub, point_at
-
-CONFIGURATIONS = {
-    "algebra": "Algebra",
-    "counting_and_probability": "Counting & Probability",
-    "geometry": "Geometry",
-    "intermediate_algebra": "Intermediate Algebra",
-    "number_theory": "Number Theory",
-    "prealgebra": "Prealgebra",
-    "precalculus": "Precalculus",
-}
 
 
 def line(number: int, subject: str = "Algebra", where: str = "") -> dict[str, str]:
@@ -45,7 +36,7 @@ def jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
 @pytest.fixture
 def math_folder(tmp_path: Path) -> Path:
     """A folder laid out like EleutherAI/hendrycks_math, with own sentences."""
-    for configuration, subject in CONFIGURATIONS.items():
+    for configuration, subject in SUBJECTS.items():
         folder = tmp_path / "math" / configuration
         folder.mkdir(parents=True)
         for split, n in (("train", 60), ("test", 12)):
@@ -61,7 +52,7 @@ def test_the_parquet_files_of_math(math_folder: Path) -> None:
     assert not texts["train"] & texts["dev"]
     assert 20 < len(texts["dev"]) < 70  # a tenth of 420: binomial, mean 42, sd 6.1
     assert all(text.startswith("train") for text in texts["dev"])  # dev never takes a test problem
-    assert subjects_at(str(math_folder)) == tuple(sorted(CONFIGURATIONS))
+    assert subjects_at(str(math_folder)) == tuple(sorted(SUBJECTS))
     (problem,) = [problem for problem in load_problems(str(math_folder), "test") if "$3+1$ in Geo" in problem.problem]
     assert (problem.subject, problem.answer) == ("geometry", "4")
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,6 @@ from stethoscope.results import BenchItem, BenchResult, Certificate
 from stethoscope.store.runs import RunStore
 
 STAGE = "Answering problems"
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def recipe_of(profile: Profile, layers: dict[int, float], **fields: object) -> EditRecipe:

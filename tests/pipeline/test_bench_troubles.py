@@ -1,7 +1,7 @@
 """A benchmark in trouble: models that say nothing, never stop or overflow; dying graders, a full disk, visitors."""
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,13 +19,6 @@ from stethoscope.records import BenchArm, BenchSpec, EditRecipe, GradeStatus, Mo
 from stethoscope.results import BenchResult
 from stethoscope.store import schema
 from stethoscope.store.runs import RunStore
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def bench_of(profile: Profile, model: ModelRef | None = None, *chosen: BenchArm, **fields: object) -> BenchSpec:

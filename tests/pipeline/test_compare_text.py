@@ -1,7 +1,6 @@
 """Base and edited text side by side: each what its model writes alone, compared at the same positions."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,9 @@ from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import CompareTextSpec, EditRecipe, ModelRef
 from stethoscope.results import TextComparison
-from stethoscope.store.runs import RunStore
 
 PROMPTS = ("a story of the river", "What is the prime divisor of 35 and é?", "circle")
 EVERYWHERE = dict.fromkeys(range(4), 1.0)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 @pytest.fixture(scope="module")

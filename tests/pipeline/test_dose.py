@@ -1,8 +1,5 @@
 """Dose and response: the probe at every alpha, exactly 0 at 0, one curve for every slider, resumed and reused."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -17,16 +14,8 @@ from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import DoseSpec, EditRecipe, ProbeSpec
 from stethoscope.results import ALL_SUBJECTS, DoseResult, ProbeResult
-from stethoscope.store.runs import RunStore
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def spec_of(profile: Profile, *, master_alpha: float = 1.0) -> DoseSpec:

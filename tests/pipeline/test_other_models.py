@@ -5,7 +5,7 @@ this latent's direction at every matrix that the site's SAEs serve. So the laten
 task vector (retention 1, by chance 1/d), and the projected edit is the raw one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,6 @@ from stethoscope.profiles import Profile, load_profile
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchSpec, DiagnoseSpec, EditRecipe, EnergySpec, ProjectedArm, Site
 from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult
-from stethoscope.store.runs import RunStore
 from tests.decoders import SIZES, randomised, save_decoder, tiny_decoder
 
 PLANTED, SUBJECT = 5, "number_theory"
@@ -165,13 +164,6 @@ def planted(
     planted_tuned(model, session, {layer: tensors["W_dec"][PLANTED] for layer, tensors in saes.items()}, site)
     save_decoder(model, tokenizer, tmp_path / "tuned")
     return profile
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def test_diagnose_energy_edit_and_bench(planted: Profile, context: Context) -> None:

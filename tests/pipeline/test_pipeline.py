@@ -1,6 +1,6 @@
 """Use cases end to end on the pico model: what is kept, what is reused, what a cancel leaves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +33,6 @@ from stethoscope.results import (
     ProbeResult,
 )
 from stethoscope.store.runs import RunStore
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def recipe_of(profile: Profile, layers: dict[int, float], **fields: object) -> EditRecipe:

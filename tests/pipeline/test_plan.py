@@ -1,8 +1,6 @@
 """What a benchmark would ask: sizes of the subjects, answers that are stored, the rate of earlier runs."""
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,14 +12,6 @@ from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe
 from stethoscope.results import BenchPlanResult
-from stethoscope.store.runs import RunStore
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def bench_of(profile: Profile, n: int = 4, **fields: object) -> BenchSpec:

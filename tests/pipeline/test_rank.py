@@ -1,7 +1,7 @@
 """The rank among random sets: gains are the probe's, norms match, the own set never counts, a stop loses one pass."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,6 @@ from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, NormMatchedArm, ProbeSpec, RankSpec, TaskVectorRef
 from stethoscope.results import ProbeResult, RankedSet, RankResult
 from stethoscope.store.runs import RunStore
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def recipe_of(profile: Profile, layers: dict[int, float], **fields: object) -> EditRecipe:

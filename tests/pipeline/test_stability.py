@@ -1,8 +1,5 @@
 """Stability: the reference agrees with itself, each variant is the diagnosis that it names, undefined is None."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,16 +11,8 @@ from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec, StabilitySpec
 from stethoscope.results import DiagnosisResult, StabilityResult, StabilityRow
-from stethoscope.store.runs import RunStore
 
 FEW = {"n_bootstrap": 20, "n_permutations": 19}
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from stethoscope.records import BenchArm, BenchSpec, DoseSpec, EditRecipe, GainS
 from stethoscope.results import BenchResult
 from stethoscope.store.runs import RunStore
 from stethoscope.store.tuning import configurations_tried, put_tuned_on, tuned_on
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    context = Context(RunStore(tmp_path / "runs"), device="cpu")
-    yield context
-    context.close()
 
 
 def recipe_of(profile: Profile, layers: dict[int, float]) -> EditRecipe:
