@@ -106,6 +106,23 @@ def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any
     st.session_state["slots"][slot] = {"spec": key, "job": job, "run": run}
 
 
+def awaited() -> set[str]:
+    """Return the ids of the jobs that were under way when the page, or a fragment of it since, drew them."""
+    return set(st.session_state.get("awaited", []))
+
+
+def ended(job_id: str) -> bool:
+    """Whether the job is no longer under way."""
+    job = front().snapshot(job_id)
+    return job is None or not job.active
+
+
+def show_begun() -> None:
+    """Draw the page once more where a fragment by itself began a job, so that the page watches it."""
+    if not _session.whole_page() and awaited() - set(st.session_state.get("watched", [])):
+        st.rerun()
+
+
 def forget(slot: str) -> None:
     """Empty `slot`, so that the next `ask` starts again."""
     st.session_state["slots"].pop(slot, None)
@@ -127,7 +144,10 @@ def look(slot: str) -> View:
     if job.state in FINISHED and job.result is not None:
         held["shown"] = {"job": job.job_id}
         return View(job.result, job.run_id, job)
-    return View(_former(held), job=job, error=job.error, stale=True)
+    view = View(_former(held), job=job, error=job.error, stale=True)
+    if view.active:
+        st.session_state["awaited"] = sorted({*awaited(), job.job_id})
+    return view
 
 
 def _former(held: dict[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui, _watch
+from pages import _jobs, _ui
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchPlanSpec, BenchSpec
@@ -75,7 +75,6 @@ def size(spec: BenchSpec) -> bool:
         return False
     if not isinstance(view.result, BenchPlanResult) or view.stale:
         st.caption(f"{said}; looking which are stored …")
-        _watch.quietly(view)
         return True
     plan = view.result
     stored = sum(plan.stored.values())

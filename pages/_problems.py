@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _session, _ui
 from stethoscope.errors import CorpusError, UserError
 from stethoscope.figures.theme import pretty
 from stethoscope.locations import local_path
@@ -123,4 +123,3 @@ def _counts(spec: ProblemsSpec) -> None:
         )
     else:
         st.caption("Reading the gold answers …")
-        _watch.quietly(view)

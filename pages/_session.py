@@ -6,6 +6,7 @@ key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and 
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import streamlit as st
@@ -16,10 +17,14 @@ from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import MINI, Profile, load_profile
 from stethoscope.records import SCORE_NAMES, ModelRef, SaeRef, TaskVectorRef
 
+PAGE = "page"
 PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
 MAX_ALPHA = 1.5
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
+
+
+_whole_page: ContextVar[bool] = ContextVar("the whole page is drawn", default=False)
 
 
 def run_page(main: Callable[[], None]) -> None:
@@ -35,16 +40,32 @@ def run_page(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def drawing() -> Generator[None]:
-    """Note that the page is being drawn, and whether the run before was cut off by a click or a rerun.
+def drawing(part: str = PAGE) -> Generator[None]:
+    """Note that the page, or a fragment by itself, is being drawn, and whether its last drawing was cut off.
 
-    What such a run told the browser may never have reached it. It would show a widget's default and send that back, so
-    mirrored widgets are written once more (`cut_off`).
+    What such a drawing told the browser may never have reached it. It would show a widget's default and send that back,
+    so mirrored widgets are written once more (`cut_off`).
     """
-    st.session_state["cut_off"] = st.session_state.get("drawing", False)
-    st.session_state["drawing"] = True
-    yield
-    st.session_state.update(drawing=False, cut_off=False)  # not reached by a run that is cut off
+    if whole_page():
+        yield
+        return
+    chosen, token = st.session_state, _whole_page.set(part == PAGE)
+    unfinished = chosen.get("unfinished", [])
+    chosen["cut_off"] = bool({part, PAGE} & set(unfinished)) or (part == PAGE and bool(unfinished))
+    chosen["unfinished"] = [*unfinished, part]
+    if part == PAGE:
+        chosen["awaited"] = []  # jobs under way, noted as they are drawn
+    try:
+        yield
+        chosen["cut_off"] = False  # neither line is reached by a drawing that is cut off
+        chosen["unfinished"] = [] if part == PAGE else [one for one in chosen["unfinished"] if one != part]
+    finally:
+        _whole_page.reset(token)
+
+
+def whole_page() -> bool:
+    """Whether the whole page is being drawn, not one of its fragments by itself."""
+    return _whole_page.get()
 
 
 def profile() -> Profile:

@@ -45,13 +45,17 @@ def _badge(status: Any, model: Any) -> tuple[str, str]:
 
 
 def draw() -> None:
-    """Draw the strip; while something runs it refreshes itself, and Cancel stands outside the fragment."""
-    active = _jobs.front().active()
+    """Draw the strip; while something runs it refreshes itself, and Cancel stands outside the fragment.
 
-    @fragment(run_every=0.7 if active else None)
+    It watches the jobs that the page has drawn as under way: when one of them has ended, the page is drawn again.
+    """
+    active, watched = _jobs.front().active(), sorted(_jobs.awaited())
+    st.session_state["watched"] = watched
+
+    @fragment(run_every=0.5 if active or watched else None)
     def live() -> None:
         status, running = _jobs.front().status(), _jobs.front().active()
-        if active and not running:
+        if (active and not running) or any(_jobs.ended(job_id) for job_id in watched):
             st.rerun()
         profile = _session.profile()
         model = _jobs.loaded()

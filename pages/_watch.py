@@ -43,21 +43,6 @@ def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = No
     st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(view.job.job_id,))
 
 
-def quietly(view: _jobs.View) -> None:
-    """Rerun the page once the short job of `view` has ended, drawing nothing meanwhile."""
-    if not view.active:
-        return
-    job_id = view.job.job_id
-
-    @fragment(run_every=0.5)
-    def until_ended() -> None:
-        job = _jobs.front().snapshot(job_id)
-        if job is None or job.state in _jobs.FINISHED:
-            st.rerun()
-
-    until_ended()
-
-
 def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:
     """Draw how the question of `slot` stands where it has no answer: error, progress, or that it was stopped.
 

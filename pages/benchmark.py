@@ -39,8 +39,6 @@ def plan(recipe: EditRecipe, n_layers: int, *, chat_template: bool, busy: bool) 
                   on_click=_running.start, args=(spec,))  # fmt: skip
         if busy:
             st.caption("A benchmark is running; pause or cancel it to start another one.")
-    if not busy and _jobs.look("bench").active:
-        st.rerun()
 
 
 def outcome(view: _jobs.View) -> None:
