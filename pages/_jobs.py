@@ -117,10 +117,19 @@ def ended(job_id: str) -> bool:
     return job is None or not job.active
 
 
+def draw_again(reason: bool) -> None:
+    """Draw the page once more from a fragment by itself, for `reason`.
+
+    Never while the whole page is being drawn: it would be cut off, and what is written once more would undo what a
+    person does meanwhile. The fragment's next turn finds the reason again.
+    """
+    if reason and not _session.whole_page():
+        st.rerun()
+
+
 def show_begun() -> None:
     """Draw the page once more where a fragment by itself began a job, so that the page watches it."""
-    if not _session.whole_page() and awaited() - set(st.session_state.get("watched", [])):
-        st.rerun()
+    draw_again(bool(awaited() - set(st.session_state.get("watched", []))))
 
 
 def forget(slot: str) -> None:

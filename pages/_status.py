@@ -55,8 +55,7 @@ def draw() -> None:
     @fragment(run_every=0.5 if active or watched else None)
     def live() -> None:
         status, running = _jobs.front().status(), _jobs.front().active()
-        if (active and not running) or any(_jobs.ended(job_id) for job_id in watched):
-            st.rerun()
+        _jobs.draw_again(bool(active and not running) or any(_jobs.ended(job_id) for job_id in watched))
         profile = _session.profile()
         model = _jobs.loaded()
         loaded = f"{model.n_layers} layers · {model.dtype}" if model else "not loaded"

@@ -27,8 +27,9 @@ def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float
     @fragment(run_every=every)
     def progress() -> None:
         job = _jobs.front().snapshot(job_id)
-        if job is None or job.state in _jobs.FINISHED:
-            st.rerun()
+        _jobs.draw_again(job is None or not job.active)
+        if job is None:
+            return
         share = min(job.done / job.total, 1.0) if job.total else 0.0
         st.progress(share, text=_ui.escape(describe(job)))
         if draw is not None:

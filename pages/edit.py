@@ -25,9 +25,9 @@ def live_probe(recipe: EditRecipe) -> None:
     @fragment(run_every=0.15 if view.active else None)
     def line() -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
-        if view.active and (job is None or job.state in _jobs.FINISHED):
-            st.rerun()
-        st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if view.active else "Up to date with the controls.")
+        _jobs.draw_again(view.active and (job is None or not job.active))
+        updating = view.active and job is not None
+        st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if updating else "Up to date with the controls.")
 
     if view.error:
         _ui.banner(view.error)

@@ -24,7 +24,8 @@ def card() -> None:
     st.caption(f"other: {view.result.control if view.result else None}")
     alone = spec.model_copy(update={"problems": spec.problems.model_copy(update={"control_names": (spec.control,)})})
     st.caption(f"alone: {_stability.other_control(alone).job}")
-    _stability.draw(diagnosis(spec), spec)
+    with _session.drawing():
+        _stability.draw(diagnosis(spec), spec)
 
 
 Open = Callable[[], AppTest]
