@@ -30,7 +30,7 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
     one.selectbox("Arm", arms, **_session.mirror("flip_arm", "flip-arm"))
     two.selectbox("Subject", subjects, format_func=pretty, **_session.mirror("flip_subject", "flip-subject"))
     three.selectbox("Score", METRICS, format_func=pretty, **_session.mirror("flip_metric", "flip-metric"))
-    four.text_input("Search in problems and answers", **_session.mirror("flip_search", "flip-search"))
+    four.text_input("Search in problems and answers", **_session.mirror("flip_search", "flip-search", "value"))
     subject = None if chosen["flip_subject"] == EVERY_SUBJECT else chosen["flip_subject"]
     everything = flips.chosen(
         flips.pairs(result, chosen["flip_arm"]),
@@ -41,7 +41,7 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
     )
     counted = flips.counts(everything, chosen["flip_metric"])
     st.segmented_control("What became of the answer", KINDS, format_func=lambda kind: f"{kind} ({counted[kind]})",
-                         required=True, **_session.mirror("flip_kind", "flip-kind"))  # fmt: skip
+                         required=True, **_session.mirror("flip_kind", "flip-kind", "default"))  # fmt: skip
     return flips.chosen(everything, kind=chosen["flip_kind"], metric=chosen["flip_metric"])
 
 

@@ -86,7 +86,7 @@ def _draw_result(result: GainResult, subject: str) -> None:
         "Problems of",
         ["all subjects", "the subject"],
         required=True,
-        **_session.mirror("gain_rows", "gain-rows"),
+        **_session.mirror("gain_rows", "gain-rows", "default"),
     )
     shown = POOLED if st.session_state["gain_rows"] == "all subjects" else subject
     rows = result.of_subject(shown)

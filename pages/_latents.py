@@ -47,7 +47,7 @@ def table(result: LatentsResult, level: float) -> None:
         st.text_input(
             "Search",
             placeholder=f"latent numbers, or {', '.join(FLAGS)}",
-            **_session.mirror("latent_search", "latent-search"),
+            **_session.mirror("latent_search", "latent-search", "value"),
         )
         rows = matching(result.rows, st.session_state["latent_search"], level)
         if not rows:
@@ -80,7 +80,7 @@ def examples(result: LatentsResult, spec: LatentsSpec) -> None:
     with _ui.card("Where a latent fires", key="examples"):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(
-                "Latent", 0, result.d_sae - 1, step=1, width=150, **_session.mirror("latent", "latent-number")
+                "Latent", 0, result.d_sae - 1, step=1, width=150, **_session.mirror("latent", "latent-number", "value")
             )
             latent = int(st.session_state["latent"])
             if result.link:

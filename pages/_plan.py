@@ -71,28 +71,28 @@ def problems_and_n() -> None:
     """Draw which problems are asked, and of how many."""
     _problems.draw(st.session_state["bench_split"])
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
-                   **_session.mirror("bench_subjects", "bench-subjects"))  # fmt: skip
+                   **_session.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
     slider, exact, split = st.columns([3.2, 0.9, 1.9], vertical_alignment="bottom")
     n = int(st.session_state["bench_n"])
-    slider.slider("n per subject", 2, max(MOST, n), **_session.mirror("bench_n", "bench-n-slider"))
-    exact.number_input("exactly", 2, 5000, step=10, **_session.mirror("bench_n", "bench-n"))
+    slider.slider("n per subject", 2, max(MOST, n), **_session.mirror("bench_n", "bench-n-slider", "value"))
+    exact.number_input("exactly", 2, 5000, step=10, **_session.mirror("bench_n", "bench-n", "value"))
     split.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
-                            **_session.mirror("bench_split", "bench-split"))  # fmt: skip
+                            **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
 
 
 def how_asked(*, chat_template: bool) -> None:
     """Draw how the problems are asked and compared."""
     seed, tokens, chat, more = st.columns([0.9, 0.9, 1.6, 1], vertical_alignment="bottom")
-    seed.number_input("Seed", 0, 10_000, step=1, **_session.mirror("bench_seed", "bench-seed"))
+    seed.number_input("Seed", 0, 10_000, step=1, **_session.mirror("bench_seed", "bench-seed", "value"))
     tokens.number_input("New tokens", 8, 4096, step=8, help="The longest answer; lm-evaluation-harness stops at 256.",
-                        **_session.mirror("bench_tokens", "bench-tokens"))  # fmt: skip
+                        **_session.mirror("bench_tokens", "bench-tokens", "value"))  # fmt: skip
     if not chat_template:
         st.session_state["bench_chat"] = False
     reason = "Put each problem into the tokenizer’s chat template, as the user’s message."
     if not chat_template:
         reason = "This model’s tokenizer has no chat template."
     chat.checkbox("Chat template" if chat_template else "Chat template (the tokenizer has none)", help=reason,
-                  disabled=not chat_template, **_session.mirror("bench_chat", "bench-chat"))  # fmt: skip
+                  disabled=not chat_template, **_session.mirror("bench_chat", "bench-chat", "value"))  # fmt: skip
     with more.popover("More", width="stretch", key="bench-more"):
         st.number_input("Margin, points", 0.5, 50.0, step=0.5,
                         help="“Not worse” means: the interval’s lower bound lies above minus this.",

@@ -63,12 +63,12 @@ def _one_problem() -> Question:
 def _typed(kind: str) -> Question:
     if kind == "free text":
         st.session_state.setdefault("free_text", "Problem:\nWhat is 12 + 7?\n\nSolution:")
-        st.text_area("Text, given as it is", height=120, **_session.mirror("free_text", "free-text"))
+        st.text_area("Text, given as it is", height=120, **_session.mirror("free_text", "free-text", "value"))
         text = st.session_state["free_text"]
         return Question((text,) if text.strip() else (), False)
     st.session_state.setdefault("prompt_list", "What is 12 + 7?\nWhat is 9 - 4?")
     st.text_area(f"One problem a line, each put behind the shots; at most {MAX_PROMPTS}", height=120,
-                 **_session.mirror("prompt_list", "prompt-list"))  # fmt: skip
+                 **_session.mirror("prompt_list", "prompt-list", "value"))  # fmt: skip
     lines = [line.strip() for line in st.session_state["prompt_list"].splitlines() if line.strip()]
     if len(lines) > MAX_PROMPTS:
         st.caption(f"Only the first {MAX_PROMPTS} of {len(lines)} lines are asked.")
@@ -93,15 +93,17 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
     chosen = st.session_state
     for name, start in (("prompt_kind", KINDS[0]), ("third", "nobody"), ("chat", False), ("text_tokens", 128)):
         chosen.setdefault(name, start)
-    st.segmented_control("Prompt", KINDS, required=True, **_session.mirror("prompt_kind", "prompt-kind"))
+    st.segmented_control("Prompt", KINDS, required=True, **_session.mirror("prompt_kind", "prompt-kind", "default"))
     kind = chosen["prompt_kind"]
     question = _one_problem() if kind == KINDS[0] else _typed(kind)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.selectbox("Third column", list(THIRD), format_func=lambda who: THIRD[who], width=200,
                      **_session.mirror("third", "third-choice"))  # fmt: skip
-        st.number_input("New tokens", 8, 1024, step=8, width=130, **_session.mirror("text_tokens", "text-tokens"))
+        st.number_input(
+            "New tokens", 8, 1024, step=8, width=130, **_session.mirror("text_tokens", "text-tokens", "value")
+        )
         st.checkbox("Chat template", help="Put the text into the tokenizer's chat template, as the user's message.",
-                    **_session.mirror("chat", "text-chat"))  # fmt: skip
+                    **_session.mirror("chat", "text-chat", "value"))  # fmt: skip
     if not question.prompts:
         return None
     return CompareTextSpec(

@@ -78,25 +78,27 @@ def controls(n_layers: int) -> None:
     _session.layer_pills("Layers", n_layers, "edit-layer-pills")
     left, right = st.columns([3, 1.2])
     left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, _session.MAX_ALPHA, step=0.05,
-                **_session.mirror("alpha", "master-alpha"))  # fmt: skip
+                **_session.mirror("alpha", "master-alpha", "value"))  # fmt: skip
     right.selectbox(
         "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.segmented_control("Arm", list(_session.ARMS), format_func=lambda arm: _session.ARMS[arm], required=True,
-                             **_session.mirror("arm", "arm-choice"))  # fmt: skip
+                             **_session.mirror("arm", "arm-choice", "default"))  # fmt: skip
         st.checkbox("Norms, too", help="The norm weights of the picked layers move with them.",
-                    **_session.mirror("norms", "edit-norms"))  # fmt: skip
+                    **_session.mirror("norms", "edit-norms", "value"))  # fmt: skip
         st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",
-                    **_session.mirror("embeddings", "edit-embeddings"))  # fmt: skip
+                    **_session.mirror("embeddings", "edit-embeddings", "value"))  # fmt: skip
     if chosen["arm"] == "raw":
         return
     one, two = st.columns([2, 1])
     if chosen["arm"] == "random-subspace":
-        one.number_input("Seed of the random subspace", 0, 10_000, step=1, **_session.mirror("arm_seed", "edit-seed"))
-        two.number_input("Dimensions", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
-        two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched"))
+        one.number_input(
+            "Seed of the random subspace", 0, 10_000, step=1, **_session.mirror("arm_seed", "edit-seed", "value")
+        )
+        two.number_input("Dimensions", 1, 512, step=1, **_session.mirror("edit_k", "edit-k", "value"))
+        two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched", "value"))
         return
     one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
                   **_session.mirror("subject", "edit-subject"))  # fmt: skip
-    two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k"))
+    two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k", "value"))

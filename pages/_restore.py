@@ -107,7 +107,8 @@ def open_run(run: Any) -> str:
     elif isinstance(spec, CompareTextSpec | ProbeSpec | DoseSpec):
         take_recipe(spec.recipe)
     elif isinstance(spec, BenchSpec):
-        edits = [arm.recipe for arm in spec.arms if arm.recipe is not None]
+        # a result is shown whatever its recipe; the page edits with one that its slider can show
+        edits = [arm.recipe for arm in spec.arms if arm.recipe and 0 <= arm.recipe.master_alpha <= MAX_ALPHA]
         if edits:
             take_recipe(edits[0])
         _plan.take(spec)

@@ -92,8 +92,12 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
     kept = [arm for arm in chosen.get("forest_arms", arms) if arm in arms]
     chosen["forest_arms"] = kept or list(arms)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=f"{key}-controls"):
-        st.segmented_control("Order", ORDERS, required=True, **_session.mirror("forest_order", f"{key}-order"))
-        st.segmented_control("Subjects", LAYOUTS, required=True, **_session.mirror("forest_layout", f"{key}-layout"))
+        st.segmented_control(
+            "Order", ORDERS, required=True, **_session.mirror("forest_order", f"{key}-order", "default")
+        )
+        st.segmented_control(
+            "Subjects", LAYOUTS, required=True, **_session.mirror("forest_layout", f"{key}-layout", "default")
+        )
         with st.popover(f"Arms: {len(chosen['forest_arms'])} of {len(arms)}", key=f"{key}-arms-menu"):
             st.multiselect("Arms in the picture", arms, **_session.mirror("forest_arms", f"{key}-arms", "default"))
     shown = [arm for arm in arms if arm in chosen["forest_arms"]]

@@ -185,8 +185,8 @@ def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
     Args:
         name: of the plain session key.
         key: of the widget.
-        default: what this kind of widget calls its default. A popover's widgets need it: the browser draws them when it
-            is opened, and what they were told before that is lost.
+        default: what this kind of widget calls its default. It counts where the browser draws the widget later than it
+            was written (in a popover), or never got what was written. Boxes that name an option's place have none.
     """
     chosen = st.session_state
     if chosen.get("cut_off") or key not in chosen or chosen[key] != chosen[name]:

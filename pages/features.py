@@ -28,7 +28,7 @@ def spec_from_controls() -> LatentsSpec:
     first.selectbox(
         "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "feature-subject")
     )
-    second.number_input("Layer", 0, None, step=1, **_session.mirror("feature_layer", "feature-layer"))
+    second.number_input("Layer", 0, None, step=1, **_session.mirror("feature_layer", "feature-layer", "value"))
     third.selectbox(
         "Control corpus",
         profile.problems.control_names,

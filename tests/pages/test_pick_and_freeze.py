@@ -161,11 +161,12 @@ def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page
     )
 
 
-def test_totals_are_in_points_and_their_cards_tell_n(front: FakeFront, open_page: Open) -> None:
+def test_totals_are_in_points_and_n_is_said_once(front: FakeFront, open_page: Open) -> None:
     app = run_benchmark(click(open_page("diagnose"), "pick-top"), ["random layers"], 1)
     card = next(metric for metric in app.metric if metric.label == "recipe")
     assert card.value == "+7.0 points"
-    assert card.delta.startswith("95% CI [+2.0, +12.0], n = ")
+    assert card.delta == "95% CI [+2.0, +12.0]"
+    assert any("n = 700 problems; bootstrap" in caption.value for caption in app.caption)
     table = next(frame.value for frame in app.dataframe if "mean over" in frame.value.columns)
     row = table[table["arm"] == "recipe"].iloc[0].to_dict()
     assert row["mean over"] == "subjects (macro)"

@@ -103,3 +103,14 @@ def test_runs_that_differ_in_more_than_the_recipe_are_not_paired(front: FakeFron
 
 def said(app: AppTest) -> str:
     return " ".join(caption.value for caption in app.caption)
+
+
+def test_a_benchmark_opens_though_no_slider_can_show_its_alpha(front: FakeFront, open_page: Open) -> None:
+    spec = a_spec()
+    strong = spec.arms[1].recipe.model_copy(update={"master_alpha": 2.0})  # type: ignore[union-attr]
+    arms = (spec.arms[0], BenchArm(name="twice", recipe=strong))
+    app = open_page("benchmark", query={"run": stored(front, spec.model_copy(update={"arms": arms}))})
+    assert not app.exception
+    assert not app.error
+    assert app.get("plotly_chart")
+    assert app.session_state["layers"] == []
