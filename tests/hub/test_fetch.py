@@ -421,7 +421,7 @@ class TestRefusals:
         missing = len(WEIGHTS) - 400_000
         free = {"bytes": missing - 1}
         monkeypatch.setattr(
-            fetching.fetch, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free["bytes"])
+            fetching.cache, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free["bytes"])
         )
         assert refused().what == "not enough space on the disk for this download"
         free["bytes"] = missing
