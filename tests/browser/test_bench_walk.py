@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, served
 from playwright.sync_api import expect
 from test_walk import SLOW_MS, open_page
+
+from tests.browser.serving import ROOT, served
 
 NASTY = r"""
 import streamlit as st

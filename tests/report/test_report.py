@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -326,31 +327,22 @@ def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_p
 
 
 @pytest.fixture
-def opened(result: BenchResult, tmp_path: Path) -> Iterator[object]:
+def opened(result: BenchResult, tmp_path: Path, browser: Any) -> Iterator[Any]:
     """The report in a Chromium without a network; `problems` collects what its console and its requests say."""
-    import shutil
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on the path")
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path / "report.html"
     file.write_text(report_html(result, FACTS), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_context(offline=True).new_page()
-        page.problems = []  # type: ignore[attr-defined]
-        page.on("console", lambda message: page.problems.append(f"{message.type}: {message.text}"))  # type: ignore[attr-defined]
-        page.on("pageerror", lambda error: page.problems.append(str(error)))  # type: ignore[attr-defined]
-        page.on(
-            "request",
-            lambda request: request.url.startswith(("file:", "data:", "blob:")) or page.problems.append(request.url),
-        )  # type: ignore[attr-defined]
-        page.goto(file.as_uri())
-        yield page
-        browser.close()
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.problems = []
+    page.on("console", lambda message: page.problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on(
+        "request",
+        lambda request: request.url.startswith(("file:", "data:", "blob:")) or page.problems.append(request.url),
+    )
+    page.goto(file.as_uri())
+    yield page
+    context.close()
 
 
 @pytest.mark.browser
@@ -384,6 +376,7 @@ def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
     assert page.problems == []
 
 
+@pytest.mark.browser
 def test_it_prints_on_paper_as_wide_as_a4(opened) -> None:
     page = opened
     first = page.locator("#plot-forest .main-svg").first

@@ -1,13 +1,17 @@
 """Firing rates and mass equal a naive loop over documents and tokens, whatever the batches; BOS never counts."""
 
 import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stethoscope.errors import Cancelled, CorpusError, SaeError
 from stethoscope.model.session import ModelSession
@@ -171,15 +175,27 @@ def test_a_planted_latent_is_counted_exactly(random_sae_tensors: Callable[..., d
 MANY = [Document(" the prime divisor of" * (1 + i % 5), None, "algebra") for i in range(40)]
 
 
-def storages_of_vectors(d_model: int) -> dict[int, int]:
-    """Bytes of the storages, by address, of all tensors that may hold a vector for each token, frozen objects aside."""
-    gc.collect()
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
-    return {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors
-        if tensor.dtype == torch.float32 and tensor.ndim in (2, 3) and tensor.shape[-1] == d_model
-    }
+class Born(TorchDispatchMode):
+    """Keeps an eye on every tensor that this thread makes while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.tensors += [weakref.ref(leaf) for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        return made
+
+    def bytes_of_vectors(self, d_model: int) -> int:
+        """Bytes of the storages of those alive that may hold a vector for each token."""
+        gc.collect()
+        alive = [tensor for one in self.tensors if (tensor := one()) is not None]
+        return sum({
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for tensor in alive
+            if tensor.dtype == torch.float32 and tensor.ndim in (2, 3) and tensor.shape[-1] == d_model
+        }.values())  # fmt: skip
 
 
 @pytest.mark.parametrize("capture_bytes", [20_000, 60_000])
@@ -192,19 +208,17 @@ def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the
 
     def counted(ref: SaeRef, found: Found, row: SaeRow, stated: Stated, d_model: int) -> Sae:
         reads[row.layer] += 1
-        seen.append(new_bytes())
+        seen.append(born.bytes_of_vectors(32))
         return read(ref, found, row, stated, d_model)
 
-    def new_bytes() -> int:
-        return sum(size for place, size in storages_of_vectors(32).items() if place not in before)
-
     seen: list[int] = []
+    born = Born()
     monkeypatch.setattr(bank_module, "_read_sae", counted)
-    watch = pico_session.model.register_forward_hook(lambda *_: seen.append(new_bytes()))
-    before = storages_of_vectors(32)
+    watch = pico_session.model.register_forward_hook(lambda *_: seen.append(born.bytes_of_vectors(32)))
     gc.freeze()  # what is there already need not be looked through at every batch
     try:
-        few = count_firing(pico_session, bank, MANY, batch_tokens=40, capture_bytes=capture_bytes)
+        with born:
+            few = count_firing(pico_session, bank, MANY, batch_tokens=40, capture_bytes=capture_bytes)
     finally:
         watch.remove()
         gc.unfreeze()
