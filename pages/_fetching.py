@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _ui, _watch
 from stethoscope.figures.downloads import download_bars, download_caption, download_rows
 from stethoscope.locations import local_path
 from stethoscope.profiles import Profile
@@ -23,10 +23,8 @@ def card(profile: Profile) -> None:
     if not _on_hub(spec):
         return
     with _ui.card("Download", key="download-card"):
-        asked = f"{_jobs.spec_key(spec)} {_session.may_load()}"
-        if st.session_state.get("download-asked") != asked:
-            st.caption("Asks the hub for the names and sizes of the files, and fetches none of them.")
-            st.button("What would be downloaded?", key="download-ask", on_click=_ask, args=(asked,))
+        said = "Asks the hub for the names and sizes of the files, and fetches none of them."
+        if not _watch.asked_for("download", spec, said, "What would be downloaded?"):
             return
         view = _jobs.ask("download", spec, title=f"Listing {profile.title}", loads=False)
         _watch.standing(view, "download", "Ask the hub")
@@ -68,8 +66,3 @@ def _on_hub(spec: DownloadSpec) -> bool:
     assert spec.problems is not None, "a profile has problems"
     named = (spec.model.id, spec.saes.location, spec.problems.problems, spec.problems.controls)
     return any(local_path(place) is None for place in (*named, *(ref.tuned for ref in spec.task_vectors)))
-
-
-def _ask(asked: str) -> None:
-    st.session_state["download-asked"] = asked
-    _jobs.forget("download")

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _ui, _watch
 from stethoscope.figures.memory import memory_caption, memory_stacks
 from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import Profile
@@ -18,21 +18,14 @@ def card(profile: Profile) -> None:
     with _ui.card("Memory", key="memory-card"):
         spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
         title = f"Sizes of {profile.title}"
-        asked = f"{_jobs.spec_key(spec)} {_session.may_load()}"
         here = profile.model.id.startswith(EMBEDDED_PREFIX) or _jobs.loaded() is not None
-        if not here and st.session_state.get("memory-asked") != asked:
-            st.caption("From config.json and the SAEs' settings, which are fetched if need be; no weights are.")
-            st.button("Does it fit?", key="memory-ask", on_click=_ask, args=(asked,))
+        said = "From config.json and the SAEs' settings, which are fetched if need be; no weights are."
+        if not here and not _watch.asked_for("memory", spec, said, "Does it fit?"):
             return
         view = _jobs.ask("memory", spec, title=title, loads=False)
         _watch.standing(view, "memory", "Work out the sizes")
         if isinstance(view.result, MemoryResult) and not view.stale:
             draw(view.result)
-
-
-def _ask(asked: str) -> None:
-    st.session_state["memory-asked"] = asked
-    _jobs.forget("memory")
 
 
 def draw(result: MemoryResult) -> None:

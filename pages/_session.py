@@ -50,9 +50,9 @@ def drawing(part: str = PAGE) -> Generator[None]:
         yield
         return
     chosen, token = st.session_state, _whole_page.set(part == PAGE)
-    unfinished = chosen.get("unfinished", [])
-    chosen["cut_off"] = bool({part, PAGE} & set(unfinished)) or (part == PAGE and bool(unfinished))
-    chosen["unfinished"] = [*unfinished, part]
+    unfinished = set(chosen.get("unfinished", []))
+    chosen["cut_off"] = bool(unfinished if part == PAGE else unfinished & {part, PAGE})
+    chosen["unfinished"] = sorted(unfinished | {part})
     if part == PAGE:
         chosen["awaited"] = []  # jobs under way, noted as they are drawn
     try:

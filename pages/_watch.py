@@ -27,7 +27,7 @@ def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float
     @fragment(run_every=every)
     def progress() -> None:
         job = _jobs.front().snapshot(job_id)
-        _jobs.draw_again(job is None or not job.active)
+        _jobs.draw_again(_jobs.ended(job_id))
         if job is None:
             return
         share = min(job.done / job.total, 1.0) if job.total else 0.0
@@ -42,6 +42,24 @@ def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = No
     """Draw the running job of `view` until it ends; Stop stands outside the fragment."""
     live(view.job.job_id, draw=draw, every=every)
     st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(view.job.job_id,))
+
+
+def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
+    """Tell whether a person asked for `spec`; where not, draw what the asking does, and its button.
+
+    What was asked before "Load the model" is asked for again after it: what was missing may be here now.
+    """
+    asked, kept = f"{_jobs.spec_key(spec)} {_session.may_load()}", f"{slot}-asked"
+    if st.session_state.get(kept) == asked:
+        return True
+
+    def ask() -> None:
+        st.session_state[kept] = asked
+        _jobs.forget(slot)
+
+    st.caption(said)
+    st.button(button, key=f"{slot}-ask", on_click=ask)
+    return False
 
 
 def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:

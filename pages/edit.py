@@ -25,7 +25,7 @@ def live_probe(recipe: EditRecipe) -> None:
     @fragment(run_every=0.15 if view.active else None)
     def line() -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
-        _jobs.draw_again(view.active and (job is None or not job.active))
+        _jobs.draw_again(view.active and _jobs.ended(view.job.job_id))
         updating = view.active and job is not None
         st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if updating else "Up to date with the controls.")
 
