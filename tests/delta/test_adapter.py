@@ -11,12 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from tests.decoders import SIZES, randomised, save_decoder
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession
-from stethoscope.records import TaskVectorRef
+from stethoscope.model.session import ModelSession, load_session
+from stethoscope.records import ModelRef, TaskVectorRef
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -133,6 +134,50 @@ def test_a_base_of_another_name_is_remarked(session: ModelSession, plain: Path) 
     assert suspicious()
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.25])
+def test_a_head_that_peft_saves_with_its_base_layer(
+    pico_folder: Path, tmp_path: Path, apart: float
+) -> None:
+    """peft saves the base weights of an adapted head and, when it loads the adapter, puts them in place first."""
+    config = LlamaConfig(**(SIZES | {"tie_word_embeddings": False}))
+    base = save_decoder(randomised(LlamaForCausalLM(config)), pico_folder, tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "lm_head"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
+    stored = "base_model.model.lm_head.base_layer.weight"
+    edit_weights(tmp_path / "lora", lambda tensors: tensors[stored].add_(apart))
+    untied = load_session(ModelRef(id=str(base)), device="cpu")
+    task_vector = open_at(tmp_path / "lora", untied)
+    for name, merged in merged_by_peft(base, tmp_path / "lora").items():
+        torch.testing.assert_close(task_vector.delta(name), merged.detach() - untied.parameter(name), **EXACT)
+    assert task_vector.moves("lm_head.weight")
+    edit_weights(tmp_path / "lora", lambda tensors: tensors.pop("base_model.model.lm_head.lora_A.weight"))
+    refused(tmp_path / "lora", untied, "is incomplete; got .*lm_head.* without its lora_A")
+
+
+@pytest.mark.parametrize(
+    ("fields", "unknown"),
+    [
+        ({"lorap_emb_lr": 1e-6, "lorap_lr_ratio": 16}, "lorap_emb_lr, lorap_lr_ratio"),
+        ({"corda_config": {"corda_method": "ipm"}, "runtime_config": {"ephemeral_gpu_offload": True}}, None),
+        ({"velora_config": {"n": 1}, "megatron_config": {"x": 1}, "lora_ga_config": {"x": 1}}, None),
+    ],
+)
+def test_a_field_that_does_not_change_the_merge_passes(
+    session: ModelSession, plain: Path, fields: dict[str, object], unknown: str | None
+) -> None:
+    name = "model.layers.1.self_attn.q_proj.weight"
+    before = open_at(plain, session).delta(name)
+    edit_config(plain, **fields)
+    task_vector = open_at(plain, session)
+    assert torch.equal(task_vector.delta(name), before)
+    said = [remark for remark in task_vector.remarks if remark.check == "adapter config"]
+    assert bool(said) == (unknown is not None)
+    assert unknown is None or (unknown in said[0].saw and said[0].suspicious)
+
+
 # --- refusing --------------------------------------------------------------------------------------------------------
 
 Q = "base_model.model.model.layers.1.self_attn.q_proj"
@@ -154,7 +199,7 @@ def refused(folder: Path, session: ModelSession, match: str) -> None:
         ({"alora_invocation_tokens": [1, 2]}, "got alora_invocation_tokens"),
         ({"trainable_token_indices": [3]}, "got trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "got init_lora_weights = 'pissa'"),
-        ({"an_option_of_the_future": "on"}, "got an_option_of_the_future = 'on'"),
+        ({"target_parameters": ["mlp.experts"]}, "got target_parameters"),
         ({"r": 0}, "cannot be used; got r: "),
         ({"lora_alpha": math.nan}, "cannot be used; got lora_alpha: "),
         ({"r": 8}, r"lora_A.weight of shape \[4, 48\]; expected \[8, 48\], for r = 8"),
