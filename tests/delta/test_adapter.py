@@ -11,13 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.decoders import SIZES, randomised, save_decoder
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.records import ModelRef, TaskVectorRef
+from tests.decoders import SIZES, randomised, save_decoder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -135,9 +135,7 @@ def test_a_base_of_another_name_is_remarked(session: ModelSession, plain: Path) 
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.25])
-def test_a_head_that_peft_saves_with_its_base_layer(
-    pico_folder: Path, tmp_path: Path, apart: float
-) -> None:
+def test_a_head_that_peft_saves_with_its_base_layer(pico_folder: Path, tmp_path: Path, apart: float) -> None:
     """peft saves the base weights of an adapted head and, when it loads the adapter, puts them in place first."""
     config = LlamaConfig(**(SIZES | {"tie_word_embeddings": False}))
     base = save_decoder(randomised(LlamaForCausalLM(config)), pico_folder, tmp_path / "base")
@@ -219,7 +217,8 @@ def test_what_is_no_plain_lora(session: ModelSession, plain: Path, fields: dict[
         (f"{Q}.lora_B.bias", "got trained biases"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "got a LoRA of the embeddings"),
         (f"{Q.replace('layers.1', 'layers.9')}.lora_A.weight", "does not fit the base.*layers.9"),
-        ("base_model.model.lm_head.lora_A.weight", "got a tensor called .*lm_head.*ties"),
+        (f"{Q}.lora_C.weight", "no plain LoRA.*got .*lora_C"),
+        ("base_model.model.lm_head.lora_A.weight", "got .*lm_head.*ties.*Train the adapter without"),
         ("base_model.model.model.layers.1.mlp.experts.lora_A.weight", "got a tensor called .*experts"),
     ],
 )

@@ -1,5 +1,8 @@
 """A LoRA adapter in peft's format: tau = scale * B A for adapted matrices, saved - base for `modules_to_save`.
 
+Beside an adapted head peft saves the weights that it was trained over (`lm_head.base_layer.weight`), and puts them in
+place before it merges: there tau = scale * B A + saved - base.
+
 The tensors in adapter_model.safetensors decide what moves; adapter_config.json gives the scales, and is held against
 the tensors so that an incomplete file is found. Factors stay apart on disk: B A is formed when a matrix is asked for.
 """
@@ -11,15 +14,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stethoscope.delta.sources.adapter_config import CONFIG_FILE, AdapterConfig, read_adapter_config, unsupported
-from stethoscope.delta.sources.base import Base, described, left_out
+from stethoscope.delta.sources.adapter_config import (
+    CONFIG_FILE,
+    PEFT_VERSION,
+    AdapterConfig,
+    read_adapter_config,
+    unsupported,
+)
+from stethoscope.delta.sources.base import Base, Remark, described, left_out
 from stethoscope.delta.sources.stored import StoredTensors, name_forms
 from stethoscope.errors import CheckpointError
 from stethoscope.records import TaskVectorRef
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<factor>[AB])|(?P<base>base_layer))\.weight")
 
 
 class AdapterSource:
@@ -44,7 +53,7 @@ class AdapterSource:
                 next_step="Save the adapter with safetensors (peft's default); pickled ones are not read.",
             )
         self._tensors = StoredTensors(path, self._title, [WEIGHTS_FILE])
-        self._factors: dict[str, dict[str, str]] = {}  # parameter -> "A", "B" -> name on disk
+        self._factors: dict[str, dict[str, str]] = {}  # parameter -> "A", "B", "base_layer" -> name on disk
         self._saved: dict[str, list[str]] = {}  # parameter -> names on disk (two where the base ties two)
         self._left_out: list[str] = []  # of another tower
         for stored in self._tensors.names:
@@ -60,6 +69,7 @@ class AdapterSource:
         self.remarks = (
             base.compare_tokens(path, self._title),
             base.compare_name(self._config.base_model_name_or_path, self._config.revision),
+            *self._unknown_fields(),
             *left_out(self._left_out),
         )
 
@@ -84,18 +94,44 @@ class AdapterSource:
             self._left_out.append(stored)
             return
         name = self._base.parameter_of(whole.removeprefix(PREFIX))
-        if name is None or (match and name in self._base.twins):
+        if name is None:
+            raise self._stranger(stored)
+        if match and name in self._base.twins:
             raise self._base.refusal(
                 self._title,
-                got=f"a tensor called {stored}",
-                expected="modules of the base" + ("" if name is None else f", which ties {name}"),
+                got=stored,
+                expected=f"a LoRA of weights that stand alone: the base ties {name} to {self._base.twins[name]}",
+                next_step="Train the adapter without the tied weights.",
             )
         shape = self._tensors.check_float(stored)
-        if match:
-            self._factors.setdefault(name, {})[match["factor"]] = stored
-        else:
+        if match is None or match["base"]:
             self._base.check_shape(self._title, stored, shape, name)
+        if match:
+            self._factors.setdefault(name, {})[match["factor"] or match["base"]] = stored
+        else:
             self._saved.setdefault(self._base.twins.get(name, name), []).append(stored)
+
+    def _stranger(self, stored: str) -> CheckpointError:
+        """Return the error for a tensor that means no weight: another kind of adapter, or another base."""
+        parts = stored.removeprefix(PREFIX).split(".")
+        modules = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+        if any(self._base.parameter_of(f"{module}.weight") is not None for module in modules):
+            return unsupported(self._title, stored)
+        return self._base.refusal(self._title, got=f"a tensor called {stored}", expected="modules of the base")
+
+    def _unknown_fields(self) -> tuple[Remark, ...]:
+        """Return the remark that the config has fields whose effect is not known, where it does."""
+        if not self._config.unknown:
+            return ()
+        return (
+            Remark(
+                "adapter config",
+                f"{CONFIG_FILE} has fields that peft {PEFT_VERSION} does not know and ignores, as is done here: "
+                + ", ".join(self._config.unknown),
+                suspicious=True,
+                next_step="If one of them changes what is merged, merge the adapter with the library that wrote it.",
+            ),
+        )
 
     def _check_pairs(self) -> None:
         """Hold the shapes of B [out, r] and A [r, in] against each other, the config's r and the base's matrix."""
@@ -124,8 +160,7 @@ class AdapterSource:
 
     def _module(self, name: str) -> str:
         """Return the name that the adapted module had in training."""
-        stored = next(iter(self._factors[name].values()))
-        match = FACTOR.fullmatch(stored)
+        match = FACTOR.fullmatch(next(iter(self._factors[name].values())))
         assert match is not None
         return match["module"].removeprefix(PREFIX)
 
@@ -187,8 +222,12 @@ class AdapterSource:
                         next_step="Train the adapter with the embeddings tied, or without them.",
                     )
             return saved - parameter.float()
-        down, up = (self._tensors.read_finite(self._factors[name][factor], parameter.device) for factor in "AB")
-        return self._config.scale(self._module(name)) * (up @ down)
+        factors = self._factors[name]
+        down, up = (self._tensors.read_finite(factors[factor], parameter.device) for factor in "AB")
+        tau = self._config.scale(self._module(name)) * (up @ down)
+        if "base_layer" in factors:
+            tau += self._tensors.read_finite(factors["base_layer"], parameter.device) - parameter.float()
+        return tau
 
 
 def _kind(config: AdapterConfig) -> str:

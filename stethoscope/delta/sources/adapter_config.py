@@ -1,8 +1,9 @@
 """What adapter_config.json of a LoRA adapter says: scale of each matrix, and which modules it adapts.
 
 scale = alpha / r, or alpha / sqrt(r) with rsLoRA; `rank_pattern` and `alpha_pattern` override r and alpha for the
-modules that they match. Names are matched as peft 0.21 does. An option that changes what the tensors mean, and that is
-not handled here, is refused by name: a wrong tau would look like any other.
+modules that they match. Names are matched as peft 0.21 does. An option that changes what is merged, and that is not
+handled here, is refused by name: a wrong tau would look like any other. A field that peft does not know is ignored, as
+peft ignores it, and remarked.
 """
 
 import math
@@ -17,13 +18,39 @@ from stethoscope.errors import CheckpointError
 
 CONFIG_FILE = "adapter_config.json"
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that leave the base as it is
-INDIFFERENT = ("lora_dropout", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "fan_in_fan_out")
+PEFT_VERSION = "0.21"
+CHANGES_THE_MERGE = (  # fields of peft's LoraConfig, when they are set
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+)
+LEAVES_THE_MERGE = (  # its other fields: how the factors began, were trained, or are laid out
+    "lora_dropout",
+    "fan_in_fan_out",
+    "megatron_config",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "monteclora_config",
+    "runtime_config",
+)
 Rank = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class AdapterConfig(BaseModel):
-    """The fields of adapter_config.json that decide tau; all others must be off.
+    """The fields of adapter_config.json that decide tau; of the others, those that change the merge must be off.
 
     `fan_in_fan_out` is left out on purpose: it describes weights stored as [in, out] (GPT-2's Conv1D), and the matrices
     here are nn.Linear, for which peft ignores it.
@@ -51,6 +78,12 @@ class AdapterConfig(BaseModel):
     inference_mode: bool = True
     auto_mapping: Any = None
     peft_version: str | None = None
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The fields that are set and are none of peft's."""
+        known = CHANGES_THE_MERGE + LEAVES_THE_MERGE
+        return tuple(sorted(name for name, value in (self.model_extra or {}).items() if value and name not in known))
 
     def rank(self, module: str) -> int:
         """Return r of the adapted module, by the name that it had in training."""
@@ -119,7 +152,8 @@ def read_adapter_config(folder: Path, title: str) -> AdapterConfig:
             expected="a config as peft writes it",
             next_step="Save the adapter again with peft.",
         ) from error
-    options = {name: value for name, value in (config.model_extra or {}).items() if value and name not in INDIFFERENT}
+    extra = config.model_extra or {}
+    options = {name: extra[name] for name in CHANGES_THE_MERGE if extra.get(name)}
     if config.init_lora_weights not in KEEPS_BASE:
         options["init_lora_weights"] = config.init_lora_weights
     if options:
