@@ -31,9 +31,9 @@ def _parsed(spec_json: str) -> BenchSpec:
 
 
 def bench_runs() -> list[BenchRun]:
-    """Return every benchmark of the store, whatever became of it; damaged rows are left out."""
+    """Return every benchmark of the store, whatever became of it, deleted ones too; damaged rows are left out."""
     runs = []
-    for run in _jobs.front().store.list_runs("bench"):
+    for run in _jobs.front().store.list_runs("bench", deleted=True):
         try:
             runs.append(BenchRun(run.run_id, run.created_at, _parsed(run.spec_json)))
         except ValueError:  # pydantic's

@@ -7,17 +7,8 @@ import streamlit as st
 
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
-from stethoscope.recipes import shown_layers
-from stethoscope.records import BenchSpec, EditRecipe
-from stethoscope.store.ids import content_id, short_id
-
-
-def recipes_of(spec: Any) -> dict[str, EditRecipe]:
-    """Return the recipes of a run's spec by arm name."""
-    if isinstance(spec, BenchSpec):
-        return {arm.name: arm.recipe for arm in spec.arms if arm.recipe is not None}
-    recipe = getattr(spec, "recipe", None)
-    return {"recipe": recipe} if isinstance(recipe, EditRecipe) else {}
+from stethoscope.records import EditRecipe
+from stethoscope.store.history import recipes_of
 
 
 def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
@@ -33,21 +24,7 @@ def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
 
 def summary(run: Any) -> str:
     """Return in a few words what the run was about; a damaged row says so."""
-    try:
-        spec = run.spec
-    except StethoscopeError as error:
-        return f"damaged: {error}"
-    if isinstance(spec, BenchSpec):
-        return f"{len(spec.arms)} arms, {len(spec.subjects)} subjects, n = {spec.n}"
-    subject, control = getattr(spec, "subject", None), getattr(spec, "control", None)
-    parts = [pretty(subject) if subject else "", f"against {pretty(control)}" if control else ""]
-    for recipe in recipes_of(spec).values():
-        parts += [
-            f"layers {shown_layers(recipe.layers)}" if recipe.layers else "no layers",
-            f"alpha {recipe.master_alpha:g}",
-        ]
-        parts += [pretty(recipe.arm.kind), f"recipe {short_id(content_id(recipe))}"]
-    return ", ".join(part for part in parts if part) or run.kind
+    return pretty(run.about)
 
 
 def table(runs: list[Any]) -> None:

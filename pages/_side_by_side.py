@@ -23,7 +23,7 @@ def readable(runs: list[Any]) -> dict[str, Any]:
     for run in runs:
         if run.kind == "bench" and run.result_id is not None:
             try:
-                assert run.spec is not None
+                _ = run.spec
             except StethoscopeError:
                 continue
             found[run.run_id] = run

@@ -5,11 +5,11 @@ from typing import Any
 import streamlit as st
 
 from pages import _downloads, _jobs, _restore, _running, _session, _share, _side_by_side, _status, _ui
-from pages._runs_table import recipes_by_run, recipes_of, summary, table
+from pages._runs_table import recipes_by_run, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchSpec
-from stethoscope.store.runs import RESUMABLE
+from stethoscope.store.history import RESUMABLE, recipes_of
 from stethoscope.store.settings import get_settings
 
 KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "export")

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "verdicts": {"records", "results", "statistics"},
     "predictions": {"arms", "claims", "records", "results", "statistics"},
     "strengths": {"records"},
-    "store": GROUND | {"hub"},
+    "store": GROUND | {"hub", "recipes"},
     "model": GROUND | {"store", "hub"},
     "sae": GROUND | {"store", "hub", "model"},
     "delta": GROUND | {"store", "hub", "model", "sae"},

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from stethoscope.cli.commands import Commands
 from stethoscope.cli.parser import build_parser
+from stethoscope.cli.stored import run_action
 from stethoscope.cli.terminal import stopped_by_ctrl_c
 from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.profiles import load_profile
@@ -23,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     commands: Commands | None = None
     try:
-        commands = Commands(options, load_profile(options.profile))
-        with stopped_by_ctrl_c(commands.progress, for_now=options.command == "bench"):
-            printed = getattr(commands, options.command)()
+        if options.command == "runs":
+            printed = run_action(options)
+        else:
+            commands = Commands(options, load_profile(options.profile))
+            with stopped_by_ctrl_c(commands.progress, for_now=options.command == "bench"):
+                printed = commands.run()
     except UserError as error:
         sys.stderr.write(f"stethoscope: {error}\n")
         return 2

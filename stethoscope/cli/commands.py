@@ -19,9 +19,10 @@ from stethoscope.cli.terminal import (
     print_preflight,
     print_problems,
     print_rank,
+    print_run_ids,
     print_stability,
 )
-from stethoscope.errors import CheckpointError, Paused, RecipeError, StoreError
+from stethoscope.errors import CheckpointError, Paused, RecipeError
 from stethoscope.profiles import Profile
 from stethoscope.recipes import parse_layers, read_recipe
 from stethoscope.records import (
@@ -61,6 +62,7 @@ from stethoscope.results import (
     StabilityResult,
 )
 from stethoscope.results.gain import POOLED
+from stethoscope.store.history import kind_of
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.runs import RunStore
@@ -81,13 +83,25 @@ class Commands:
         self.profile = profile
         self.context = Context(RunStore(runs_dir()), device=options.device)
         self.progress = StderrProgress()
+        self.run_ids: dict[str, str] = {}  # of the kept runs, by kind
         self.console = Console(quiet=options.json, highlight=False)
 
+    def run(self) -> dict[str, object]:
+        """Run the command of the options; where it keeps runs, name them at the end, its own in the object, too."""
+        command = self.options.command
+        printed = getattr(self, command)()
+        print_run_ids(self.console, self.run_ids)
+        own = self.run_ids.get(command)
+        return printed if own is None else {**printed, "run_id": own}
+
     def result(self, spec: Spec) -> Result:
-        """Run one spec through the pipeline."""
+        """Run one spec through the pipeline, and remember under which id it is kept, if it is."""
         from stethoscope import pipeline
 
-        return pipeline.run(spec, self.context, self.progress).result
+        outcome = pipeline.run(spec, self.context, self.progress)
+        if outcome.run_id is not None:
+            self.run_ids[kind_of(spec)] = outcome.run_id
+        return outcome.result
 
     def _with_site(self) -> Profile:
         saes = self.profile.saes_at(getattr(self.options, "site", None))
@@ -180,7 +194,8 @@ class Commands:
         assert isinstance(stability, StabilityResult)
         print_diagnosis(self.console, result)
         print_stability(self.console, stability)
-        return {**result.model_dump(mode="json"), "stability": stability.model_dump(mode="json")}
+        stable = stability.model_dump(mode="json") | {"run_id": self.run_ids["stability"]}
+        return {**result.model_dump(mode="json"), "stability": stable}
 
     def energy(self) -> dict[str, object]:
         """Energy retention against its null."""
@@ -301,7 +316,8 @@ class Commands:
         assert isinstance(result, BenchResult)
         print_bench(self.console, result)
         if not result.complete:
-            raise Paused(f"paused: {result.blocks_done} of {result.blocks_total} blocks are answered and stored")
+            done = f"{result.blocks_done} of {result.blocks_total} blocks are answered and stored"
+            raise Paused(f"paused, run {self.run_ids['bench']}: {done}")
         return result.model_dump(mode="json", exclude={"items"})
 
     @staticmethod
@@ -330,19 +346,6 @@ class Commands:
         for note in found.notes:
             self.console.print(note)
         return found.arms
-
-    def report(self) -> dict[str, object]:
-        """Write the report of a stored benchmark."""
-        from stethoscope.report import of_run
-
-        run_id = self.options.run
-        page = of_run(self.context.store, run_id)
-        try:
-            Path(self.options.out).write_text(page, encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise StoreError(f"cannot write {self.options.out}", got=error.strerror) from error
-        self.console.print(f"Report of {run_id}: {self.options.out}, {len(page) / 1e6:.1f} MB")
-        return {"run_id": run_id, "out": self.options.out, "size_bytes": Path(self.options.out).stat().st_size}
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from stethoscope.recipes import size_in_bytes
 from stethoscope.records import SCORE_NAMES
+from stethoscope.store.history import SPEC_OF_KIND
 
 EPILOG = """\
 examples:
@@ -113,9 +114,25 @@ def _add_problems_options(problems: argparse.ArgumentParser) -> None:
     problems.add_argument("--seed", type=int, default=0)
 
 
-def _add_report_options(report: argparse.ArgumentParser) -> None:
-    report.add_argument("run", metavar="RUN", help="run id, from the Runs page")
+def _add_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "list, show, report or delete stored runs"
+    runs = commands.add_parser("runs", help=text, description=text[0].upper() + text[1:] + ".")
+    actions = runs.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")
+
+    def add(name: str, text: str, *, of_a_run: bool = True) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if of_a_run:
+            action.add_argument("run", metavar="RUN", help="run id, as runs list shows it")
+        action.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        return action
+
+    listing = add("list", "list the stored runs, newest first", of_a_run=False)
+    listing.add_argument("--kind", choices=SPEC_OF_KIND, help="those of one kind only")
+    listing.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
+    add("show", "show a run's settings and result again")
+    report = add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")
     report.add_argument("--out", required=True, help="file to write")
+    add("delete", "delete a run's result; its graded answers stay and count as looked at")
 
 
 def _add_export_options(export: argparse.ArgumentParser) -> None:
@@ -178,8 +195,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_rank_options(add("rank", "rank a recipe's layers among random sets of equally many, by likelihood"))
     _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
-    _add_report_options(
-        add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")
-    )
     _add_export_options(add("export", "write the edited model as a plain checkpoint"))
+    _add_runs(commands)
     return parser

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -299,6 +299,14 @@ def print_bench(console: Console, result: BenchResult) -> None:
         console.print(result.no_verdict)
     if any(row.n < 100 for row in result.arms):
         console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
+
+
+def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
+    """Draw under which ids runs are kept, by kind, and how to have each again."""
+    for kind, run_id in run_ids.items():
+        console.print(f"{kind}: kept as run {run_id}; again: python -m stethoscope runs show {run_id}", soft_wrap=True)
+        if kind == "bench":
+            console.print(f"python -m stethoscope runs report {run_id} --out report.html", soft_wrap=True)
 
 
 def _cell_text(score: float | None, ci_low: float | None, null: float) -> str:

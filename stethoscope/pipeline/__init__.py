@@ -60,7 +60,7 @@ from stethoscope.records import (
 )
 from stethoscope.results import BenchResult, Result
 from stethoscope.store.fingerprints import meet, record_fingerprints
-from stethoscope.store.runs import EndState
+from stethoscope.store.history import EndState
 from stethoscope.store.settings import put_settings
 
 RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {

@@ -81,6 +81,13 @@ class BlobStore:
             )
         return content
 
+    def delete(self, blob_id: str) -> None:
+        """Remove the content, if it is there; raise `StoreError` where that is not permitted."""
+        try:
+            self.path(blob_id).unlink(missing_ok=True)
+        except OSError as error:
+            raise write_failure(f"blob {blob_id}", error) from error
+
     def put_json(self, value: object) -> str:
         """Store `value` as canonical JSON and return its id."""
         return self.put_bytes(canonical_json(value))

@@ -1,5 +1,5 @@
 """The run store: recipes by content, every run with its spec and outcome, graded items as they finish. Nothing is
-ever deleted.
+ever deleted unasked; of a run that is, the row stays, so that it still counts as one that was looked at.
 
 A run whose process ended while it was running is found out (see `owners`) and becomes "interrupted". Like a paused
 one it goes on, under the same id, when the same spec starts again.
@@ -14,106 +14,25 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from stethoscope import results
 from stethoscope.errors import ResourceError, StoreError
-from stethoscope.records import (
-    BenchSpec,
-    CompareTextSpec,
-    DiagnoseSpec,
-    DoseSpec,
-    EditRecipe,
-    EnergySpec,
-    ExportSpec,
-    GainSpec,
-    InfoSpec,
-    Prediction,
-    ProbeSpec,
-    RankSpec,
-    Spec,
-    StabilitySpec,
-)
+from stethoscope.records import EditRecipe, Prediction, Spec
 from stethoscope.results import BenchItem, Certificate, Result
 from stethoscope.store import items as graded
 from stethoscope.store import predictions
 from stethoscope.store.blobs import BlobStore, write_failure
+from stethoscope.store.history import RESULT_OF_NAME, RESUMABLE, EndState, RunRecord, kind_of, run_record
 from stethoscope.store.ids import ID_PREFIX, content_id
 from stethoscope.store.items import StoredItem
 from stethoscope.store.owners import RunLocks
 from stethoscope.store.predictions import StoredPrediction
 from stethoscope.store.schema import connection, migrate
 
-EndState = Literal["done", "paused", "cancelled", "failed"]
-RunState = EndState | Literal["running", "interrupted"]
-
-SPEC_OF_KIND: dict[str, type[Spec]] = {
-    "info": InfoSpec,
-    "diagnose": DiagnoseSpec,
-    "stability": StabilitySpec,
-    "energy": EnergySpec,
-    "gain": GainSpec,
-    "probe": ProbeSpec,
-    "dose": DoseSpec,
-    "rank": RankSpec,
-    "compare_text": CompareTextSpec,
-    "bench": BenchSpec,
-    "export": ExportSpec,
-}
-_KIND_OF_SPEC = {spec_class: kind for kind, spec_class in SPEC_OF_KIND.items()}
-_RESULT_CLASSES = (
-    results.InfoResult,
-    results.DiagnosisResult,
-    results.StabilityResult,
-    results.EnergyResult,
-    results.GainResult,
-    results.ProbeResult,
-    results.DoseResult,
-    results.RankResult,
-    results.TextComparison,
-    results.BenchResult,
-    results.ExportResult,
-)
-_RESULT_OF_NAME: dict[str, type[Result]] = {result_class.__name__: result_class for result_class in _RESULT_CLASSES}
 _SHORTEST_PREFIX = 4
-RESUMABLE = ("paused", "interrupted")
-
-
-def kind_of(spec: Spec) -> str:
-    """Return the short name of the spec's use case: "diagnose", "bench" and so on."""
-    return _KIND_OF_SPEC[type(spec)]
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list."""
-
-    run_id: str
-    kind: str
-    spec_json: str
-    spec_id: str
-    state: str
-    created_at: float
-    elapsed_s: float | None
-    result_id: str | None
-    error: str | None
-    title: str | None
-    pinned: bool
-
-    @property
-    def spec(self) -> Spec:
-        """The spec of the run; raises `StoreError` when the row is damaged."""
-        spec_class = SPEC_OF_KIND.get(self.kind)
-        if spec_class is None:
-            raise StoreError(f"run {self.run_id} is of an unknown kind", got=self.kind)
-        try:
-            return spec_class.model_validate_json(self.spec_json)
-        except ValidationError as error:
-            raise StoreError(f"the spec of run {self.run_id} is damaged", got=error.errors()[0]["msg"]) from error
 
 
 class StoredRecipe(NamedTuple):
@@ -304,19 +223,26 @@ class RunStore:
             row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _no_run(run_id)
-        record = _run_record(row)
+        record = run_record(row)
+        if record.state == "deleted":
+            raise StoreError(f"run {run_id} was deleted", next_step="Run it again: stored answers are used.")
         _ = record.spec  # raises when damaged
         return record
 
-    def list_runs(self, kind: str | None = None, limit: int = 200) -> list[RunRecord]:
-        """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`."""
+    def list_runs(self, kind: str | None = None, limit: int = 200, *, deleted: bool = False) -> list[RunRecord]:
+        """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`.
+
+        Args:
+            deleted: list those that were deleted, too: they have no result, but their answers may have been looked at.
+        """
         self._find_interrupted()
-        where, values = ("WHERE kind = ? ", (kind,)) if kind else ("", ())
+        where = " AND ".join(["state != 'deleted'"] * (not deleted) + ["kind = ?"] * (kind is not None)) or "true"
+        values = () if kind is None else (kind,)
         with connection(self.database) as opened:
             rows = opened.execute(
-                f"SELECT * FROM runs {where}ORDER BY created_at DESC, rowid DESC LIMIT ?", (*values, limit)
+                f"SELECT * FROM runs WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?", (*values, limit)
             ).fetchall()
-        return [_run_record(row) for row in rows]
+        return [run_record(row) for row in rows]
 
     def load_result(self, run_id: str) -> Result:
         """Return the run's result, verified; raise `StoreError` when there is none or it is damaged."""
@@ -332,11 +258,32 @@ class RunStore:
         if not changed:
             raise _no_run(run_id)
 
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run's result, unless another run has the same, and take the run off the history.
+
+        The row stays as "deleted", and so do graded answers: what was looked at counts. A damaged run can be deleted.
+
+        Raises:
+            StoreError: no such run, deleted before, or running.
+        """
+        self._find_interrupted()
+        with connection(self.database, write=True) as opened:
+            row = opened.execute("SELECT state, result_id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            if row is None:
+                raise _no_run(run_id)
+            if row["state"] in ("running", "deleted"):
+                hint = "Stop it first." if row["state"] == "running" else None
+                raise StoreError(f"run {run_id} cannot be deleted", got=f"a {row['state']} run", next_step=hint)
+            opened.execute("UPDATE runs SET state = 'deleted', result_id = NULL WHERE run_id = ?", (run_id,))
+            shared = opened.execute("SELECT 1 FROM runs WHERE result_id = ?", (row["result_id"],)).fetchone()
+        if row["result_id"] is not None and shared is None:
+            self.blobs.delete(row["result_id"])
+
     def _read_result(self, result_id: str) -> Result:
         stored = self.blobs.get_json(result_id)
-        result_class = _RESULT_OF_NAME.get(str(stored.get("kind"))) if isinstance(stored, dict) else None
+        result_class = RESULT_OF_NAME.get(str(stored.get("kind"))) if isinstance(stored, dict) else None
         if not isinstance(stored, dict) or result_class is None:
-            raise StoreError(f"blob {result_id} is no result", expected="one of " + ", ".join(_RESULT_OF_NAME))
+            raise StoreError(f"blob {result_id} is no result", expected="one of " + ", ".join(RESULT_OF_NAME))
         try:
             return result_class.model_validate_json(json.dumps(stored.get("data")))
         except ValidationError as error:
@@ -378,20 +325,4 @@ def _run_id(tick: int) -> str:
 
 
 def _no_run(run_id: str) -> StoreError:
-    return StoreError("no run of that id", got=repr(run_id), next_step="Open the list of runs.")
-
-
-def _run_record(row: sqlite3.Row) -> RunRecord:
-    return RunRecord(
-        run_id=row["run_id"],
-        kind=row["kind"],
-        spec_json=str(row["spec"]),
-        spec_id=row["spec_id"],
-        state=row["state"],
-        created_at=row["created_at"],
-        elapsed_s=row["elapsed_s"],
-        result_id=row["result_id"],
-        error=row["error"],
-        title=row["title"],
-        pinned=bool(row["pinned"]),
-    )
+    return StoreError("no run of that id", got=repr(run_id), next_step="List them: python -m stethoscope runs list.")

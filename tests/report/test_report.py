@@ -229,13 +229,13 @@ def test_the_command_line_writes_it(
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
     run_id = stored(RunStore(runs_dir()), result)
     out = tmp_path / "report.html"
-    assert main(["report", run_id, "--out", str(out), "--json"]) == 0
+    assert main(["runs", "report", run_id, "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"run_id": run_id, "out": str(out), "size_bytes": out.stat().st_size}
     assert Elements(out.read_text(encoding="utf-8")).data["run"]
-    assert main(["report", "r-none", "--out", str(out)]) == 2
+    assert main(["runs", "report", "r-none", "--out", str(out)]) == 2
     assert "no run of that id" in capsys.readouterr().err
-    assert main(["report", run_id, "--out", str(tmp_path / "no" / "report.html")]) == 2
+    assert main(["runs", "report", run_id, "--out", str(tmp_path / "no" / "report.html")]) == 2
 
 
 def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from stethoscope.records import (
 )
 from stethoscope.results import BenchItem, Certificate, ExportResult
 from stethoscope.store import schema
+from stethoscope.store.history import kind_of
 from stethoscope.store.ids import content_id
-from stethoscope.store.runs import RunStore, kind_of
+from stethoscope.store.runs import RunStore
 
 MODEL = ModelRef(id="embedded:base")
 PROBLEMS = ProblemsRef(problems="p", controls="c", shots="s", subjects=("algebra",), control_names=("facts",))

@@ -1,0 +1,109 @@
+"""Stored runs, without a model: list them, show one again, write its report, delete it."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stethoscope.cli.terminal import (
+    print_bench,
+    print_diagnosis,
+    print_energy,
+    print_gain,
+    print_rank,
+    print_stability,
+)
+from stethoscope.errors import StoreError
+from stethoscope.results import (
+    BenchResult,
+    DiagnosisResult,
+    EnergyResult,
+    GainResult,
+    RankResult,
+    Result,
+    StabilityResult,
+)
+from stethoscope.results.gain import POOLED
+from stethoscope.store.history import RunRecord
+from stethoscope.store.home import runs_dir
+from stethoscope.store.runs import RunStore
+from stethoscope.store.settings import get_settings
+
+TABLES: dict[type[Result], Callable[[Console, Any], None]] = {
+    BenchResult: print_bench,
+    DiagnosisResult: print_diagnosis,
+    EnergyResult: print_energy,
+    GainResult: lambda console, result: print_gain(console, result, POOLED),
+    RankResult: print_rank,
+    StabilityResult: print_stability,
+}
+
+
+def run_action(options: argparse.Namespace) -> dict[str, object]:
+    """Do what `runs` was asked for and return the object that --json prints."""
+    store, console = RunStore(runs_dir()), Console(quiet=options.json, highlight=False)
+    return {"list": _list, "show": _show, "report": _report, "delete": _delete}[options.action](store, console, options)
+
+
+def _fields(run: RunRecord) -> dict[str, object]:
+    """Return what the history knows of a run; its spec stands apart."""
+    known = {name: value for name, value in dataclasses.asdict(run).items() if name != "spec_json"}
+    return {**known, "about": run.about}
+
+
+def _started(run: RunRecord) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run.created_at))
+
+
+def _list(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
+    runs = store.list_runs(options.kind, options.limit)
+    table = Table("run", "kind", "state", "about")
+    table.columns[0].no_wrap = True
+    for run in runs:
+        table.add_row(run.run_id, run.kind, run.state, run.title or run.about)
+    console.print(table if runs else "No run is stored yet.")
+    return {"runs": [_fields(run) for run in runs]}
+
+
+def _show(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
+    run = store.get_run(options.run)
+    settings = get_settings(store.database, run.run_id)
+    result = None if run.result_id is None else store.load_result(run.run_id)
+    seconds = "" if run.elapsed_s is None else f", {run.elapsed_s:.1f} s"
+    lines = [f"{run.run_id}: {run.kind}, {run.state}, started {_started(run)}{seconds}", run.title or run.about]
+    lines += [] if settings is None else [f"Computed in {settings.in_words}"]
+    lines += [] if run.error is None else [run.error]
+    console.print("\n".join(lines), markup=False)
+    if result is not None and type(result) in TABLES:
+        TABLES[type(result)](console, result)
+    elif result is not None:
+        console.print(f"Its result: python -m stethoscope runs show {run.run_id} --json", soft_wrap=True)
+    return {
+        "run": _fields(run),
+        "spec": run.spec.model_dump(mode="json"),
+        "settings": None if settings is None else settings.model_dump(mode="json"),
+        "result": None if result is None else result.model_dump(mode="json"),
+    }
+
+
+def _report(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
+    from stethoscope.report import of_run  # plotly
+
+    page = of_run(store, options.run)
+    try:
+        Path(options.out).write_text(page, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StoreError(f"cannot write {options.out}", got=error.strerror) from error
+    console.print(f"Report of {options.run}: {options.out}, {len(page) / 1e6:.1f} MB")
+    return {"run_id": options.run, "out": options.out, "size_bytes": Path(options.out).stat().st_size}
+
+
+def _delete(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
+    store.delete_run(options.run)
+    console.print(f"Deleted the result of {options.run}. Graded answers stay, and still count as looked at.")
+    return {"run_id": options.run, "deleted": True}

@@ -1,0 +1,139 @@
+"""A run as the history keeps it: its kind, how it stands, and in a few words what it was about."""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from stethoscope import results
+from stethoscope.errors import StoreError
+from stethoscope.recipes import shown_layers
+from stethoscope.records import (
+    BenchSpec,
+    CompareTextSpec,
+    DiagnoseSpec,
+    DoseSpec,
+    EditRecipe,
+    EnergySpec,
+    ExportSpec,
+    GainSpec,
+    InfoSpec,
+    ProbeSpec,
+    RankSpec,
+    Spec,
+    StabilitySpec,
+)
+from stethoscope.results import Result
+from stethoscope.store.ids import content_id, short_id
+
+EndState = Literal["done", "paused", "cancelled", "failed"]
+RunState = EndState | Literal["running", "interrupted", "deleted"]
+RESUMABLE = ("paused", "interrupted")
+
+SPEC_OF_KIND: dict[str, type[Spec]] = {
+    "info": InfoSpec,
+    "diagnose": DiagnoseSpec,
+    "stability": StabilitySpec,
+    "energy": EnergySpec,
+    "gain": GainSpec,
+    "probe": ProbeSpec,
+    "dose": DoseSpec,
+    "rank": RankSpec,
+    "compare_text": CompareTextSpec,
+    "bench": BenchSpec,
+    "export": ExportSpec,
+}
+_KIND_OF_SPEC = {spec_class: kind for kind, spec_class in SPEC_OF_KIND.items()}
+_RESULT_CLASSES = (
+    results.InfoResult,
+    results.DiagnosisResult,
+    results.StabilityResult,
+    results.EnergyResult,
+    results.GainResult,
+    results.ProbeResult,
+    results.DoseResult,
+    results.RankResult,
+    results.TextComparison,
+    results.BenchResult,
+    results.ExportResult,
+)
+RESULT_OF_NAME: dict[str, type[Result]] = {result_class.__name__: result_class for result_class in _RESULT_CLASSES}
+
+
+def kind_of(spec: Spec) -> str:
+    """Return the short name of the spec's use case: "diagnose", "bench" and so on."""
+    return _KIND_OF_SPEC[type(spec)]
+
+
+def recipes_of(spec: Spec) -> dict[str, EditRecipe]:
+    """Return the recipes of a run's spec by arm name."""
+    if isinstance(spec, BenchSpec):
+        return {arm.name: arm.recipe for arm in spec.arms if arm.recipe is not None}
+    recipe = getattr(spec, "recipe", None)
+    return {"recipe": recipe} if isinstance(recipe, EditRecipe) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list."""
+
+    run_id: str
+    kind: str
+    spec_json: str
+    spec_id: str
+    state: str
+    created_at: float
+    elapsed_s: float | None
+    result_id: str | None
+    error: str | None
+    title: str | None
+    pinned: bool
+
+    @property
+    def spec(self) -> Spec:
+        """The spec of the run; raises `StoreError` when the row is damaged."""
+        spec_class = SPEC_OF_KIND.get(self.kind)
+        if spec_class is None:
+            raise StoreError(f"run {self.run_id} is of an unknown kind", got=self.kind)
+        try:
+            return spec_class.model_validate_json(self.spec_json)
+        except ValidationError as error:
+            raise StoreError(f"the spec of run {self.run_id} is damaged", got=error.errors()[0]["msg"]) from error
+
+    @property
+    def about(self) -> str:
+        """What the run was about, in a few words; a damaged row says so."""
+        try:
+            spec = self.spec
+        except StoreError as error:
+            return f"damaged: {error}"
+        if isinstance(spec, BenchSpec):
+            return f"{len(spec.arms)} arms, {len(spec.subjects)} subjects, n = {spec.n}"
+        subject, control = getattr(spec, "subject", None), getattr(spec, "control", None)
+        parts = [subject or "", f"against {control}" if control else ""]
+        for recipe in recipes_of(spec).values():
+            parts += [
+                f"layers {shown_layers(recipe.layers)}" if recipe.layers else "no layers",
+                f"alpha {recipe.master_alpha:g}",
+                recipe.arm.kind,
+                f"recipe {short_id(content_id(recipe))}",
+            ]
+        return ", ".join(part for part in parts if part) or self.kind
+
+
+def run_record(row: sqlite3.Row) -> RunRecord:
+    """Return a row of the table of runs as a record."""
+    return RunRecord(
+        run_id=row["run_id"],
+        kind=row["kind"],
+        spec_json=str(row["spec"]),
+        spec_id=row["spec_id"],
+        state=row["state"],
+        created_at=row["created_at"],
+        elapsed_s=row["elapsed_s"],
+        result_id=row["result_id"],
+        error=row["error"],
+        title=row["title"],
+        pinned=bool(row["pinned"]),
+    )
