@@ -14,7 +14,7 @@ GROUND = {"errors", "records", "results", "statistics", "locations", "progress",
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
-    "locations": set(),
+    "locations": {"errors"},
     "releases": {"errors"},
     "corpora": set(),
     "hub": {"errors", "progress", "locations"},

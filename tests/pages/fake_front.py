@@ -729,6 +729,7 @@ class FakeFront:
             run_id=None,
             error=None,
             owners=frozenset({owner}),
+            spec=spec,
         )
         self.jobs[job_id] = (snapshot, spec, time.monotonic())
         return job_id

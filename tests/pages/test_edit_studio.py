@@ -155,17 +155,6 @@ def test_the_dose_curve_is_asked_as_a_batch_job_and_survives_the_slider(front: F
     assert "Choose alpha here, on dev items" in said
 
 
-def test_what_the_page_cannot_show_of_a_recipe_is_said(open_page: Open) -> None:
-    wanted = recipe(layers={3: LayerAlpha(), 50: LayerAlpha()}, arm=RandomSubspaceArm(rank=8, norm_matched=True))
-    app = open_page("edit", query={"recipe": to_link(wanted)})
-    assert not app.exception
-    said = app.warning[0].value.replace("\\", "")
-    assert "layers.50.attention: 1.0 became –" in said
-    assert "norm_matched" not in said
-    app.run()
-    assert not app.warning
-
-
 def test_an_alpha_beyond_the_slider_is_refused(open_page: Open) -> None:
     app = open_page("edit", query={"recipe": to_link(recipe(master_alpha=2.0))})
     assert any("outside the slider's range" in error.value for error in app.error)

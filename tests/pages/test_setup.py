@@ -1,6 +1,7 @@
 """Setup: a profile by choice, file or name, and nothing of the hub's loaded before the button."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fake_front import FakeFront
@@ -109,11 +110,13 @@ def test_an_uploaded_profile_is_kept_beside_the_runs(front: FakeFront, open_page
     app.file_uploader(key="profile-upload").set_value(
         ("../mine.toml", b'extends = "mini"\ntitle = "Mine"\n', "application/toml")
     ).run()
-    assert app.session_state["profile"] == str(front.store.root / "profiles" / "mine.toml")
+    place = Path(app.session_state["profile"])
+    assert (place.name, place.parent.parent) == ("mine.toml", front.store.root / "profiles")
     assert app.text_input(key="profile-path").value == app.session_state["profile"]
     app.file_uploader(key="profile-upload").set_value(("mine.toml", b"titel = 3", "application/toml")).run()
     assert any("has an unknown field" in error.value or "does not fit" in error.value for error in app.error)
-    assert "Mine" in (front.store.root / "profiles" / "mine.toml").read_text(), "a broken one replaces nothing"
+    assert "Mine" in place.read_text(), "a broken one replaces nothing"
+    assert app.session_state["profile"] == str(place)
 
 
 def test_changed_keeps_the_rest_of_the_same_model_only() -> None:
