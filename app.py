@@ -32,6 +32,7 @@ with _session.drawing():
     strip = st.container()
     with _ui.guarded():
         _restore.from_address()
+        _session.keep_profile_in_address()
     st.session_state["inside_app"] = True
     try:
         with _ui.guarded():

@@ -12,25 +12,29 @@ from stethoscope.results import DiagnosisResult, EnergyResult
 WEIGHTS = {True: "Gains folded in", False: "Plain weights"}
 
 
+def spec_from_session() -> EnergySpec:
+    """Return the energy of the chosen subject and task vector, in the span of the diagnosis' latents."""
+    chosen = st.session_state
+    return EnergySpec(
+        diagnosis=_session.diagnose_spec(),
+        task_vector=_session.profile().task_vector(chosen["task_vector"]),
+        subject=chosen["subject"],
+        k=_session.ENERGY_K,
+        fold_gains=chosen["fold_gains"],
+    )
+
+
 def draw(diagnosis: DiagnosisResult) -> None:
     """Ask for the energy of the chosen subject and draw its curves, every matrix' enrichment and the geometry."""
     if not _recipe.has_task_vector("its energy in the latents' span", "energy"):
         return
-    profile, subject = _session.profile(), st.session_state["subject"]
-    chosen = st.session_state
-    spec = EnergySpec(
-        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"])),
-        task_vector=profile.task_vector(chosen["task_vector"]),
-        subject=subject,
-        k=_session.ENERGY_K,
-        fold_gains=chosen["fold_gains"],
-    )
+    spec, subject = spec_from_session(), st.session_state["subject"]
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
         _watch.standing(view, "energy", "Compute the energy")
         if isinstance(view.result, EnergyResult):
             best = diagnosis.order.get(subject, ())
-            _show(view.result, [*chosen["layers"], *best])
+            _show(view.result, [*st.session_state["layers"], *best])
 
 
 def _show(result: EnergyResult, preferred: list[int]) -> None:

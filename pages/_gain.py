@@ -17,10 +17,10 @@ SLOT = "gain"
 
 def spec_from_session() -> GainSpec:
     """Return the study of the diagnosis and task vector on show."""
-    profile, chosen = _session.profile(), st.session_state
+    profile = _session.profile()
     return GainSpec(
-        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"])),
-        task_vector=profile.task_vector(chosen["task_vector"]),
+        diagnosis=_session.diagnose_spec(),
+        task_vector=profile.task_vector(st.session_state["task_vector"]),
         top_n=profile.top_n,
     )
 

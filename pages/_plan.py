@@ -73,9 +73,11 @@ def problems_and_n() -> None:
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
                    **_session.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
     slider, exact, split = st.columns([3.2, 0.9, 1.9], vertical_alignment="bottom")
-    n = int(st.session_state["bench_n"])
-    slider.slider("n per subject", 2, max(MOST, n), **_session.mirror("bench_n", "bench-n-slider", "value"))
-    exact.number_input("exactly", 2, 5000, step=10, **_session.mirror("bench_n", "bench-n", "value"))
+    slider.slider(
+        "n per subject", **_session.bounds("bench_n", 2, MOST), **_session.mirror("bench_n", "bench-n-slider", "value")
+    )
+    exact.number_input("exactly", step=10, **_session.bounds("bench_n", 2, 5000),
+                       **_session.mirror("bench_n", "bench-n", "value"))  # fmt: skip
     split.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
                             **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
 
@@ -83,8 +85,10 @@ def problems_and_n() -> None:
 def how_asked(*, chat_template: bool) -> None:
     """Draw how the problems are asked and compared."""
     seed, tokens, chat, more = st.columns([0.9, 0.9, 1.6, 1], vertical_alignment="bottom")
-    seed.number_input("Seed", 0, 10_000, step=1, **_session.mirror("bench_seed", "bench-seed", "value"))
-    tokens.number_input("New tokens", 8, 4096, step=8, help="The longest answer; lm-evaluation-harness stops at 256.",
+    seed.number_input("Seed", step=1, **_session.bounds("bench_seed", *_session.SEEDS),
+                      **_session.mirror("bench_seed", "bench-seed", "value"))  # fmt: skip
+    tokens.number_input("New tokens", step=8, help="The longest answer; lm-evaluation-harness stops at 256.",
+                        **_session.bounds("bench_tokens", 8, 4096),
                         **_session.mirror("bench_tokens", "bench-tokens", "value"))  # fmt: skip
     if not chat_template:
         st.session_state["bench_chat"] = False
@@ -94,9 +98,9 @@ def how_asked(*, chat_template: bool) -> None:
     chat.checkbox("Chat template" if chat_template else "Chat template (the tokenizer has none)", help=reason,
                   disabled=not chat_template, **_session.mirror("bench_chat", "bench-chat", "value"))  # fmt: skip
     with more.popover("More", width="stretch", key="bench-more"):
-        st.number_input("Margin, points", 0.5, 50.0, step=0.5,
+        st.number_input("Margin, points", step=0.5, **_session.bounds("bench_margin", 0.5, 50.0),
                         help="“Not worse” means: the interval’s lower bound lies above minus this.",
                         **_session.mirror("bench_margin", "bench-margin", "value"))  # fmt: skip
-        st.number_input("Block size, problems", 8, 1024, step=8,
+        st.number_input("Block size, problems", step=8, **_session.bounds("bench_block", 8, 1024),
                         help="Every arm answers a block before the next begins; a block is what a stop can cost.",
                         **_session.mirror("bench_block", "bench-block", "value"))  # fmt: skip

@@ -1,6 +1,10 @@
 """Setup's choice of a profile (shipped, a TOML file, or an uploaded one) and of one of its task vectors."""
 
-from pathlib import PurePath
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path, PurePath
 
 import streamlit as st
 
@@ -9,6 +13,8 @@ from stethoscope.errors import ProfileError, UserError
 from stethoscope.profiles import PROFILES, Profile, load_profile
 
 OWN = "your own (TOML file)"
+HASH_DIGITS = 16
+LONGEST_NAME = 60
 
 
 def choose() -> None:
@@ -46,24 +52,35 @@ def _take_upload() -> None:
 
 
 def take_file(name: str, content: bytes) -> None:
-    """Keep an uploaded profile beside the runs and choose it; a broken one leaves an error to show, and no file."""
+    """Keep an uploaded profile beside the runs and choose it; a broken one leaves an error to show."""
     st.session_state.pop("profile-error", None)
-    folder = _jobs.front().store.root / "profiles"
-    path = folder / (PurePath(name.replace("\\", "/")).stem + ".toml")
-    before = path.read_bytes() if path.exists() else None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        load_profile(str(path))
-    except (UserError, OSError) as error:
-        shown = error if isinstance(error, UserError) else ProfileError("cannot keep the profile", got=error.strerror)
-        st.session_state["profile-error"] = shown
-        if before is not None:
-            path.write_bytes(before)
-        else:
-            path.unlink(missing_ok=True)
+        load_profile(str(path := keep(_jobs.front().store.root / "profiles", name, content)))
+    except UserError as error:
+        st.session_state["profile-error"] = error
     else:
         st.session_state["profile-path"] = str(path)
+
+
+def keep(folder: Path, name: str, content: bytes) -> Path:
+    """Write `content` below `folder` under its hash and the visitor's own `name` for it, and return the file.
+
+    Nothing is ever replaced: another content of that name, somebody else's perhaps, lies elsewhere.
+
+    Raises:
+        ProfileError: it cannot be written.
+    """
+    stem = re.sub(r"[^\w .-]", "", PurePath(name.replace("\\", "/")).stem).strip(" .")[:LONGEST_NAME]
+    path = folder / hashlib.sha256(content).hexdigest()[:HASH_DIGITS] / f"{stem or 'profile'}.toml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(content)
+            os.replace(file.name, path)
+    except OSError as error:
+        raise ProfileError("cannot keep the profile", got=error.strerror) from error
+    return path
 
 
 def task_vector(profile: Profile) -> None:

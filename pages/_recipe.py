@@ -51,7 +51,7 @@ def from_session(profile: Profile) -> EditRecipe:
         model=profile.model,
         task_vector=profile.task_vector(chosen["task_vector"]),
         layers=_strengths.picked(),
-        master_alpha=round(float(chosen["alpha"]), 4),
+        master_alpha=float(chosen["alpha"]),
         arm=_arm(profile),
         norms=bool(chosen["norms"]),
         embeddings=bool(chosen["embeddings"]),
@@ -93,12 +93,13 @@ def controls(n_layers: int) -> None:
         return
     one, two = st.columns([2, 1])
     if chosen["arm"] == "random-subspace":
-        one.number_input(
-            "Seed of the random subspace", 0, 10_000, step=1, **_session.mirror("arm_seed", "edit-seed", "value")
-        )
-        two.number_input("Dimensions", 1, 512, step=1, **_session.mirror("edit_k", "edit-k", "value"))
+        one.number_input("Seed of the random subspace", step=1, **_session.bounds("arm_seed", *_session.SEEDS),
+                         **_session.mirror("arm_seed", "edit-seed", "value"))  # fmt: skip
+        two.number_input("Dimensions", step=1, **_session.bounds("edit_k", *_session.LATENTS),
+                         **_session.mirror("edit_k", "edit-k", "value"))  # fmt: skip
         two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched", "value"))
         return
     one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
                   **_session.mirror("subject", "edit-subject"))  # fmt: skip
-    two.number_input("Latents k", 1, 512, step=1, **_session.mirror("edit_k", "edit-k", "value"))
+    two.number_input("Latents k", step=1, **_session.bounds("edit_k", *_session.LATENTS),
+                     **_session.mirror("edit_k", "edit-k", "value"))  # fmt: skip

@@ -4,23 +4,26 @@ Keyed widgets lose their value when the page changes, so each is a mirror: its v
 key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and lists go into the session.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from typing import Any
 
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
-from stethoscope.errors import UserError
+from stethoscope.errors import ProfileError, UserError
 from stethoscope.locations import EMBEDDED_PREFIX
-from stethoscope.profiles import MINI, Profile, load_profile
-from stethoscope.records import SCORE_NAMES, ModelRef, SaeRef, TaskVectorRef
+from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
+from stethoscope.records import SCORE_NAMES, DiagnoseSpec, ModelRef, SaeRef, TaskVectorRef
 
 PAGE = "page"
 PAST_PICKS = 50
 ENERGY_K = (4, 8, 16, 32, 64)
 MAX_ALPHA = 1.5
+LATENTS = (1, 512)
+SEEDS = (0, 10_000)
 ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
 
 
@@ -69,15 +72,63 @@ def whole_page() -> bool:
 
 
 def profile() -> Profile:
-    """Return the session's profile with the task vectors added to it; a broken one falls back to the mini."""
-    try:
-        chosen = load_profile(st.session_state.get("profile", MINI.name))
-    except UserError:  # Setup shows the error
-        chosen = MINI
+    """Return the session's profile with the task vectors added to it.
+
+    Of one that cannot be read any more (see `lost_profile`) it is what was read last, or the mini.
+    """
+    chosen = _read_profile()
     if (change := st.session_state.get("changed", {}).get(chosen.name)) is not None:
         model, saes = ModelRef.model_validate(change["model"]), SaeRef.model_validate(change["saes"])
         chosen = chosen.changed(model=model, saes=saes)
     return chosen.model_copy(update={"task_vectors": (*chosen.task_vectors, *own_task_vectors())})
+
+
+def _read_profile() -> Profile:
+    name, kept = st.session_state.get("profile", MINI.name), st.session_state.get("profile_read")
+    try:
+        found, error = load_profile(name), None
+    except UserError as problem:
+        found, error = MINI, problem
+        if kept is not None and kept["name"] == name:
+            found = Profile.model_validate_json(kept["body"])
+    else:
+        if name not in PROFILES:
+            st.session_state["profile_read"] = {"name": name, "body": found.model_dump_json()}
+    st.session_state["profile_lost"] = error
+    return found
+
+
+def lost_profile() -> ProfileError | None:
+    """Return what to say of the session's profile where it cannot be read any more; None where it can."""
+    shown, error = profile(), st.session_state["profile_lost"]
+    if error is None:
+        return None
+    kept = st.session_state.get("profile_read", {}).get("name") == st.session_state["profile"]
+    instead = "what was read of it last is used" if kept else f"{shown.title} is used instead"
+    return ProfileError(
+        f"the profile {st.session_state['profile']} cannot be read; {instead}",
+        got=error,
+        next_step="Put the file back, or choose a profile on the Setup page.",
+    )
+
+
+def diagnose_spec() -> DiagnoseSpec:
+    """Return the diagnosis that the session describes."""
+    chosen = st.session_state
+    return profile().diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"]))
+
+
+@contextmanager
+def all_or_nothing(names: Collection[str]) -> Generator[None]:
+    """Put the plain session keys `names` back to what they were where the body raises."""
+    before = {name: deepcopy(st.session_state[name]) for name in names if name in st.session_state}
+    try:
+        yield
+    except Exception:
+        for name in names:
+            st.session_state.pop(name, None)
+        st.session_state.update(before)
+        raise
 
 
 def choose_profile(name: str) -> None:
@@ -197,7 +248,13 @@ def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
 
 def _copy(name: str, key: str) -> None:
     if (value := st.session_state.get(key)) is not None:
-        st.session_state[name] = value
+        st.session_state[name] = round(value, 4) if isinstance(value, float) else value  # 0.35, not 7 * 0.05
+
+
+def bounds(name: str, low: float, high: float) -> dict[str, Any]:
+    """Return the limits of the box that mirrors `name`; what was loaded may lie beyond what a box offers by itself."""
+    value = st.session_state[name]
+    return {"min_value": min(low, value), "max_value": max(high, value)}
 
 
 def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | None = None) -> None:
@@ -236,8 +293,19 @@ def _copy_layers(key: str) -> None:
         set_layers(st.session_state[key])
 
 
+def address(**ids: str | None) -> dict[str, str]:
+    """Return what an address says: `ids`, and the session's profile where that is not the mini."""
+    name = st.session_state["profile"]
+    return {key: value for key, value in ids.items() if value} | ({} if name == MINI.name else {"profile": name})
+
+
 def link(**ids: str | None) -> None:
-    """Put `ids` into the address, so that a reload or a shared link shows this view again."""
-    wanted = {name: value for name, value in ids.items() if value}
+    """Put `ids` and the profile into the address, so that a reload or a shared link shows this view again."""
+    wanted = address(**ids)
     if dict(st.query_params.to_dict()) != wanted:
         st.query_params.from_dict(wanted)
+
+
+def keep_profile_in_address() -> None:
+    """Put the profile into the address, whatever else stands there: a page may wait before it writes its own."""
+    link(**{name: value for name, value in st.query_params.to_dict().items() if name != "profile"})

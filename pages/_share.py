@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _restore, _ui, _watch
+from pages import _jobs, _restore, _session, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.recipes import differences, parse_recipe, shown_layers, to_link
 from stethoscope.records import EditRecipe, ExportSpec
@@ -54,7 +55,8 @@ def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
                            key="recipe-json", on_click="ignore")  # fmt: skip
     st.caption("A link to this recipe. It carries the recipe itself, so it works in another person’s dashboard, too.")
     here = (st.context.url or "").partition("?")[0].rstrip("/").removesuffix("/edit")
-    st.code(f"{here}/edit?recipe={to_link(recipe)}", language=None, wrap_lines=True)
+    parameters = urlencode(_session.address(recipe=to_link(recipe)))
+    st.code(f"{here}/edit?{parameters}", language=None, wrap_lines=True)
     st.file_uploader("Load a recipe file", type="json", key="recipe-upload", on_change=_take_upload)
     if error := st.session_state.get("share-error"):
         _ui.banner(error)

@@ -1,10 +1,7 @@
-"""A recipe in symbols and in words, and what the page cannot show of one."""
+"""A recipe in symbols and in words."""
 
-import streamlit as st
-
-from pages import _ui
 from stethoscope.figures.theme import pretty
-from stethoscope.recipes import differences, parse_recipe, shown_layers
+from stethoscope.recipes import shown_layers
 from stethoscope.records import EditRecipe, NormMatchedArm, RandomSubspaceArm, RawArm
 
 
@@ -41,14 +38,3 @@ def words(recipe: EditRecipe) -> str:
         f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}"
         f"{'; ' + ' and '.join(moved) + ' move, too' if moved else ''}."
     )
-
-
-def check_taken(recipe: EditRecipe) -> None:
-    """Once after a recipe was loaded: say where the page's recipe differs from it, instead of changing it silently."""
-    taken = st.session_state.pop("taken", None)
-    if taken is None:
-        return
-    changed = differences(parse_recipe(taken.encode(), source="that was loaded"), recipe)
-    if changed:
-        fields = "; ".join(f"{change.field}: {change.before} became {change.after}" for change in changed)
-        st.warning(_ui.escape(f"This page cannot show the loaded recipe as it is. {fields}."))

@@ -24,14 +24,12 @@ def spec_from_controls() -> DiagnoseSpec:
     third.selectbox("Score", SCORE_NAMES, format_func=pretty, **_session.mirror("score", "score-select"))
     fourth.number_input(
         "Latents k",
-        1,
-        512,
         step=1,
         help="Latents selected per layer and subject",
+        **_session.bounds("top_k", *_session.LATENTS),
         **_session.mirror("top_k", "top-k", "value"),
     )
-    chosen = st.session_state
-    return profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"]))
+    return _session.diagnose_spec()
 
 
 def main() -> None:

@@ -71,7 +71,6 @@ def main() -> None:
         recipe = _recipe.from_session(profile)
         _strengths.draw(recipe, n_layers)
         formula(recipe)
-        _words.check_taken(recipe)
         _history.remember(recipe)
         with st.container(horizontal=True, vertical_alignment="center", key="recipe-row"):
             _history.buttons()

@@ -21,7 +21,7 @@ def open_again(run: Any) -> None:
     try:
         st.session_state["go"] = _restore.open_run(run)
     except StethoscopeError as error:
-        st.session_state["runs-error"] = str(error)
+        st.session_state["link_error"] = error
 
 
 def resume(spec: BenchSpec) -> None:
@@ -91,8 +91,7 @@ def main() -> None:
     _status.show_base()
     if page := st.session_state.pop("go", None):
         st.switch_page(f"pages/{page}.py")
-    if message := st.session_state.pop("runs-error", None):
-        _ui.banner(message)
+    _session.link()
     kind = st.segmented_control("Kind", KINDS, format_func=pretty, key="runs-kind")
     everything = st.toggle("Show stopped and failed runs and dose curves, too", key="runs-all")
     runs = sorted(_jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)

@@ -48,6 +48,10 @@ class ProfileError(UserError):
     """An unknown or broken profile."""
 
 
+class LocationError(UserError):
+    """A name of a place that can lead nowhere."""
+
+
 class RecipeError(UserError):
     """A recipe that cannot be read, or does not fit the model that it names."""
 

@@ -41,6 +41,7 @@ class JobSnapshot:
         text: what was streamed so far, by channel.
         partial: the result as it stands while the job runs, where the use case shows one.
         owners: who asked for it and has not withdrawn.
+        spec: what was asked.
     """
 
     job_id: str
@@ -61,6 +62,7 @@ class JobSnapshot:
     partial: Result | None = None
     owners: frozenset[str] = frozenset()
     unit: str = ""
+    spec: Spec | None = None
 
     @property
     def active(self) -> bool:
@@ -160,6 +162,7 @@ class Job:
             partial=progress.partial if running else None,
             owners=frozenset(self.owners),
             unit=progress.unit,
+            spec=self.spec,
         )
 
 
