@@ -45,12 +45,26 @@ def truncate(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(raw[: len(raw) // 2])
 
 
-def quantise(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
+def config_with(**fields: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return edit
 
 
+def attach_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    save_file({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}, folder / ADAPTER)
+
+
+def leave_only_an_adapter(folder: Path) -> None:
+    attach_adapter(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+
+
+ADAPTER = "adapter_model.safetensors"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (edit_weights(lambda t: t.pop(DOWN)), f"lacks weights; got 1 missing, the first {DOWN}"),
     "unexpected": (edit_weights(lambda t: t.update({"foo": torch.ones(2)})), "got 1 unexpected, the first foo"),
@@ -64,11 +78,23 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"xx"), "corrupt safetensors"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "not a checkpoint folder"),
-    "bad config": (lambda folder: (folder / "config.json").write_text("{"), "cannot load"),
-    "unknown type": (lambda folder: (folder / "config.json").write_text('{"model_type": "zork"}'), "cannot load"),
+    "bad config": (lambda folder: (folder / "config.json").write_text("{"), "cannot read config.json"),
+    "unknown type": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "zork"}'),
+        "cannot read config.json",
+    ),
+    "layer types": (config_with(layer_types=["zork"] * 4), "config.json of .*layer_types"),
+    "no sliding window": (config_with(sliding_window="far"), "config.json of .*sliding_window.*far"),
+    "no vocabulary": (config_with(vocab_size=-1), "config.json of "),
+    "no scale": (config_with(query_pre_attn_scalar=0), "config.json of "),
+    "adapter beside it": (attach_adapter, "a model and a LoRA adapter.*task vector"),
+    "only an adapter": (leave_only_an_adapter, "is a LoRA adapter, not a model.*task vector"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
     "bad tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot read the tokenizer"),
-    "quantised": (quantise, r"is quantised; got quantization_config in config.json \(bitsandbytes\)"),
+    "quantised": (
+        config_with(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        r"is quantised; got quantization_config in config.json \(bitsandbytes\)",
+    ),
 }
 
 
