@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from stethoscope.errors import CheckpointError, UserError
+from stethoscope.errors import CheckpointError
 from stethoscope.hub import fetch_folder
 from stethoscope.locations import local_path
 from stethoscope.progress import Progress
@@ -69,7 +70,7 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
     if folder is None:
         fetched = fetch_folder(ref.id, revision=ref.revision, progress=progress)
         folder, revision = fetched.path, fetched.revision
-    _check_folder(ref.id, folder)
+    check_folder(ref.id, folder)
     config = read_config(ref.id, folder)
     text = config.get_text_config()
     is_tower = text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -82,7 +83,8 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
     )
 
 
-def _check_folder(name: str, folder: Path) -> None:
+def check_folder(name: str, folder: Path) -> None:
+    """Raise `CheckpointError` where `folder` does not hold the weights and the config of one model."""
     if not folder.is_dir():
         raise CheckpointError(
             f"no checkpoint folder {name}",
@@ -90,8 +92,23 @@ def _check_folder(name: str, folder: Path) -> None:
             expected="a folder with config.json and *.safetensors",
             next_step="Check the path or the hub id.",
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{name} is not a checkpoint folder", got="no config.json", expected="config.json")
+    has_config, has_adapter = (folder / "config.json").is_file(), (folder / "adapter_config.json").is_file()
+    if has_adapter:
+        raise CheckpointError(
+            f"{name} holds a model and a LoRA adapter" if has_config else f"{name} is a LoRA adapter, not a model",
+            got="adapter_config.json",
+            expected="a base model without an adapter",
+            next_step="Move the adapter into a folder of its own, and name that one as the task vector."
+            if has_config
+            else "Name the model that it was trained on as the base, and the adapter as its task vector.",
+        )
+    if not has_config:
+        raise CheckpointError(
+            f"{name} is not a checkpoint folder",
+            got="no config.json",
+            expected="config.json beside the weights",
+            next_step="Check the path, or write the checkpoint again with save_pretrained.",
+        )
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{name} has no weights",
@@ -105,20 +122,25 @@ def read_config(name: str, folder: Path) -> Any:
     """Return the config that transformers itself makes of config.json; code of the repository is never run."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        known = content.get("model_type") in CONFIG_MAPPING
-        if not known and any(content.get(field) for field in CODE_FIELDS):
-            raise CheckpointError(
-                f"{name} needs code of its repository, which is not run here",
-                got=f"model_type {content.get('model_type')!r} with auto_map",
-                expected="an architecture that transformers has itself",
-                next_step="Take a checkpoint that was converted to one.",
-            )
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable_config(name, error, expected="a JSON object") from error
+    if not isinstance(content, dict):
+        raise _unreadable_config(name, type(content).__name__, expected="a JSON object")
+    kind = content.get("model_type")
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if not known and any(content.get(field) for field in CODE_FIELDS):
+        raise CheckpointError(
+            f"{name} needs code of its repository, which is not run here",
+            got=f"model_type {kind!r} with auto_map",
+            expected="an architecture that transformers has itself",
+            next_step="Take a checkpoint that was converted to one.",
+        )
+    try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(name, error) from error
-    for part in (config, config.get_text_config()):
+        parts = (config, config.get_text_config())
+    except Exception as error:  # each of transformers' configs checks its fields in its own way
+        raise _unreadable_config(name, error) from error
+    for part in parts:
         if (quantisation := getattr(part, "quantization_config", None)) is not None:
             raise CheckpointError(
                 f"{name} is quantised",
@@ -127,6 +149,15 @@ def read_config(name: str, folder: Path) -> Any:
                 next_step="Use the unquantised checkpoint.",
             )
     return config
+
+
+def _unreadable_config(name: str, got: object, expected: str | None = None) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read config.json of {name}",
+        got=first_line(got),
+        expected=expected or f"an architecture and fields that transformers {transformers.__version__} knows",
+        next_step="Mend it, or fetch the checkpoint again.",
+    )
 
 
 def _method(config: Any) -> str:
@@ -139,11 +170,12 @@ def unreadable(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"cannot load {name}",
         got=first_line(error),
-        expected="a causal language model in Hugging Face format",
-        next_step="Check the path or the hub id, the revision and config.json.",
+        expected="a causal language model that transformers loads",
+        next_step="Check the path or the hub id, and the revision.",
     )
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's text, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's text, with the next one where it ends in a colon, or the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

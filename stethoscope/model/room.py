@@ -7,7 +7,7 @@ import torch
 from stethoscope.errors import ResourceError
 from stethoscope.hub import fetch_file
 from stethoscope.locations import local_path
-from stethoscope.model.checkpoint import read_config
+from stethoscope.model.checkpoint import check_folder, read_config
 from stethoscope.model.devices import Placement, Plan, plan_placement
 from stethoscope.model.memory import free_bytes
 from stethoscope.model.shape import ModelShape, meta_model, shape_of
@@ -19,15 +19,14 @@ def read_sizes(ref: ModelRef, placement: Placement, progress: Progress) -> tuple
     """Return the sizes of the language tower of `ref` and where it will lie; of a hub id only config.json is fetched.
 
     Raises:
-        CheckpointError: no config.json, or one that describes no decoder.
+        CheckpointError: no checkpoint at a path, or a config.json that describes no decoder.
         HubError: see `hub.fetch_file`.
     """
-    path = local_path(ref.id)
-    folder = (
-        fetch_file(ref.id, "config.json", revision=ref.revision, progress=progress).path.parent
-        if path is None
-        else path
-    )
+    folder = local_path(ref.id)
+    if folder is None:
+        folder = fetch_file(ref.id, "config.json", revision=ref.revision, progress=progress).path.parent
+    else:
+        check_folder(ref.id, folder)
     model: Any = meta_model(ref, read_config(ref.id, folder).get_text_config(), getattr(torch, ref.dtype))
     return shape_of(model, ref.roles), plan_placement(model, placement, ref.roles)
 

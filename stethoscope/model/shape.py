@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from stethoscope.errors import CheckpointError
+from stethoscope.model.checkpoint import first_line
 from stethoscope.model.layout import decoder_layers
 from stethoscope.records import MatrixRole, ModelRef
 
@@ -98,9 +99,10 @@ def meta_model(ref: ModelRef, config: Any, dtype: torch.dtype | None = None) -> 
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # every architecture makes something else of fields that do not fit
         raise CheckpointError(
-            f"config.json of {ref.id} does not tell the sizes of a decoder",
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0],
-            expected="a causal language model that transformers knows",
+            f"config.json of {ref.id} describes no decoder that transformers can build",
+            got=first_line(error),
+            expected="a causal language model that transformers knows, with sizes that fit each other",
+            next_step="Mend it, or name another model.",
         ) from error
