@@ -63,10 +63,11 @@ def refusal(error: BaseException, repo: str, revision: str | None) -> UserError:
 def offline(repo: str, revision: str | None, missing: str = "no copy of it") -> HubError:
     """Return the message for something that is not in the cache while the hub is switched off."""
     return HubError(
-        f"{repo}{_at(revision)} is not in the hub's cache, and HF_HUB_OFFLINE is set",
+        f"{repo}{_at(revision)} is no path on this machine and not in the hub's cache, and HF_HUB_OFFLINE is set",
         got=missing,
-        expected="every file, fetched before",
-        next_step="Unset HF_HUB_OFFLINE and run this once with a network.",
+        expected="a path that exists, or every file, fetched before",
+        next_step="If it is meant as a path, correct it. Otherwise unset HF_HUB_OFFLINE and run this once with a "
+        "network.",
     )
 
 
@@ -74,10 +75,11 @@ def unreachable(error: httpx2.HTTPError, repo: str) -> HubError:
     """Return the message for a hub that does not answer."""
     trouble = "no answer in time" if isinstance(error, httpx2.TimeoutException) else type(error).__name__
     return HubError(
-        f"cannot reach the hub for {repo}",
+        f"{repo} is no path on this machine, and the hub cannot be reached",
         got=f"{trouble} from {urlsplit(constants.ENDPOINT).hostname}",
-        expected="a network, or every file in the cache",
-        next_step="Check the network, proxy and HF_ENDPOINT, then try again: what was fetched is kept.",
+        expected="a path that exists, or a network, or every file in the cache",
+        next_step="If it is meant as a path, correct it. Otherwise check the network, proxy and HF_ENDPOINT, then try "
+        "again: what was fetched is kept.",
     )
 
 
@@ -101,8 +103,10 @@ def _answered(error: HfHubHTTPError, repo: str, revision: str | None) -> HubErro
         return HubError(
             f"the hub has no {repo}",
             got="not found" if logged_in else "not found, and no token to look for private ones",
-            expected="OWNER/NAME of a repository that exists",
-            next_step="Check the id." if logged_in else f"Check the id; if it is private, {LOG_IN}.",
+            expected="OWNER/NAME of a repository that exists, or a path that exists on this machine",
+            next_step="Check the id or the path."
+            if logged_in
+            else f"Check the id or the path; if it is private, {LOG_IN}.",
         )
     if isinstance(error, RevisionNotFoundError):
         return HubError(

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Break, str, str]] = {
     "no access": (no_access, "is gated", "Accept the terms on its page"),
     "no token": (no_token, "is gated", "log in with"),
     "wrong token": (wrong_token, "does not accept the token", "Log in again"),
-    "cut off": (cut_off, "cannot reach the hub for model", "what was fetched is kept"),
+    "cut off": (cut_off, "the hub cannot be reached", "what was fetched is kept"),
     "too short": (too_short, "in another length than it says", "Try again later"),
     "no room": (no_room, "not enough space on the disk", "Free some space, or set HF"),
 }
