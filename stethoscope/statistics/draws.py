@@ -1,11 +1,13 @@
 """One arm against the mean of several random draws: other problems and other draws are both allowed for."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, special
+
+SMALLEST_TAIL = 1e-100  # scipy's quantile of Student's t is wrong, or infinite, from 1e-200 down
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +63,40 @@ def difference_to_draws(
     if n_draws > 1:
         over_draws = float((by_draw / size).var(ddof=1)) / n_draws
     error = math.sqrt(over_problems + over_draws)
-    share = over_draws / (over_problems + over_draws)
-    mean, freedom = difference / size, max(n_problems - size, 1)
-
-    def critical(tail: float) -> float:
-        of_problems = -float(special.stdtrit(freedom, tail))
-        return (
-            of_problems if share == 0 else (1 - share) * of_problems - share * float(special.stdtrit(n_draws - 1, tail))
-        )
-
-    half = critical((1 - level) / 2) * error
-    return TestedDifference(mean, max(mean - half, -1.0), min(mean + half, 1.0), _p_of(abs(mean) / error, critical))
+    mean = difference / size
+    critical = _CriticalValue(over_draws / error**2, max(n_problems - size, 1), n_draws - 1)
+    half = critical.at((1 - level) / 2) * error
+    return TestedDifference(mean, max(mean - half, -1.0), min(mean + half, 1.0), 2 * critical.tail(abs(mean) / error))
 
 
-def _p_of(t: float, critical: Callable[[float], float]) -> float:
-    """Return the two-sided p at which the critical value of a tail is `t`."""
-    if t == 0:
-        return 1.0
-    smallest = math.log(1e-300)
-    if critical(math.exp(smallest)) < t:
-        return 0.0
-    bracket = (smallest, math.log(0.5))
-    found = optimize.root_scalar(lambda log_tail: critical(math.exp(log_tail)) - t, bracket=bracket, xtol=1e-9)
-    return 2 * math.exp(found.root)
+@dataclass(frozen=True, slots=True)
+class _CriticalValue:
+    """t' = (1 - share) t_V + share t_W as a function of the upper tail, and its inverse."""
+
+    share: float
+    freedom_v: int
+    freedom_w: int
+
+    def at(self, tail: float) -> float:
+        """Return t' at an upper tail; both quantiles are accurate to `SMALLEST_TAIL` and not far below."""
+        of_problems = -float(special.stdtrit(self.freedom_v, tail))
+        if self.share == 0:
+            return of_problems
+        return (1 - self.share) * of_problems - self.share * float(special.stdtrit(self.freedom_w, tail))
+
+    def tail(self, t: float) -> float:
+        """Return the upper tail at which t' is `t`; one below `SMALLEST_TAIL` as that where t' mixes two quantiles.
+
+        t' lies between its two quantiles, so that the tail lies between the tails of `t` under either distribution.
+        """
+        of_problems = float(special.stdtr(self.freedom_v, -t))
+        if self.share == 0:
+            return of_problems
+        smaller, larger = sorted((of_problems, float(special.stdtr(self.freedom_w, -t))))
+        smaller, larger = max(smaller, SMALLEST_TAIL), max(larger, SMALLEST_TAIL)
+        if self.at(larger) >= t:  # equal but for rounding
+            return larger
+        if self.at(smaller) <= t:
+            return smaller
+        found = optimize.brentq(lambda log_tail: self.at(math.exp(log_tail)) - t, math.log(smaller), math.log(larger))
+        return math.exp(found)
