@@ -47,8 +47,8 @@ def write_delta(source: EditSource, touched: Sequence[str], folder: Path) -> Pat
     return path
 
 
-def delta_fits(path: Path, session: ModelSession, edited: Mapping[str, bytes]) -> bool:
-    """Read the delta back: is base + delta, rounded as a patch is, the edited model bit by bit?
+def delta_fits(path: Path, source: EditSource, edited: Mapping[str, bytes]) -> bool:
+    """Read the delta of `source` back: is base + delta, rounded as a patch is, the edited model bit by bit?
 
     Call it on the base; `edited` maps a parameter to its digest while the edit was on.
     """
@@ -57,8 +57,8 @@ def delta_fits(path: Path, session: ModelSession, edited: Mapping[str, bytes]) -
         if set(names) != set(edited):
             return False
         for name in names:
-            base = session.parameter(name).detach()
-            again = (base.float().cpu() + stored.get_tensor(name)).to(base.dtype)
+            again = source.task_vector.origin(name).float().cpu() + stored.get_tensor(name)
+            again = again.to(source.session.parameter(name).dtype)
             if tensor_digest(name, again) != edited[name]:
                 return False
     return True

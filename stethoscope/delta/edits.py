@@ -39,26 +39,30 @@ NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding n
 class Direction:
     """What is added at strength 1, in float32, with the energies before and after a projection as the span sees them.
 
-    The energies are equal where nothing was projected.
+    The energies are equal where nothing was projected. `origin` is what it is added to, where that is not the live
+    parameter (see `TaskVector.as_stored`).
     """
 
     tensor: Tensor
     raw_energy: float
     kept_energy: float
+    origin: Tensor | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the tensor takes."""
-        return self.tensor.numel() * self.tensor.element_size()
+        """Memory that the tensors take."""
+        tensors = (self.tensor,) if self.origin is None else (self.tensor, self.origin)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One tensor's edit: `strength * direction` is added to parameter `name`."""
+    """One tensor's edit: `strength * direction` is added to `origin`, or to parameter `name` where that is None."""
 
     name: str
     strength: float
     direction: Tensor
+    origin: Tensor | None = None
 
 
 @dataclass
@@ -122,9 +126,11 @@ class EditSource:
 
     def raw(self, name: str) -> Direction:
         """Return tau of parameter `name`."""
-        return self.directions.get_or_make(
-            self.identity, name, lambda: Direction(self.task_vector.delta(name), 1.0, 1.0)
-        )
+
+        def read() -> Direction:
+            return Direction(self.task_vector.delta(name), 1.0, 1.0, self.task_vector.as_stored(name))
+
+        return self.directions.get_or_make(self.identity, name, read)
 
     def sites(self, layer: int) -> list[tuple[MatrixSite, float]]:
         """Return the matrices of `layer` that the recipe strengthens and tau moves, with their effective alpha."""
@@ -181,7 +187,8 @@ def _project(source: EditSource, site: MatrixSite, basis: SpanBasis, sae_site: S
     delta, gain = source.task_vector.delta(site.name), gain_of(source.session, site)
     projected = project_delta(delta, site, gain, basis.Q, sae_site=sae_site)
     raw_energy = float(facing_basis(delta, use, gain).square().sum())
-    return Direction(projected, raw_energy, float(facing_basis(projected, use, gain).square().sum()))
+    kept_energy = float(facing_basis(projected, use, gain).square().sum())
+    return Direction(projected, raw_energy, kept_energy, source.task_vector.as_stored(site.name))
 
 
 def span_of_latents(source: EditSource, arm: ProjectedArm | NormMatchedArm) -> Span:
@@ -230,7 +237,7 @@ def layer_edits(arm: Arm, source: EditSource, layer: int) -> list[Edit]:
 
 @layer_edits.register
 def _raw(arm: RawArm, source: EditSource, layer: int) -> list[Edit]:
-    return [Edit(site.name, alpha, source.raw(site.name).tensor) for site, alpha in source.sites(layer)]
+    return [_edit(site.name, alpha, source.raw(site.name)) for site, alpha in source.sites(layer)]
 
 
 @layer_edits.register
@@ -250,7 +257,11 @@ def _random(arm: RandomSubspaceArm, source: EditSource, layer: int) -> list[Edit
 
 
 def _plain(projected: list[Projected]) -> list[Edit]:
-    return [Edit(part.name, part.alpha, part.direction.tensor) for part in projected]
+    return [_edit(part.name, part.alpha, part.direction) for part in projected]
+
+
+def _edit(name: str, strength: float, direction: Direction) -> Edit:
+    return Edit(name, strength, direction.tensor, direction.origin)
 
 
 def _matched(projected: list[Projected], layer: int) -> list[Edit]:
@@ -266,7 +277,7 @@ def _matched(projected: list[Projected], layer: int) -> list[Edit]:
             got=f"{kept:.1e} of the norm",
             next_step="Take more latents, other layers, or the arm that is not norm-matched.",
         )
-    return [Edit(part.name, part.alpha / kept, part.direction.tensor) for part in projected]
+    return [_edit(part.name, part.alpha / kept, part.direction) for part in projected]
 
 
 def edits_of(source: EditSource) -> Iterator[Edit]:
@@ -283,8 +294,8 @@ def edits_of(source: EditSource) -> Iterator[Edit]:
             for norm in session.layout.norms_of(layer):
                 alpha = recipe.alpha(layer, norm.part)
                 if alpha and moves(norm.name):
-                    yield Edit(norm.name, alpha, source.raw(norm.name).tensor)
+                    yield _edit(norm.name, alpha, source.raw(norm.name))
     if recipe.embeddings and recipe.master_alpha:
         for name in session.layout.outer:
             if moves(name):
-                yield Edit(name, recipe.master_alpha, source.raw(name).tensor)
+                yield _edit(name, recipe.master_alpha, source.raw(name))

@@ -2,9 +2,10 @@
 
     theta(alpha) = round(theta_base + master * layer * tau),
 
-in numpy, tensor by tensor, straight from the base's parameters, the recipe's numbers and the task vector as it is read
-from disk: no kept directions, no buffers, no pieces, and bfloat16 rounded by its bit pattern. Only for raw recipes; all
-touched tensors where they are small, else a seeded sample of them.
+in numpy, tensor by tensor, straight from the base's parameters (from its files, where these hold more digits than the
+session), the recipe's numbers and the task vector as it is read from disk: no kept directions, no buffers, no pieces,
+and bfloat16 rounded by its bit pattern. Only for raw recipes; all touched tensors where they are small, else a seeded
+sample of them.
 """
 
 import random
@@ -37,11 +38,10 @@ def expected_digests(
     strengths = _strengths(session, recipe)
     digests = {}
     for name in _sampled(session, touched, seed):
-        base = session.parameter(name).detach()
-        theta = base.float().cpu().numpy()
+        theta = task_vector.origin(name).float().cpu().numpy()
         tau = task_vector.delta(name).cpu().numpy()
         edited = theta + np.float32(strengths[name]) * tau
-        digests[name] = tensor_digest(name, _rounded(edited, base.dtype))
+        digests[name] = tensor_digest(name, _rounded(edited, session.parameter(name).dtype))
     return digests
 
 

@@ -125,7 +125,7 @@ def _write_parts(session: ModelSession, patch: Patch, folder: Path, parts: Parts
     if parts.delta is not None and touched:
         beside = folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
         beside.mkdir(exist_ok=True)
-        if not delta_fits(write_delta(parts.delta, touched, beside), session, edited):
+        if not delta_fits(write_delta(parts.delta, touched, beside), parts.delta, edited):
             return float("inf")
         progress.check_cancel()
     if parts.checkpoint:

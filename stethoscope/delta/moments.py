@@ -56,14 +56,32 @@ class DeltaMoments:
 
 
 @torch.no_grad()
-def delta_moments(base: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> DeltaMoments:
-    """Return the sums of one parameter; `base` in the model's dtype decides the rounding, `delta` is float32."""
+def delta_moments(
+    base: Float[Tensor, "..."], delta: Float[Tensor, "..."], dtype: torch.dtype | None = None
+) -> DeltaMoments:
+    """Return the sums of one parameter whose `delta` is float32; sums are rounded to `dtype` (None: that of `base`)."""
     total = DeltaMoments()
     for theta, tau in zip(base.detach().reshape(-1).split(CHUNK), delta.reshape(-1).split(CHUNK), strict=True):
-        step = realised_step(theta[None], tau[None], None)
+        step = realised_step(theta[None], tau[None], None, dtype=dtype)
         product = float(float64(theta) @ float64(tau))
         total += DeltaMoments(theta.numel(), base_moments(theta).base_energy, product, step)
     return total
+
+
+@torch.no_grad()
+def saved_in(base: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> torch.dtype | None:
+    """Return the dtype that makes one of base and base + delta the other by rounding; None where there is none.
+
+    Such weights were saved in another dtype, and not trained: `delta` is rounding error.
+    """
+    pieces = list(zip(base.detach().reshape(-1).split(CHUNK), delta.reshape(-1).split(CHUNK), strict=True))
+    for dtype in (torch.bfloat16, torch.float16):
+        # base and fine-tune lie within a factor of 2, so that their difference and this sum are exact
+        if all(torch.equal(theta.to(dtype).float(), theta.float() + tau) for theta, tau in pieces):
+            return dtype
+        if all(torch.equal(theta.float(), (theta.float() + tau).to(dtype).float()) for theta, tau in pieces):
+            return dtype
+    return None
 
 
 @torch.no_grad()

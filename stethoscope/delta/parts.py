@@ -217,7 +217,7 @@ class PartsReader:
             bases=bases,
             total=float(matrix.square().sum()),
             kept={name: cumulative_energy(matrix, basis.to(matrix.device)).cpu() for name, basis in bases.items()},
-            realised=realise(self.session, site, delta),
+            realised=realise(self.session, site, self.task_vector.origin(site.name), delta),
             functional=self.functional.get(site.name),
             approximate=use.approximate,
         )

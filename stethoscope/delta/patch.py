@@ -5,8 +5,9 @@
 Base weights are never written: `applied` points each touched parameter's `.data` at the patch and points it back at the
 very same storage in `finally`. Adding and subtracting would not undo anything: rounding differs on the way back. The
 Parameter objects stay, so tied embeddings stay tied. `lifted` takes a patch off for a while, so that another job can
-pass between two steps of the one that applied it. A build passes through memory in pieces that fit the processor's
-cache, so that a new alpha costs one read of base and direction and one write of the result.
+pass between two steps of the one that applied it. theta_base is what the base's files hold, where that is more than the
+session's dtype can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so
+that a new alpha costs one read of base and direction and one write of the result.
 """
 
 import contextlib
@@ -126,7 +127,7 @@ def edits_nothing(recipe: EditRecipe) -> bool:
 def _edited_tensor(session: ModelSession, edit: Edit, buffer_like: BufferLike) -> Tensor:
     base = session.parameter(edit.name).detach()
     out = buffer_like(base)
-    if not add_scaled(base, edit.direction, edit.strength, out):
+    if not add_scaled(base if edit.origin is None else edit.origin, edit.direction, edit.strength, out):
         raise RecipeError(
             f"the recipe's strength makes {edit.name} overflow {base.dtype}",
             got=f"strength {edit.strength:g}",
@@ -143,7 +144,7 @@ def add_scaled(base: Tensor, direction: Tensor, strength: float, out: Tensor) ->
     """
     checked = abs(strength) > SAFE_STRENGTH or out.dtype == torch.float16
     flat_base, flat_direction, flat_out = base.reshape(-1), direction.reshape(-1), out.view(-1)
-    piece = PIECE_NUMBERS.get(base.device.type, PIECE_NUMBERS_ELSEWHERE)
+    piece = PIECE_NUMBERS.get(out.device.type, PIECE_NUMBERS_ELSEWHERE)
     wide = out.dtype == torch.float32
     scratch = None if wide else torch.empty(min(piece, out.numel()), dtype=torch.float32, device=out.device)
     finite = True

@@ -5,7 +5,7 @@ head by head under a q- or k-norm. The radial share of tau is what it does not t
 
     sum over blocks b of <tau_b, theta_b>^2 / ||theta_b||^2  /  ||tau||^2.
 
-And a model of dtype bfloat16 does not move by tau but by round(theta + tau) - theta, which differs in direction
+And a model of dtype bfloat16 does not move by tau but by round(theta + tau) - round(theta), which differs in direction
 (cosine) and length (norm ratio; above 1 where rounding steps are longer than tau).
 """
 
@@ -27,8 +27,8 @@ class Realised:
 
     Attributes:
         intended: ||tau||^2.
-        moved: ||round(theta + tau) - theta||^2.
-        product: <round(theta + tau) - theta, tau>.
+        moved: ||round(theta + tau) - round(theta)||^2.
+        product: <round(theta + tau) - round(theta), tau>.
         radial: energy of tau along the weights, where a norm makes it do nothing; None where no norm follows.
     """
 
@@ -63,15 +63,31 @@ class Realised:
         return None if self.radial is None or self.intended == 0 else self.radial / self.intended
 
 
-def realise(session: ModelSession, site: MatrixSite, delta: Float[Tensor, "out in"]) -> Realised:
-    """Return what becomes of `delta` (float32) when the full task vector is put on the weights of `site`."""
-    return realised_step(session.parameter(site.name).detach(), delta, scale_free_rows(session, site))
+def realise(
+    session: ModelSession, site: MatrixSite, origin: Float[Tensor, "out in"], delta: Float[Tensor, "out in"]
+) -> Realised:
+    """Return what becomes of `delta` (float32) when the full task vector is put on the weights of `site`.
+
+    Args:
+        origin: the weights as the base's files hold them (see `TaskVector.origin`).
+    """
+    return realised_step(origin, delta, scale_free_rows(session, site), dtype=session.parameter(site.name).dtype)
 
 
-def realised_step(weight: Float[Tensor, "out in"], delta: Float[Tensor, "out in"], scale_free: int | None) -> Realised:
-    """Return what becomes of `delta` on `weight`; blocks of `scale_free` rows have a scale that a norm cancels."""
-    base = weight.float()
-    step = ((base + delta).to(weight.dtype).float() - base).flatten()
+def realised_step(
+    weight: Float[Tensor, "out in"],
+    delta: Float[Tensor, "out in"],
+    scale_free: int | None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Realised:
+    """Return what becomes of `delta` on `weight`; blocks of `scale_free` rows have a scale that a norm cancels.
+
+    Args:
+        dtype: that both are rounded to; None is that of `weight`, which is then exact.
+    """
+    base, dtype = weight.float(), dtype or weight.dtype
+    step = ((base + delta).to(dtype).float() - base.to(dtype).float()).flatten()
     tau = delta.flatten()
     return Realised(
         intended=_dot(tau, tau),

@@ -43,6 +43,10 @@ class DeltaSource(Protocol):
         """Return tau of parameter `name` (one of `names`) in float32, on the parameter's device."""
         ...
 
+    def holds_weights(self, name: str) -> bool:
+        """Tell whether its file holds the fine-tuned weights of `name` (one of `names`) rather than what is added."""
+        ...
+
 
 READERS = (CheckpointSource, AdapterSource, DeltaFileSource)
 FILES = (*CHECKPOINT, *ADAPTER, DELTA_FILE)  # what is fetched of a hub repository
@@ -58,13 +62,14 @@ class TaskVector:
         remarks: what was noticed on opening and did not have to be refused.
     """
 
-    def __init__(self, ref: TaskVectorRef, session: ModelSession, source: DeltaSource) -> None:
+    def __init__(self, ref: TaskVectorRef, base: Base, source: DeltaSource) -> None:
         self.ref = ref
         self.source = source.description
         self.names = source.names
         self.remarks = source.remarks
         self._moves = frozenset(source.names)
-        self._session = session
+        self._base = base
+        self._session = base.session
         self._reader = source
         self._relative_norms: tuple[float, ...] | None = None
 
@@ -82,6 +87,21 @@ class TaskVector:
             return self._reader.delta(name)
         parameter = self._session.parameter(name)
         return torch.zeros((), dtype=torch.float32, device=parameter.device).expand(parameter.shape)  # one number
+
+    def holds_weights(self, name: str) -> bool:
+        """Tell whether the source holds the fine-tuned weights of parameter `name`, from which tau is a difference."""
+        return self.moves(name) and self._reader.holds_weights(name)
+
+    def as_stored(self, name: str) -> Tensor | None:
+        """Return the base's numbers of parameter `name` as its files hold them, None where the live ones are exact.
+
+        In float32 or narrower, on the parameter's device. Raises `CheckpointError` where the files have changed.
+        """
+        return self._base.as_stored(name)
+
+    def origin(self, name: str) -> Tensor:
+        """Return what tau of parameter `name` is added to: `as_stored`, or else the live parameter."""
+        return self._base.origin(name)
 
     def relative_norms(self) -> tuple[float, ...]:
         """Return ||tau_l|| / ||theta_l|| of every layer, over its edited matrices (read once, then remembered)."""
@@ -124,7 +144,8 @@ def open_task_vector(ref: TaskVectorRef, session: ModelSession, *, progress: Pro
             expected=" or ".join(reader.wants for reader in READERS),
             next_step="Only safetensors files are read; convert others first.",
         )
-    return TaskVector(ref, session, (found or [CheckpointSource])[0](path, ref, Base(session)))
+    base = Base(session)
+    return TaskVector(ref, base, (found or [CheckpointSource])[0](path, ref, base))
 
 
 def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:

@@ -238,9 +238,13 @@ def edit(setting: Setting, layers: int, *, room_bytes: int) -> tuple[MemoryPart,
 
 
 def build(setting: Setting) -> tuple[MemoryPart, ...]:
-    """Return what building a patch takes besides: one matrix of the task vector, read, subtracted and added."""
-    numbers = setting.shape.matrix_numbers
-    return (_part("building", numbers * (3 * F32 + setting.number_bytes), f"{numbers:,} numbers x (3 x 4 + file)"),)
+    """Return what building a patch takes besides: one matrix of the task vector, read, subtracted and added.
+
+    Below float32 the base's own numbers may have to be read, too.
+    """
+    numbers, wide = setting.shape.matrix_numbers, 3 if setting.number_bytes == F32 else 4
+    size = numbers * (wide * F32 + setting.number_bytes)
+    return (_part("building", size, f"{numbers:,} numbers x ({wide} x 4 + file)"),)
 
 
 def probe(setting: Setting, *, prompt_tokens: int, solution_tokens: int) -> tuple[MemoryPart, ...]:

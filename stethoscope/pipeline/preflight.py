@@ -8,7 +8,7 @@ alike, embeddings no more than matrices, and points almost where the base points
 from collections.abc import Callable, Iterable
 from statistics import median
 
-from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments
+from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments, saved_in
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import CheckpointError, UserError
 from stethoscope.locations import local_path
@@ -38,12 +38,13 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
         check = _failed("opens and fits the base", error)
         return PreflightResult(task_vector=ref.name, source=ref.tuned, dtype=dtype, usable=False, checks=(check,))
     broken: list[UserError] = []
-    measured = _measure(task_vector, session, progress, broken)
+    saved: dict[str, str | None] = {}
+    measured = _measure(task_vector, session, progress, broken, saved)
     layers = _by_layer(measured, session)
     checks = [_fits(task_vector, session), _pinned(ref), *_remarks(task_vector), _finite(task_vector, broken)]
     if not broken:
         total = sum((moments for moments, _ in layers.values()), DeltaMoments())
-        checks += [check(layers, measured, total, dtype) for check in SIZE_CHECKS]
+        checks += [*_saved(saved), *(check(layers, measured, total, dtype) for check in SIZE_CHECKS)]
     return PreflightResult(
         task_vector=ref.name,
         source=task_vector.source,
@@ -56,8 +57,18 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     )
 
 
-def _measure(task_vector: TaskVector, session: ModelSession, progress: Progress, broken: list[UserError]) -> Measured:
-    """Return moments and "does it move" of every part in the model's order; what cannot be read goes to `broken`."""
+def _measure(
+    task_vector: TaskVector,
+    session: ModelSession,
+    progress: Progress,
+    broken: list[UserError],
+    saved: dict[str, str | None],
+) -> Measured:
+    """Return moments and "does it move" of every part in the model's order.
+
+    What cannot be read goes to `broken`; to `saved` every tensor that differs from the base's, with the dtype where it
+    does so by having been saved in it.
+    """
     names = [name for name, _ in session.model.named_parameters()]
     part_of = _parts(names, session)
     progress.start(f"Reading task vector {task_vector.ref.name}", len(names))
@@ -67,7 +78,14 @@ def _measure(task_vector: TaskVector, session: ModelSession, progress: Progress,
         moves = task_vector.moves(name)
         base = session.parameter(name)
         try:
-            moments = delta_moments(base, task_vector.delta(name)) if moves else base_moments(base)
+            if moves:
+                origin, delta = task_vector.origin(name), task_vector.delta(name)
+                moments = delta_moments(origin, delta, base.dtype)
+                if moments.step.intended:
+                    dtype = saved_in(origin, delta) if task_vector.holds_weights(name) else None
+                    saved[name] = None if dtype is None else str(dtype).removeprefix("torch.")
+            else:
+                moments = base_moments(base)
         except CheckpointError as error:
             broken.append(error)
         else:
@@ -173,6 +191,34 @@ def _finite(task_vector: TaskVector, broken: list[UserError]) -> PreflightCheck:
     first = _failed("finite", broken[0])
     others = f", and {len(broken) - 1} more tensors that cannot be used" if len(broken) > 1 else ""
     return first.model_copy(update={"got": f"{first.got}{others}"})
+
+
+def _saved(saved: dict[str, str | None]) -> list[PreflightCheck]:
+    """Return the check of tensors that differ from the base's by having been saved in another dtype; none without."""
+    only = {name: dtype for name, dtype in saved.items() if dtype is not None}
+    if not only:
+        return []
+    name, dtype = next(iter(only.items()))
+    if len(only) == len(saved):
+        return [
+            PreflightCheck(
+                name="saved dtype",
+                outcome="fail",
+                what=f"it is the base itself, saved in another dtype ({dtype}): tau is rounding error",
+                expected="weights that were trained",
+                next_step="Name the fine-tune, not another copy of the base.",
+            )
+        ]
+    return [
+        PreflightCheck(
+            name="saved dtype",
+            outcome="warn",
+            what=f"{len(only)} of the {len(saved)} tensors that differ are the base's, saved in another dtype",
+            got=f"{name} rounded to {dtype}",
+            expected="tensors that were trained, or are the base's exactly",
+            next_step="Their tau is rounding error. Take a fine-tune that was saved in the base's dtype.",
+        )
+    ]
 
 
 Layers = dict[int, tuple[DeltaMoments, bool]]

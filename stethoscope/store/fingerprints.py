@@ -90,12 +90,20 @@ def _sae_repository(location: str) -> str | None:
 
 
 def record_fingerprints(record: Record) -> tuple[str, ...]:
-    """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`."""
+    """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`.
+
+    A task vector over a model of less than float32 says how it is added: what was stored when the model's numbers were
+    rounded before the difference is not found again.
+    """
     found: dict[str, str] = {}
+    models = [part for part in nested_records(record) if isinstance(part, ModelRef)]
+    added = ", added to the files' numbers" if any(model.dtype != "float32" for model in models) else ""
     for part in nested_records(record):
         match part:
-            case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
+            case ModelRef(id=location, revision=revision):
                 found[f"{location}@{revision}"] = fingerprint(location, revision)
+            case TaskVectorRef(tuned=location, revision=revision):
+                found[f"{location}@{revision}"] = fingerprint(location, revision) + added
             case SaeRef(location=location, revision=revision):
                 place = _sae_repository(location) or location
                 found[f"{location}@{revision}"] = fingerprint(place, revision)

@@ -91,7 +91,9 @@ def test_full_strength_is_the_fine_tune_rounded_once_and_any_strength_the_sum(
         for name, edited in patch.tensors.items():
             tau = pair.theta_tuned[name] - pair.theta[name]
             assert torch.equal(edited, (pair.theta[name] + alpha * tau).to(LOADED[loaded])), (name, alpha)
-    assert torch.equal(build_patch(session, task_vector, recipe).tensors[MOVED], pair.theta_tuned[MOVED].to(edited.dtype))
+    assert torch.equal(
+        build_patch(session, task_vector, recipe).tensors[MOVED], pair.theta_tuned[MOVED].to(edited.dtype)
+    )
 
 
 def test_what_the_fine_tune_left_alone_does_not_move(pair_in: Callable[[torch.dtype], Pair]) -> None:

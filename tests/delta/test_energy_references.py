@@ -114,7 +114,7 @@ def test_principal_angles_functional_energy_and_what_is_realised_stand_in_the_ta
     measured = functional[site.name]
     assert down.functional_energy == measured.total
     assert down.functional_share == pytest.approx(float(measured.kept[6]) / measured.total)
-    realised = realise(session, site, task_vector.delta(site.name))
+    realised = realise(session, site, task_vector.origin(site.name), task_vector.delta(site.name))
     assert down.radial_share == realised.radial_share
     assert (down.realised_cosine, down.realised_norm_ratio) == (realised.cosine, realised.norm_ratio)
     assert cell_of(table, 2, "v_proj", 6).radial_share is None

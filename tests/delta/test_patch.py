@@ -80,10 +80,10 @@ def test_bfloat16_is_rounded_once_from_float32(
     task_vector = open_task_vector(tuned_ref, bf16_session)
     patch = build_patch(bf16_session, task_vector, make_recipe({0: 0.7}, model=bf16_session.ref))
     for name, tensor in patch.tensors.items():
-        base, delta = bf16_session.parameter(name).detach(), task_vector.delta(name)
+        base, delta = task_vector.origin(name), task_vector.delta(name)
         assert delta.dtype == torch.float32
         assert torch.equal(tensor, (base.float() + 0.7 * delta).to(torch.bfloat16))
-    twice_rounded = base + (0.7 * delta).to(torch.bfloat16)
+    twice_rounded = base.to(torch.bfloat16) + (0.7 * delta).to(torch.bfloat16)
     assert not torch.equal(tensor, twice_rounded)  # the difference is visible at this size
 
 

@@ -81,5 +81,5 @@ def test_the_radial_part_does_nothing_to_the_model(session: ModelSession, matrix
 
     with torch.no_grad():
         before = session.model(input_ids=ids).logits
-        assert realise(session, site, radial).radial_share == pytest.approx(1, abs=1e-6)
+        assert realise(session, site, kept, radial).radial_share == pytest.approx(1, abs=1e-6)
         assert moved_by(radial) < 2e-4 * moved_by(step * radial.norm() / step.norm())

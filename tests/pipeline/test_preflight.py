@@ -180,3 +180,45 @@ def test_what_cannot_be_opened_is_one_failed_check(check: Check, tmp_path: Path)
     assert not result.usable
     assert only.outcome == "fail"
     assert all((only.what, only.got, only.expected, only.next_step))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("saved", [torch.bfloat16, torch.float16])
+def test_the_base_saved_in_another_dtype_is_no_fine_tune(
+    check: Check, pico_folder: Path, tmp_path: Path, saved: torch.dtype, dtype: Dtype
+) -> None:
+    copy = Path(shutil.copytree(pico_folder, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: value.to(saved) for name, value in tensors.items()}, copy / "model.safetensors")
+    result = check(copy, dtype)
+    found = of(result, "saved dtype")
+    assert (found.outcome, result.usable) == ("fail", False)
+    assert str(saved).removeprefix("torch.") in found.what
+
+
+def test_the_original_of_a_base_that_was_saved_in_less_is_no_fine_tune_either(
+    pico_folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(pico_folder, tmp_path / "base"))
+    tensors = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    context = Context(RunStore(tmp_path / "runs"), device="cpu")
+    spec = PreflightSpec(model=ModelRef(id=str(base)), task_vector=TaskVectorRef(name="t", tuned=str(pico_folder)))
+    result = pipeline.run(spec, context, Progress()).result
+    assert isinstance(result, PreflightResult)
+    assert of(result, "saved dtype").outcome == "fail"
+    context.close()
+
+
+def test_tensors_that_only_the_saving_changed_are_counted(
+    check: Check, pico_tuned_folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(pico_tuned_folder, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: value.bfloat16() for name, value in tensors.items()}, copy / "model.safetensors")
+    result = check(copy)
+    found = of(result, "saved dtype")
+    changed = sum(not torch.equal(value, value.bfloat16().float()) for value in tensors.values())
+    rounded = sum("_proj" not in name for name in tensors)  # norms and embeddings: the fine-tune kept them
+    assert (found.outcome, result.usable) == ("warn", True)
+    assert found.what.startswith(f"{rounded} of the {changed} tensors")

@@ -209,25 +209,29 @@ class AdapterSource:
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
         """Return tau of parameter `name` in float32, on the parameter's device."""
-        parameter = self._base.parameter(name).detach()
+        device = self._base.parameter(name).device
         if name in self._saved:
             first, *others = self._saved[name]
-            saved = self._tensors.read_finite(first, parameter.device)
+            saved = self._tensors.read_finite(first, device)
             for other in others:
-                if not torch.equal(saved, self._tensors.read_finite(other, parameter.device)):
+                if not torch.equal(saved, self._tensors.read_finite(other, device)):
                     raise self._base.refusal(
                         self._title,
                         got=f"{other} that is not {first}",
                         expected="one tensor for both, as in the base, which ties them",
                         next_step="Train the adapter with the embeddings tied, or without them.",
                     )
-            return saved - parameter.float()
+            return saved - self._base.origin(name).float()
         factors = self._factors[name]
-        down, up = (self._tensors.read_finite(factors[factor], parameter.device) for factor in "AB")
+        down, up = (self._tensors.read_finite(factors[factor], device) for factor in "AB")
         tau = self._config.scale(self._module(name)) * (up @ down)
         if "base_layer" in factors:
-            tau += self._tensors.read_finite(factors["base_layer"], parameter.device) - parameter.float()
+            tau += self._tensors.read_finite(factors["base_layer"], device) - self._base.origin(name).float()
         return tau
+
+    def holds_weights(self, name: str) -> bool:
+        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        return name in self._saved
 
 
 def _kind(config: AdapterConfig) -> str:

@@ -2,6 +2,12 @@
 
 A tied parameter counts once, under its first name (`model.embed_tokens.weight`); its other name (`lm_head.weight`) is a
 twin. A task vector that moves the twins apart has no place in tied weights and is refused.
+
+Where the session's dtype does not hold the numbers of the base's files, sums and differences are taken from the files:
+
+    theta(alpha) = round(theta_file + alpha * tau),    tau = theta_tuned - theta_file  in float32.
+
+With the base rounded first, tau would hold its rounding error in every weight, also where nothing was trained.
 """
 
 from collections.abc import Sequence
@@ -10,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from stethoscope.delta.sources.stored import StoredTensors, name_forms, read_json
+from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms, read_json
 from stethoscope.errors import CheckpointError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
@@ -47,6 +53,7 @@ class Base:
             else:
                 first[id(parameter)] = name
         self.names = tuple(first.values())
+        self._compared: set[str] = set()
 
     @cached_property
     def _of_stored(self) -> dict[str, str]:
@@ -71,6 +78,45 @@ class Base:
     def parameter(self, name: str) -> nn.Parameter:
         """Return the live parameter `name`."""
         return self.session.parameter(name)
+
+    @cached_property
+    def _files(self) -> CheckpointTensors:
+        return CheckpointTensors(self.session.folder, self.session.ref.id)
+
+    def as_stored(self, name: str) -> Tensor | None:
+        """Return the numbers of parameter `name` in the base's files, None where the live parameter holds them exactly.
+
+        They come in float32 or in the files' dtype, on the parameter's device, in memory of their own. A weight that no
+        file holds under a name of the parameter's (transformers may join several when it loads) counts as exact.
+
+        Raises:
+            CheckpointError: rounded to the session's dtype they are not what was loaded.
+        """
+        parameter = self.parameter(name).detach()
+        stored = None if parameter.dtype == torch.float32 else self._on_disk(name)
+        if stored is None or FLOAT_DTYPES.get(self._files.shape_and_dtype(stored)[1]) == parameter.dtype:
+            return None
+        numbers = self._files.read(stored)
+        numbers = numbers.float() if numbers.dtype == torch.float64 else numbers
+        numbers = numbers.to(parameter.device, copy=True)  # a file's pages would be lost with the file
+        if name not in self._compared and not torch.equal(numbers.to(parameter.dtype), parameter):
+            raise CheckpointError(
+                f"the files of {self.session.ref.id} hold no longer the numbers that were loaded",
+                got=f"another {stored}",
+                expected=f"numbers that are the loaded ones when rounded to {self.session.ref.dtype}",
+                next_step="Load the model again.",
+            )
+        self._compared.add(name)
+        return numbers
+
+    def _on_disk(self, name: str) -> str | None:
+        names = (name, *(twin for twin, first in self.twins.items() if first == name))
+        return next((stored for one in names if (stored := self._files.name_on_disk(one)) is not None), None)
+
+    def origin(self, name: str) -> Tensor:
+        """Return what tau of parameter `name` is added to: its numbers in the base's files, or the live parameter."""
+        stored = self.as_stored(name)
+        return self.parameter(name).detach() if stored is None else stored
 
     def refusal(self, title: str, *, got: object, expected: object, next_step: str = SAME_BASE) -> CheckpointError:
         """Return the error for something of `title` that does not fit the base."""

@@ -1,7 +1,7 @@
-"""A fine-tuned checkpoint: tau = theta_tuned - theta_base, where the base is the session's own parameters.
+"""A fine-tuned checkpoint: tau = theta_tuned - theta_base, between the numbers of both files (see `Base.as_stored`).
 
-So base + 1.0 * tau is the tuned model. Another architecture, vocabulary or shape, and missing tensors are refused from
-the headers alone.
+So base + 1.0 * tau is the tuned model, rounded to the session's dtype. Another architecture, vocabulary or shape, and
+missing tensors are refused from the headers alone.
 """
 
 from collections.abc import Mapping
@@ -85,10 +85,14 @@ class CheckpointSource:
     def delta(self, name: str) -> Float[Tensor, "..."]:
         """Return tuned minus base of parameter `name` in float32, on the parameter's device."""
         self._base.check_twins(self._tensors, name)
-        parameter = self._base.parameter(name).detach()
+        origin = self._base.origin(name)
         stored = self._tensors.name_on_disk(name)
         assert stored is not None, f"{name} was there when the task vector was opened"
-        return self._tensors.read_finite(stored, parameter.device) - parameter.float()
+        return self._tensors.read_finite(stored, origin.device) - origin.float()
+
+    def holds_weights(self, name: str) -> bool:
+        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        return True
 
 
 def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:

@@ -77,4 +77,8 @@ class DeltaFileSource:
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
         """Return tau of parameter `name` in float32, on the parameter's device."""
-        return self._tensors.read_finite(self._stored[name], self._base.parameter(name).device)
+        return self._tensors.read_finite(self._stored[name], self._base.parameter(name).device).clone()
+
+    def holds_weights(self, name: str) -> bool:
+        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        return False

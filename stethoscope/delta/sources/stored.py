@@ -17,7 +17,7 @@ from stethoscope.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def name_forms(name: str) -> tuple[str, ...]:
@@ -103,7 +103,10 @@ class StoredTensors:
         return shape
 
     def read(self, name: str) -> Tensor:
-        """Return the stored tensor `name` (a name on disk) on the CPU, in its dtype on disk."""
+        """Return the stored tensor `name` (a name on disk) on the CPU, in its dtype on disk.
+
+        It lies in the file's pages: to keep it, copy it, for a file that is cut short takes them away.
+        """
         with self._open(self._file_of[name]) as tensors:
             try:
                 return tensors.get_tensor(name)
