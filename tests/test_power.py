@@ -85,15 +85,23 @@ def test_detectable_difference_is_where_power_crosses() -> None:
 
 def test_found_after_holm_is_what_simulation_finds() -> None:
     for n, published in ((100, 1.4), (200, 4.0)):
-        expected = S.expected_found(n, BASE, GAIN, CORRELATION)
-        assert expected == pytest.approx(published, abs=0.1)
+        expected = S.expected_found((n,) * 7, BASE, GAIN, CORRELATION)
+        assert expected == pytest.approx(published, abs=0.15)
         tables = simulated_tables(n, BASE, GAIN, CORRELATION, 7 * 1500, seed=n)
         p = np.array([S.mcnemar_exact(n10, n01) if n10 > n01 else 1.0 for _, n10, n01, _ in tables.tolist()])
         found = [(S.holm(family) < 0.05).sum() for family in p.reshape(-1, 7)]
         assert expected == pytest.approx(np.mean(found), abs=4 * np.std(found) / math.sqrt(1500))
-    assert S.expected_found(100, BASE, GAIN, CORRELATION, subjects=1) == pytest.approx(
-        S.mcnemar_power(100, BASE, GAIN, CORRELATION)
-    )
+    alone = S.expected_found((100,), BASE, GAIN, CORRELATION)
+    assert alone == pytest.approx(S.mcnemar_power(100, BASE, GAIN, CORRELATION), abs=4 * 0.5 / math.sqrt(20_000))
+
+
+def test_subjects_of_different_sizes_are_found_between_the_smallest_and_the_largest() -> None:
+    math_sizes = (1187, 474, 479, 903, 540, 871, 546)
+    gain = 0.04
+    few, own, many = (S.expected_found(n, BASE, gain, CORRELATION) for n in ((474,) * 7, math_sizes, (1187,) * 7))
+    assert few < own < many
+    first = S.expected_found((5, 1187), BASE, GAIN, CORRELATION)  # five problems can show nothing
+    assert first == pytest.approx(S.mcnemar_power(1187, BASE, GAIN, CORRELATION, level=0.025), abs=0.02)
 
 
 def test_a_margin_of_three_points_needs_more_than_a_thousand_problems() -> None:

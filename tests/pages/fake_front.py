@@ -361,9 +361,11 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
     """Every later arm gains a little over the first."""
     generator = random.Random(1)
     arms, comparisons, totals = [], [], []
-    n = spec.n
+    available = plan(r.BenchPlanSpec(bench=spec)).available
+    asked = {subject: r.sample_size(spec.n, has) for subject, has in available.items()}
     for index, arm in enumerate(spec.arms):
         for subject in spec.subjects:
+            n = asked[subject]
             correct = min(n, round(n * (0.35 + 0.08 * (index > 0) + 0.05 * generator.random())))
             accuracy = correct / n
             half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / n)
@@ -415,7 +417,7 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
                     kind=kind,
                     arm=arm.name,
                     reference=spec.arms[0].name,
-                    n=n * len(spec.subjects),
+                    n=sum(asked.values()),
                     accuracy=0.44,
                     reference_accuracy=0.37,
                     difference=0.07,
@@ -438,6 +440,7 @@ def bench(spec: r.BenchSpec) -> R.BenchResult:
         complete=True,
         blocks_done=7,
         blocks_total=7,
+        asked=asked,
         configurations_tried=len(spec.arms) - 1,
     )
 
@@ -486,7 +489,7 @@ def layer_claims(spec: r.BenchSpec) -> tuple[R.LayerClaim, ...]:
     draws = {kind: sum(arm.name.startswith(f"{kind} ") for arm in spec.arms) for kind in kinds}
     return tuple(
         R.LayerClaim(
-            arm="recipe", control=kind, draws=draws[kind], n=spec.n, difference=0.03, ci_low=-0.02, ci_high=0.08, p=0.2,
+            arm="recipe", control=kind, draws=draws[kind], n=12, difference=0.03, ci_low=-0.02, ci_high=0.08, p=0.2,
             p_holm=0.6, verdict="not worse by more than the margin",
         )
         for kind in kinds
@@ -534,9 +537,11 @@ def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:
     """Control corpora have 40 problems, subjects 900; the base's answers are stored."""
     bench_spec = spec.bench
     controls = bench_spec.problems.control_names
+    available = {subject: 40 if subject in controls else 900 for subject in bench_spec.subjects}
+    asked = sum(r.sample_size(bench_spec.n, has) for has in available.values())
     return R.BenchPlanResult(
-        available={subject: 40 if subject in controls else 900 for subject in bench_spec.subjects},
-        stored={arm.name: len(bench_spec.subjects) * bench_spec.n * (arm.recipe is None) for arm in bench_spec.arms},
+        available=available,
+        stored={arm.name: asked * (arm.recipe is None) for arm in bench_spec.arms},
         answers_per_s=20.0,
     )
 

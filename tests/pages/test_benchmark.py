@@ -92,14 +92,31 @@ def test_the_plan_counts_the_answers_the_stored_ones_and_the_time(front: FakeFro
     assert plan == 100
 
 
-def test_more_problems_than_there_are_cannot_be_started(front: FakeFront, open_page: Open) -> None:
+def test_where_there_are_fewer_problems_all_of_them_are_asked(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5], bench_n=100, bench_subjects=["algebra", "digits_and_codes"])
-    assert app.button(key="run-bench").disabled
-    assert "n = 100 is more than there are test problems: digits and codes has 40." in texts(app)
-    app.number_input(key="bench-n").set_value(40).run()
-    assert not app.button(key="run-bench").disabled
+    said = texts(app)
+    assert "Digits and codes has only 40 test problems; all of them are asked" in said
+    assert "× 140 problems (algebra 100, digits and codes 40): " in said
     app.multiselect(key="bench-subjects").set_value([]).run()
     assert app.button(key="run-bench").disabled
+
+
+def test_all_problems_are_one_switch(front: FakeFront, open_page: Open) -> None:
+    app = open_page(
+        "benchmark", layers=[3, 5], bench_controls=["all layers"], bench_subjects=["algebra", "digits_and_codes"]
+    )
+    app.toggle(key="bench-all").set_value(True).run()
+    assert app.slider(key="bench-n-slider").disabled
+    assert app.number_input(key="bench-n").disabled
+    said = texts(app)
+    assert "3 arms × 940 problems (algebra 900, digits and codes 40): 2,820 answers" in said
+    assert "About 2 min at" in said, "the base's 940 answers are stored"
+    assert "n = 40 to 900 per subject cannot see less than about" in said
+    assert "smoke test" in said
+    app.button(key="run-bench").click().run()
+    (spec,) = asked(front, BenchSpec)
+    assert spec.n == "all"
+    assert "n = all" in texts(open_page("runs"))
 
 
 def test_everything_that_was_planned_is_asked(front: FakeFront, open_page: Open) -> None:
