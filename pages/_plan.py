@@ -9,6 +9,7 @@ from stethoscope.records import BenchArm, BenchSpec
 MOST = 500  # of the slider; the box beside it takes more
 STARTS = {
     "bench_n": 100,
+    "bench_all": False,
     "bench_seed": 0,
     "bench_tokens": 256,
     "bench_split": "test",
@@ -42,7 +43,7 @@ def spec_of(chosen_arms: list[BenchArm]) -> BenchSpec:
         problems=_problems.in_use(),
         arms=tuple(chosen_arms),
         subjects=tuple(chosen["bench_subjects"]),
-        n=int(chosen["bench_n"]),
+        n="all" if chosen["bench_all"] else int(chosen["bench_n"]),
         split=chosen["bench_split"],
         max_new_tokens=int(chosen["bench_tokens"]),
         seed=int(chosen["bench_seed"]),
@@ -57,7 +58,8 @@ def take(spec: BenchSpec) -> None:
     _problems.take(spec.problems)
     st.session_state.update(
         bench_subjects=list(spec.subjects),
-        bench_n=spec.n,
+        bench_n=STARTS["bench_n"] if spec.n == "all" else spec.n,
+        bench_all=spec.n == "all",
         bench_seed=spec.seed,
         bench_tokens=spec.max_new_tokens,
         bench_split=spec.split,
@@ -72,12 +74,14 @@ def problems_and_n() -> None:
     _problems.draw(st.session_state["bench_split"])
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
                    **_session.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
-    slider, exact, split = st.columns([3.2, 0.9, 1.9], vertical_alignment="bottom")
-    slider.slider(
-        "n per subject", **_session.bounds("bench_n", 2, MOST), **_session.mirror("bench_n", "bench-n-slider", "value")
-    )
-    exact.number_input("exactly", step=10, **_session.bounds("bench_n", 2, 5000),
+    slider, exact, whole, split = st.columns([2.4, 0.9, 1.1, 1.9], vertical_alignment="bottom")
+    everything = bool(st.session_state["bench_all"])
+    slider.slider("n per subject", disabled=everything, **_session.bounds("bench_n", 2, MOST),
+                  **_session.mirror("bench_n", "bench-n-slider", "value"))  # fmt: skip
+    exact.number_input("exactly", step=10, disabled=everything, **_session.bounds("bench_n", 2, 5000),
                        **_session.mirror("bench_n", "bench-n", "value"))  # fmt: skip
+    whole.toggle("All problems", help="Ask every problem of the split: each subject has its own n.",
+                 **_session.mirror("bench_all", "bench-all", "value"))  # fmt: skip
     split.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
                             **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
 

@@ -1,17 +1,20 @@
 """What a number of problems can show, and what it costs: said before anything runs."""
 
+from collections.abc import Mapping
+
 import streamlit as st
 
 from pages import _jobs, _ui
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
-from stethoscope.records import BenchPlanSpec, BenchSpec
-from stethoscope.results import BenchPlanResult, BenchResult
+from stethoscope.records import BenchPlanSpec, BenchSpec, sample_size
+from stethoscope.results import BenchPlanResult, BenchResult, shortage
 from stethoscope.statistics import SIGNIFICANCE, detectable_difference, expected_found, n_for_margin
+from stethoscope.verdicts import sizes_text
 
 ABSTRACT_BASE, ABSTRACT_GAIN, ABSTRACT_CORRELATION = 0.296, 0.098, 0.45
 POWER = 0.8
-SUBJECTS_SHOWN = 4
+SUBJECTS_SHOWN = 8
 
 
 def _base_accuracy() -> tuple[float, str]:
@@ -25,31 +28,44 @@ def _base_accuracy() -> tuple[float, str]:
     return ABSTRACT_BASE, "as in the abstract"
 
 
-def draw() -> None:
-    """Draw what the chosen n can show: the detectable effect, the subjects found, and what a margin needs."""
-    chosen = st.session_state
-    n, subjects = int(chosen["bench_n"]), max(len(chosen["bench_subjects"]), 1)
+def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
+    """Draw what the chosen n can show: the detectable effect, the subjects found, and what a margin needs.
+
+    Args:
+        available: problems that each subject has, as far as known; n = "all" says nothing without.
+    """
+    ns = tuple(sorted(sample_size(spec.n, available[name]) for name in spec.subjects if available.get(name)))
+    if not ns and spec.n == "all":
+        st.caption("Counting the problems …")
+        return
+    ns = ns or (int(spec.n),) * max(len(spec.subjects), 1)
     base, source = _base_accuracy()
-    margin = float(chosen["bench_margin"]) / 100
-    effect = detectable_difference(n, base, ABSTRACT_CORRELATION, power=POWER)
-    found = expected_found(n, base, ABSTRACT_GAIN, ABSTRACT_CORRELATION, subjects=subjects)
-    needed = n_for_margin(base, ABSTRACT_CORRELATION, margin)
-    sees = (
-        f"n = {n} per subject cannot see any gain." if effect is None
-        else f"n = {n} per subject cannot see less than about {100 * effect:.0f} points."
-    )  # fmt: skip
+    effects = [detectable_difference(n, base, ABSTRACT_CORRELATION, power=POWER) for n in (ns[-1], ns[0])]
+    found = expected_found(ns, base, ABSTRACT_GAIN, ABSTRACT_CORRELATION)
+    needed = n_for_margin(base, ABSTRACT_CORRELATION, spec.margin)
     with st.container(key="bench-power"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"**{sees}**", width="content")
-            if n < SMOKE_TEST_BELOW:
+            st.markdown(f"**n = {sizes_text(ns)} per subject cannot see {_unseen(*effects)}.**", width="content")
+            if ns[0] < SMOKE_TEST_BELOW:
                 st.badge("smoke test", color="orange",
                          help=f"Below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")  # fmt: skip
         st.caption(
-            f"{_expected(subjects, found)} “Not worse by more than {100 * margin:g} points” needs about n = {needed:,} "
-            "where nothing changes. "
+            f"{_expected(len(ns), found)} “Not worse by more than {100 * spec.margin:g} points” needs about "
+            f"n = {needed:,} where nothing changes. "
             f"Exact McNemar at {SIGNIFICANCE:g}, {100 * POWER:.0f}% power; base {100 * base:.0f}% right ({source}), "
             f"correlation of arms {ABSTRACT_CORRELATION:g}."
         )
+
+
+def _unseen(at_most: float | None, at_fewest: float | None) -> str:
+    """Return what gain stays unseen, in the subjects with the most problems and in those with the fewest."""
+    if at_most is None:
+        return "any gain"
+    least = f"{100 * at_most:.0f}"
+    if at_fewest is None:
+        return f"less than about {least} points, and in the smallest subject no gain at all"
+    most = f"{100 * at_fewest:.0f}"
+    return f"less than about {least if least == most else f'{least} to {most}'} points"
 
 
 def _expected(subjects: int, found: float) -> str:
@@ -61,40 +77,47 @@ def _expected(subjects: int, found: float) -> str:
     return f"If {which} truly gain {gain}, about {found:.1f} of them are found after Holm."
 
 
-def size(spec: BenchSpec) -> bool:
+def plan_of(spec: BenchSpec) -> _jobs.View:
+    """Return the view of what `spec` would ask; asked again after every benchmark, for what is stored changes."""
+    if not spec.subjects or len(spec.arms) < 2:
+        return _jobs.View()
+    newest = next((f"{run.run_id} {run.state}" for run in _jobs.front().store.list_runs("bench", limit=1)), "")
+    return _jobs.ask("plan", BenchPlanSpec(bench=spec, after=newest), title="Counting stored answers")
+
+
+def size(spec: BenchSpec, view: _jobs.View) -> bool:
     """Draw how many answers `spec` asks for, how many are stored and how long the rest takes; return: can it run?"""
     if not spec.subjects or len(spec.arms) < 2:
         st.caption("Choose at least one subject, and one arm beside the base.")
         return False
-    answers = len(spec.arms) * len(spec.subjects) * spec.n
-    newest = next((f"{run.run_id} {run.state}" for run in _jobs.front().store.list_runs("bench", limit=1)), "")
-    view = _jobs.ask("plan", BenchPlanSpec(bench=spec, after=newest), title="Counting stored answers")
-    said = f"{len(spec.arms)} arms × {len(spec.subjects)} subjects × {spec.n} problems: {answers:,} answers"
     if view.error:
         _ui.banner(view.error)
         return False
     if not isinstance(view.result, BenchPlanResult) or view.stale:
-        st.caption(f"{said}; looking which are stored …")
+        st.caption("Counting the problems and the answers that are stored …")
         return True
     plan = view.result
-    stored = sum(plan.stored.values())
+    sizes = {name: sample_size(spec.n, has) for name, has in plan.available.items()}
+    answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
+    said = f"{len(spec.arms)} arms × {_problems_text(sizes)}: {answers:,} answers"
     said += f", {stored:,} of them in the store already." if stored else ", none of them in the store yet."
     if plan.answers_per_s and answers > stored:
         said += f" About {_span((answers - stored) / plan.answers_per_s)} at the {plan.answers_per_s:.1f} answers per "
         said += "second of earlier runs."
     st.caption(_ui.escape(said))
-    return _large_enough(spec, plan)
+    if few := shortage(spec, {name: has for name, has in plan.available.items() if has}):
+        st.warning(_ui.escape(few))
+    if none := [pretty(name) for name, has in plan.available.items() if not has]:
+        st.warning(f"No {spec.split} problems of {_ui.escape(', '.join(none))}. Leave these subjects out.")
+    return not none
 
 
-def _large_enough(spec: BenchSpec, plan: BenchPlanResult) -> bool:
-    short = {subject: has for subject, has in plan.available.items() if has < spec.n}
-    if short:
-        fewest_first = sorted(short, key=lambda subject: short[subject])
-        few = ", ".join(f"{pretty(subject)} has {short[subject]}" for subject in fewest_first[:SUBJECTS_SHOWN])
-        few += f" and {len(short) - SUBJECTS_SHOWN} more have too few" if len(short) > SUBJECTS_SHOWN else ""
-        st.warning(f"n = {spec.n} is more than there are {spec.split} problems: {_ui.escape(few)}. Ask for fewer, or "
-                   "leave these subjects out.")  # fmt: skip
-    return not short
+def _problems_text(sizes: Mapping[str, int]) -> str:
+    """Return how many problems each arm is asked; named by subject where they differ and there are not too many."""
+    if len(set(sizes.values())) == 1:
+        return f"{len(sizes)} subjects × {next(iter(sizes.values()))} problems"
+    named = ", ".join(f"{pretty(name)} {n}" for name, n in list(sizes.items())[:SUBJECTS_SHOWN])
+    return f"{sum(sizes.values()):,} problems ({named}{', …' * (len(sizes) > SUBJECTS_SHOWN)})"
 
 
 def _span(seconds: float) -> str:

@@ -46,6 +46,8 @@ def alarms(result: BenchResult) -> None:
         st.error(
             "  \n".join(("Collapse alarm: here the model answers worse in kind, not only less often right.", *lines))
         )
+    if result.shortage:
+        st.info(_ui.escape(result.shortage))
     if result.excluded:
         left_out = ", ".join(f"{pretty(subject)} {n}" for subject, n in result.excluded.items())
         st.warning(f"Problems that a recipe was tuned on are left out of these numbers: {left_out}.")

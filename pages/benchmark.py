@@ -23,17 +23,21 @@ from pages import (
 from pages._fragment import fragment
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe
-from stethoscope.results import BenchResult
+from stethoscope.results import BenchPlanResult, BenchResult
 
 
 @fragment()
 def plan(recipe: EditRecipe, n_layers: int, *, chat_template: bool, busy: bool) -> None:
     """Draw the plan of the benchmark and the button that starts it; nothing else ever starts one."""
     _plan.problems_and_n()
-    _power.draw()
+    power = st.container()
     _plan.how_asked(chat_template=chat_template)
     spec = _plan.spec_of(_arms.choose(recipe, n_layers))
-    possible = _power.size(spec)
+    view = _power.plan_of(spec)
+    with power:
+        known = isinstance(view.result, BenchPlanResult) and not view.stale
+        _power.draw(spec, view.result.available if known else {})
+    possible = _power.size(spec, view)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Run the benchmark", key="run-bench", type="primary", disabled=busy or not possible,
                   on_click=_running.start, args=(spec,))  # fmt: skip

@@ -4,7 +4,7 @@ One of four words per subject, and only where the result gives verdicts; the cho
 difference to equal-size random draws and from the rank on the probe. What was not measured is named as not measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stethoscope.results import ArmRow, BenchResult, ComparisonRow, LayerClaim, RankResult
 from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE
@@ -33,6 +33,12 @@ def points(fraction: float) -> str:
     return f"{100 * fraction:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0").replace("-", "\N{MINUS SIGN}")
 
 
+def sizes_text(sizes: Iterable[int]) -> str:
+    """Return how many problems subjects have: "no", one number, or "40 to 900"."""
+    known = sorted(set(sizes))
+    return "no" if not known else f"{known[0]:,}" + f" to {known[-1]:,}" * (len(known) > 1)
+
+
 def _sentences(said: Sequence[str]) -> str:
     """Return what follows a colon: every sentence but the first begins with a capital letter."""
     return " ".join([*said[:1], *(part[:1].upper() + part[1:] for part in said[1:])])
@@ -53,7 +59,7 @@ def _names(subjects: Sequence[str]) -> str:
 def _setting(result: BenchResult) -> str:
     spec = result.spec
     sizes = sorted({row.n for row in result.arms})
-    n = "no" if not sizes else str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    n = sizes_text(sizes)
     said = [
         f"{spec.model.id}, {n} {spec.split} problems per subject ({_names(spec.subjects)}; seed {spec.seed}), the same "
         f"in every arm, greedy, at most {spec.max_new_tokens} tokens, "
@@ -61,6 +67,8 @@ def _setting(result: BenchResult) -> str:
         f"{spec.arms[0].name}, paired by problem: Newcombe 95% intervals, exact McNemar tests, Holm's correction "
         f"over subjects, margin {100 * spec.margin:g} points."
     ]
+    if result.shortage:
+        said.append(result.shortage)
     if result.excluded:
         said.append(f"{sum(result.excluded.values())} problems that something was chosen on were left out.")
     if result.configurations_tried is None:
@@ -82,11 +90,11 @@ def _arm(result: BenchResult, arm: str) -> str:
     said = [_verdicts(math, result)] if math else []
     if others := [row for row in rows if row.subject in controls]:
         said.append(f"Control corpora: {_verdicts(others, result)}")
-    for total in result.totals:
-        if (total.arm, total.kind) == (arm, "macro"):
-            said.append(
-                f"Macro over subjects {points(total.difference)} points {_interval(total.ci_low, total.ci_high)}."
-            )
+    totals = {total.kind: total for total in result.totals if total.arm == arm}
+    if macro := totals.get("macro"):
+        said.append(f"Macro over subjects {points(macro.difference)} points {_interval(macro.ci_low, macro.ci_high)}.")
+    if (micro := totals.get("micro")) and len({row.n for row in result.arms if row.arm == arm}) > 1:
+        said.append(f"Micro over problems {points(micro.difference)} points {_interval(micro.ci_low, micro.ci_high)}.")
     said += [_format(result, arm, {row.subject for row in math})] if math else []
     alarms = [row for row in result.arms if row.arm == arm and row.collapsed]
     said += [f"Alarm in {_names([row.subject])}: {row.collapsed}" for row in alarms]

@@ -1,6 +1,7 @@
 """One method a command: options -> spec -> `pipeline.run` -> the object that --json prints, and a table otherwise."""
 
 import argparse
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +61,7 @@ from stethoscope.results import (
     RankResult,
     Result,
     StabilityResult,
+    shortage,
 )
 from stethoscope.results.gain import POOLED
 from stethoscope.store.history import kind_of
@@ -320,12 +322,16 @@ class Commands:
             raise Paused(f"paused, run {self.run_ids['bench']}: {done}")
         return result.model_dump(mode="json", exclude={"items"})
 
-    @staticmethod
-    def _check_size(spec: BenchSpec) -> None:
-        """Raise where a subject has fewer than n problems, before the model is loaded or a layer is diagnosed."""
+    def _check_size(self, spec: BenchSpec) -> None:
+        """Say which subjects have fewer than n problems, before the model is loaded or a layer is diagnosed.
+
+        Raises:
+            CorpusError: a subject has none.
+        """
         from stethoscope.pipeline.bench import bench_problems
 
-        bench_problems(spec)
+        if few := shortage(spec, Counter(problem.subject for problem in bench_problems(spec))):
+            self.console.print(few)
 
     def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:
         """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""

@@ -41,6 +41,10 @@ def _at_least_two(text: str) -> int:
     return value
 
 
+def _sample_size(text: str) -> int | str:
+    return text if text == "all" else _positive(text)
+
+
 def _k_list(text: str) -> tuple[int, ...]:
     return tuple(sorted({_positive(part) for part in text.split(",")}))
 
@@ -81,7 +85,7 @@ def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
     bench.add_argument("--subjects", default="all", help="comma-separated, or all")
-    bench.add_argument("--n", type=_positive, default=50, help="problems per subject (default: 50)")
+    bench.add_argument("--n", type=_sample_size, default=50, help="problems per subject, or all (default: 50)")
     bench.add_argument("--seed", type=int, default=0)
     bench.add_argument("--split", choices=("dev", "test"), default="test")
     bench.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
@@ -110,7 +114,7 @@ def _add_memory_options(memory: argparse.ArgumentParser) -> None:
 
 def _add_problems_options(problems: argparse.ArgumentParser) -> None:
     problems.add_argument("--split", choices=("train", "dev", "test"), default="test")
-    problems.add_argument("--n", type=_positive, help="problems per subject (default: all)")
+    problems.add_argument("--n", type=_sample_size, default="all", help="problems per subject (default: all)")
     problems.add_argument("--seed", type=int, default=0)
 
 

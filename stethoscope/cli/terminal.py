@@ -295,6 +295,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
     for row in result.arms:
         if row.collapsed:
             console.print(f"ALARM: {row.arm}, {row.subject}. {row.collapsed}")
+    if result.shortage:
+        console.print(result.shortage)
     if result.no_verdict:
         console.print(result.no_verdict)
     if any(row.n < 100 for row in result.arms):

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, row_axis
 from stethoscope.results import BenchResult, ComparisonRow
+from stethoscope.verdicts import sizes_text
 
 EVIDENCE = 20.0
 LEAST, MOST = 0.05, 1e6  # the axis' ends: what lies beyond stands at them
@@ -64,7 +65,7 @@ def caption(result: BenchResult) -> str:
     names = ", ".join(
         f"{row.arm} · {pretty(row.subject)} ({'better' if row.n10 > row.n01 else 'worse'})" for row in shown
     )
-    n = max((row.n for row in result.arms), default=0)
+    n = sizes_text(row.n for row in result.arms)
     return (
         "Evidence that may be looked at after every block: of arms that do not differ, at most one in twenty ever gets "
         f"to e = 20 (each subject alone, not corrected over subjects). n = {n} per subject so far. "

@@ -6,7 +6,7 @@ Subjects have Newcombe's interval and a filled mark where Holm's p is at most .0
 their bootstrap intervals.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import plotly.graph_objects as go
@@ -28,6 +28,7 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
+from stethoscope.verdicts import sizes_text
 
 SMOKE_TEST_BELOW = 100
 SIGNIFICANT = 0.05
@@ -224,8 +225,8 @@ def caption(result: BenchResult, margin: float) -> str:
     """Return what stands under the picture: n, the reference, the intervals, the margin and what is missing."""
     reference = next((row.reference for row in result.comparisons), "base")
     parts = [
-        f"Paired differences to {reference}, n = {_count(row.n for row in result.arms)} problems per subject, the same "
-        "in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
+        f"Paired differences to {reference}, n = {sizes_text(row.n for row in result.arms)} problems per subject, the "
+        "same in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
         f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
     ]
     if result.spec.model.dtype == "bfloat16":
@@ -240,10 +241,3 @@ def caption(result: BenchResult, margin: float) -> str:
     if not result.complete:
         parts.append("Partial: finished blocks only, so the intervals are faded and are no reason to stop or go on.")
     return " ".join(parts)
-
-
-def _count(ns: Iterable[int]) -> str:
-    known = sorted(set(ns))
-    if not known:
-        return "no"
-    return str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"

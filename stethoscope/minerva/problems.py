@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stethoscope.errors import CorpusError
+from stethoscope.records import SampleSize, sample_size
 
 _FINAL_SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct\.")
 
@@ -99,23 +100,29 @@ def problem_of(record: object, where: str) -> Problem:
         raise CorpusError(f"{where} holds half a surrogate pair", got=error.reason) from error
 
 
+def asked_problems(problems: Sequence[Problem], subject: str, n: SampleSize, seed: int) -> list[Problem]:
+    """Return a seeded permutation's first n problems of `subject`; all of them for "all", or where there are fewer."""
+
+    def rank(problem: Problem) -> str:
+        return hashlib.sha256(f"{seed}/{problem.problem_id}".encode()).hexdigest()
+
+    ranked = sorted((problem for problem in problems if problem.subject == subject), key=rank)
+    return ranked[: sample_size(n, len(ranked))]
+
+
 def sample_problems(problems: Sequence[Problem], subject: str, n: int, seed: int) -> list[Problem]:
-    """Return n problems of `subject`, a seeded permutation's first n: a larger n contains the smaller sample.
+    """Return exactly n problems of `subject`, as `asked_problems` does: a larger n contains the smaller sample.
 
     Raises:
         CorpusError: the subject has none, or fewer than n.
     """
     assert n > 0, f"n={n} must be positive"
-    of_subject = [problem for problem in problems if problem.subject == subject]
-    if not of_subject:
+    found = asked_problems(problems, subject, n, seed)
+    if not found:
         known = sorted({problem.subject for problem in problems})
         raise CorpusError("no problems of that subject", got=repr(subject), expected="one of " + ", ".join(known))
-    if n > len(of_subject):
+    if n > len(found):
         raise CorpusError(
-            f"too few problems in {subject}", got=f"{len(of_subject)}", expected=f"{n}", next_step="Ask for fewer."
+            f"too few problems in {subject}", got=f"{len(found)}", expected=f"{n}", next_step="Ask for fewer."
         )
-
-    def rank(problem: Problem) -> str:
-        return hashlib.sha256(f"{seed}/{problem.problem_id}".encode()).hexdigest()
-
-    return sorted(of_subject, key=rank)[:n]
+    return found

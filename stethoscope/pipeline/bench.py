@@ -9,6 +9,7 @@ survives a stop, a crash and a kill; the same spec goes on from there.
 
 import os
 import random
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from types import MappingProxyType
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
 from stethoscope.minerva.comparison import judge
-from stethoscope.minerva.problems import Problem, sample_problems
+from stethoscope.minerva.problems import Problem, asked_problems
 from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.pipeline.answering import Answering
@@ -37,36 +38,34 @@ from stethoscope.store.tuning import configurations_tried
 def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Problem]:
     """Return the seeded sample of every subject, in one seeded random order that all arms share.
 
+    A subject with fewer than n problems gives all that it has.
+
     Args:
         without: ids of problems that stay out of the sample, by subject (see `tuning.left_out`).
 
     Raises:
-        CorpusError: a subject without problems, or with fewer than n.
+        CorpusError: a subject without problems.
     """
-    of_subject: dict[str, list[Problem]] = {}
+    chosen: list[Problem] = []
     for subject in spec.subjects:
-        every = [p for p in load_corpus(spec.problems, subject, spec.split) if p.subject == subject]
-        of_subject[subject] = [p for p in every if p.problem_id not in without.get(subject, ())]
-        if every and not of_subject[subject]:
+        corpus = load_corpus(spec.problems, subject, spec.split)
+        every = [problem for problem in corpus if problem.subject == subject]
+        if not every:
+            raise CorpusError(
+                "no problems of that subject",
+                got=repr(subject),
+                expected="one of " + ", ".join(sorted({problem.subject for problem in corpus})),
+                next_step="Leave the subject out.",
+            )
+        free = [problem for problem in every if problem.problem_id not in without.get(subject, ())]
+        if not free:
             raise CorpusError(
                 f"every {spec.split} problem of {subject} was used for choosing",
                 got=f"{len(every)} problems that stand in the dev or train split, or were tuned on",
                 expected="problems that nothing was chosen on",
                 next_step="Bring other problems, or leave the subject out.",
             )
-    sizes = {subject: len(problems) for subject, problems in of_subject.items() if problems}
-    if sizes and min(sizes.values()) < spec.n:
-        smallest = min(sizes, key=lambda subject: sizes[subject])
-        raise CorpusError(
-            f"n = {spec.n} problems per subject are asked for",
-            got=f"{sizes[smallest]} {spec.split} problems of {smallest}"
-            + (f", without {len(without[smallest])} that were used for choosing" if without.get(smallest) else ""),
-            expected=f"n of at most {sizes[smallest]}",
-            next_step="Ask for fewer, or leave the subject out.",
-        )
-    chosen: list[Problem] = []
-    for subject, problems in of_subject.items():
-        chosen.extend(sample_problems(problems, subject, spec.n, spec.seed))
+        chosen.extend(asked_problems(free, subject, spec.n, spec.seed))
     random.Random(f"blocks-{spec.seed}").shuffle(chosen)
     return chosen
 
@@ -83,6 +82,7 @@ class _Finished:
     spec: BenchSpec
     session: ModelSession
     n_blocks: int
+    asked: dict[str, int]
     excluded: dict[str, int]
     database: Path
     done: int = 0
@@ -113,6 +113,7 @@ class _Finished:
             complete=complete,
             blocks_done=self.done,
             blocks_total=self.n_blocks,
+            asked=self.asked,
             excluded=self.excluded,
             configurations_tried=configurations_tried(
                 self.database, {item.problem_id for items in self.items.values() for item in items}
@@ -165,6 +166,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         spec,
         session,
         len(blocks),
+        asked=dict(Counter(problem.subject for problem in problems)),
         excluded={subject: len(ids) for subject, ids in without.items()},
         database=context.store.database,
     )

@@ -18,7 +18,7 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
     without = left_out(bench, context)
     available = {subject: _available(bench, subject) - len(without.get(subject, ())) for subject in bench.subjects}
     stored: dict[str, int] = {}
-    if available and min(available.values()) >= bench.n:
+    if available and min(available.values()) > 0:
         wanted = {problem.problem_id for problem in bench_problems(bench, without)}
         for arm in bench.arms:
             evaluation = evaluation_id(bench, arm.recipe, context)

@@ -4,7 +4,7 @@ Where its parser cannot read the gold answer, exact_match knows only "the same t
 a problem are graded unparsable unless they are that text. So they are counted before anything is asked.
 """
 
-from stethoscope.minerva.problems import Problem, sample_problems
+from stethoscope.minerva.problems import asked_problems
 from stethoscope.minerva.sources import SPLITS, load_corpus, problem_ids
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
@@ -18,10 +18,10 @@ SHOWN = 20
 def run(spec: ProblemsSpec, context: Context, progress: Progress) -> ProblemsResult:
     """Read the problems that a benchmark would ask and count the gold answers that cannot be parsed."""
     places = spec.problems
-    asked: dict[str, list[Problem]] = {}
-    for name in spec.subjects or places.subjects:
-        found = [problem for problem in load_corpus(places, name, spec.split) if problem.subject == name]
-        asked[name] = found if spec.n is None else sample_problems(found, name, spec.n, spec.seed)
+    asked = {
+        name: asked_problems(load_corpus(places, name, spec.split), name, spec.n, spec.seed)
+        for name in spec.subjects or places.subjects
+    }
     progress.start("Reading gold answers", sum(map(len, asked.values())))
     rows, unread = [], []
     for name, problems in asked.items():

@@ -7,7 +7,7 @@ split leaves these out, and those that stand in the dev or train split of the sa
 
 from typing import NamedTuple
 
-from stethoscope.minerva.problems import sample_problems
+from stethoscope.minerva.problems import asked_problems
 from stethoscope.minerva.sources import load_corpus, problem_ids
 from stethoscope.pipeline.context import Context
 from stethoscope.records import (
@@ -19,6 +19,7 @@ from stethoscope.records import (
     ProbeSpec,
     ProblemsRef,
     RankSpec,
+    SampleSize,
     Spec,
     Split,
 )
@@ -33,7 +34,7 @@ class _Seen(NamedTuple):
     problems: ProblemsRef
     subjects: tuple[str, ...]
     split: Split
-    n: int
+    n: SampleSize
     seed: int
 
 
@@ -65,7 +66,7 @@ def remember(spec: Spec, context: Context) -> None:
     ids: list[str] = []
     for subject in seen.subjects:
         problems = load_corpus(seen.problems, subject, seen.split)
-        ids += [problem.problem_id for problem in sample_problems(problems, subject, seen.n, seen.seed)]
+        ids += [problem.problem_id for problem in asked_problems(problems, subject, seen.n, seen.seed)]
     put_tuned_on(context.store.database, seen.model.id, seen.kind, ids)
     context.remembered.add(seen)
 

@@ -4,7 +4,17 @@ A *spec* is everything that decides a result. Pages and the command line build t
 `pipeline.run`, so a result can be found again by the content id of its spec.
 """
 
-from stethoscope.records.base import SCHEMA_VERSION, Dtype, Record, Site, Split, finite_or_none, nested_records
+from stethoscope.records.base import (
+    SCHEMA_VERSION,
+    Dtype,
+    Record,
+    SampleSize,
+    Site,
+    Split,
+    finite_or_none,
+    nested_records,
+    sample_size,
+)
 from stethoscope.records.diagnosis import (
     SCORE_NAMES,
     DiagnoseSpec,
@@ -81,6 +91,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SCORE_NAMES",
     "SaeRef",
+    "SampleSize",
     "ScoreName",
     "Site",
     "Spec",
@@ -89,4 +100,5 @@ __all__ = [
     "TaskVectorRef",
     "finite_or_none",
     "nested_records",
+    "sample_size",
 ]

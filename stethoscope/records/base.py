@@ -2,21 +2,27 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 Split = Literal["train", "dev", "test"]
+SampleSize = Literal["all"] | Annotated[int, Field(ge=1)]  # problems per subject
 
 
 class Record(BaseModel):
     """Base of every persisted record: frozen, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def sample_size(n: SampleSize, available: int) -> int:
+    """Return how many of a subject's `available` problems are asked: n, or all of them where there are no more."""
+    return available if n == "all" else min(n, available)
 
 
 def finite_or_none(value: float) -> float | None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stethoscope.records.base import Record, Split
+from stethoscope.records.base import Record, SampleSize, Split
 from stethoscope.records.diagnosis import (
     DiagnoseSpec,
     EnergySpec,
@@ -83,7 +83,8 @@ class BenchSpec(Record):
     """A paired comparison of arms on the same seeded problems; the first arm is the reference.
 
     Attributes:
-        n: problems per subject; a larger n with the same seed contains the smaller sample.
+        n: problems per subject, or "all" of them; a subject with fewer is asked all that it has. A larger n with the
+            same seed contains the smaller sample.
         max_new_tokens: where an answer is cut off (256 is HFLM's default).
         chat_template: put problem and shots as the user's message into the tokenizer's chat template.
         block_size: problems that every arm answers before the next ones; finished blocks survive a stop.
@@ -94,7 +95,7 @@ class BenchSpec(Record):
     problems: ProblemsRef
     arms: tuple[BenchArm, ...]
     subjects: tuple[str, ...]
-    n: int = Field(default=50, ge=1)
+    n: SampleSize = 50
     split: Split = "test"
     max_new_tokens: int = Field(default=256, ge=1)
     chat_template: bool = False
@@ -148,13 +149,13 @@ class ProblemsSpec(Record):
 
     Attributes:
         subjects: subjects or control corpora; none means all subjects.
-        n: per subject, the sample that a benchmark of this seed would ask; None means every problem.
+        n: per subject, the sample that a benchmark of this seed would ask.
     """
 
     problems: ProblemsRef
     split: Split = "test"
     subjects: tuple[str, ...] = ()
-    n: int | None = Field(default=None, ge=1)
+    n: SampleSize = "all"
     seed: int = 0
 
 

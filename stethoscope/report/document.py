@@ -149,7 +149,10 @@ def _header(result: BenchResult, facts: RunFacts) -> Iterator[tuple[str, object]
     yield "Started", facts.started
     seconds = "" if facts.elapsed_s is None else f", {facts.elapsed_s:.0f} s"
     yield "State", f"{facts.state}{seconds}; {result.blocks_done} of {result.blocks_total} blocks"
-    yield "Problems", f"{spec.problems.problems}, {spec.split} split, n = {spec.n} per subject, seed {spec.seed}"
+    n = f"n = {spec.n} per subject"
+    if spec.n == "all":
+        n = f"all problems ({', '.join(f'{pretty(subject)} {has}' for subject, has in result.asked.items())})"
+    yield "Problems", f"{spec.problems.problems}, {spec.split} split, {n}, seed {spec.seed}"
     yield "Subjects", ", ".join(pretty(name) for name in spec.subjects)
     yield "Arms", ", ".join(arm.name for arm in spec.arms)
     if result.configurations_tried is not None:
@@ -166,6 +169,8 @@ def _alarms(result: BenchResult) -> Iterator[str]:
     for row in result.arms:
         if row.collapsed:
             yield f"Collapse of {row.arm} on {pretty(row.subject)}: {row.collapsed}"
+    if result.shortage:
+        yield result.shortage
     for subject, n in result.excluded.items():
         yield f"Left out because a recipe was tuned on them: {n} problems of {pretty(subject)}."
     if result.no_verdict:

@@ -12,6 +12,7 @@ from stethoscope.results.bench import (
     LayerClaim,
     Sensitivity,
     TotalRow,
+    shortage,
 )
 from stethoscope.results.diagnosis import (
     DiagnosisResult,
@@ -129,4 +130,5 @@ __all__ = [
     "TokenChance",
     "TopTokens",
     "TotalRow",
+    "shortage",
 ]

@@ -1,9 +1,22 @@
 """What a benchmark returns: answers, accuracies, paired differences, totals, claims about layers."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from stethoscope.records import BenchSpec, Grade, Record
 from stethoscope.results.edit import Certificate
+
+SUBJECTS_NAMED = 4
+
+
+def shortage(spec: BenchSpec, available: Mapping[str, int]) -> str | None:
+    """Return in a sentence which subjects have fewer than n problems `available`; None where none has."""
+    n = spec.n
+    if n == "all" or not (short := sorted((has, subject) for subject, has in available.items() if has < n)):
+        return None
+    named = ", ".join(f"{subject.replace('_', ' ')} has only {has}" for has, subject in short[:SUBJECTS_NAMED])
+    more = f" and {len(short) - SUBJECTS_NAMED} more have too few" * (len(short) > SUBJECTS_NAMED)
+    return f"{named}{more} {spec.split} problems; all of them are asked.".capitalize()
 
 
 class BenchItem(Record):
@@ -149,6 +162,7 @@ class BenchResult(Record):
     Attributes:
         spec: what was asked.
         blocks_done, blocks_total: blocks of problems that every arm has answered; all numbers are of these.
+        asked: problems of each subject that every arm is asked.
         no_verdict: why no verdict is given; None where they are.
         excluded: problems left out because something was chosen on them, by subject.
         configurations_tried: other weights and settings than the base that have answered any of these problems so
@@ -165,9 +179,15 @@ class BenchResult(Record):
     complete: bool
     blocks_done: int = 0
     blocks_total: int = 0
+    asked: dict[str, int] = {}
     no_verdict: str | None = None
     excluded: dict[str, int] = {}
     configurations_tried: int | None = None
+
+    @property
+    def shortage(self) -> str | None:
+        """Which subjects have fewer than n problems, in a sentence; None where none has."""
+        return shortage(self.spec, self.asked)
 
 
 class BenchPlanResult(Record):
