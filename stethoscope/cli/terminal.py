@@ -82,10 +82,12 @@ def stopped_by_ctrl_c(progress: Progress, *, for_now: bool) -> Iterator[None]:
 def print_info(console: Console, title: str, site: str, result: InfoResult) -> None:
     """Draw sizes, SAEs and the relative norm of each task vector by layer."""
     model = result.model
+    trained = sorted({row.model for row in result.saes if row.model})
     console.print(
         f"{title}: {model.id}, {model.n_layers} layers, d_model {model.d_model}, "
         f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
         f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
+        + (f", trained on {', '.join(trained)} by their files" if trained else "")
     )
     if not result.task_vectors:
         return

@@ -4,12 +4,13 @@ from stethoscope.records import Record
 
 
 class SaeRow(Record):
-    """One SAE of the bank."""
+    """One SAE of the bank; `model` is what its file says it was trained on, None where it says nothing."""
 
     layer: int
     site: str
     d_sae: int
     architecture: str
+    model: str | None = None
 
 
 class ModelRow(Record):

@@ -88,11 +88,14 @@ def read_sizes(name: str, path: Path, known: Format) -> tuple[int, int]:
     return (shape[1], shape[0]) if held.transposed else (shape[0], shape[1])
 
 
-def read_arrays(name: str, path: Path, known: Format, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def read_arrays(
+    name: str, path: Path, known: Format, shapes: Mapping[str, tuple[int, ...]], architecture: str
+) -> dict[str, Tensor]:
     """Return the arrays named in `shapes` (our names, our orientation) in float32.
 
     Raises:
-        SaeError: an array that is missing, of another shape or not finite; one that an SAE does not have.
+        SaeError: an array that is missing, of another shape or not finite; one that an SAE of this `architecture` does
+            not use.
     """
     arrays: dict[str, Tensor] = {}
     with _open(name, path) as file:
@@ -104,6 +107,15 @@ def read_arrays(name: str, path: Path, known: Format, shapes: Mapping[str, tuple
                     expected=", ".join(held.name for held in known.tensors.values()),
                     next_step="Pick an SAE without it: what it does cannot be written as an encoder and a decoder.",
                 )
+        unused = file.names() - {known.tensors[ours].name for ours in shapes} - set(known.refused)
+        if known.exact and unused:
+            raise SaeError(
+                f"{name} holds arrays that a {architecture} SAE does not use",
+                got=", ".join(sorted(unused)),
+                expected=", ".join(known.tensors[ours].name for ours in shapes),
+                next_step=f"{known.config} and the weights do not fit each other: correct the architecture there, or "
+                "write the SAE again.",
+            )
         for ours, shape in shapes.items():
             held = known.tensors[ours]
             _require(name, file, held.name, known)

@@ -23,7 +23,7 @@ from stethoscope.errors import SaeError
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
 from stethoscope.results import SaeRow
-from stethoscope.sae.arrays import read_arrays, read_sizes
+from stethoscope.sae.arrays import AGAIN, read_arrays, read_sizes
 from stethoscope.sae.formats import SITE_OF_HOOK, Stated, hook_site
 from stethoscope.sae.places import Found, Place, Source, find_places
 
@@ -225,12 +225,14 @@ def _read_config(name: str, place: Place, source: Source) -> dict[str, Any]:
         config = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         path, config = None, {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SaeError(f"cannot read {file} of {name}", got=error) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SaeError(f"cannot read {file} of {name}", got=error, next_step=AGAIN) from error
     if path is None and not place.known.config_optional:
-        raise SaeError(f"{name} has no {file}", expected=f"{place.known.title}'s disk format")
+        raise SaeError(f"{name} has no {file}", expected=f"{place.known.title}'s disk format", next_step=AGAIN)
     if not isinstance(config, dict):
-        raise SaeError(f"cannot read {file} of {name}", got=type(config).__name__, expected="a JSON object")
+        raise SaeError(
+            f"cannot read {file} of {name}", got=type(config).__name__, expected="a JSON object", next_step=AGAIN
+        )
     return config
 
 
@@ -238,20 +240,27 @@ def _check_hook(name: str, hook: str | None, ref: SaeRef, layer: int) -> None:
     """Refuse an SAE whose file says that it was trained on another site or layer; a file that says nothing passes."""
     trained = hook_site(hook) if hook else None
     if trained is not None and trained != (layer, ref.site):
-        known = trained[1]
+        if trained[1] == ref.site:
+            step = f"Name its folder after layer {trained[0]}, or put the SAE of layer {layer} there."
+        elif trained[1]:
+            step = f"Name SAEs trained on {ref.site}, or the site that these read."
+        else:
+            step = f"Pick SAEs trained on one of {', '.join(dict.fromkeys(SITE_OF_HOOK.values()))}."
         raise SaeError(
             f"{name} was trained on another place in the model",
             got=hook,
             expected=f"{ref.site} of layer {layer}",
-            next_step=f"Name SAEs trained on {ref.site}, or the site that these read."
-            if known
-            else f"Pick SAEs trained on one of {', '.join(dict.fromkeys(SITE_OF_HOOK.values()))}.",
+            next_step=step,
         )
 
 
 def _row(ref: SaeRef, layer: int, place: Place, stated: Stated) -> SaeRow:
     return SaeRow(
-        layer=layer, site=ref.site, d_sae=stated.d_sae or _named_width(place.id), architecture=stated.architecture
+        layer=layer,
+        site=ref.site,
+        d_sae=stated.d_sae or _named_width(place.id),
+        architecture=stated.architecture,
+        model=stated.model,
     )
 
 
@@ -278,7 +287,7 @@ def _read_sae(ref: SaeRef, found: Found, row: SaeRow, stated: Stated, d_model: i
     fixed = stated.threshold if stated.architecture == "jumprelu" else 0.0
     if fixed is not None:
         del shapes["threshold"]
-    arrays = read_arrays(name, path, place.known, shapes)
+    arrays = read_arrays(name, path, place.known, shapes, stated.architecture)
     if fixed is not None:
         arrays["threshold"] = torch.full((d_sae,), fixed)
     sae = Sae(layer=row.layer, site=ref.site, apply_b_dec_to_input=stated.apply_b_dec_to_input, **arrays)

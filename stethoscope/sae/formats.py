@@ -42,6 +42,7 @@ class Stated:
         hook: where it was trained, in the file's own words; None where it says nothing.
         input_scale: factor on its input, to be folded into the weights.
         threshold: of every latent, where the weights hold none.
+        model: what it was trained on, in the file's own words.
     """
 
     d_in: int | None
@@ -52,6 +53,7 @@ class Stated:
     input_scale: float = 1.0
     threshold: float | None = None
     neuronpedia: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Format:
         tensors: what each of our arrays is called.
         refused: arrays that make it something else than an SAE, unless all ones (a scale that changes nothing).
         config_optional: whether an SAE without its settings can be read.
+        exact: whether an array that the architecture does not use is refused, as sae_lens does with its own format.
     """
 
     title: str
@@ -82,6 +85,7 @@ class Format:
     tensors: Mapping[str, Held]
     refused: tuple[str, ...] = ()
     config_optional: bool = False
+    exact: bool = False
 
 
 def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
@@ -89,12 +93,16 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
     told = metadata if isinstance(metadata, dict) else config
     activation = config.get("activation_fn_str", config.get("activation_fn"))
     architecture = "topk" if activation == "topk" else config.get("architecture", "standard")
+    if "transcoder" in str(architecture):
+        raise _transcoder(name, f"architecture {architecture!r}")
     if architecture not in ARCHITECTURES:
         raise SaeError(
             f"{name} is of an unsupported kind",
             got=f"architecture {architecture!r}",
             expected=" or ".join(ARCHITECTURES),
-            next_step="Convert it with sae_lens (a trained BatchTopK is saved as jumprelu).",
+            next_step="Save it again with sae_lens' save_inference_model, which writes a BatchTopK SAE as jumprelu."
+            if architecture == "batchtopk"
+            else "Pick SAEs of one of these: this kind cannot be converted into them.",
         )
     normalised = config.get("normalize_activations", "none")
     if normalised not in ("none", False, None):
@@ -102,9 +110,20 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
             f"{name} normalises its input",
             got=f"normalize_activations {normalised!r}",
             expected="'none'",
-            next_step="Fold the normalisation into the weights with sae_lens first.",
+            next_step="Fold the normalisation into the weights with sae_lens first."
+            if normalised == "expected_average_only_in"
+            else "Pick other SAEs: a factor that depends on each input cannot be folded into the weights.",
         )
     hook, neuronpedia = told.get("hook_name", told.get("hook_point")), told.get("neuronpedia_id")
+    trained = hook_site(hook) if isinstance(hook, str) else None
+    layer, model = told.get("hook_layer"), told.get("model_name")
+    if trained is not None and isinstance(layer, int) and layer != trained[0]:
+        raise SaeError(
+            f"{name} says that it was trained on another layer than its hook",
+            got=f"hook_layer {layer}",
+            expected=f"{trained[0]}, as in {hook}",
+            next_step="Find out which of the two is right, and correct the other in cfg.json.",
+        )
     return Stated(
         d_in=_size(name, config, "d_in"),
         d_sae=_size(name, config, "d_sae"),
@@ -112,13 +131,17 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         hook=hook if isinstance(hook, str) else None,
         neuronpedia=neuronpedia if isinstance(neuronpedia, str) else None,
+        model=model if isinstance(model, str) else None,
     )
 
 
 def _read_gemma_scope_2(name: str, place: str, config: Mapping[str, Any]) -> Stated:
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise SaeError(
-            f"{name} is of an unsupported kind", got=f"architecture {config['architecture']!r}", expected="'jump_relu'"
+            f"{name} is of an unsupported kind",
+            got=f"architecture {config['architecture']!r}",
+            expected="'jump_relu'",
+            next_step="Pick SAEs of this kind.",
         )
     refuse_transcoder(name, place)
     for field in ("hf_hook_point_out", "affine_connection"):
@@ -200,7 +223,9 @@ def hook_site(hook: str) -> tuple[int, Site | None] | None:
 
 _PLAIN = {name: Held(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
 
-SAE_LENS = Format("sae_lens", "cfg.json", "sae_weights.safetensors", _read_sae_lens, _PLAIN, ("scaling_factor",))
+SAE_LENS = Format(
+    "sae_lens", "cfg.json", "sae_weights.safetensors", _read_sae_lens, _PLAIN, ("scaling_factor",), exact=True
+)
 GEMMA_SCOPE_2 = Format(
     "Gemma Scope 2",
     "config.json",
@@ -240,7 +265,8 @@ def format_of_loader(release: str, loader: str) -> Format:
         f"the SAEs of {release} cannot be read",
         got=f"sae_lens' {loader} format" + (", kept as pickles" if loader in PICKLED else ""),
         expected=", ".join(known.title for known in FORMATS),
-        next_step="Load them once with sae_lens, save_model each to layer_0, layer_1, ..., and name that folder."
+        next_step="Load them once with sae_lens and, if they are standard or jumprelu, save_model each to layer_0, "
+        "layer_1, ..., and name that folder."
         if loader in PICKLED
         else "Pick a release of residual, MLP or attention SAEs.",
     )

@@ -84,6 +84,11 @@ def change_tensor(name: str, value: torch.Tensor | None) -> Callable[[Path], obj
     return change
 
 
+def add_tensor(folder: Path, name: str) -> None:
+    path = folder / "sae_weights.safetensors"
+    save_file(load_file(path) | {name: torch.ones(D_MODEL, D_MODEL)}, path)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "sae_weights.safetensors"
     path.write_bytes(path.read_bytes()[:300])
@@ -92,6 +97,19 @@ def truncate(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "width": (change_config(d_in=7), "reads another width than the model's resid_post; got d_in 7; expected 6"),
     "kind": (change_config(architecture="topk"), "unsupported kind; got architecture 'topk'; expected jumprelu or"),
+    "gated": (change_config(architecture="gated"), "architecture 'gated'.*Pick SAEs"),
+    "batchtopk": (change_config(architecture="batchtopk"), "architecture 'batchtopk'.*save_inference_model"),
+    "transcoder": (change_config(architecture="skip_transcoder"), "is a transcoder.*Pick a release of"),
+    "unused threshold": (
+        change_config(architecture="standard"),
+        "arrays that a standard SAE does not use; got threshold",
+    ),
+    "skip": (lambda folder: add_tensor(folder, "W_skip"), "arrays that a jumprelu SAE does not use; got W_skip"),
+    "two layers": (
+        change_config(metadata={"hook_name": "blocks.1.hook_resid_post", "hook_layer": 4}),
+        "trained on another layer.*got hook_layer 4; expected 1",
+    ),
+    "foldable": (change_config(normalize_activations="expected_average_only_in"), "normalises its input.*Fold"),
     "normalised": (change_config(normalize_activations="layer_norm"), "normalises its input"),
     "no size": (change_config(d_sae=None), "lacks d_sae in its settings; got None"),
     "no cfg": (lambda folder: (folder / "cfg.json").unlink(), "has no cfg.json"),
@@ -125,6 +143,35 @@ def test_a_missing_bank_or_layer_is_refused(tmp_path: Path, write_sae_bank: Call
     folder = write_sae_bank(tmp_path, {1: tensors(1), 3: tensors(3)})
     with pytest.raises(SaeError, match="no SAE for layer 2 in .*; got layers 1, 3"):
         open_bank(SaeRef(location=str(folder)), D_MODEL).load(2)
+
+
+@pytest.mark.parametrize("change", [change_config(architecture="standard"), lambda f: add_tensor(f, "W_skip")])
+def test_arrays_that_the_architecture_does_not_use_are_refused_by_sae_lens_too(
+    change: Callable[[Path], object], tmp_path: Path, write_sae_bank: Callable[..., Path]
+) -> None:
+    from sae_lens import SAE
+
+    folder = write_sae_bank(tmp_path, {1: tensors(1)})
+    change(folder / "layer_1")
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        SAE.load_from_disk(folder / "layer_1")
+
+
+def test_a_row_says_which_model_the_sae_was_trained_on(tmp_path: Path, write_sae_bank: Callable[..., Path]) -> None:
+    folder = write_sae_bank(tmp_path / "a", {1: tensors(1)}, metadata={"model_name": "gpt2-small"})
+    assert open_bank(SaeRef(location=str(folder)), D_MODEL).row(1).model == "gpt2-small"
+    folder = write_sae_bank(tmp_path / "b", {1: tensors(1)})
+    assert open_bank(SaeRef(location=str(folder)), D_MODEL).row(1).model is None
+
+
+def test_the_next_step_for_another_layer_is_about_the_layer(
+    tmp_path: Path, write_sae_bank: Callable[..., Path]
+) -> None:
+    folder = write_sae_bank(tmp_path, {3: tensors(3)}, metadata={"hook_name": "blocks.2.hook_resid_post"})
+    with pytest.raises(SaeError) as caught:
+        open_bank(SaeRef(location=str(folder)), D_MODEL)
+    assert "layer 2" in str(caught.value.next_step)
+    assert "site" not in str(caught.value.next_step)
 
 
 @pytest.mark.parametrize(
