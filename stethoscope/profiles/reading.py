@@ -7,6 +7,7 @@ with an id takes nothing that was the other model's (SAEs, task vectors, suggest
 takes nothing that was said of the other SAEs.
 """
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,19 @@ SHIPPED = Path(__file__).parent
 OF_THE_MODEL = ("model", "saes", "other_saes", "task_vectors", "suggestions")
 PLACES = {"model": "id", "saes": "location", "other_saes": "location", "task_vectors": "tuned"}
 PROBLEM_PLACES = ("problems", "controls", "shots")
+NEEDED = {  # what a missing field or table would hold
+    "model": '[model] with id = "a folder or hub id"',
+    "id": "a folder or hub id",
+    "saes": '[saes] with location = "a folder, hub id or sae_lens release"',
+    "location": "a folder, hub id or sae_lens release",
+    "problems": "problems, controls, shots, subjects and control_names under [problems]",
+    "controls": 'texts of the same form, such as "embedded:corpora/controls"',
+    "shots": 'a JSON file of few-shot examples, or "lm_eval:minerva_math"',
+    "subjects": "a list of the problems' subjects",
+    "control_names": 'a list of control corpora, such as ["plain_prose"]',
+    "tuned": "a folder, file or hub id of a fine-tune, adapter or delta",
+    "name": "what it is called",
+}
 OTHER_SIZES = ("270m", "1b", "12b", "27b")
 
 
@@ -52,16 +66,33 @@ def _read(path: Path) -> Profile:
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        if first["type"] == "extra_forbidden":
-            raise ProfileError(
-                f"profile {path} has an unknown field",
-                got=place,
-                expected=", ".join(_fields_beside(first["loc"])),
-                next_step="Check the spelling, and the table that it stands in.",
-            ) from error
-        raise ProfileError(f"profile {path} does not fit at {place}", got=first["msg"]) from error
+        raise _unfit(path, error) from error
+
+
+def _unfit(path: Path, error: ValidationError) -> ProfileError:
+    """Return the error for a table that is no profile: an unknown field before the one that is then missing."""
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    loc, kind, said = errors[0]["loc"], errors[0]["type"], errors[0]["msg"]
+    place = ".".join(map(str, loc)) or "the file"
+    if kind == "extra_forbidden":
+        beside = _fields_beside(loc)
+        close = difflib.get_close_matches(str(loc[-1]), beside, n=1)
+        return ProfileError(
+            f"profile {path} has an unknown field",
+            got=place,
+            expected=", ".join(beside),
+            next_step=f"Did you mean {close[0]}?" if close else "Check the spelling, and the table that it stands in.",
+        )
+    if kind == "missing":
+        needed = NEEDED.get(str(loc[-1]))
+        return ProfileError(
+            f"profile {path} lacks {place}",
+            expected=needed,
+            next_step=f'Add it, or begin the file with extends = "{next(iter(PROFILES))}" to take it from that profile.'
+            if len(loc) < 3
+            else "Add it.",
+        )
+    return ProfileError(f"profile {path} does not fit at {place}", got=said, next_step="Correct this field.")
 
 
 def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_extending_replaces_fields_and_leaves_nothing_of_another_model(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OWN, "does not fit at problems; got Field required"),
+        (OWN, "lacks problems; expected problems, controls, shots"),
         (OWN + "widht = 1" + PROBLEMS, "unknown field; got saes.widht; expected location, site, width, l0, revision."),
         ("topk = 4" + OWN + PROBLEMS, "unknown field; got topk; expected name, title, model"),
         (
@@ -121,6 +121,22 @@ def test_what_does_not_fit_is_said_in_one_line(text: str, message: str, write: C
     with pytest.raises(ProfileError, match=message) as caught:
         load_profile(write(text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left_out", ["problems", "controls", "shots", "subjects", "control_names", "location"])
+def test_a_missing_field_is_named_with_what_it_would_hold(left_out: str, write: Callable[..., str]) -> None:
+    text = "\n".join(line for line in (OWN + PROBLEMS).splitlines() if not line.startswith(f"{left_out} ="))
+    with pytest.raises(ProfileError, match=f"lacks .*{left_out}") as caught:
+        load_profile(write(text))
+    assert caught.value.expected
+    assert caught.value.next_step
+
+
+def test_a_misspelt_field_is_named_with_the_near_one(write: Callable[..., str]) -> None:
+    with pytest.raises(ProfileError, match=r"unknown field; got model\.idd; .*Did you mean id\?"):
+        load_profile(write((OWN + PROBLEMS).replace("id =", "idd =")))
+    with pytest.raises(ProfileError, match=r"got problems\.subject; .*Did you mean subjects\?"):
+        load_profile(write((OWN + PROBLEMS).replace("subjects =", "subject =")))
 
 
 def test_a_profile_without_a_task_vector_is_fine_until_one_is_needed() -> None:
