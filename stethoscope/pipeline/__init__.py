@@ -112,7 +112,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         tuning.remember(spec, context)
         return Outcome(result, None)
     meet(spec)
-    identity = record_fingerprints(spec)
+    identity = record_fingerprints(spec, progress)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
         tuning.remember(spec, context)
@@ -153,7 +153,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
     """Run `spec` with room made for it; raise `ResourceError` with a smaller setting where memory ran out."""
     try:
-        with context.wanting(room.needed_bytes(spec, context, progress)):
+        with context.at_work(progress), context.wanting(room.needed_bytes(spec, context, progress)):
             return RUNNERS[type(spec)](spec, context, progress)
     except (RuntimeError, MemoryError) as error:
         if not room.is_out_of_memory(error):

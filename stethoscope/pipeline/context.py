@@ -28,7 +28,7 @@ from stethoscope.model.room import check_room, read_sizes
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.settings import compute_exactly
-from stethoscope.progress import Progress
+from stethoscope.progress import Aside, Progress
 from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
@@ -86,6 +86,7 @@ class Context:
         self.remembered: set[object] = set()  # samples that `pipeline.tuning` has stored as seen
         self.base_checksum: str | None = None
         self.wanted_bytes = 0
+        self.progress = Progress()
         self._in_use = False
 
     @property
@@ -96,7 +97,7 @@ class Context:
     def identity(self, record: Record, *extra: str) -> str:
         """Return the content id of `record` together with what its locations hold now."""
         meet(record)
-        return content_id(record, *record_fingerprints(record), *extra)
+        return content_id(record, *record_fingerprints(record, Aside(self.progress)), *extra)
 
     def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
         """Return the model of `ref`, loading it in place of another one where needed."""
@@ -134,6 +135,15 @@ class Context:
             yield
         finally:
             self.wanted_bytes = before
+
+    @contextlib.contextmanager
+    def at_work(self, progress: Progress) -> Iterator[None]:
+        """Let `progress` stop what the body reads from files by the way."""
+        before, self.progress = self.progress, progress
+        try:
+            yield
+        finally:
+            self.progress = before
 
     def make_room(self) -> None:
         """Let what can be made again give way until the running job has what it wants: directions, then ready edits.
@@ -198,6 +208,7 @@ class Context:
 
     def task_vector(self, ref: TaskVectorRef, session: ModelSession, progress: Progress) -> TaskVector:
         """Return the task vector of `ref` over the loaded base, fetching it where it is a hub id."""
+        record_fingerprints(ref, progress)
         return self._task_vectors.get_or_make(
             self.identity(ref), lambda: open_task_vector(ref, session, progress=progress)
         )

@@ -17,6 +17,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
 from stethoscope.releases import Release, find_release, repository_of, unknown_release
 from stethoscope.sae.formats import FORMATS, Format, format_of_loader, layer_of, refuse_transcoder
+from stethoscope.store.fingerprints import SAES, files_of
 
 WIDTH = r"(?<![a-z])width_(\d+[a-z]?)(?![0-9a-z])"
 SITE = r"(?<![a-z])(resid_post|mlp_out|attn_out)(?![a-z])"
@@ -139,7 +140,7 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
                 expected="a folder with layer_0, layer_1, ..., each an SAE in sae_lens' or Gemma Scope's format",
                 next_step="Check the path.",
             )
-        names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        names = (file.relative_to(folder).as_posix() for file in files_of(folder, SAES, progress))
         return Found(Folder(folder), _one_a_layer(ref, _scan(ref.location, names)))
     published = _published(ref)
     plan = published.plan()

@@ -1,49 +1,99 @@
 """What a location holds, as one hash, so that a stored result is never shown for other weights.
 
-A local folder is hashed over the names and contents of its files (kept in memory until a file's size or time
-changes); a hub id is its name with its commit: the one that this process met, or the hub's cache has.
+A local folder is hashed over the names and contents of the files that its format names, and of no others (kept in
+memory until a file's size or time changes). Bytes are counted, and a stop is seen between two pieces of a file and two
+entries of a folder; a hub id is its name with its commit: the one that this process met, or the hub's cache has.
 """
 
 import hashlib
+import os
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from stethoscope.errors import CheckpointError
 from stethoscope.locations import local_path
+from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef, nested_records
 from stethoscope.releases import repository_of
+
+PIECE_BYTES = 4 << 20  # hashed in about 10 ms
+
+
+@dataclass(frozen=True)
+class Format:
+    """Which files of a folder count: those with one of these endings, at most `depth` folders below it."""
+
+    endings: tuple[str, ...]
+    depth: int = 0
+
+
+CHECKPOINT = Format((".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken"))
+SAES = Format((".safetensors", ".npz", ".json"), depth=4)  # layer_20/width_16k/average_l0_71/params.npz
+PROBLEMS = Format((".jsonl", ".parquet"), depth=1)
 
 _known: dict[tuple[str, int, int], str] = {}
 _lock = threading.Lock()
 
 
-def _file_hash(path: Path) -> str:
+def files_of(folder: Path, form: Format, progress: Progress | None = None) -> Iterator[Path]:
+    """Yield the files of `folder` that its format names, in no order; a stop is seen at every entry."""
+    folders = [(str(folder), 0)]
+    while folders:
+        place, depth = folders.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if progress is not None:
+                    progress.check_cancel()
+                if entry.name.endswith(form.endings) and entry.is_file():
+                    yield Path(entry.path)
+                elif depth < form.depth and entry.is_dir():
+                    folders.append((entry.path, depth + 1))
+
+
+def _file_hash(path: Path, progress: Progress) -> str:
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_mtime_ns)
     with _lock:
         if key in _known:
             return _known[key]
+    if stat.st_size > PIECE_BYTES:
+        progress.start(f"Checksum of {path.name}", stat.st_size, unit="B")
+    hashed = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(PIECE_BYTES):
+            progress.check_cancel()
+            hashed.update(piece)
+            progress.advance(len(piece))
     with _lock:
-        _known[key] = digest
-    return digest
+        _known[key] = hashed.hexdigest()
+    return hashed.hexdigest()
 
 
-def fingerprint(location: str, revision: str | None = None, repo_type: str = "model") -> str:
-    """Return a hash of what `location` holds: file names and contents, or hub id and commit.
+def fingerprint(
+    location: str,
+    revision: str | None = None,
+    repo_type: str = "model",
+    *,
+    form: Format = CHECKPOINT,
+    progress: Progress | None = None,
+) -> str:
+    """Return a hash of what `location` holds: names and contents of the files of its format, or hub id and commit.
 
     Raises:
-        CheckpointError: a local location that does not exist.
+        CheckpointError: a local location that does not exist, or cannot be read.
+        Cancelled: stopped through `progress`.
     """
+    progress = progress or Progress()
     path = local_path(location)
     if path is None:
         from stethoscope.hub import known_commit  # brings an HTTP client along, which pages can do without
 
         return f"hub:{location}@{known_commit(location, revision, repo_type) or revision}"
     if path.is_file():
-        return f"sha256-{_file_hash(path)}"
+        return f"sha256-{_file_hash(path, progress)}"
     if not path.is_dir():
         raise CheckpointError(
             f"{location} does not exist",
@@ -52,8 +102,11 @@ def fingerprint(location: str, revision: str | None = None, repo_type: str = "mo
             next_step="Check the path, or name a hub id.",
         )
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{_file_hash(file)}\n".encode())
+    try:
+        for file in sorted(files_of(path, form, progress)):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{_file_hash(file, progress)}\n".encode())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {location}", got=error, next_step="Check its permissions.") from error
     return f"sha256-{digest.hexdigest()}"
 
 
@@ -89,11 +142,12 @@ def _sae_repository(location: str) -> str | None:
     return None if local_path(location) is not None else repository_of(location)
 
 
-def record_fingerprints(record: Record) -> tuple[str, ...]:
+def record_fingerprints(record: Record, progress: Progress | None = None) -> tuple[str, ...]:
     """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`.
 
     A task vector over a model of less than float32 says how it is added: what was stored when the model's numbers were
-    rounded before the difference is not found again.
+    rounded before the difference is not found again. Bytes that have not been hashed before are counted as stages of
+    `progress`, which stops it, too.
     """
     found: dict[str, str] = {}
     models = [part for part in nested_records(record) if isinstance(part, ModelRef)]
@@ -101,16 +155,16 @@ def record_fingerprints(record: Record) -> tuple[str, ...]:
     for part in nested_records(record):
         match part:
             case ModelRef(id=location, revision=revision):
-                found[f"{location}@{revision}"] = fingerprint(location, revision)
+                found[f"{location}@{revision}"] = fingerprint(location, revision, progress=progress)
             case TaskVectorRef(tuned=location, revision=revision):
-                found[f"{location}@{revision}"] = fingerprint(location, revision) + added
+                found[f"{location}@{revision}"] = fingerprint(location, revision, progress=progress) + added
             case SaeRef(location=location, revision=revision):
                 place = _sae_repository(location) or location
-                found[f"{location}@{revision}"] = fingerprint(place, revision)
+                found[f"{location}@{revision}"] = fingerprint(place, revision, form=SAES, progress=progress)
             case ProblemsRef(problems=problems, controls=controls, shots=shots, revision=revision):
                 named = f"{problems}@{revision}" if revision else problems
-                found[named] = fingerprint(problems, revision, repo_type="dataset")
-                found[controls] = fingerprint(controls, repo_type="dataset")
+                found[named] = fingerprint(problems, revision, repo_type="dataset", form=PROBLEMS, progress=progress)
+                found[controls] = fingerprint(controls, repo_type="dataset", form=PROBLEMS, progress=progress)
                 found[shots] = fingerprint(shots) if local_path(shots) else f"lm_eval {version('lm_eval')}"
             case _:
                 pass
