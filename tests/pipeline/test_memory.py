@@ -201,8 +201,13 @@ def test_a_wide_sae_counts(gemma: ModelShape) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the high-water mark cannot be set back here")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_process_holds_what_the_formulas_predict(dtype: str, tmp_path: Path) -> None:
-    """Within 10% for loading, listening, energy, editing, answering and scoring, at 160 MB of weights in float32."""
-    large = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    """Loading, listening, energy, editing, answering and scoring, at 160 MB of weights in float32.
+
+    The formula may not be exceeded by more than a tenth and `small`: allocations below malloc's threshold stay in its
+    heap, and how many differs with the kernels of the processor. It may be a fifth too high: where oneDNN multiplies,
+    the scratch counted is that of a processor without instructions for the dtype.
+    """
+    large, small = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}, 16 << 20
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("peaks.py")), str(tmp_path), dtype],
         env=os.environ | large | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -212,7 +217,36 @@ def test_a_process_holds_what_the_formulas_predict(dtype: str, tmp_path: Path) -
     )
     found = json.loads(done.stdout.strip().splitlines()[-1])
     for activity, (measured, predicted) in found.items():
-        assert predicted == pytest.approx(measured, rel=0.1), (activity, found)
+        assert measured <= 1.1 * predicted + small, (activity, found)
+        assert predicted <= 1.2 * measured, (activity, found)
+
+
+def test_products_through_a_float32_buffer_count_it(gemma: ModelShape) -> None:
+    """Where the processor has no bfloat16 products, the logits are made in float32 beside the bfloat16 ones."""
+    plain, buffered = (Setting(gemma, "bfloat16", 2, "cpu", product_scratch=scratch) for scratch in (0, 4))
+    sizes = {"prompt_tokens": 200, "solution_tokens": 200}
+    abreast = footprint.batches_abreast("cpu")
+    rows = (1 << 30) // abreast // (201 * 262208 * 2)
+    logits = abreast * rows * 201 * 262208 * 2
+    assert sum(part.size_bytes for part in footprint.probe(buffered, **sizes)) == 3 * logits
+    assert sum(part.size_bytes for part in footprint.probe(plain, **sizes)) == logits + abreast * (128 << 20)
+    assert buffered.forward_bytes(1024, 64) - plain.forward_bytes(1024, 64) == 2 * 1024 * 10240
+    answers = {"rows": 32, "prompt_tokens": 900, "shared_tokens": 700, "max_new_tokens": 256}
+    more = (sum(p.size_bytes for p in footprint.generate(setting, **answers)) for setting in (buffered, plain))
+    assert next(more) >= next(more) + 32 * 262208 * 4
+
+
+def test_what_is_counted_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's half-precision products take a float32 buffer, torch's own kernels on x86 and float32 take none."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    found = {}
+    for machine, one_dnn in (("x86_64", True), ("x86_64", False), ("aarch64", False)):
+        monkeypatch.setattr(device_memory.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(device_memory, "_one_dnn_multiplies", lambda dtype, one_dnn=one_dnn: one_dnn)
+        found[machine, one_dnn] = device_memory.product_scratch(cpu, torch.bfloat16)
+        assert device_memory.product_scratch(cpu, torch.float32) == 0
+        assert device_memory.product_scratch(gpu, torch.bfloat16) == 0
+    assert found == {("x86_64", True): 4, ("x86_64", False): 0, ("aarch64", False): 4}
 
 
 # --- where memory is short ------------------------------------------------------------------------------------------
