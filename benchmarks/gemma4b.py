@@ -29,7 +29,7 @@ from stethoscope.model.shape import shape_of
 from stethoscope.pipeline import footprint, run
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
-from stethoscope.pipeline.footprint import Dictionaries, Setting
+from stethoscope.pipeline.footprint import Dictionaries
 from stethoscope.pipeline.settings import compute_exactly
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -84,7 +84,7 @@ class Measuring:
         seconds = self.machine.seconds(lambda: self.context.session(self.profile.model, self.progress))
         session = self.context.session(self.profile.model, self.progress)
         self.shape = shape_of(session.model)
-        self.setting = Setting(self.shape, self.profile.model.dtype, self.dtype.itemsize, self.machine.device.type)
+        self.setting = footprint.setting_of(self.shape, self.profile.model.dtype, session.plan)
         self.held = footprint.held(self.setting)
         self.table.row("load", seconds, self.file_bytes / self.machine.read, "the checkpoint's bytes, read", self.held)
 

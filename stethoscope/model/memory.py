@@ -4,6 +4,7 @@ On a GPU, memory that torch holds without using it counts as free: torch hands i
 """
 
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -37,6 +38,24 @@ def device_name(device: torch.device) -> str:
         if name.strip() == "model name":
             return rest.strip()
     return device.type
+
+
+def product_scratch(device: torch.device, dtype: torch.dtype) -> int:
+    """Return the bytes per number of its result that a matrix product in `dtype` takes besides, while it is made.
+
+    A CPU that has no instructions for half precision makes the result in float32 and rounds it into its place: oneDNN
+    where it multiplies at all, OpenBLAS always (as torch calls it on Arm); torch's own kernels on x86 do not. Where
+    oneDNN has such instructions it may do without: torch does not tell, and the larger number is returned.
+    """
+    if device.type != "cpu" or dtype.itemsize >= torch.float32.itemsize:
+        return 0
+    own_kernels = platform.machine() in ("x86_64", "AMD64") and not _one_dnn_multiplies(dtype)
+    return 0 if own_kernels else torch.float32.itemsize
+
+
+def _one_dnn_multiplies(dtype: torch.dtype) -> bool:
+    supports = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, supports[dtype])())
 
 
 def _lines(path: Path) -> list[str]:

@@ -4,6 +4,7 @@
     activations heard = 4 d ((kept + padded) layers + padded),  at most the listening budget
     KV cache   = rows x own slots x layers x 2 x kv heads x head_dim x bytes,  the shared prefix once
     logits     = rows x positions x vocabulary x bytes,         at most the logits budget
+    a product  = its result x (bytes + scratch): CPUs without half precision make it in float32 first
 
 The budgets are imported from the code that keeps to them. Of steps that follow one another the largest counts. What
 only fills free memory and gives way (directions of edits, see `Context.make_room`) is marked and not needed.
@@ -20,6 +21,7 @@ from stethoscope.model.devices import DISK, Plan
 from stethoscope.model.generation import ADMIT_TOKENS
 from stethoscope.model.gradients import GRAPH_BYTES
 from stethoscope.model.likelihood import CHUNK_BYTES, LOGITS_BYTES, batches_abreast
+from stethoscope.model.memory import product_scratch
 from stethoscope.model.shape import ModelShape
 from stethoscope.model.slots import SLOT_CHUNK
 from stethoscope.pipeline.gold import BATCH_SIZE as PROBE_ROWS
@@ -45,6 +47,7 @@ class Setting:
         device: the kind that computes, "cpu" or "cuda".
         waiting_bytes: weights that wait in the memory of a machine whose GPU computes.
         stored_bytes: weights that are read from the disk when they are used.
+        product_scratch: bytes per number of a matrix product's result, besides it, while it is made.
     """
 
     shape: ModelShape
@@ -53,6 +56,7 @@ class Setting:
     device: str
     waiting_bytes: int = 0
     stored_bytes: int = 0
+    product_scratch: int = 0
 
     @property
     def elsewhere_layers(self) -> int:
@@ -82,9 +86,12 @@ class Setting:
 
     def layer_bytes(self, tokens: int, scores: int) -> int:
         """Return what a layer holds for `tokens` tokens whose attention scores take `scores` bytes."""
-        shape, b = self.shape, self.number_bytes
-        mlp = 3 * tokens * shape.width * b
-        attention = 2 * tokens * (shape.n_heads + shape.n_kv_heads) * shape.head_dim * b + scores
+        shape, b, scratch = self.shape, self.number_bytes, self.product_scratch
+        mlp = tokens * shape.width * max(3 * b, 2 * b + scratch)  # gate, up and their product; or up as it is made
+        queries = tokens * shape.n_heads * shape.head_dim
+        attention = 2 * tokens * (shape.n_heads + shape.n_kv_heads) * shape.head_dim * b + max(
+            scores, queries * scratch
+        )
         return max(mlp, attention) + tokens * shape.d_model * (2 * b + F32)
 
 
@@ -102,8 +109,9 @@ class Dictionaries:
 
 def setting_of(shape: ModelShape, dtype: str, plan: Plan) -> Setting:
     """Return the setting of a model of `shape` that lies as `plan` says."""
-    size, stored = getattr(torch, dtype).itemsize, plan.sizes.get(DISK, 0)
-    return Setting(shape, dtype, size, plan.device.type, plan.in_memory, stored)
+    kind, stored = getattr(torch, dtype), plan.sizes.get(DISK, 0)
+    scratch = product_scratch(plan.device, kind)
+    return Setting(shape, dtype, kind.itemsize, plan.device.type, plan.in_memory, stored, scratch)
 
 
 def held(setting: Setting) -> tuple[MemoryPart, ...]:
@@ -255,7 +263,8 @@ def probe(setting: Setting, *, prompt_tokens: int, solution_tokens: int) -> tupl
     length, kept = prompt_tokens + solution_tokens, rows * (solution_tokens + 1) * position
     forward = setting.forward_bytes(rows * length, rows)
     chunk = min(CHUNK_BYTES, kept * F32 // setting.number_bytes)
-    scoring = kept + 2 * chunk  # a piece in float32, and its log-probabilities
+    in_pieces = 2 * chunk  # a piece in float32, and its log-probabilities
+    scoring = kept + max(in_pieces, kept * setting.product_scratch // setting.number_bytes)
     if forward > scoring:
         return (_part("forward pass", abreast * forward, f"{abreast} x {rows} rows of {length} tokens"),)
     said = f"{abreast} x {rows} rows x {solution_tokens + 1} positions x {setting.shape.vocab:,}, and pieces in float32"
@@ -282,7 +291,7 @@ def generate(
             f"{shared_tokens} slots x {shape.n_layers} layers x {setting.slot_bytes} bytes",
         ),
         _part("prefill", entering, f"{admitted:,} tokens of rows that come in, through one layer"),
-        _part("logits", rows * shape.vocab * b, f"{rows} rows x {shape.vocab:,}"),
+        _part("logits", rows * shape.vocab * (b + setting.product_scratch), f"{rows} rows x {shape.vocab:,}"),
     )
 
 

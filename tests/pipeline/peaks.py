@@ -23,7 +23,7 @@ from stethoscope.model.shape import shape_of
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
-from stethoscope.pipeline.footprint import Dictionaries, Setting
+from stethoscope.pipeline.footprint import Dictionaries
 from stethoscope.pipeline.listening import BATCH_TOKENS, CAPTURED_BYTES
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, SaeRef, TaskVectorRef
@@ -73,17 +73,29 @@ def status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
+def code_bytes() -> int:
+    """Return how much of the resident set are pages of shared libraries, which a kernel brings in when first used."""
+    size, is_code = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Rss:"):
+            size += int(line.split()[1]) * 1024 * is_code
+        elif "-" in line.split(maxsplit=1)[0]:
+            is_code = ".so" in line
+    return size
+
+
 class Peak:
-    """Measures how far the resident set rises above where it was."""
+    """Measures how far the resident set rises above where it was, code that a library brings in aside."""
 
     def __enter__(self) -> "Peak":
         gc.collect()
+        self._code = code_bytes()
         Path("/proc/self/clear_refs").write_text("5")
         self._before = status("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.size_bytes = status("VmHWM") - self._before
+        self.size_bytes = status("VmHWM") - self._before - (code_bytes() - self._code)
 
 
 def main(folder: Path, dtype: str) -> None:
@@ -94,7 +106,7 @@ def main(folder: Path, dtype: str) -> None:
     ref, progress = ModelRef(id=str(folder / "base"), dtype=dtype), Progress()
     with Peak() as loading:
         session = context.session(ref, progress)
-    setting = Setting(shape_of(session.model), dtype, session.dtype.itemsize, "cpu")
+    setting = footprint.setting_of(shape_of(session.model), dtype, session.plan)
     weights = sum(part.size_bytes for part in footprint.held(setting))
     found = {"load": [loading.size_bytes, weights]}
 
