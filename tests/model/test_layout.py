@@ -118,7 +118,7 @@ def phi() -> nn.Module:
     [
         (
             lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=20)),
-            "not a model whose layers can be edited; got 0 lists .*Declare each matrix under .*model.roles",
+            r"matrices of GPT2LMHeadModel are stored as \[in, out\]; got Conv1D modules",
         ),
         (
             phi,
