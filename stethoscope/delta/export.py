@@ -25,7 +25,7 @@ from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrapped
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
 from stethoscope.hub import TOKENIZER
-from stethoscope.model.loading import quiet_transformers
+from stethoscope.model.loading import as_saved, quiet_transformers
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm
@@ -210,19 +210,29 @@ def _save_weights(session: ModelSession, folder: Path, max_shard_bytes: int) -> 
 
 
 def _max_abs_difference(session: ModelSession, folder: Path) -> float:
-    """Return max |written - live| over all parameters as they are now; infinite where one is missing or misshapen."""
-    written = CheckpointTensors(folder, folder.name)
+    """Return max |written - live| over all parameters as they are now; infinite where one is misshapen.
+
+    Raises:
+        UserError: a parameter that what was written does not hold under a known name.
+    """
+    written = CheckpointTensors(folder, folder.name, session.saved_names)
     worst = 0.0
     for name, parameter in session.model.named_parameters():
         stored = written.name_on_disk(name)
-        if stored is None:
-            return float("inf")
-        live = parameter.detach().cpu()
-        tensor = written.read(stored)
-        if tensor.dtype != live.dtype or tensor.shape != live.shape:
-            return float("inf")
-        if not torch.equal(tensor, live):
-            worst = max(worst, float((tensor.double() - live.double()).abs().max()))
+        parts = {stored: parameter.detach()} if stored else as_saved(session.model, name, parameter.detach())
+        if not parts or not set(parts) <= set(written.names):
+            raise UserError(
+                f"the export of {session.ref.id} cannot be checked, so nothing was kept",
+                got=f"no tensor {name} in what transformers wrote",
+                expected="every parameter, by a name that is known",
+                next_step="Write the bare delta instead (--delta-only).",
+            )
+        for part, own in parts.items():
+            live, tensor = own.cpu(), written.read(part)
+            if tensor.dtype != live.dtype or tensor.shape != live.shape:
+                return float("inf")
+            if not torch.equal(tensor, live):
+                worst = max(worst, float((tensor.double() - live.double()).abs().max()))
     return worst
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 from torch import Tensor
 
-from stethoscope.delta.sources.stored import CheckpointTensors, name_forms
+from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.model.session import ModelSession
 
 COPIED = ("generation_config.json",)
@@ -36,11 +36,11 @@ def other_towers_bytes(session: ModelSession) -> int:
 def save_wrapped(session: ModelSession, folder: Path, max_shard_bytes: int) -> None:
     """Write the session's weights as they are now inside the checkpoint that they came from, with its config."""
     stored = CheckpointTensors(session.folder, session.ref.id)
-    live = {form: parameter for name, parameter in session.model.named_parameters() for form in name_forms(name)}
-    tensors: dict[str, Tensor] = {
-        name: stored.read(name) if session.checkpoint.is_left_out(name) else live[name].detach().contiguous()
-        for name in stored.names
-    }
+    live = dict(session.model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = {}
+    for name in stored.names:
+        parameter = live.get(session.checkpoint.name_in_model(name))
+        tensors[name] = stored.read(name) if parameter is None else parameter.detach().contiguous()
     huggingface_hub.save_torch_state_dict(
         tensors, folder, max_shard_size=max_shard_bytes, metadata={"format": "pt"}, safe_serialization=True
     )

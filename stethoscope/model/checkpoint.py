@@ -6,6 +6,7 @@ there is checked after loading: with other names on disk transformers would leav
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ class Checkpoint:
     def is_left_out(self, key: str) -> bool:
         """Tell whether the weight called `key` on disk belongs to another tower than the language model."""
         return self.key_mapping is not None and of_other_tower(key)
+
+    def name_in_model(self, key: str) -> str:
+        """Return the name that the weight called `key` on disk has in the text model."""
+        for pattern, replacement in (self.key_mapping or {}).items():
+            if re.match(pattern, key):
+                return re.sub(pattern, replacement, key)
+        return key
 
 
 def of_other_tower(key: str) -> bool:

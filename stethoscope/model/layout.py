@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from stethoscope.errors import CheckpointError
 from stethoscope.model.waiting import Waiting
@@ -254,6 +255,13 @@ def decoder_layers(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> tup
         and len(module)
         and all(_submodule(layer, name) is not None for layer in module for name in wanted)
     ]
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        raise CheckpointError(
+            f"the matrices of {type(model).__name__} are stored as [in, out]",
+            got="Conv1D modules",
+            expected="linear layers, whose weights are [out, in]",
+            next_step="Take a model of another architecture: these matrices cannot be read here.",
+        )
     if len(found) != 1:
         raise CheckpointError(
             f"{type(model).__name__} is not a model whose layers can be edited",

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
 from stethoscope.errors import CheckpointError, ResourceError, UserError
@@ -66,6 +67,19 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, plan: Plan, progress:
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise unreadable(name, error) from error
+
+
+def as_saved(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return parameter `name` as transformers writes it: under one name or several (experts that it joins on loading).
+
+    {} where it is written only together with other parameters.
+    """
+    if not getattr(model, "_weight_conversions", True):
+        return {name: tensor}
+    try:
+        return revert_weight_conversion(model, {name: tensor})
+    except (ValueError, KeyError, IndexError, RuntimeError):
+        return {}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ from stethoscope.model.checkpoint import Checkpoint, open_checkpoint
 from stethoscope.model.checksums import combined, tensor_digest, tensor_digests
 from stethoscope.model.devices import Plan, pick_device, plan_placement
 from stethoscope.model.layout import ModelLayout, layout_of
-from stethoscope.model.loading import check_finite, load_model, load_tokenizer
+from stethoscope.model.loading import as_saved, check_finite, load_model, load_tokenizer
 from stethoscope.model.shape import meta_model
 from stethoscope.model.waiting import Waiting
 from stethoscope.progress import Progress
@@ -140,6 +140,15 @@ class ModelSession:
             ids[i, span] = torch.tensor(list(row), dtype=torch.long)
             mask[i, span] = 1
         return TokenBatch(ids.to(self.device), mask.to(self.device))
+
+    @cached_property
+    def saved_names(self) -> Mapping[str, tuple[str, ...]]:
+        """The names under which transformers writes each parameter (and each other name of a tied one).
+
+        Several where it joins tensors on loading (a mixture's experts), none where only others together give one.
+        """
+        live = self.model.named_parameters(remove_duplicate=False)
+        return {name: tuple(as_saved(self.model, name, parameter.to("meta"))) for name, parameter in live}
 
     @property
     def revision(self) -> str | None:

@@ -59,6 +59,7 @@ class Base:
     def _of_stored(self) -> dict[str, str]:
         """Parameter of every name on disk that means one; an exact name wins over another parameter's form."""
         forms = {form: name for name in (*self.names, *self.twins) for form in name_forms(name)[1:]}
+        forms |= {saved[0]: name for name, saved in self.session.saved_names.items() if len(saved) == 1}
         return forms | {name: name for name in (*self.names, *self.twins)}
 
     def parameter_of(self, stored: str) -> str | None:
@@ -79,9 +80,13 @@ class Base:
         """Return the live parameter `name`."""
         return self.session.parameter(name)
 
+    def open(self, folder: Path, shown_as: str) -> CheckpointTensors:
+        """Return the tensors of a checkpoint of the base's architecture, as transformers names them on disk."""
+        return CheckpointTensors(folder, shown_as, self.session.saved_names)
+
     @cached_property
     def _files(self) -> CheckpointTensors:
-        return CheckpointTensors(self.session.folder, self.session.ref.id)
+        return self.open(self.session.folder, self.session.ref.id)
 
     def as_stored(self, name: str) -> Tensor | None:
         """Return the numbers of parameter `name` in the base's files, None where the live parameter holds them exactly.

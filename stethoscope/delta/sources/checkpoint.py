@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stethoscope.delta.sources.base import Base, Remark, described, left_out
 from stethoscope.delta.sources.delta_file import DELTA_FILE
-from stethoscope.delta.sources.stored import INDEX_FILE, SINGLE_FILE, CheckpointTensors, quantised, read_json
+from stethoscope.delta.sources.stored import INDEX_FILE, SINGLE_FILE, quantised, read_json
 from stethoscope.records import TaskVectorRef
 
 SAME_FIELDS = (
@@ -41,12 +41,12 @@ class CheckpointSource:
         self._base = base
         title = f"checkpoint {ref.tuned}"
         config = read_json(path / "config.json", title)
-        self._tensors = CheckpointTensors(path, ref.tuned)
+        self._tensors = base.open(path, ref.tuned)
         _check_config(config, base, title)
         self.description = f"checkpoint {described(ref)}"
         self.remarks = (base.compare_tokens(path, title), *self._extra_tensors())
         self.names = tuple(name for name in base.names if self._tensors.name_on_disk(name) is not None)
-        missing = set(base.decoder) - set(self.names)
+        missing = set(base.decoder) - set(self.names) - {name for name in base.names if self._tensors.joined_from(name)}
         for name in base.decoder:
             if name in missing:
                 raise base.refusal(
@@ -68,11 +68,22 @@ class CheckpointSource:
     def _extra_tensors(self) -> tuple[Remark, ...]:
         known = [name for name in self._tensors.names if "rotary_emb." not in name]
         unheld = [name for name in known if self._base.leaves_out(name)]
-        extra = [name for name in known if self._base.parameter_of(name) is None and name not in unheld]
+        joined = {part for name in self._base.names for part in self._tensors.joined_from(name)}
+        extra = [name for name in known if self._base.parameter_of(name) is None and name not in joined.union(unheld)]
+        remarks = left_out(unheld)
+        if joined:
+            remarks += (
+                Remark(
+                    "joined tensors",
+                    f"{len(joined)} tensors that transformers joins on loading (a mixture's experts) are left out",
+                    suspicious=True,
+                    next_step="Edits of the other matrices are exact; full strength is not quite the fine-tune.",
+                ),
+            )
         if not extra:
-            return left_out(unheld)
+            return remarks
         return (
-            *left_out(unheld),
+            *remarks,
             Remark(
                 "tensors",
                 f"{len(extra)} tensors that the base does not have, the first {extra[0]}",

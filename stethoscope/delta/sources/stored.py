@@ -19,6 +19,8 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+EMPTY: Mapping[str, tuple[str, ...]] = {}
+
 
 def name_forms(name: str) -> tuple[str, ...]:
     """Return the names under which parameter `name` may be stored, its own first."""
@@ -30,6 +32,7 @@ def name_forms(name: str) -> tuple[str, ...]:
         f"model.language_model.{plain}",
         plain,  # vision tower and projector
         plain.replace("vision_tower.", "vision_tower.vision_model.", 1),
+        f"language_model.{plain}",  # head of LLaVA
     )
 
 
@@ -40,13 +43,17 @@ class StoredTensors:
         folder: where the files lie.
         title: what messages call it, for example "checkpoint NAME".
         files: file names in `folder`.
+        saved_names: names under which transformers writes each parameter (see `ModelSession.saved_names`).
 
     Raises:
         CheckpointError: a missing file, or files that are not readable safetensors.
     """
 
-    def __init__(self, folder: Path, title: str, files: Iterable[str]) -> None:
+    def __init__(
+        self, folder: Path, title: str, files: Iterable[str], saved_names: Mapping[str, tuple[str, ...]] = EMPTY
+    ) -> None:
         self.title = title
+        self._saved_names = saved_names
         self._folder = folder
         self._file_of: Mapping[str, str] = {name: file for file in files for name in self._names_in(file)}
 
@@ -78,8 +85,15 @@ class StoredTensors:
             ) from error
 
     def name_on_disk(self, name: str) -> str | None:
-        """Return the name under which parameter `name` is stored, None where it is not."""
-        return next((form for form in name_forms(name) if form in self._file_of), None)
+        """Return the name under which parameter `name` is stored, None where it is not, or only in parts."""
+        saved = self._saved_names.get(name, ())
+        forms = (*name_forms(name), *(saved if len(saved) == 1 else ()))
+        return next((form for form in forms if form in self._file_of), None)
+
+    def joined_from(self, name: str) -> tuple[str, ...]:
+        """Return the stored tensors that transformers joins into parameter `name`; () where one lacks or none is."""
+        saved = self._saved_names.get(name, ())
+        return saved if len(saved) > 1 and all(part in self._file_of for part in saved) else ()
 
     def shape_and_dtype(self, name: str) -> tuple[tuple[int, ...], str]:
         """Return the shape and safetensors dtype (for example "BF16") of a stored tensor, from the header only."""
@@ -138,7 +152,7 @@ class CheckpointTensors(StoredTensors):
         CheckpointError: a missing folder or file, a broken index, or files that are not readable safetensors.
     """
 
-    def __init__(self, folder: Path, shown_as: str) -> None:
+    def __init__(self, folder: Path, shown_as: str, saved_names: Mapping[str, tuple[str, ...]] = EMPTY) -> None:
         title = f"checkpoint {shown_as}"
         index = folder / INDEX_FILE
         if not index.exists():
@@ -149,7 +163,7 @@ class CheckpointTensors(StoredTensors):
                     expected=f"{SINGLE_FILE} or {INDEX_FILE}",
                     next_step="Only safetensors checkpoints are read; convert others with transformers.",
                 )
-            super().__init__(folder, title, [SINGLE_FILE])
+            super().__init__(folder, title, [SINGLE_FILE], saved_names)
             return
         weight_map = read_json(index, title).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -159,7 +173,7 @@ class CheckpointTensors(StoredTensors):
                 expected="a weight_map from tensors to files",
                 next_step="Fetch or write it again.",
             )
-        super().__init__(folder, title, sorted(set(weight_map.values())))
+        super().__init__(folder, title, sorted(set(weight_map.values())), saved_names)
         missing = sorted(set(weight_map) - set(self._file_of))
         if missing:
             raise CheckpointError(
