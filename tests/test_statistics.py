@@ -116,6 +116,60 @@ def test_corrections_are_statsmodels(p: list[float]) -> None:
     assert (S.holm(p) >= np.asarray(p)).all()
 
 
+def correlated(generator: np.random.Generator, rows: int, shared: float, n_layers: int = 34) -> np.ndarray:
+    """Return scores [rows, n_layers] of neighbouring layers that vary together, of different spread and skew."""
+    noise = math.sqrt(shared) * generator.standard_normal((rows, 1))
+    noise = noise + math.sqrt(1 - shared) * generator.standard_normal((rows, n_layers))
+    return np.linspace(0.1, 3, n_layers) * np.where(np.arange(n_layers) % 2, noise, np.exp(noise))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
+def test_max_t_keeps_the_family_wise_level_whatever_the_layers_share(shared: float) -> None:
+    generator = np.random.default_rng(round(10 * shared))
+    smallest = []
+    for _ in range(800):
+        scores = correlated(generator, 100, shared)
+        smallest.append(S.step_down_max_t(scores[0], scores[1:]).min())
+    for level in (0.05, 0.2):  # exact but for ties: within 4 binomial standard errors
+        assert np.mean(np.array(smallest) <= level) == pytest.approx(
+            level, abs=4 * math.sqrt(level * (1 - level) / 800)
+        )
+
+
+def test_max_t_keeps_the_level_of_true_nulls_beside_real_effects() -> None:
+    generator = np.random.default_rng(5)
+    wrong = []
+    for _ in range(600):
+        scores = correlated(generator, 200, 0.5)
+        scores[0, :10] += 30
+        wrong.append((S.step_down_max_t(scores[0], scores[1:])[10:] <= 0.05).any())
+    assert np.mean(wrong) <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 600)
+
+
+def test_max_t_finds_what_holm_cannot() -> None:
+    generator = np.random.default_rng(6)
+    found = {"max-T": 0, "Holm": 0}
+    for _ in range(40):
+        scores = correlated(generator, 300, 0.5)
+        scores[0] += np.where(np.arange(34) < 17, 5 * scores[1:].std(0), 0)
+        p = (1 + (scores[1:] >= scores[0]).sum(0)) / 300
+        adjusted = S.step_down_max_t(scores[0], scores[1:])
+        assert (adjusted >= p).all()
+        found["max-T"] += int((adjusted[:17] < 0.05).sum())
+        found["Holm"] += int((S.holm(p)[:17] < 0.05).sum())
+    assert found["Holm"] == 0, "34 layers at 299 draws: .113 at best"
+    assert found["max-T"] > 0.8 * 40 * 17
+
+
+def test_the_floor_of_max_t_is_that_of_one_test() -> None:
+    null = correlated(np.random.default_rng(7), 299, 0.3)
+    assert S.step_down_max_t(null.max(0) + 1, null) == pytest.approx(np.full(34, 1 / 300))
+    constant = np.zeros((299, 3))
+    assert S.step_down_max_t(np.array([0.0, 1.0, 0.0]), constant).tolist() == pytest.approx([1.0, 1 / 300, 1.0])
+    assert S.step_down_max_t(np.array([1 - 1e-9]), np.ones((19, 1)), np.array([1e-6])).tolist() == [1.0]
+    assert len(S.step_down_max_t(np.zeros(0), np.zeros((299, 0)))) == 0
+
+
 def test_corrections_of_none() -> None:
     assert len(S.holm([])) == 0
     assert len(S.benjamini_hochberg([])) == 0

@@ -166,12 +166,12 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
     table = Table(
         "subject",
         *(str(layer) for layer in range(result.n_layers)),
-        title=f"{result.score} against {result.control}, cross-fitted; bold where the 95% interval clears the null",
+        title=f"{result.score} against {result.control}, cross-fitted; bold where shown to be specific (corrected p < .05)",
         caption=f"{result.formula}; source: {result.source}. Our definition; the paper's is not known to us.",
     )
     for subject in result.subjects:
         cells = sorted((cell for cell in result.cells if cell.subject == subject), key=lambda cell: cell.layer)
-        table.add_row(subject, *(_cell_text(cell.score, cell.ci_low, result.null) for cell in cells))
+        table.add_row(subject, *(_cell_text(cell.score, bold=bool(cell.specific)) for cell in cells))
     console.print(table)
 
 
@@ -313,8 +313,8 @@ def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
             console.print(f"python -m stethoscope runs report {run_id} --out report.html", soft_wrap=True)
 
 
-def _cell_text(score: float | None, ci_low: float | None, null: float) -> str:
+def _cell_text(score: float | None, *, bold: bool) -> str:
     if score is None:
         return "–"
     text = f"{score:.2f}"
-    return f"[bold]{text}[/bold]" if ci_low is not None and ci_low > null else text
+    return f"[bold]{text}[/bold]" if bold else text

@@ -2,7 +2,7 @@
 
 Differences are drawn in percentage points, right of zero is better than the reference; the shaded band is the
 non-inferiority margin. Two accuracy bars side by side are never drawn: overlap of their intervals is not the test.
-Subjects have Newcombe's interval and a filled mark where Holm's p is at most .05; the first panel has the totals with
+Subjects have Newcombe's interval and a filled mark where Holm's p is below .05; the first panel has the totals with
 their bootstrap intervals.
 """
 
@@ -28,10 +28,10 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
+from stethoscope.statistics import SIGNIFICANCE
 from stethoscope.verdicts import sizes_text
 
 SMOKE_TEST_BELOW = 100
-SIGNIFICANT = 0.05
 TOTALS = "all subjects"
 FADED = 0.45
 RECIPES = (ORANGE, *SERIES[5:9], SERIES[3])
@@ -139,7 +139,7 @@ def paired_differences(
 def _subject(result: BenchResult, subject: str, arms: Sequence[str], shade: float) -> list[go.Scatter]:
     rank = {arm: index for index, arm in enumerate(arms)}
     rows = [row for row in result.comparisons if row.subject == subject and row.arm in rank]
-    marks = ["circle" if row.holm_p <= SIGNIFICANT else "circle-open" for row in rows]
+    marks = ["circle" if row.holm_p < SIGNIFICANCE else "circle-open" for row in rows]
     text = [describe_comparison(row) for row in rows]
     return _by_colour(rows, colours(result.spec.arms), rank, marks, text, shade)
 
@@ -226,7 +226,7 @@ def caption(result: BenchResult, margin: float) -> str:
     reference = next((row.reference for row in result.comparisons), "base")
     parts = [
         f"Paired differences to {reference}, n = {sizes_text(row.n for row in result.arms)} problems per subject, the "
-        "same in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects at most .05. "
+        "same in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects below .05. "
         f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
     ]
     if result.spec.model.dtype == "bfloat16":

@@ -2,8 +2,8 @@
 
 A click on a plotly heatmap tells Streamlit nothing, so transparent square markers lie on the cells and carry
 (layer, subject) in `customdata`; `layers_from_selection` reads them back. Colour fades to transparent at the null:
-blue above it, orange below. A cell whose interval crosses the null is paler and carries a dot; a layer without an
-SAE says so and is never interpolated.
+blue above it, orange below. A cell that is not shown to be specific (corrected p and interval) is paler and carries a
+dot; a layer without an SAE says so and is never interpolated.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,12 +27,8 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.results import DiagnosisResult, SpecificityCell
 
+SHOWN, NOT_SHOWN = "specific (corrected p < .05)", "not shown to be specific"
 DEFINITION_NOTE = "This definition is ours; the paper's formula is not known to us."
-
-
-def crosses_null(cell: SpecificityCell, null: float) -> bool:
-    """True when the cell's interval holds the null, or when there is no interval."""
-    return cell.ci_low is None or cell.ci_high is None or cell.ci_low <= null <= cell.ci_high
 
 
 def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
@@ -42,7 +38,8 @@ def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
         (
             f"<b>layer {cell.layer} · {pretty(cell.subject)}</b>",
             f"{pretty(result.score)} {signed(cell.score)}, 95% CI {interval}",
-            f"p {shown_p(cell.p)}, Holm p {shown_p(cell.p_holm)} · null {signed(result.null)}",
+            f"p {shown_p(cell.p)}, corrected over layers {shown_p(cell.p_adjusted)} · null {signed(result.null)}",
+            f"<b>{SHOWN if cell.specific else NOT_SHOWN}</b>",
             f"n = {cell.n_documents} documents, and as many of {pretty(result.control)}",
             f"k = {min(result.top_k, cell.n_live)} of {cell.n_live} live latents · {result.site}",
             f"comes first in {percent(cell.p_top, 0)} of bootstrap draws",
@@ -92,15 +89,12 @@ def _strength(
     limits: tuple[float, float],
     weak: bool,
 ) -> go.Heatmap:
-    """Draw the cells whose interval crosses the null (`weak`, pale) or the others."""
+    """Draw the cells that are not shown to be specific (`weak`, pale) or the others."""
     low, high = limits
     return go.Heatmap(
         x=list(range(result.n_layers)),
         y=list(range(len(result.subjects))),
-        z=[
-            [_score(cells.get((name, layer)), result.null, weak) for layer in range(result.n_layers)]
-            for name in result.subjects
-        ],
+        z=[[_score(cells.get((name, layer)), weak) for layer in range(result.n_layers)] for name in result.subjects],
         zmin=low,
         zmax=high,
         colorscale=diverging_scale(low, high, result.null),
@@ -118,7 +112,7 @@ def _strength(
 
 def _marks(result: DiagnosisResult, shown: Sequence[SpecificityCell], rows: Mapping[str, int]) -> list[go.Scatter]:
     """Return a dot on each weak cell, and the transparent squares that take clicks and hover."""
-    weak_cells = [cell for cell in shown if crosses_null(cell, result.null)]
+    weak_cells = [cell for cell in shown if not cell.specific]
     dots = go.Scatter(
         x=[cell.layer for cell in weak_cells],
         y=[rows[cell.subject] for cell in weak_cells],
@@ -140,9 +134,9 @@ def _marks(result: DiagnosisResult, shown: Sequence[SpecificityCell], rows: Mapp
     return [dots, squares]
 
 
-def _score(cell: SpecificityCell | None, null: float, weak: bool) -> float | None:
+def _score(cell: SpecificityCell | None, weak: bool) -> float | None:
     """Score of `cell` when its strength is the one asked for, else None (drawn empty)."""
-    return cell.score if cell is not None and crosses_null(cell, null) == weak else None
+    return cell.score if cell is not None and cell.specific != weak else None
 
 
 def _mark_columns(
@@ -175,8 +169,8 @@ def strip(
     figure = go.Figure()
     shift = 0.0 if other is None else 0.14
     cells = [cell for cell in result.cells if cell.subject == subject]
-    for weak, name in ((False, "interval clear of the null"), (True, "interval crosses the null")):
-        chosen = [cell for cell in cells if crosses_null(cell, result.null) == weak]
+    for weak, name in ((False, SHOWN), (True, NOT_SHOWN)):
+        chosen = [cell for cell in cells if cell.specific != weak]
         figure.add_trace(_interval_marks(result, chosen, name, -shift, weak=weak))
     if other is not None:
         cells = [cell for cell in other.cells if cell.subject == subject]
@@ -248,8 +242,10 @@ def caption(result: DiagnosisResult, subject: str) -> str:
     return (
         f"Score: {result.formula}{_sourced(result)}. "
         f"n = {documents} documents per subject and of {pretty(result.control)}; k = {result.top_k}; "
-        "95% bootstrap intervals over documents, p by label permutation, Holm over layers. "
-        f"Pale cells with a dot: the interval crosses the null ({signed(result.null)}). "
+        "95% bootstrap intervals over documents, p by label permutation, corrected over the layers of a subject "
+        "(step-down max-T). "
+        f"Pale cells with a dot: {NOT_SHOWN} (corrected p not below .05, or an interval that reaches the null, "
+        f"{signed(result.null)}). "
         f"Best layers for {pretty(subject)}: {best}. {rank_confidence(result, subject)}"
     )
 

@@ -25,7 +25,7 @@ class DiagnoseSpec(Record):
         dense_rate: a latent whose control firing rate exceeds this is dense and not selected.
         n_splits: seeded halvings for cross-fitting.
         n_bootstrap: document bootstrap draws for the interval of each cell.
-        n_permutations: label permutations for the p-value of each cell.
+        n_permutations: label permutations for the p-value of each cell; 20 are the fewest that allow one below .05.
     """
 
     model: ModelRef
@@ -41,7 +41,7 @@ class DiagnoseSpec(Record):
     dense_rate: float = Field(default=0.10, ge=0, le=1)
     n_splits: int = Field(default=8, ge=1)
     n_bootstrap: int = Field(default=200, ge=20)
-    n_permutations: int = Field(default=299, ge=19)
+    n_permutations: int = Field(default=299, ge=20)
     seed: int = 0
 
 

@@ -6,10 +6,11 @@ from stethoscope.records import Record
 
 
 class SpecificityCell(Record):
-    """Score of one layer for one subject, with bootstrap interval, permutation p and Holm p over the layers.
+    """Score of one layer for one subject, with bootstrap interval, permutation p and p corrected over the layers.
 
     `n_live` latents were candidates, `n_documents` domain documents (and as many of control) were listened to.
-    `p_top` is the share of bootstrap draws in which this layer comes first for its subject.
+    `p_adjusted` is family-wise over the subject's layers (step-down max-T from the shared permutations); `specific` says
+    that it is below .05 and that the interval lies above the null. `p_top` is the share of bootstrap draws in which this layer comes first for its subject.
     """
 
     layer: int
@@ -18,7 +19,8 @@ class SpecificityCell(Record):
     ci_low: float | None
     ci_high: float | None
     p: float | None
-    p_holm: float | None
+    p_adjusted: float | None
+    specific: bool | None
     n_live: int
     n_documents: int
     p_top: float | None = None

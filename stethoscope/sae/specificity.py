@@ -5,8 +5,8 @@ document gives the interval and P(top-1), the share of draws in which a layer co
 
     p = (1 + draws with a score at least as high) / (1 + draws),
 
-corrected by Holm over the layers. Layers are worked off one after the other, each with the same draws: what is held is
-one layer's live latents and a block of draws, however many layers there are.
+corrected over the layers by step-down max-T from the same draws, which all layers share. Layers are worked off one
+after the other: what is held is one layer's live latents and a block of draws, however many layers there are.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.resampling import Bootstrap, Design, Permuted
 from stethoscope.sae.scores import SCORES, LayerSample
 from stethoscope.sae.selection import live_latents
-from stethoscope.statistics import holm, percentile_interval
+from stethoscope.statistics import SIGNIFICANCE, percentile_interval, step_down_max_t
 
 MIN_DOCUMENTS = 20
 SAME_SCORE = 1e-6  # a permuted score this far below the observed one, of its size, equals it: float32 sums
@@ -36,7 +36,8 @@ class LayerSpecificity:
         ci_low: lower end of the document bootstrap's 95% percentile interval.
         ci_high: its upper end.
         p: one-sided label-permutation p; never below 1 / (1 + permutations).
-        p_holm: p corrected over the layers.
+        p_adjusted: p corrected over the layers of the subject, family-wise; never below 1 / (1 + permutations) either.
+        specific: the layer is shown to be specific: p_adjusted is below .05 and the interval lies above the null.
         n_live: live latents of the layer.
         n_documents: domain documents listened to.
         p_top: share of bootstrap draws in which this layer comes first (layers that tie share the draw).
@@ -47,7 +48,8 @@ class LayerSpecificity:
     ci_low: float | None
     ci_high: float | None
     p: float | None
-    p_holm: float | None
+    p_adjusted: float | None
+    specific: bool | None
     n_live: int
     n_documents: int
     p_top: float | None
@@ -99,7 +101,8 @@ def specificity(
         observed[i] = method.observed(sample, design)
         draws[:, i] = method.bootstrap(sample, bootstrap, progress)
         null[:, i] = method.permuted(sample, permuted, progress)
-    return _rows(layers, n_live, design.n_domain, observed, _or_null(draws, method.null), _or_null(null, method.null))
+    draws, null = _or_null(draws, method.null), _or_null(null, method.null)
+    return _rows(layers, n_live, design.n_domain, observed, draws, null, method.null)
 
 
 def score_draws(
@@ -210,13 +213,14 @@ def _rows(
     observed: Float[np.ndarray, " n_layers"],
     draws: Float[np.ndarray, "draws n_layers"],
     null: Float[np.ndarray, "permutations n_layers"],
+    at_null: float,
 ) -> list[LayerSpecificity]:
     alive = ~np.isnan(observed)
     intervals = [percentile_interval(column) for column in draws.T]
     slack = SAME_SCORE * np.maximum(np.abs(observed), 1e-3)
     p = (1 + (null >= observed - slack).sum(0)) / (1 + len(null))
-    p_holm = np.ones(len(layers))
-    p_holm[alive] = holm(p[alive])
+    p_adjusted = np.ones(len(layers))
+    p_adjusted[alive] = step_down_max_t(observed[alive], null[:, alive], slack[alive])
     p_top = rank_first(np.where(alive, draws, np.nan))
 
     def known(value: float, i: int) -> float | None:
@@ -229,7 +233,8 @@ def _rows(
             ci_low=known(intervals[i].low, i),
             ci_high=known(intervals[i].high, i),
             p=known(p[i], i),
-            p_holm=known(p_holm[i], i),
+            p_adjusted=known(p_adjusted[i], i),
+            specific=bool(p_adjusted[i] < SIGNIFICANCE and intervals[i].low > at_null) if alive[i] else None,
             n_live=n_live[i],
             n_documents=n_documents,
             p_top=known(p_top[i], i),

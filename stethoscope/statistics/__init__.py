@@ -9,7 +9,7 @@ Fractions stay in [0, 1]. Counts that cannot be are programmer mistakes and asse
 """
 
 from stethoscope.statistics.bootstrap import stratified_paired_bootstrap
-from stethoscope.statistics.corrections import benjamini_hochberg, fdr_threshold, holm
+from stethoscope.statistics.corrections import benjamini_hochberg, fdr_threshold, holm, step_down_max_t
 from stethoscope.statistics.draws import TestedDifference, difference_to_draws
 from stethoscope.statistics.intervals import (
     Interval,
@@ -85,6 +85,7 @@ __all__ = [
     "newcombe_paired",
     "paired_mean_interval",
     "percentile_interval",
+    "step_down_max_t",
     "stratified_paired_bootstrap",
     "unpooled_z",
     "verdict",

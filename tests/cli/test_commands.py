@@ -79,7 +79,7 @@ def test_diagnose_is_the_same_to_the_byte_in_two_homes(
     assert without_run_ids(run("diagnose", "--json", "--top-k", "3")[1]) == without_run_ids(first[1])
     result = printed(first)
     assert {"score", "subjects", "control", "cells", "order", "latents", "stability"} <= set(result)
-    assert {"layer", "subject", "score", "ci_low", "ci_high", "p", "p_holm"} <= set(result["cells"][0])
+    assert {"layer", "subject", "score", "ci_low", "ci_high", "p", "p_adjusted", "specific"} <= set(result["cells"][0])
     assert set(result["order"]) == set(result["subjects"])
     assert {"latent", "effect"} <= set(result["latents"][0])
     assert {row["kind"] for row in result["stability"]["rows"]} == {"score", "k", "control"}

@@ -108,7 +108,7 @@ def test_the_forest_has_a_panel_a_subject_and_a_row_an_arm() -> None:
 
 
 def test_a_mark_stands_at_the_difference_with_its_interval_and_is_filled_by_holm() -> None:
-    rows = (comparison("recipe", "algebra", holm_p=0.05), comparison("recipe", "geometry", n10=4, n01=12, holm_p=0.051))
+    rows = (comparison("recipe", "algebra", holm_p=0.049), comparison("recipe", "geometry", n10=4, n01=12, holm_p=0.05))
     figure = forest.paired_differences(result(comparisons=rows, totals=()), SUBJECTS, 0.03)
     assert marks(figure) == [("circle", 16.0, 0), ("circle-open", -16.0, 0)]
     assert figure.data[0].error_x.array[0] == pytest.approx(14.0)

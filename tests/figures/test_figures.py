@@ -36,7 +36,7 @@ SPEC = BenchSpec(
 
 
 def diagnosis(null: float = 0.0) -> DiagnosisResult:
-    """Layers 0 to 3; layer 2 has no SAE; number_theory at layer 1 crosses the null."""
+    """Layers 0 to 3; layer 2 has no SAE; number_theory at layer 1 is not shown to be specific."""
     cells = tuple(
         SpecificityCell(
             layer=layer,
@@ -45,7 +45,8 @@ def diagnosis(null: float = 0.0) -> DiagnosisResult:
             ci_low=null + (-0.05 if (layer, subject) == (1, "number_theory") else 0.05) + 0.1 * (layer - 1),
             ci_high=null + 0.1 * layer + 0.05,
             p=0.005,
-            p_holm=0.02,
+            p_adjusted=0.02,
+            specific=(layer, subject) != (1, "number_theory"),
             n_live=50,
             n_documents=128,
         )
@@ -87,12 +88,12 @@ def test_heatmap_cells_are_strong_or_weak_never_both() -> None:
     for row, subject in enumerate(SUBJECTS):
         for layer in range(4):
             cell = next((c for c in result.cells if (c.layer, c.subject) == (layer, subject)), None)
-            crosses = cell is not None and specificity.crosses_null(cell, 0.0)
+            crosses = cell is not None and not cell.specific
             assert (weak.z[row][layer] is not None) == (cell is not None and crosses)
             assert (strong.z[row][layer] is not None) == (cell is not None and not crosses)
     assert weak.opacity < strong.opacity
     assert (weak.zmin, weak.zmax) == (strong.zmin, strong.zmax), "one scale for both"
-    assert len(dots.x) == sum(specificity.crosses_null(c, 0.0) for c in result.cells)
+    assert len(dots.x) == sum(not c.specific for c in result.cells)
     assert len(overlay.x) == len(result.cells)
 
 

@@ -62,10 +62,11 @@ def test_a_planted_layer_comes_first(score: str) -> None:
     best = rows[int(np.argmax(scores_of(rows)))]
     assert best.layer == 2
     assert best.p == pytest.approx(1 / 100)
-    assert best.p_holm == pytest.approx(4 / 100)
+    assert best.p_adjusted == pytest.approx(1 / 100), "the floor of p, whatever the number of layers"
+    assert best.specific
     assert best.p_top == 1
     others = [row for row in rows if row.layer != 2]
-    assert all(row.p_holm is not None and row.p_holm > 0.05 for row in others)
+    assert all(row.p_adjusted is not None and row.p_adjusted > 0.05 and not row.specific for row in others)
     assert all(row.ci_low is not None and row.ci_low <= row.score <= row.ci_high for row in rows)
     assert {(row.n_live, row.n_documents) for row in rows} == {(80, 60)}
 
@@ -178,7 +179,9 @@ def test_a_layer_without_live_latents_has_no_score() -> None:
     domain[1], control[1] = np.zeros_like(domain[1]), np.zeros_like(control[1])
     rows = specificity(domain, control, **FEW)
     assert rows[1].n_live == 0
-    assert (rows[1].score, rows[1].p, rows[1].p_holm, rows[1].ci_low, rows[1].p_top) == (None,) * 5
+    assert (rows[1].score, rows[1].p, rows[1].p_adjusted, rows[1].ci_low, rows[1].p_top, rows[1].specific) == (
+        None,
+    ) * 6
     assert sum(row.p_top or 0 for row in rows) == pytest.approx(1)
     assert all(row.score is not None for row in rows if row.layer != 1)
 
@@ -247,8 +250,8 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
         rows = specificity_of_rates(p, q, score=score, **(FEW | {"top_k": 1}))
         best = max(rows, key=lambda row: row.score or 0)
         assert best.layer == 2
-        assert best.p_holm is not None
-        assert best.p_holm < 0.05
+        assert best.p_adjusted is not None
+        assert best.p_adjusted < 0.05
         assert best.p_top is not None
         assert best.p_top > 0.95
 
