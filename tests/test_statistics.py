@@ -120,7 +120,7 @@ def correlated(generator: np.random.Generator, rows: int, shared: float, n_layer
     """Return scores [rows, n_layers] of neighbouring layers that vary together, of different spread and skew."""
     noise = math.sqrt(shared) * generator.standard_normal((rows, 1))
     noise = noise + math.sqrt(1 - shared) * generator.standard_normal((rows, n_layers))
-    return np.linspace(0.1, 3, n_layers) * np.where(np.arange(n_layers) % 2, noise, np.exp(noise))
+    return np.linspace(0.1, 3, n_layers) * np.where(np.arange(n_layers) % 2, noise, np.exp(noise / 3))
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])

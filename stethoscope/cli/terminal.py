@@ -166,7 +166,7 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
     table = Table(
         "subject",
         *(str(layer) for layer in range(result.n_layers)),
-        title=f"{result.score} against {result.control}, cross-fitted; bold where shown to be specific (corrected p < .05)",
+        title=f"{result.score} against {result.control}, cross-fitted; bold where specific (corrected p < .05)",
         caption=f"{result.formula}; source: {result.source}. Our definition; the paper's is not known to us.",
     )
     for subject in result.subjects:

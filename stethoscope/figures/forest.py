@@ -28,10 +28,10 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
-from stethoscope.statistics import SIGNIFICANCE
 from stethoscope.verdicts import sizes_text
 
 SMOKE_TEST_BELOW = 100
+SIGNIFICANT = 0.05  # below it, as in a verdict
 TOTALS = "all subjects"
 FADED = 0.45
 RECIPES = (ORANGE, *SERIES[5:9], SERIES[3])
@@ -139,7 +139,7 @@ def paired_differences(
 def _subject(result: BenchResult, subject: str, arms: Sequence[str], shade: float) -> list[go.Scatter]:
     rank = {arm: index for index, arm in enumerate(arms)}
     rows = [row for row in result.comparisons if row.subject == subject and row.arm in rank]
-    marks = ["circle" if row.holm_p < SIGNIFICANCE else "circle-open" for row in rows]
+    marks = ["circle" if row.holm_p < SIGNIFICANT else "circle-open" for row in rows]
     text = [describe_comparison(row) for row in rows]
     return _by_colour(rows, colours(result.spec.arms), rank, marks, text, shade)
 

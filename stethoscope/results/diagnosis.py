@@ -9,8 +9,9 @@ class SpecificityCell(Record):
     """Score of one layer for one subject, with bootstrap interval, permutation p and p corrected over the layers.
 
     `n_live` latents were candidates, `n_documents` domain documents (and as many of control) were listened to.
-    `p_adjusted` is family-wise over the subject's layers (step-down max-T from the shared permutations); `specific` says
-    that it is below .05 and that the interval lies above the null. `p_top` is the share of bootstrap draws in which this layer comes first for its subject.
+    `p_adjusted` is family-wise over the subject's layers (step-down max-T from the shared permutations); `specific`
+    says that it is below .05 and that the interval lies above the null. `p_top` is the share of bootstrap draws in
+    which this layer comes first for its subject.
     """
 
     layer: int

@@ -46,7 +46,7 @@ def diagnosis(null: float = 0.0) -> DiagnosisResult:
             ci_high=null + 0.1 * layer + 0.05,
             p=0.005,
             p_adjusted=0.02,
-            specific=(layer, subject) != (1, "number_theory"),
+            specific=layer > (subject == "number_theory"),
             n_live=50,
             n_documents=128,
         )
@@ -107,7 +107,7 @@ def test_heatmap_outlines_the_picked_and_names_missing_saes() -> None:
 
 def test_hover_names_definition_interval_p_and_n() -> None:
     hover = specificity.heatmap(diagnosis(), set()).data[3].text[0]
-    for part in ("layer 0 · algebra", "95% CI", "Holm p", "n = 128", "T = mean(p - q)"):
+    for part in ("layer 0 · algebra", "95% CI", "corrected over layers", "n = 128", "T = mean(p - q)"):
         assert part in hover
 
 
