@@ -60,6 +60,14 @@ class CheckpointError(UserError):
     """A model or task-vector checkpoint that is missing, corrupt, not finite or of the wrong shape."""
 
 
+class TiedApartError(CheckpointError):
+    """A task vector that moves two weights apart which the base ties: its layers can be edited, these weights not."""
+
+
+class NotFiniteError(CheckpointError):
+    """A checkpoint with a NaN or an infinity in it."""
+
+
 class SaeError(UserError):
     """A sparse autoencoder that is missing, corrupt or does not fit the model."""
 

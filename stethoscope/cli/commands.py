@@ -351,7 +351,12 @@ class Commands:
         )
         for note in found.notes:
             self.console.print(note)
-        return found.arms
+        session = self.context.session(arm.recipe.model, self.progress)
+        apart = self.context.task_vector(arm.recipe.task_vector, session, self.progress).tied_apart()
+        if apart is None:
+            return found.arms
+        self.console.print(f"No full fine-tune: {apart.what}; {apart.got}.")
+        return tuple(one for one in found.arms if one.name != arms.FINE_TUNE)
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

@@ -17,7 +17,7 @@ from stethoscope.delta.sources.adapter import AdapterSource
 from stethoscope.delta.sources.base import Base, Remark
 from stethoscope.delta.sources.checkpoint import CheckpointSource
 from stethoscope.delta.sources.delta_file import DELTA_FILE, DeltaFileSource
-from stethoscope.errors import CheckpointError
+from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import ADAPTER, CHECKPOINT, fetch_folder
 from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession
@@ -102,6 +102,18 @@ class TaskVector:
     def origin(self, name: str) -> Tensor:
         """Return what tau of parameter `name` is added to: `as_stored`, or else the live parameter."""
         return self._base.origin(name)
+
+    def tied_apart(self) -> TiedApartError | None:
+        """Return why embeddings and head cannot be moved: it holds two tensors for weights that the base ties."""
+        live = self._session.model.named_parameters(remove_duplicate=False)
+        twins = {id(parameter): name for name, parameter in live}
+        for name in self._session.layout.outer:
+            if self.moves(name) and twins[id(self._session.model.get_parameter(name))] != name:
+                try:
+                    self.delta(name)
+                except TiedApartError as error:
+                    return error
+        return None
 
     def relative_norms(self) -> tuple[float, ...]:
         """Return ||tau_l|| / ||theta_l|| of every layer, over its edited matrices (read once, then remembered)."""

@@ -10,7 +10,7 @@ from statistics import median
 
 from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments, saved_in
 from stethoscope.delta.task_vector import TaskVector
-from stethoscope.errors import CheckpointError, UserError
+from stethoscope.errors import CheckpointError, NotFiniteError, TiedApartError, UserError
 from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
@@ -41,8 +41,8 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     saved: dict[str, str | None] = {}
     measured = _measure(task_vector, session, progress, broken, saved)
     layers = _by_layer(measured, session)
-    checks = [_fits(task_vector, session), _pinned(ref), *_remarks(task_vector), _finite(task_vector, broken)]
-    if not broken:
+    checks = [_fits(task_vector, session), _pinned(ref), *_remarks(task_vector), *_readable(task_vector, broken)]
+    if all(isinstance(error, TiedApartError) for error in broken):
         total = sum((moments for moments, _ in layers.values()), DeltaMoments())
         checks += [*_saved(saved), *(check(layers, measured, total, dtype) for check in SIZE_CHECKS)]
     return PreflightResult(
@@ -185,7 +185,21 @@ def _remarks(task_vector: TaskVector) -> list[PreflightCheck]:
     ]
 
 
-def _finite(task_vector: TaskVector, broken: list[UserError]) -> PreflightCheck:
+def _readable(task_vector: TaskVector, broken: list[UserError]) -> list[PreflightCheck]:
+    """Return the checks of reading every tensor: tied weights that part, what cannot be read, what is not finite."""
+    apart = [error for error in broken if isinstance(error, TiedApartError)]
+    unread = [error for error in broken if not isinstance(error, TiedApartError | NotFiniteError)]
+    checks = [_failed("tied weights", error).model_copy(update={"outcome": "warn"}) for error in apart[:1]]
+    checks += [_failed("tensors can be read", error) for error in unread[:1]]
+    return [
+        *checks,
+        _finite(task_vector, [error for error in broken if isinstance(error, NotFiniteError)], bool(unread)),
+    ]
+
+
+def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: bool) -> PreflightCheck:
+    if not broken and others_unread:
+        return PreflightCheck(name="finite", outcome="pass", what="the tensors that could be read are finite")
     if not broken:
         return PreflightCheck(name="finite", outcome="pass", what=f"all {len(task_vector.names)} tensors are finite")
     first = _failed("finite", broken[0])

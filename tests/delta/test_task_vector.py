@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
-from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession
-from stethoscope.records import TaskVectorRef
+from stethoscope.errors import CheckpointError, TiedApartError
+from stethoscope.model.session import ModelSession, load_session
+from stethoscope.records import ModelRef, TaskVectorRef
 
 
 @pytest.fixture
@@ -215,3 +215,16 @@ def test_a_file_replaced_after_opening(session: ModelSession, copy: Path) -> Non
     (copy / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="corrupt or truncated"):
         task_vector.delta(session.layout.matrices[0].name)
+
+
+def test_a_head_tuned_apart_hinders_the_tied_weights_alone(pico_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(pico_folder, tmp_path / "untied")
+    tensors = load_file(tmp_path / "untied" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "untied" / "model.safetensors", metadata={"format": "pt"})
+    session = load_session(ModelRef(id=str(pico_folder)), device="cpu")
+    apart = open_task_vector(TaskVectorRef(name="t", tuned=str(tmp_path / "untied")), session)
+    assert isinstance(apart.tied_apart(), TiedApartError)
+    assert not apart.delta("model.layers.0.self_attn.q_proj.weight").any()
+    whole = open_task_vector(TaskVectorRef(name="t", tuned=str(pico_folder)), session)
+    assert whole.tied_apart() is None

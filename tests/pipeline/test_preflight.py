@@ -222,3 +222,21 @@ def test_tensors_that_only_the_saving_changed_are_counted(
     rounded = sum("_proj" not in name for name in tensors)  # norms and embeddings: the fine-tune kept them
     assert (found.outcome, result.usable) == ("warn", True)
     assert found.what.startswith(f"{rounded} of the {changed} tensors")
+
+
+def test_a_head_that_is_tuned_apart_is_a_warning_of_its_own_name(
+    check: Check, pico_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "untied"
+    shutil.copytree(pico_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"].mul_(1.01)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 1.01
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    result = check(folder)
+    assert result.usable, "its layers can be edited"
+    assert of(result, "finite").outcome == "pass"
+    apart = of(result, "tied weights")
+    assert apart.outcome == "warn"
+    assert "embeddings off" in str(apart.next_step)
+    assert result.layers, "the sizes are told all the same"

@@ -215,12 +215,7 @@ class AdapterSource:
             saved = self._tensors.read_finite(first, device)
             for other in others:
                 if not torch.equal(saved, self._tensors.read_finite(other, device)):
-                    raise self._base.refusal(
-                        self._title,
-                        got=f"{other} that is not {first}",
-                        expected="one tensor for both, as in the base, which ties them",
-                        next_step="Train the adapter with the embeddings tied, or without them.",
-                    )
+                    raise self._base.tied_apart(self._title, got=f"{other} that is not {first}")
             return saved - self._base.origin(name).float()
         factors = self._factors[name]
         down, up = (self._tensors.read_finite(factors[factor], device) for factor in "AB")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms, read_json
-from stethoscope.errors import CheckpointError
+from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import of_other_tower
@@ -136,7 +136,7 @@ class Base:
             raise self.refusal(title, got=f"{stored} of shape {list(shape)}", expected=list(expected))
 
     def check_twins(self, tensors: StoredTensors, name: str) -> None:
-        """Raise `CheckpointError` where the base ties two parameters of which `tensors` holds different values."""
+        """Raise `TiedApartError` where the base ties two parameters of which `tensors` holds different values."""
         for twin, first in self.twins.items():
             if first != name:
                 continue
@@ -144,12 +144,16 @@ class Base:
             if other is None or one == other:
                 continue
             if one is None or not torch.equal(tensors.read(one), tensors.read(other)):
-                raise self.refusal(
-                    tensors.title,
-                    got=f"{twin} that is not {name}",
-                    expected="one tensor for both, as in the base, which ties them",
-                    next_step="Take a fine-tune that keeps the embeddings tied.",
-                )
+                raise self.tied_apart(tensors.title, got=f"{twin} that is not {name}")
+
+    def tied_apart(self, title: str, *, got: str) -> TiedApartError:
+        """Return the error for two weights of `title` that differ and have one place in the base."""
+        return TiedApartError(
+            f"{title} moves weights apart that the base {self.session.ref.id} ties",
+            got=got,
+            expected="one tensor for both, as in the base",
+            next_step="Edit layers and norms only: leave the embeddings off, and the full fine-tune out of the arms.",
+        )
 
     def compare_tokens(self, folder: Path, title: str) -> Remark:
         """Compare token strings with the base's where `folder` brings a tokenizer: same size is not same tokens.

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from stethoscope.errors import CheckpointError
+from stethoscope.errors import CheckpointError, NotFiniteError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -133,10 +133,10 @@ class StoredTensors:
                 ) from error
 
     def read_finite(self, name: str, device: torch.device) -> Tensor:
-        """Return the stored tensor `name` in float32 on `device`; raise `CheckpointError` for NaN and infinity."""
+        """Return the stored tensor `name` in float32 on `device`; raise `NotFiniteError` for NaN and infinity."""
         tensor = self.read(name).to(device, torch.float32)
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
+            raise NotFiniteError(
                 f"{self.title} is not usable as a task vector",
                 got=f"NaN or infinity in {name}",
                 expected="finite weights",
