@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stethoscope.cli import main
+from stethoscope.cli import main, terminal
 from stethoscope.errors import RecipeError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import parse_layers
@@ -411,3 +411,35 @@ def test_mistakes_of_gain_are_one_line_each(run: Run) -> None:
     assert "2" in assert_one_line(run("gain", "--n", "1"))
     assert_one_line(run("gain", "--task-vector", "nowhere"))
     assert_one_line(run("gain", "--n", "9999"))
+
+
+def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # noqa: ANN001
+    """No terminal: one whole line every ten seconds of work, without control characters; quick work says nothing."""
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
+    progress = terminal.StderrProgress()
+    progress.start("Injecting sets", 100)
+    for _ in range(9):
+        now[0] += 1
+        progress.advance()
+    assert capsys.readouterr().err == ""
+    for _ in range(25):
+        now[0] += 1
+        progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"Injecting sets: {done} of 100" for done in (10, 20, 30)]
+    assert "66 s left" not in lines[0]
+    assert "90 s left" in lines[0]
+    assert not any("\r" in line or "\033" in line for line in lines)
+    progress.note("about 3 h")
+    assert capsys.readouterr().err == "about 3 h\n"
+
+
+def test_the_random_sets_of_gain_and_rank_are_an_option(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.json"
+    assert run("recipe", "--layers", "1", "--out", str(recipe))[0] == 0
+    ranked = json.loads(run("rank", str(recipe), "--n", "2", "--random-sets", "2", "--json")[1])
+    assert len(ranked["sets"]) == 2
+    gained = json.loads(run("gain", "--n", "2", "--random-sets", "3", "--json")[1])
+    assert len(gained["random_sets"]) == 3
+    assert_one_line(run("gain", "--random-sets", "0"))

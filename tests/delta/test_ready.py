@@ -147,7 +147,7 @@ def test_too_little_memory_is_said_with_both_numbers_after_everything_else_was_f
     assert patches.keys == ()
 
 
-def test_the_budget_is_asked_or_from_the_environment_or_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_budget_is_asked_or_from_the_environment_or_twice_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert budget_bytes(cpu, 5) == 5
     monkeypatch.setenv(ready.BUDGET_VARIABLE, "100")
@@ -156,8 +156,14 @@ def test_the_budget_is_asked_or_from_the_environment_or_half_of_what_is_free(mon
     with pytest.raises(ResourceError, match="STETHOSCOPE_EDIT_MIB; got 'lots'"):
         budget_bytes(cpu)
     monkeypatch.delenv(ready.BUDGET_VARIABLE)
-    monkeypatch.setattr(ready, "free_bytes", lambda device: 1000)
-    assert budget_bytes(cpu) == 500
+    for free, weights, expected in (
+        (1000, 0, 500),  # never more than half of what is free
+        (64 << 30, 1 << 20, 1 << 30),  # a small model: a GiB
+        (64 << 30, 8 << 30, 16 << 30),  # else twice the model
+        (24 << 30, 8 << 30, 12 << 30),
+    ):
+        monkeypatch.setattr(ready, "free_bytes", lambda device, free=free: free)
+        assert budget_bytes(cpu, weights_bytes=weights) == expected
 
 
 def test_free_memory_is_read_from_the_system() -> None:

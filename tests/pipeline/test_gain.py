@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from stethoscope import pipeline
 from stethoscope.errors import Cancelled, CorpusError, RecipeError
 from stethoscope.model.likelihood import solution_nll
+from stethoscope.pipeline import gain, probe
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.pipeline.gold import gold_pairs
@@ -224,6 +225,40 @@ def test_a_cancel_leaves_the_base(pico_profile: Profile, context: Context, stage
     assert context.loaded is not None
     assert context.loaded.checksum() == context.base_checksum
     assert context.store.list_runs("gain")[0].state == "cancelled"
+
+
+def test_a_stopped_gain_goes_on_in_another_process_where_it_was(
+    pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's pass, gradients, each layer's pass and each set's are in the store: none is made a second time."""
+    spec, passes, gradients = spec_of(pico_profile, seed=11), [], []
+    score, effects = probe.rows_nll, gain.first_order_effects
+    monkeypatch.setattr(probe, "rows_nll", lambda *args, **fields: (passes.append(1), score(*args, **fields))[1])
+    monkeypatch.setattr(gain, "first_order_effects", lambda *a, **f: (gradients.append(1), effects(*a, **f))[1])
+    store = RunStore(tmp_path / "stopped")
+    with pytest.raises(Cancelled):
+        pipeline.run(spec, Context(store, device="cpu"), Watching("Injecting sets", 1))
+    before, taken = len(passes), len(gradients)
+    resumed = measured(spec, Context(store, device="cpu"))
+    resumed_passes = len(passes) - before
+    assert len(gradients) == taken == len(resumed.subjects)
+    passes.clear()
+    whole = measured(spec, Context(RunStore(tmp_path / "whole"), device="cpu"))
+    assert resumed == whole
+    assert len(passes) == before + resumed_passes
+
+
+def test_an_estimate_from_the_timed_base_stands_before_the_work(pico_profile: Profile, tmp_path: Path) -> None:
+    class Told(Progress):
+        def note(self, text: str) -> None:
+            told.append((self.stage, text))
+
+    told: list[tuple[str, str]] = []
+    pipeline.run(spec_of(pico_profile), Context(RunStore(tmp_path), device="cpu"), Told())
+    ((stage, text),) = told
+    assert stage.startswith("Scoring"), "before anything is injected or heard"
+    layers, sets, most = 4 * 12, 4 * 8, 2 * 8 * (2 * 8 + 1 + 3)  # items scored: layers, random sets, chosen sets
+    assert f"{layers + sets + most + 3 * 8:,} texts" in text  # a gradient takes as long as three
 
 
 def test_mistakes_are_told(pico_profile: Profile, context: Context) -> None:

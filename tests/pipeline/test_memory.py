@@ -391,7 +391,9 @@ def test_the_use_case_loads_nothing(pico_profile: Profile, tmp_path: Path) -> No
     result = pipeline.run(spec, context, Progress()).result
     assert isinstance(result, MemoryResult)
     assert context.loaded is None
-    assert [stack.activity for stack in result.stacks] == ["load", "diagnose", "energy", "edit and probe", "benchmark"]
+    assert [stack.activity for stack in result.stacks] == [
+        *("load", "diagnose", "energy", "gain", "edit and probe", "rank", "benchmark"),
+    ]
     assert all(result.fits(stack) for stack in result.stacks)
     assert result.edited_layers == 4
     small = pipeline.run(spec.model_copy(update={"capacity_bytes": 100_000}), context, Progress()).result
