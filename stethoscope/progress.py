@@ -67,6 +67,9 @@ class Progress:
             self._started += time.perf_counter() - self._paused_at
             self._paused_at = None
 
+    def note(self, text: str) -> None:
+        """Tell a person what to know before the work goes on, for example how long it will take."""
+
     def write(self, channel: str, text: str) -> None:
         """Append streamed `text` to `channel` (for example "base" or "edited")."""
 
@@ -122,6 +125,13 @@ def size_text(size_bytes: int) -> str:
 def pace(rate: float, unit: str = "") -> str:
     """Return items per second for display: "3.1 per s", or bytes as "12.4 MB per s"."""
     return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"
+
+
+def duration_text(seconds: float) -> str:
+    """Return how long something takes as people read it: "40 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Aside(Progress):

@@ -227,6 +227,7 @@ class Commands:
             top_n=profile.top_n,
             seed=options.seed,
             **({"n": options.n} if options.n else {}),
+            **({"random_sets": options.random_sets} if options.random_sets else {}),
         )
         result = self.result(spec)
         assert isinstance(result, GainResult)

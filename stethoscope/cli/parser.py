@@ -63,6 +63,9 @@ def _add_gain_options(gain: argparse.ArgumentParser) -> None:
     gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
     gain.add_argument("--task-vector", help="default: the profile's first")
     gain.add_argument("--n", type=_positive, help="dev problems per subject (default: 16)")
+    gain.add_argument(
+        "--random-sets", type=_positive, metavar="N", help="random sets that chosen ones are ranked among (default: 99)"
+    )
     gain.add_argument("--control", help="control corpus of the scores (default: the profile's first)")
     gain.add_argument("--seed", type=int, default=0)
 
@@ -100,7 +103,10 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
 def _add_rank_options(rank: argparse.ArgumentParser) -> None:
     rank.add_argument("recipe", metavar="RECIPE", help="recipe file")
     rank.add_argument("--n", type=_at_least_two, default=16, help="problems per subject, at least 2 (default: 16)")
-    rank.add_argument("--n-sets", type=_positive, default=99, metavar="N", help="random sets of layers (default: 99)")
+    rank.add_argument(
+        *("--random-sets", "--n-sets"), dest="n_sets", type=_positive, default=99, metavar="N",
+        help="random sets of layers (default: 99)",
+    )  # fmt: skip
     rank.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
     rank.add_argument("--seed", type=int, default=0, help="of the problems and of the sets")
 

@@ -26,13 +26,15 @@ from stethoscope.results import (
     StabilityResult,
 )
 
+FILE_S = 10.0  # between two lines of progress where stderr is no terminal
+
 
 class StderrProgress(Progress):
-    """Rewrites one line on stderr with stage, finished items, rate and ETA; quiet where stderr is no terminal."""
+    """Rewrites one line on stderr with stage, finished items, rate and ETA; in a file, a line every 10 s."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown = 0.0
+        self._shown = time.perf_counter()
 
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
         super().start(stage, total, unit=unit)
@@ -42,14 +44,19 @@ class StderrProgress(Progress):
         super().advance(items)
         self._show(force=self.done >= self.total)
 
+    def note(self, text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
     def _show(self, *, force: bool) -> None:
-        now = time.perf_counter()
-        if not sys.stderr.isatty() or (not force and now - self._shown < 0.1):
+        now, rewritten = time.perf_counter(), sys.stderr.isatty()
+        if not (force and rewritten) and now - self._shown < (0.1 if rewritten else FILE_S):
             return
         self._shown = now
         left = "" if self.rate is None else f", {pace(self.rate, self.unit)}, {self.eta_s:.0f} s left"
-        end = "\n" if self.total and self.done >= self.total else ""
-        sys.stderr.write(f"\r\033[K{self.stage}: {counted(self.done, self.total, self.unit)}{left}{end}")
+        end = "\n" if not rewritten or (self.total and self.done >= self.total) else ""
+        begin = "\r\033[K" if rewritten else ""
+        sys.stderr.write(f"{begin}{self.stage}: {counted(self.done, self.total, self.unit)}{left}{end}")
         sys.stderr.flush()
 
 

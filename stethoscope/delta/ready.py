@@ -19,6 +19,7 @@ from stethoscope.errors import ResourceError
 from stethoscope.model.memory import free_bytes
 
 BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"
+LEAST_BUDGET = 1 << 30
 SPARE_BYTES = 256 * 2**20  # what has to stay free for everything else
 
 
@@ -130,8 +131,9 @@ class ReadyPatches:
             self._free.append(self._returned.popleft())
 
 
-def budget_bytes(device: torch.device, asked: int | None = None) -> int:
-    """Return the bytes that ready edits may keep: as asked, as the environment says, or half of what is free now.
+def budget_bytes(device: torch.device, asked: int | None = None, *, weights_bytes: int = 0) -> int:
+    """Return the bytes that ready edits may keep: as asked, as the environment says, or `default_budget` of what is
+    free now.
 
     Raises:
         ResourceError: a value of the environment's STETHOSCOPE_EDIT_MIB that is no number of MiB.
@@ -140,7 +142,13 @@ def budget_bytes(device: torch.device, asked: int | None = None) -> int:
         return asked
     text = os.environ.get(BUDGET_VARIABLE)
     if not text:
-        return free_bytes(device) // 2
+        return default_budget(free_bytes(device), weights_bytes)
     if not text.isdecimal():
         raise ResourceError(f"cannot read {BUDGET_VARIABLE}", got=repr(text), expected="a whole number of MiB")
     return int(text) * 2**20
+
+
+def default_budget(free: int, weights_bytes: int) -> int:
+    """Return what ready edits and their directions may take: twice the model's weights, at least 1 GiB, and never more
+    than half of the `free` bytes."""
+    return min(free // 2, max(LEAST_BUDGET, 2 * weights_bytes))

@@ -200,9 +200,8 @@ def _test_gains(
     spec: GainSpec, context: Context
 ) -> tuple[Float[np.ndarray, "rows n_layers"], Float[np.ndarray, "draws rows n_layers"]]:
     """Return the gains of single layers on test, subjects then all, and their bootstrap draws over problems."""
-    injector, names = open_injector(spec, context, Progress())
-    gains = single_layer_gains(injector, names, Progress())
-    assert injector.verified
+    injector = open_injector(spec, context, Progress())
+    names, gains = injector.probes.names, single_layer_gains(injector, Progress())
     of = [gains[names == subject] for subject in SUBJECTS]
     drawn = [weights @ rows for weights, rows in zip(problem_weights(spec, len(of)), of, strict=True)]
     return with_mean(np.stack([rows.mean(0) for rows in of])), with_mean(np.stack(drawn, axis=1))

@@ -110,7 +110,8 @@ class Context:
             self.base_checksum = self._session.loaded_checksum()
             self._base_check = BaseCheck(self._session)
             where = torch.device("cpu") if self._session.plan.waits else self._session.device
-            half = budget_bytes(where, self._edit_bytes) // 2
+            weights = sum(self._session.plan.sizes.values())
+            half = budget_bytes(where, self._edit_bytes, weights_bytes=weights) // 2
             self.patches.capacity_bytes = self.directions.capacity_bytes = half
         return self._session
 

@@ -4,7 +4,7 @@
 
 in nats per token of the gold solution, paired over problems; control texts stand beside it. Kendall's tau then says how
 well each predictor orders the layers, and sets of layers (each predictor's best and worst, the last, every window) are
-ranked among random sets of equal size.
+ranked among random sets of equal size. Every pass is stored as it finishes, so a stopped study goes on where it was.
 """
 
 import itertools
@@ -16,48 +16,48 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from stethoscope.delta.certificate import certified
-from stethoscope.delta.patch import build_patch
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError
 from stethoscope.model.gradients import first_order_effects
-from stethoscope.model.likelihood import solution_nll
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline import predictors as predict
 from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, predictor_cells, with_mean
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.gold import batch_size, gold_pairs
+from stethoscope.pipeline.gold import ProbeSet, gold_pairs
+from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.pipeline.rate import tell_estimate
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
 from stethoscope.results.gain import POOLED
 from stethoscope.sae.scores import SCORES
 from stethoscope.statistics import paired_mean_interval
-from stethoscope.store.ids import content_id
+from stethoscope.store.measured import get_measured, put_measured
 
 GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
+GRADIENT_TEXTS = 3  # a forward and a backward pass take about as long as scoring three texts
 Items = Int[np.ndarray, "_"]  # positions of problems or control texts in the sample
 
 
 @dataclass
 class Injector:
-    """Scores the gold solutions under injections of whole layers, takes each off again and says whether it was.
+    """Scores the gold solutions under injections of whole layers, each checked to be taken off again.
 
     `active` are the layers that the task vector touches; injecting any other changes nothing and costs nothing.
     """
 
     spec: GainSpec
+    context: Context
     session: ModelSession
     task_vector: TaskVector
-    pairs: list[tuple[str, str]]
+    probes: ProbeSet
     active: frozenset[int]
-    base: Float[np.ndarray, " n_items"]
     n_edits: int = 0
-    verified: bool = True
     _known: dict[tuple[frozenset[int], int], float] = field(default_factory=dict)
 
     def gain(self, layers: Sequence[int], items: Int[np.ndarray, " n"], progress: Progress) -> Float[np.ndarray, " n"]:
         """Return the gain of injecting `layers` together on each of `items`, in nats per solution token."""
+        progress.check_cancel()
         touched = frozenset(layers) & self.active
         if not touched:
             progress.skip(len(items))
@@ -67,7 +67,7 @@ class Injector:
         if missing:
             nll = self._nll(touched, missing, progress)
             self._known |= {(touched, item): float(value) for item, value in zip(missing, nll, strict=True)}
-        return self.base[items] - np.array([self._known[touched, item] for item in items.tolist()])
+        return self.probes.base[items] - np.array([self._known[touched, item] for item in items.tolist()])
 
     def _nll(self, layers: frozenset[int], items: list[int], progress: Progress) -> Float[np.ndarray, " n"]:
         recipe = EditRecipe(
@@ -76,14 +76,29 @@ class Injector:
             layers=dict.fromkeys(layers, LayerAlpha()),
             master_alpha=self.spec.alpha,
         )
-        patch = build_patch(self.session, self.task_vector, recipe, recipe_id=content_id(recipe))
-        with certified(self.session, patch) as certifying:
-            pairs = [self.pairs[item] for item in items]
-            nll = solution_nll(self.session, pairs, batch_size=batch_size(self.session), progress=progress)
-        certificate = certifying.certificate
         self.n_edits += 1
-        self.verified &= certificate.restored_checksum == certificate.base_checksum
-        return nll
+        chosen = np.isin(np.arange(len(self.probes.rows)), items)
+        return edited_nll(recipe, self.probes.part(chosen), self.context, progress)
+
+    def first_order(self, items: Items, progress: Progress) -> Float[np.ndarray, "n n_layers"]:
+        """Return d NLL / d alpha of `items` for injecting each layer alone: from the store, or taken and stored."""
+        key = f"first order {self.context.identity(self.spec.task_vector)} {self.probes.key} "
+        key += f"items {','.join(map(str, items))} {self.session.device.type}"
+        stored = get_measured(self.context.store.database, key)
+        if stored is not None:
+            progress.skip(len(items))
+            return np.array(stored).reshape(len(items), -1)
+        problems = self.spec.diagnosis.problems
+        pairs, _ = gold_pairs(problems, self.spec.split, self.spec.n, self.spec.seed)
+        effects = first_order_effects(
+            self.session,
+            [pairs[item] for item in items],
+            self.task_vector.delta,
+            batch_size=GRADIENT_BATCH_SIZE,
+            progress=progress,
+        )
+        put_measured(self.context.store.database, key, effects.ravel().tolist())
+        return effects
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +119,15 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
         CorpusError: fewer problems than asked for.
     """
     problems = spec.diagnosis.problems
-    injector, names = open_injector(spec, context, progress)
+    injector = open_injector(spec, context, progress)
+    names = injector.probes.names
     n_layers = injector.session.layout.n_layers
     items = [np.flatnonzero(names == subject) for subject in problems.subjects]
     rows = [*items, np.concatenate(items)]  # a subject each, then all
     subjects = (*problems.subjects, POOLED)
+    tell_estimate(spec.diagnosis.model, "The study", most_texts(spec, injector), context, progress)
     found = measured_predictors(spec, injector, items, context, progress)
-    gains = single_layer_gains(injector, names, progress)  # [n_items, n_layers]
+    gains = single_layer_gains(injector, progress)  # [n_items, n_layers]
     weights = problem_weights(spec, len(items))
     measured = Gains(
         with_mean(np.stack([gains[of_subject].mean(0) for of_subject in items])),
@@ -135,18 +152,18 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
         control_names=problems.control_names,
         n_layers=n_layers,
         top_n=spec.top_n,
-        cells=gain_cells(spec, injector, names, gains, rows[-1]),
+        cells=gain_cells(spec, injector, gains, rows[-1]),
         predictors=predictor_cells(found, subjects),
         agreement=agreement,
         sets=sets,
         random_sets=random_sets,
         n_edits=injector.n_edits,
-        verified=injector.verified,
+        verified=True,  # `edited_nll` raises where the weights were not the recipe's, or not the base's afterwards
     )
 
 
-def open_injector(spec: GainSpec, context: Context, progress: Progress) -> tuple[Injector, np.ndarray]:
-    """Return what injects layers, with the base's NLL of every item, and the subject or control corpus of each item."""
+def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injector:
+    """Return what injects layers, with the base's NLL of every item."""
     session = context.session(spec.diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, session, progress)
     active = frozenset(layer for layer, norm in enumerate(task_vector.relative_norms()) if norm > 0)
@@ -161,10 +178,19 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> tuple
         raise RecipeError(
             "a set has more layers than the model", got=spec.top_n, expected=f"at most {session.layout.n_layers}"
         )
-    pairs, names = gold_pairs(spec.diagnosis.problems, spec.split, spec.n, spec.seed)
-    progress.start("Scoring the base", len(pairs))
-    base = solution_nll(session, pairs, batch_size=batch_size(session), progress=progress)
-    return Injector(spec, session, task_vector, pairs, active, base), np.array(names)
+    problems = spec.diagnosis.problems
+    probes = probe_set(spec.diagnosis.model, problems, spec.split, spec.n, spec.seed, context, progress)
+    return Injector(spec, context, session, task_vector, probes, active)
+
+
+def most_texts(spec: GainSpec, injector: Injector) -> int:
+    """Return how many texts are scored at most: sets that are chosen twice, or drawn and chosen, are scored once."""
+    n_layers, n_pooled = injector.session.layout.n_layers, int((~injector.probes.is_control).sum())
+    drawn = len(draw_sets(n_layers, spec.top_n, spec.random_sets, spec.seed))
+    n_predictors = len(SCORES) + 4  # first-order effect, relative update, linear probe, depth
+    chosen = 2 * n_predictors + 1 + (n_layers - spec.top_n + 1)  # a row: tops and bottoms, the last, windows
+    single = len(injector.active) * len(injector.probes.rows)
+    return single + (GRADIENT_TEXTS + drawn + 2 * chosen) * n_pooled  # rows: subjects together, and each
 
 
 def problem_weights(spec: GainSpec, n_subjects: int) -> list[Float[np.ndarray, "draws n"]]:
@@ -186,17 +212,7 @@ def measured_predictors(
     scores = predict.specificity_predictors(spec.diagnosis, n_layers, context, progress)
     probe = predict.linear_probe(spec.diagnosis, context, progress)
     progress.start("Taking gradients", n_subjects * spec.n)
-    predicted = [
-        -spec.alpha
-        * first_order_effects(
-            injector.session,
-            [injector.pairs[item] for item in of_subject],
-            injector.task_vector.delta,
-            batch_size=GRADIENT_BATCH_SIZE,
-            progress=progress,
-        )
-        for of_subject in items
-    ]
+    predicted = [-spec.alpha * injector.first_order(of_subject, progress) for of_subject in items]
     return (
         *scores,
         predict.first_order(predicted, problem_weights(spec, n_subjects)),
@@ -206,24 +222,21 @@ def measured_predictors(
     )
 
 
-def single_layer_gains(
-    injector: Injector, names: np.ndarray, progress: Progress
-) -> Float[np.ndarray, "n_items n_layers"]:
+def single_layer_gains(injector: Injector, progress: Progress) -> Float[np.ndarray, "n_items n_layers"]:
     """Return the gain of injecting each layer alone on every item, control texts included."""
-    n_layers, everything = injector.session.layout.n_layers, np.arange(len(names))
-    progress.start("Injecting single layers", n_layers * len(names))
+    n_layers, everything = injector.session.layout.n_layers, np.arange(len(injector.probes.rows))
+    progress.start("Injecting single layers", n_layers * len(everything))
     return np.stack([injector.gain([layer], everything, progress) for layer in range(n_layers)], axis=1)
 
 
 def gain_cells(
     spec: GainSpec,
     injector: Injector,
-    names: np.ndarray,
     gains: Float[np.ndarray, "n_items n_layers"],
     pooled: Int[np.ndarray, " n_pooled"],
 ) -> tuple[GainCell, ...]:
     """Return the mean gain of every layer with its paired interval, for subjects, control corpora and all subjects."""
-    problems = spec.diagnosis.problems
+    problems, names = spec.diagnosis.problems, injector.probes.names
     groups = {name: np.flatnonzero(names == name) for name in (*problems.subjects, *problems.control_names)}
     cells = []
     for subject, items in (groups | {POOLED: pooled}).items():
@@ -235,7 +248,7 @@ def gain_cells(
                     subject=subject,
                     is_control=subject in problems.control_names,
                     n=len(items),
-                    base_nll=float(injector.base[items].mean()),
+                    base_nll=float(injector.probes.base[items].mean()),
                     gain=interval.mean,
                     ci_low=interval.low,
                     ci_high=interval.high,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from stethoscope.delta.ready import default_budget
 from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import capacity_bytes, device_name, free_bytes
 from stethoscope.model.room import read_sizes
@@ -15,7 +16,7 @@ from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
 from stethoscope.progress import Progress, size_text
-from stethoscope.records import MemorySpec, Site
+from stethoscope.records import GainSpec, MemorySpec, Site
 from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.sae.bank import open_bank
 
@@ -71,7 +72,7 @@ def stacks(
     read = footprint.host_saes(setting, saes)
     listening = {"documents": spec.documents, "document_tokens": spec.document_tokens}
     weights = _need(base)
-    room = (available - weights) // 4  # see `delta.ready.budget_bytes` and `Context.session`
+    room = default_budget(available - weights, setting.shape.numbers * setting.number_bytes) // 2  # `Context.session`
 
     def edited(layers: int) -> Parts:
         return base + footprint.edit(setting, layers, room_bytes=room) + footprint.host_edit(setting, layers)
@@ -89,19 +90,24 @@ def stacks(
         return _stack(activity, parts, (available, host), advise)
 
     layers = _edited(spec, setting.shape)
+    in_a_set = min(layers, GainSpec.model_fields["top_n"].default)
     scored = footprint.probe(setting, prompt_tokens=spec.prompt_tokens, solution_tokens=spec.solution_tokens)
     probing = max(footprint.build(setting), scored, key=_need)  # the edit is built before it is scored
+    listened = read + footprint.diagnose(setting, saes, **listening)
+    steps = (listened, edited(in_a_set)[len(base) :] + probing, footprint.gradients())
     smaller = _advice_for_weights(spec)
     fewer = "Fewer SAEs' latents (a narrower release) take less. " if max(saes.d_saes, default=0) > 1 << 15 else ""
+
+    def fewer_edited() -> str:
+        return _fewer_layers(layers, lambda n: _need(edited(n) + probing), available) + smaller
+
     return (
         stack("load", base, lambda: smaller),
-        stack("diagnose", base + read + footprint.diagnose(setting, saes, **listening), lambda: fewer + smaller),
+        stack("diagnose", base + listened, lambda: fewer + smaller),
         stack("energy", base + read + footprint.energy(setting, saes, **listening), lambda: smaller),
-        stack(
-            "edit and probe",
-            edited(layers) + probing,
-            lambda: _fewer_layers(layers, lambda n: _need(edited(n) + probing), available) + smaller,
-        ),
+        stack("gain", base + max(steps, key=_need), lambda: smaller),
+        stack("edit and probe", edited(layers) + probing, fewer_edited),
+        stack("rank", edited(layers) + probing, fewer_edited),
         stack(
             "benchmark",
             answers(spec.batch_size),

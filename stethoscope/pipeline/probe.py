@@ -15,6 +15,7 @@ from stethoscope.model.likelihood import encode_solutions, rows_nll
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.gold import ProbeSet, batch_size, gold_pairs
+from stethoscope.pipeline.rate import note_scored
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, ModelRef, ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
@@ -26,7 +27,10 @@ from stethoscope.store.measured import get_measured, put_measured
 def probe_set(
     model: ModelRef, problems: ProblemsRef, split: Split, n: int, seed: int, context: Context, progress: Progress
 ) -> ProbeSet:
-    """Return the items that `gold_pairs` names, encoded and scored by the base, kept while recently used."""
+    """Return the items that `gold_pairs` names, encoded and scored by the base, kept while recently used.
+
+    The base's values are stored, and how fast they were found.
+    """
     key = f"{context.identity(model)} {context.identity(problems)} {split} {n} {seed}"
 
     def make() -> ProbeSet:
@@ -34,7 +38,17 @@ def probe_set(
         pairs, names = gold_pairs(problems, split, n, seed)
         rows, scored = encode_solutions(session, pairs)
         progress.start("Scoring gold solutions with the base", len(rows))
-        base = rows_nll(session, rows, scored, batch_size=batch_size(session), progress=progress)
+        stored_as = f"base {key} {session.device.type}"
+        stored = get_measured(context.store.database, stored_as)
+        if stored is not None:
+            progress.skip(len(rows))
+            base = np.array(stored)
+        else:
+            base = rows_nll(session, rows, scored, batch_size=batch_size(session), progress=progress)
+            if progress.rate:
+                note_scored(model, context, len(rows), len(rows) / progress.rate)
+            if np.isfinite(base).all():
+                put_measured(context.store.database, stored_as, base.tolist())
         is_control = np.array([name in problems.control_names for name in names])
         return ProbeSet(key, rows, scored, np.array(names), is_control, base)
 

@@ -20,6 +20,7 @@ from stethoscope.pipeline.editing import edit_norm
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.pipeline.rate import tell_estimate
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, RankSpec
 from stethoscope.results import RankedSet, RankResult, RankRow
@@ -49,7 +50,9 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
     everything = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
     probes = everything.part(~everything.is_control)
     drawn = draw_sets(n_layers, size, spec.n_sets, spec.seed, without=tuple(recipe.layers))
-    progress.start("Ranking among random sets", (2 * len(drawn) + 1) * len(probes.rows))
+    n_texts = (2 * len(drawn) + 1) * len(probes.rows)
+    tell_estimate(recipe.model, "The ranking", n_texts, context, progress)
+    progress.start("Ranking among random sets", n_texts)
     own = probes.base - edited_nll(recipe, probes, context, progress)
     sets: list[RankedSet] = []
 

@@ -1,4 +1,4 @@
-"""How many answers a second a benchmark will give: the median of the newest ones that gave any.
+"""How many answers a second a benchmark will give, and how many texts a second are scored: medians of the newest.
 
 Only answers that were generated count, with the time that they took: what came out of the store took none. A rate
 belongs to a model, a device and how the problems are asked, not to the arms or problems.
@@ -7,7 +7,8 @@ belongs to a model, a device and how the problems are asked, not to the arms or 
 from statistics import median
 
 from stethoscope.pipeline.context import Context
-from stethoscope.records import BenchSpec
+from stethoscope.progress import Progress, duration_text
+from stethoscope.records import BenchSpec, ModelRef
 from stethoscope.store.ids import content_id
 from stethoscope.store.measured import get_measured, put_measured
 
@@ -16,16 +17,40 @@ NEWEST = 5
 
 def note_rate(spec: BenchSpec, context: Context, n_answers: int, elapsed_s: float) -> None:
     """Keep that a benchmark like `spec` generated, graded and stored `n_answers` in `elapsed_s`; none say nothing."""
-    if n_answers and elapsed_s > 0:
-        database, key = context.store.database, _key(spec, context)
-        known = get_measured(database, key) or []
-        put_measured(database, key, [*known, n_answers / elapsed_s][-NEWEST:])
+    _note(context, _key(spec, context), n_answers, elapsed_s)
 
 
 def answer_rate(spec: BenchSpec, context: Context) -> float | None:
     """Return answers per second; None where no benchmark of the kind has generated any."""
-    known = get_measured(context.store.database, _key(spec, context))
+    return _median(context, _key(spec, context))
+
+
+def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: float) -> None:
+    """Keep that the NLL of `n_texts` gold solutions took `elapsed_s`."""
+    _note(context, _scored_key(model, context), n_texts, elapsed_s)
+
+
+def tell_estimate(model: ModelRef, what: str, n_texts: int, context: Context, progress: Progress) -> None:
+    """Tell how long scoring `n_texts` gold solutions, to be stored pass by pass, will take at the measured rate."""
+    rate = _median(context, _scored_key(model, context))
+    time_text = f"about {duration_text(n_texts / rate)}" if rate else "an unknown time: nothing was measured"
+    progress.note(f"{what} scores at most {n_texts:,} texts, {time_text}. A stop loses one pass.")
+
+
+def _note(context: Context, key: str, n: int, elapsed_s: float) -> None:
+    if n and elapsed_s > 0:
+        known = get_measured(context.store.database, key) or []
+        put_measured(context.store.database, key, [*known, n / elapsed_s][-NEWEST:])
+
+
+def _median(context: Context, key: str) -> float | None:
+    known = get_measured(context.store.database, key)
     return median(known) if known else None
+
+
+def _scored_key(model: ModelRef, context: Context) -> str:
+    assert context.loaded is not None, "the device is known when the model is loaded"
+    return f"texts scored per second: {content_id(model)}, {context.loaded.device.type}"
 
 
 def _key(spec: BenchSpec, context: Context) -> str:
