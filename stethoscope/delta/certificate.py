@@ -23,8 +23,12 @@ class Certifying:
         self._patch = patch
         self._digests: list[dict[str, bytes]] = []
 
-    def _read(self) -> None:
-        self._digests.append(self._session.digests(sorted(self._patch.tensors) or None))
+    def read(self) -> None:
+        """Read the checksums of the touched tensors; those of the base once for both before and at the start."""
+        if len(self._digests) == 1 and not self._patch.tensors:
+            self._digests.append(self._digests[0])
+        else:
+            self._digests.append(self._session.digests(sorted(self._patch.tensors) or None))
 
     @property
     def certificate(self) -> Certificate:
@@ -55,11 +59,11 @@ def certified(session: ModelSession, patch: Patch) -> Iterator[Certifying]:
     the base is restored all the same.
     """
     certifying = Certifying(session, patch)
-    certifying._read()
+    certifying.read()
     with applied(session, patch):
-        certifying._read()
+        certifying.read()
         yield certifying
-    certifying._read()
+    certifying.read()
 
 
 class BaseCheck:

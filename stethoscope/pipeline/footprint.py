@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 from stethoscope.delta.activity import BATCH_TOKENS as ENERGY_TOKENS
-from stethoscope.model.checksums import MAX_THREADS
 from stethoscope.model.devices import DISK, Plan
 from stethoscope.model.generation import ADMIT_TOKENS
 from stethoscope.model.gradients import GRAPH_BYTES
@@ -126,19 +125,14 @@ def held(setting: Setting) -> tuple[MemoryPart, ...]:
 
 
 def host_held(setting: Setting) -> tuple[MemoryPart, ...]:
-    """Return what a machine holds beside its GPU: weights that wait, and copies of tensors whose checksum is taken."""
+    """Return what a machine holds beside its GPU: weights that wait, and one weight on its way to the GPU."""
     if not setting.on_gpu:
         return ()
     shape, b = setting.shape, setting.number_bytes
     largest = max(shape.vocab * shape.d_model, shape.matrix_numbers)
-    beside = 0 if setting.elsewhere_layers else MAX_THREADS - 1
     return _present(
         _host("weights that wait", setting.waiting_bytes, "brought to the GPU matrix by matrix"),
-        _host(
-            "checksums",
-            (largest + beside * shape.matrix_numbers) * b,
-            f"the largest weight and {beside} matrices at a time, as they are read or come back from the GPU",
-        ),
+        _host("weight in transit", largest * b, "the largest weight, as it is read from the file"),
     )
 
 

@@ -1,16 +1,19 @@
 """The certificate says which weights answered, and notices when they were not the recipe's."""
 
+import dataclasses
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from stethoscope.delta.certificate import BaseCheck, certified
+from stethoscope.delta.certificate import BaseCheck, Certifying, certified
 from stethoscope.delta.patch import Patch, build_patch
 from stethoscope.delta.task_vector import TaskVector
-from stethoscope.model.checksums import checksum
+from stethoscope.model.checksums import checksum, tensor_digests
 from stethoscope.model.session import ModelSession
 from stethoscope.records import EditRecipe
+from stethoscope.results import Certificate
 
 
 @pytest.fixture
@@ -112,3 +115,91 @@ def test_the_base_check_finds_any_changed_weight_also_across_an_interruption(ses
         assert check.run() is False
         base.copy_(untouched)
         assert check.run() is True
+
+
+FAULTS = (
+    "a bit of an edited tensor",
+    "a bit of the base under an edited tensor",
+    "a bit of an untouched tensor",
+    "two rows exchanged",
+    "two tensors exchanged",
+    "not swapped in",
+    "not swapped back",
+    "a stale patch",
+)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faults_of_the_edit_are_caught(
+    kind: str, session: ModelSession, task_vector: TaskVector, make_recipe: Callable[..., EditRecipe], patch: Patch
+) -> None:
+    """Seeded faults between the readings: the certificate, or for untouched tensors the check of all weights, fails."""
+    draw = random.Random(kind)
+    good = dataclasses.replace(patch, expected=tensor_digests(patch.tensors.items()))
+    other = build_patch(session, task_vector, make_recipe({1: 0.45, 3: {"attention": 0, "mlp": 1}}))
+    untouched_names = sorted(set(session.loaded) - set(patch.tensors))
+    for _ in range(50):
+        tensors = {name: tensor.clone() for name, tensor in patch.tensors.items()}
+        name = draw.choice(sorted(tensors))
+        alike = [n for n in sorted(tensors) if tensors[n].shape == tensors[name].shape and n != name]
+        parameter = session.parameter(draw.choice(untouched_names) if "untouched" in kind else name)
+        base, before = parameter.data, parameter.data.clone()
+        if kind == "a bit of an edited tensor":
+            _flip(tensors[name], draw)
+        elif kind == "two rows exchanged":
+            first, second = draw.sample(range(len(tensors[name])), 2)
+            tensors[name][[first, second]] = tensors[name][[second, first]]
+        elif kind == "two tensors exchanged":
+            if not alike:
+                continue
+            with_name = draw.choice(alike)
+            tensors[name], tensors[with_name] = tensors[with_name], tensors[name]
+        elif kind == "a stale patch":
+            tensors[name] = other.tensors[name]
+        if torch.equal(tensors[name], patch.tensors[name]) and kind in ("two rows exchanged", "a stale patch"):
+            continue
+        with certified(session, dataclasses.replace(good, tensors=tensors)) as certifying:
+            if kind.startswith("a bit of the base") or "untouched" in kind:
+                _flip(base, draw)
+            elif kind == "not swapped back":
+                base.copy_(tensors[name])
+        intact = certifying.certificate.verified
+        if kind == "not swapped in":
+            blind = Certifying(session, good)
+            for _ in range(3):
+                blind.read()
+            intact = blind.certificate.verified
+        if "untouched" in kind:
+            intact = BaseCheck(session).run()
+        base.copy_(before)
+        assert not intact, (kind, name)
+    assert BaseCheck(session).run()
+    with certified(session, good) as certifying:
+        pass
+    assert certifying.certificate.verified
+
+
+def _flip(tensor: torch.Tensor, draw: random.Random) -> None:
+    raw = tensor.view(-1).view(torch.uint8)
+    raw[draw.randrange(len(raw))] ^= 1 << draw.randrange(8)
+
+
+def test_checksums_of_two_algorithms_are_not_compared(session: ModelSession, patch: Patch) -> None:
+    """A pass that was certified by an earlier version, in SHA-256, stays readable and does not contradict this one."""
+    with certified(session, patch) as certifying:
+        pass
+    ours = certifying.certificate
+    named = {"base_checksum": "b", "restored_checksum": "b", "loaded_checksum": "b", "edited_checksum": "e"}
+    earlier = ours.model_copy(update={field: f"sha256-{value}" for field, value in named.items()})
+    another = ours.model_copy(update={"edited_checksum": "ml64-another"})
+    assert Certificate.of_passes([ours, earlier]).verified
+    assert not Certificate.of_passes([ours, another]).verified
+
+
+def test_the_base_is_read_once_before_and_once_after(session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[object] = []
+    real = ModelSession.digests
+    monkeypatch.setattr(ModelSession, "digests", lambda self, names=None: readings.append(names) or real(self, names))
+    with certified(session, Patch(None, {})):
+        assert readings == [None]
+    assert readings == [None, None]

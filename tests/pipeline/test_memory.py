@@ -165,7 +165,7 @@ def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
 
 
 def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
-    """Half of the layers wait in memory: their weights and patches are there, with SAEs, reading and checksums."""
+    """Half of the layers wait in memory: their weights and patches are there, with SAEs and one weight on its way."""
     waiting = 17 * 94_371_840 * 2
     setting = Setting(gemma, "bfloat16", 2, "cuda", waiting_bytes=waiting)
     spec = MemorySpec(model=GEMMA, saes=SaeRef(location="-"), edited_layers=8)
@@ -174,7 +174,7 @@ def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
     load = {(part.where, part.part): part.size_bytes for part in found["load"].parts}
     assert load["host", "weights that wait"] == waiting
     assert load["device", "weights"] == gemma.numbers * 2 - waiting
-    assert load["host", "checksums"] == 262208 * 2560 * 2
+    assert load["host", "weight in transit"] == 262208 * 2560 * 2
     edit = {(part.where, part.part): part.size_bytes for part in found["edit and probe"].parts}
     assert edit["host", "patch"] == 8 * 94_371_840 * 2
     assert ("device", "patch") not in edit
