@@ -2,17 +2,17 @@
 
     theta(alpha) = round(theta_base + master * layer * tau),
 
-in numpy, tensor by tensor, straight from the base's parameters (from its files, where these hold more digits than the
-session), the recipe's numbers and the task vector as it is read from disk: no kept directions, no buffers, no pieces,
-and bfloat16 rounded by its bit pattern. Only for raw recipes; all touched tensors where they are small, else a seeded
-sample of them.
+on the parameter's device, tensor by tensor, straight from the base's parameters (from its files, where these hold more
+digits than the session), the recipe's numbers and the task vector as it is read from disk: no kept directions, no
+buffers, no pieces, and bfloat16 rounded by its bit pattern. Only for raw recipes; all touched tensors where they are
+small, else a seeded sample of them.
 """
 
 import random
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.checksums import tensor_digest
@@ -38,10 +38,11 @@ def expected_digests(
     strengths = _strengths(session, recipe)
     digests = {}
     for name in _sampled(session, touched, seed):
-        theta = task_vector.origin(name).float().cpu().numpy()
-        tau = task_vector.delta(name).cpu().numpy()
-        edited = theta + np.float32(strengths[name]) * tau
-        digests[name] = tensor_digest(name, _rounded(edited, session.parameter(name).dtype))
+        parameter = session.parameter(name)
+        theta = task_vector.origin(name).to(parameter.device, torch.float32)
+        tau = task_vector.delta(name).to(parameter.device)
+        edited = theta + strengths[name] * tau
+        digests[name] = tensor_digest(name, _rounded(edited.detach(), parameter.dtype))
     return digests
 
 
@@ -68,10 +69,10 @@ def _sampled(session: ModelSession, touched: Iterable[str], seed: str) -> list[s
     return taken
 
 
-def _rounded(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float32 `values` rounded to the nearest number of `dtype`, ties to even."""
     if dtype == torch.bfloat16:
-        bits = np.ascontiguousarray(values).view(np.uint32)
-        upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-        return torch.from_numpy(upper).view(torch.bfloat16)
-    return torch.from_numpy(values.astype({torch.float32: np.float32, torch.float16: np.float16}[dtype]))
+        bits = values.contiguous().view(torch.int32)
+        upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return upper.to(torch.int16).view(torch.bfloat16)
+    return values.to(dtype)

@@ -13,8 +13,8 @@ of any word changes, d_i has at most 31 factors of two there, so that whatever t
 2^64 values of a_i cancel them. Otherwise only upper halves change, d_i = 2^32 e_i, and e_i has at most 31 factors of
 two, so that the same holds for b_i. A given change is therefore missed with probability at most 2^-33 (1.2e-10) over
 the keys, however many words, pieces or tensors it touches. The keys are the same in every process, so that checksums
-can be compared between runs, and between CPU and GPU. They find faults; they are no defence against an adversary who knows the
-keys: files and other machines are compared by SHA-256 (see `store.fingerprints`).
+can be compared between runs, and between CPU and GPU. They find faults; they are no defence against an adversary who
+knows the keys: files and other machines are compared by SHA-256 (see `store.fingerprints`).
 """
 
 import functools

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -125,6 +124,5 @@ def test_only_raw_edits_are_recomputed_and_the_certificate_says_so(
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50))
 def test_rounding_to_bfloat16_is_to_nearest_even(values: list[float]) -> None:
-    array = np.array(values, dtype=np.float32)
-    ours = expectation._rounded(array, torch.bfloat16)
-    assert torch.equal(ours, torch.from_numpy(array).to(torch.bfloat16))
+    tensor = torch.tensor(values, dtype=torch.float32)
+    assert torch.equal(expectation._rounded(tensor, torch.bfloat16), tensor.to(torch.bfloat16))
