@@ -30,7 +30,7 @@ REPEATS = 5
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the least of several times: of this thread's processor on the CPU, else elapsed until the device is done."""
+    """Return the least of several times: processor time of this thread on the CPU, else until the device is done."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(REPEATS):
