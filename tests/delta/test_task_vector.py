@@ -204,7 +204,8 @@ def test_a_quantised_checkpoint(session: ModelSession, copy: Path) -> None:
 
 
 def test_an_index_that_points_outside_its_folder(session: ModelSession, copy: Path) -> None:
-    weight_map = {"model.norm.weight": "../tuned/model.safetensors"}
+    (copy / "model.safetensors").rename(copy / "kept")
+    weight_map = {"model.norm.weight": "../tuned/kept"}
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match="outside its folder"):
         open_at(copy, session)
