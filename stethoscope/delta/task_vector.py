@@ -6,6 +6,7 @@ tensors stay on disk until they are asked for, and NaN and infinity are found th
 """
 
 import math
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -170,8 +171,22 @@ def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:
                 expected="a folder with a checkpoint or a LoRA adapter, or a safetensors delta",
                 next_step="Check the name or path.",
             )
+        _check_file(ref, path)
         return path
     return fetch_folder(ref.tuned, revision=ref.revision, patterns=FILES, progress=progress).path
+
+
+def _check_file(ref: TaskVectorRef, path: Path) -> None:
+    """Raise `CheckpointError` for one file of a checkpoint: its tensors are weights, not what is added to them."""
+    if not path.is_file() or not (path.parent / "config.json").is_file():
+        return
+    if any(fnmatch(path.name, pattern) for pattern in CHECKPOINT):
+        raise CheckpointError(
+            f"{ref.tuned} is a file of a checkpoint, not a delta",
+            got=f"{path.name} beside config.json",
+            expected="the folder of the checkpoint",
+            next_step=f"Name {path.parent}.",
+        )
 
 
 def _energy(tensor: Tensor) -> float:

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from stethoscope.errors import CheckpointError
 from stethoscope.hub import fetch_folder
 from stethoscope.locations import local_path
+from stethoscope.model.weights import WeightFiles, weight_files
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
@@ -41,6 +42,7 @@ class Checkpoint:
         revision: the commit that they are of; None for a local folder.
         config: of the text model.
         key_mapping: names on disk to names of the text model; None where they are the same.
+        files: those of its weights, as transformers chooses them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Checkpoint:
     revision: str | None
     config: Any
     key_mapping: dict[str, str] | None
+    files: WeightFiles
 
     def is_left_out(self, key: str) -> bool:
         """Tell whether the weight called `key` on disk belongs to another tower than the language model."""
@@ -80,6 +83,7 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
         folder, revision = fetched.path, fetched.revision
     check_folder(ref.id, folder)
     config = read_config(ref.id, folder)
+    files = weight_files(folder, ref.id)
     text = config.get_text_config()
     is_tower = text is not config and text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return Checkpoint(
@@ -88,11 +92,12 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
         revision=revision,
         config=text if is_tower else config,
         key_mapping=TOWER_KEYS if is_tower else None,
+        files=files,
     )
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Raise `CheckpointError` where `folder` does not hold the weights and the config of one model."""
+    """Raise `CheckpointError` where `folder` does not hold the config of one model and no adapter."""
     if not folder.is_dir():
         raise CheckpointError(
             f"no checkpoint folder {name}",
@@ -116,13 +121,6 @@ def check_folder(name: str, folder: Path) -> None:
             got="no config.json",
             expected="config.json beside the weights",
             next_step="Check the path, or write the checkpoint again with save_pretrained.",
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{name} has no weights",
-            got="no *.safetensors file",
-            expected="model.safetensors or its shards",
-            next_step="Convert pickled weights to safetensors first.",
         )
 
 

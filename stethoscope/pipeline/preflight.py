@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 
 from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments, saved_in
+from stethoscope.delta.sources.base import Remark, two_saves
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import CheckpointError, NotFiniteError, TiedApartError, UserError
 from stethoscope.locations import local_path
@@ -41,7 +42,12 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     saved: dict[str, str | None] = {}
     measured = _measure(task_vector, session, progress, broken, saved)
     layers = _by_layer(measured, session)
-    checks = [_fits(task_vector, session), _pinned(ref), *_remarks(task_vector), *_readable(task_vector, broken)]
+    checks = [
+        _fits(task_vector, session),
+        _pinned(ref),
+        *_remarks((*two_saves(session.checkpoint.files, "base's "), *task_vector.remarks)),
+        *_readable(task_vector, broken),
+    ]
     if all(isinstance(error, TiedApartError) for error in broken):
         total = sum((moments for moments, _ in layers.values()), DeltaMoments())
         checks += [*_saved(saved), *(check(layers, measured, total, dtype) for check in SIZE_CHECKS)]
@@ -172,7 +178,7 @@ def _pinned(ref: TaskVectorRef) -> PreflightCheck:
     )
 
 
-def _remarks(task_vector: TaskVector) -> list[PreflightCheck]:
+def _remarks(remarks: Iterable[Remark]) -> list[PreflightCheck]:
     return [
         PreflightCheck(
             name=remark.check,
@@ -181,7 +187,7 @@ def _remarks(task_vector: TaskVector) -> list[PreflightCheck]:
             expected=remark.expected,
             next_step=remark.next_step,
         )
-        for remark in task_vector.remarks
+        for remark in remarks
     ]
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stethoscope.delta.sources.stored import read_json
 from stethoscope.errors import CheckpointError
+from stethoscope.model.weights import read_json
 
 CONFIG_FILE = "adapter_config.json"
 KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that leave the base as it is

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms, read_json
+from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms
 from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import of_other_tower
 from stethoscope.model.session import ModelSession
+from stethoscope.model.weights import WeightFiles, read_json
 from stethoscope.records import TaskVectorRef
 
 SAME_BASE = "A task vector needs a fine-tune of this very base."
@@ -211,3 +212,18 @@ def left_out(names: Sequence[str]) -> tuple[Remark, ...]:
     if not names:
         return ()
     return (Remark("other towers", f"{len(names)} tensors of the vision tower are left out: text does not pass it"),)
+
+
+def two_saves(files: WeightFiles, whose: str = "") -> tuple[Remark, ...]:
+    """Return the remark that a checkpoint's folder holds another save of it, where it does."""
+    if files.named is None:
+        return ()
+    return (
+        Remark(
+            f"{whose}weight files",
+            files.named,
+            suspicious=True,
+            expected="one save in a folder",
+            next_step="transformers reads the same. Move the save that is not meant into a folder of its own.",
+        ),
+    )

@@ -11,9 +11,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from stethoscope.delta.sources.base import Base, Remark, described, left_out
+from stethoscope.delta.sources.base import Base, Remark, described, left_out, two_saves
 from stethoscope.delta.sources.delta_file import DELTA_FILE
-from stethoscope.delta.sources.stored import INDEX_FILE, SINGLE_FILE, quantised, read_json
+from stethoscope.delta.sources.stored import quantised
+from stethoscope.model.weights import INDEX_FILE, SINGLE_FILE, read_json
 from stethoscope.records import TaskVectorRef
 
 SAME_FIELDS = (
@@ -44,7 +45,7 @@ class CheckpointSource:
         self._tensors = base.open(path, ref.tuned)
         _check_config(config, base, title)
         self.description = f"checkpoint {described(ref)}"
-        self.remarks = (base.compare_tokens(path, title), *self._extra_tensors())
+        self.remarks = (base.compare_tokens(path, title), *two_saves(self._tensors.files), *self._extra_tensors())
         self.names = tuple(name for name in base.names if self._tensors.name_on_disk(name) is not None)
         missing = set(base.decoder) - set(self.names) - {name for name in base.names if self._tensors.joined_from(name)}
         for name in base.decoder:

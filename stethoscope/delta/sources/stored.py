@@ -4,19 +4,17 @@ Multimodal checkpoints keep the text tower under `language_model.model.` on disk
 memory, the text-only class under `model.`; names are looked up in all these forms, in both directions.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from stethoscope.errors import CheckpointError, NotFiniteError
+from stethoscope.model.weights import open_tensors, weight_files
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 EMPTY: Mapping[str, tuple[str, ...]] = {}
@@ -66,23 +64,8 @@ class StoredTensors:
         with self._open(file) as tensors:
             return list(tensors.keys())
 
-    def _open(self, file: str) -> Any:  # safetensors has no public type for the open file
-        if Path(file).name != file:
-            raise CheckpointError(
-                f"{self.title} names a file outside its folder",
-                got=file,
-                expected="files beside the index",
-                next_step="Fetch or write it again.",
-            )
-        try:
-            return safe_open(self._folder / file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} of {self.title} is missing, corrupt or truncated",
-                got=error,
-                expected="a whole safetensors file",
-                next_step="Fetch or write it again.",
-            ) from error
+    def _open(self, file: str) -> Any:
+        return open_tensors(self._folder, file, self.title)
 
     def name_on_disk(self, name: str) -> str | None:
         """Return the name under which parameter `name` is stored, None where it is not, or only in parts."""
@@ -146,7 +129,10 @@ class StoredTensors:
 
 
 class CheckpointTensors(StoredTensors):
-    """Tensors of a checkpoint folder: model.safetensors, or the shards that model.safetensors.index.json lists.
+    """Tensors of a checkpoint folder, of the files that transformers reads (see `model.weights`).
+
+    Attributes:
+        files: those files, and what lies beside them.
 
     Raises:
         CheckpointError: a missing folder or file, a broken index, or files that are not readable safetensors.
@@ -154,34 +140,8 @@ class CheckpointTensors(StoredTensors):
 
     def __init__(self, folder: Path, shown_as: str, saved_names: Mapping[str, tuple[str, ...]] = EMPTY) -> None:
         title = f"checkpoint {shown_as}"
-        index = folder / INDEX_FILE
-        if not index.exists():
-            if not (folder / SINGLE_FILE).exists():
-                raise CheckpointError(
-                    f"{title} has no weights",
-                    got="neither file" if folder.is_dir() else "no such folder",
-                    expected=f"{SINGLE_FILE} or {INDEX_FILE}",
-                    next_step="Only safetensors checkpoints are read; convert others with transformers.",
-                )
-            super().__init__(folder, title, [SINGLE_FILE], saved_names)
-            return
-        weight_map = read_json(index, title).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(
-                f"{title} has a broken {INDEX_FILE}",
-                got=type(weight_map).__name__,
-                expected="a weight_map from tensors to files",
-                next_step="Fetch or write it again.",
-            )
-        super().__init__(folder, title, sorted(set(weight_map.values())), saved_names)
-        missing = sorted(set(weight_map) - set(self._file_of))
-        if missing:
-            raise CheckpointError(
-                f"{title} lacks tensors of its index",
-                got=f"no {missing[0]}",
-                expected=f"{len(weight_map)} tensors",
-                next_step="Fetch or write it again.",
-            )
+        self.files = weight_files(folder, title)
+        super().__init__(folder, title, self.files.files, saved_names)
 
 
 def quantised(title: str, got: str) -> CheckpointError:
@@ -192,31 +152,3 @@ def quantised(title: str, got: str) -> CheckpointError:
         expected="float32, bfloat16 or float16 weights",
         next_step="Take the unquantised one: rounded weights minus the base are mostly rounding.",
     )
-
-
-def read_json(path: Path, title: str) -> dict[str, Any]:
-    """Return the JSON object in `path`, a file of `title`; raise `CheckpointError` where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{title} has no {path.name}",
-            got="no such file",
-            expected=path.name,
-            next_step="Fetch or write it again, as a whole.",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} of {title} cannot be read",
-            got=error,
-            expected="a JSON object",
-            next_step="Fetch or write it again.",
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path.name} of {title} is not a JSON object",
-            got=type(content).__name__,
-            expected="an object",
-            next_step="Fetch or write it again.",
-        )
-    return content

@@ -1,0 +1,149 @@
+"""Which files of a folder hold a checkpoint's weights, for base and fine-tune alike: transformers' own precedence.
+
+    the file that config.json names as `transformers_weights`,  else model.safetensors,  else the shards of the index
+
+What else lies there that is named like a model's weights is another save of it, and is told. Only headers are read.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from stethoscope.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that hold a checkpoint's weights, by their paths in its folder, and those of another save beside them.
+
+    Attributes:
+        files: in the order in which transformers reads them.
+        beside: weights that are not read.
+    """
+
+    files: tuple[str, ...]
+    beside: tuple[str, ...]
+
+    @property
+    def named(self) -> str | None:
+        """What is to be said of a folder that holds another save; None where it does not."""
+        first = next(iter(self.beside), None)
+        if first is None:
+            return None
+        read = self.files[0] if len(self.files) == 1 else f"{len(self.files)} shards of {INDEX_FILE}"
+        more = f" and {len(self.beside) - 1} more" if len(self.beside) > 1 else ""
+        return f"it holds more than one set of weights: {read} is read, {first}{more} is not"
+
+
+def weight_files(folder: Path, title: str) -> WeightFiles:
+    """Return the files that transformers reads the weights of `folder` from; messages call it `title`.
+
+    Raises:
+        CheckpointError: no weights in safetensors, a broken index, or one that its shards do not agree with.
+    """
+    config = folder / "config.json"
+    explicit = read_json(config, title).get("transformers_weights") if config.is_file() else None
+    wanted = [explicit] if isinstance(explicit, str) else [SINGLE_FILE, INDEX_FILE]
+    found = next((name for name in wanted if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{title} has no weights",
+            got=f"no {' and no '.join(wanted)}" if folder.is_dir() else "no such folder",
+            expected=" or ".join(wanted),
+            next_step="Only safetensors checkpoints are read; convert others with transformers.",
+        )
+    files = _shards(folder, found, title) if found.endswith(".json") else (_inside(found, title),)
+    beside = sorted(file.name for file in folder.glob("model*.safetensors") if file.name not in files)
+    return WeightFiles(files, tuple(beside))
+
+
+def _shards(folder: Path, index: str, title: str) -> tuple[str, ...]:
+    """Return the files of `index`, each of which holds what the index says, and nothing that another one holds."""
+    weight_map = read_json(folder / index, title).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(
+            f"{title} has a broken {index}",
+            got=type(weight_map).__name__,
+            expected="a weight_map from tensors to files",
+            next_step="Fetch or write it again.",
+        )
+    file_of = {name: _inside(file, title) for name, file in weight_map.items()}
+    held: dict[str, str] = {}
+    for file in sorted(set(file_of.values())):
+        with open_tensors(folder, file, title) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - an open file, no mapping
+                if name in held:
+                    raise _disagree(title, f"{name} in {held[name]} and in {file}")
+                held[name] = file
+    for name, file in file_of.items():
+        if held.get(name) != file:
+            raise _disagree(title, f"no {name} in {file}")
+    return tuple(sorted(set(file_of.values())))
+
+
+def _disagree(title: str, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"{title} has shards that are not those of its index",
+        got=got,
+        expected="each tensor once, in the file that the index names",
+        next_step="Files of two saves may lie in one folder: fetch or write it again into an empty one.",
+    )
+
+
+def _inside(file: str, title: str) -> str:
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise CheckpointError(
+            f"{title} names a file outside its folder",
+            got=file,
+            expected="files beside the index",
+            next_step="Fetch or write it again.",
+        )
+    return str(path)
+
+
+def open_tensors(folder: Path, file: str, title: str) -> Any:  # safetensors has no public type for the open file
+    """Return `file` of `folder`, opened; raise `CheckpointError` where it is no whole safetensors file."""
+    try:
+        return safe_open(folder / file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} of {title} is missing, corrupt or truncated",
+            got=error,
+            expected="a whole safetensors file",
+            next_step="Fetch or write it again.",
+        ) from error
+
+
+def read_json(path: Path, title: str) -> dict[str, Any]:
+    """Return the JSON object in `path`, a file of `title`; raise `CheckpointError` where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{title} has no {path.name}",
+            got="no such file",
+            expected=path.name,
+            next_step="Fetch or write it again, as a whole.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} of {title} cannot be read",
+            got=error,
+            expected="a JSON object",
+            next_step="Fetch or write it again.",
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path.name} of {title} is not a JSON object",
+            got=type(content).__name__,
+            expected="an object",
+            next_step="Fetch or write it again.",
+        )
+    return content
