@@ -82,12 +82,12 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
         else:
             prediction = prediction_of(result, spec)
             st.caption(_ui.escape(in_words(prediction)))
-            known = {stored.prediction_id: stored.created_at for stored in store.list_predictions()}
-            frozen_at = known.get(content_id(prediction))
+            known = {stored.prediction_id: stored.runs_before for stored in store.list_predictions()}
+            runs_before = known.get(content_id(prediction))
             runs = predictions.runs_of(prediction.recipe, _outcome.bench_runs())
-            if used := [run for run in runs if frozen_at is None or run.created_at <= frozen_at]:
+            if used := [run for run in runs if runs_before is None or run.sequence <= runs_before]:
                 st.warning(f"This edit was benchmarked before (run {used[0].run_id}): for those problems it comes too "
                            "late to be a prediction.")  # fmt: skip
-            st.button("Freeze prediction" if frozen_at is None else "Frozen", key="freeze-prediction",
-                      disabled=frozen_at is not None, on_click=store.put_prediction, args=(prediction,))  # fmt: skip
+            st.button("Freeze prediction" if runs_before is None else "Frozen", key="freeze-prediction",
+                      disabled=runs_before is not None, on_click=store.put_prediction, args=(prediction,))  # fmt: skip
         table()

@@ -33,9 +33,9 @@ def _parsed(spec_json: str) -> BenchSpec:
 def bench_runs() -> list[BenchRun]:
     """Return every benchmark of the store, whatever became of it, deleted ones too; damaged rows are left out."""
     runs = []
-    for run in _jobs.front().store.list_runs("bench", deleted=True):
+    for run in _jobs.front().store.list_runs("bench", -1, deleted=True):
         try:
-            runs.append(BenchRun(run.run_id, run.created_at, _parsed(run.spec_json)))
+            runs.append(BenchRun(run.run_id, run.sequence, _parsed(run.spec_json)))
         except ValueError:  # pydantic's
             continue
     return runs
@@ -46,14 +46,6 @@ def clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def span(seconds: float) -> str:
-    """Return a span of time in its largest fitting unit."""
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def draw(run_id: str, result: BenchResult) -> None:
     """Draw the newest frozen predictions that the benchmark `run_id` puts to the test."""
     runs = bench_runs()
@@ -62,7 +54,7 @@ def draw(run_id: str, result: BenchResult) -> None:
         return
     shown = 0
     for stored in _jobs.front().store.list_predictions():
-        found = predictions.outcome(stored.prediction, stored.created_at, run, result, runs)
+        found = predictions.outcome(stored.prediction, stored.runs_before, run, result, runs)
         if found is not None and shown < SHOWN:
             _card(stored, found, run.spec.margin)
             shown += 1
@@ -74,10 +66,10 @@ def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
     title = f"Frozen prediction: layers {layers} ({prediction.picked}, {pretty(prediction.subject)})"
     with _ui.card(title, key=f"{key}-card"):
         when = clock(stored.created_at)
-        if found.lead_s > 0:
-            st.markdown(f"Frozen on {when}, {span(found.lead_s)} before this run.")
+        if found.frozen_first:
+            st.markdown(f"Frozen on {when}, before this run.")
         else:
-            st.warning(f"Frozen on {when}, {span(-found.lead_s)} after this run started: this is no prediction.")
+            st.warning(f"Frozen on {when}, after this run started: this is no prediction.")
         if found.used_before:
             many = ", ".join(found.used_before[:3])
             st.warning(f"This edit had answered problems of this split before it was frozen (run {many}): "

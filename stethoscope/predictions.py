@@ -19,10 +19,10 @@ Picked = Literal["top", "bottom", "random", "hand"]
 
 
 class BenchRun(NamedTuple):
-    """A run of a benchmark: when it started (seconds since 1970) and what it asked."""
+    """A run of a benchmark: its place in the store's sequence of runs and what it asked."""
 
     run_id: str
-    created_at: float
+    sequence: int
     spec: BenchSpec
 
 
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     Attributes:
         arm: the benchmark's arm that the prediction is about.
         same_recipe: False when that arm edits the same layers raw, but differs elsewhere (strengths, for example).
-        lead_s: seconds from the freeze to the start of the benchmark; negative: frozen afterwards, no prediction.
+        frozen_first: frozen before the benchmark started; otherwise it is no prediction.
         used_before: earlier runs in which this edit answered problems of the same split.
         rows: one per control that was run, in the order random, bottom, last, all.
         missing: controls to add; "random" also while fewer than two draws were run.
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
     arm: str
     same_recipe: bool
-    lead_s: float
+    frozen_first: bool
     used_before: tuple[str, ...]
     rows: tuple[LayerClaim, ...]
     missing: tuple[LayerControl, ...]
@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     @property
     def foretold(self) -> bool:
         """True when it was frozen before the benchmark and before any answer to its problems."""
-        return self.lead_s > 0 and not self.used_before
+        return self.frozen_first and not self.used_before
 
 
 def random_pick(n_layers: int, n: int, seed: int) -> tuple[int, ...]:
@@ -87,11 +87,12 @@ def runs_of(recipe: EditRecipe, runs: Iterable[BenchRun]) -> list[BenchRun]:
 
 
 def outcome(
-    prediction: Prediction, frozen_at: float, run: BenchRun, result: BenchResult, others: Iterable[BenchRun]
+    prediction: Prediction, runs_before: int, run: BenchRun, result: BenchResult, others: Iterable[BenchRun]
 ) -> Outcome | None:
-    """Return what `run` says about `prediction`, frozen at `frozen_at`; None when it does not put it to the test.
+    """Return what `run` says about `prediction`; None when it does not put it to the test.
 
     Args:
+        runs_before: place of the newest run when it was frozen.
         result: of `run`.
         others: every other benchmark that is known, to find earlier answers to the same problems.
     """
@@ -101,7 +102,7 @@ def outcome(
     used = [
         earlier.run_id
         for earlier in runs_of(prediction.recipe, others)
-        if earlier.run_id != run.run_id and earlier.created_at < frozen_at and _share_problems(earlier.spec, run.spec)
+        if earlier.run_id != run.run_id and earlier.sequence <= runs_before and _share_problems(earlier.spec, run.spec)
     ]
     found = controls_of(arm, run.spec.arms)
     missing: list[LayerControl] = []
@@ -111,7 +112,7 @@ def outcome(
     decide = decider(run.spec.margin, result.no_verdict)
     rows = claims_of(arm, found, answers_by_arm(run.spec, result.items), decide)
     same = arm.recipe == prediction.recipe
-    return Outcome(arm.name, same, run.created_at - frozen_at, tuple(used), rows, tuple(missing))
+    return Outcome(arm.name, same, run.sequence > runs_before, tuple(used), rows, tuple(missing))
 
 
 def _arm_of(prediction: Prediction, spec: BenchSpec) -> BenchArm | None:

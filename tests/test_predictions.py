@@ -87,10 +87,10 @@ def answers(spec: BenchSpec, rates: dict[str, float], n: int = 100) -> BenchResu
     )
 
 
-def judged(spec: BenchSpec, rates: dict[str, float] = RATES, *, frozen_at: float = 90.0, started: float = 100.0,
+def judged(spec: BenchSpec, rates: dict[str, float] = RATES, *, runs_before: int = 90, started: int = 100,
            others: tuple[BenchRun, ...] = ()) -> Outcome:  # fmt: skip
     run = BenchRun("r-now", started, spec)
-    found = outcome(PREDICTION, frozen_at, run, answers(spec, rates), (run, *others))
+    found = outcome(PREDICTION, runs_before, run, answers(spec, rates), (run, *others))
     assert found is not None
     return found
 
@@ -108,7 +108,7 @@ def test_a_pick_that_wins_is_better_than_its_controls_and_level_with_all_layers(
     assert found.missing == ()
     assert found.same_recipe
     assert found.foretold
-    assert found.lead_s == pytest.approx(10.0)
+    assert found.frozen_first
 
 
 def test_a_pick_that_loses_is_worse_and_one_like_chance_is_neither() -> None:
@@ -156,18 +156,18 @@ def test_controls_with_other_strengths_are_no_controls() -> None:
 
 
 def test_frozen_after_the_start_is_no_prediction() -> None:
-    late = judged(bench(), frozen_at=100.5)
-    assert late.lead_s == pytest.approx(-0.5)
+    late = judged(bench(), runs_before=100)
+    assert not late.frozen_first
     assert not late.foretold
 
 
 def test_answers_before_the_freeze_are_told_and_later_or_other_ones_are_not() -> None:
     spec = bench()
-    earlier = BenchRun("r-early", 50.0, bench(controls=(), seed=7))
-    later = BenchRun("r-later", 95.0, spec)
-    other_split = BenchRun("r-dev", 50.0, bench(split="dev"))
-    other_edit = BenchRun("r-other", 50.0, bench(recipe=RECIPE.model_copy(update={"layers": {1: RECIPE.layers[4]}})))
-    other_subject = BenchRun("r-facts", 50.0, spec.model_copy(update={"subjects": ("precalculus",)}))
+    earlier = BenchRun("r-early", 50, bench(controls=(), seed=7))
+    later = BenchRun("r-later", 95, spec)
+    other_split = BenchRun("r-dev", 50, bench(split="dev"))
+    other_edit = BenchRun("r-other", 50, bench(recipe=RECIPE.model_copy(update={"layers": {1: RECIPE.layers[4]}})))
+    other_subject = BenchRun("r-facts", 50, spec.model_copy(update={"subjects": ("precalculus",)}))
     found = judged(spec, others=(earlier, later, other_split, other_edit, other_subject))
     assert found.used_before == ("r-early",)
     assert not found.foretold
@@ -186,8 +186,8 @@ def test_which_arm_is_meant() -> None:
     assert not same_claim(RECIPE, projected)
     elsewhere = RECIPE.model_copy(update={"layers": {4: RECIPE.layers[4]}})
     spec = bench(recipe=elsewhere)
-    run = BenchRun("r", 100.0, spec)
-    assert outcome(PREDICTION, 90.0, run, answers(spec, RATES, 2), ()) is None
+    run = BenchRun("r", 100, spec)
+    assert outcome(PREDICTION, 90, run, answers(spec, RATES, 2), ()) is None
 
 
 def test_only_problems_that_every_arm_answered_count() -> None:
@@ -196,9 +196,9 @@ def test_only_problems_that_every_arm_answered_count() -> None:
     lacking = {arm.name for arm in spec.arms if arm.name.startswith("last")}
     lacking.add(next(arm.name for arm in spec.arms if arm.name.startswith("random")))
     kept = [item for item in whole.items if not (item.arm in lacking and int(item.problem_id) >= 25)]
-    run = BenchRun("r", 100.0, spec)
+    run = BenchRun("r", 100, spec)
     partial = whole.model_copy(update={"items": tuple(kept), "complete": False})
-    found = outcome(PREDICTION, 90.0, run, partial, ())
+    found = outcome(PREDICTION, 90, run, partial, ())
     assert found is not None
     assert {row.control: row.n for row in found.rows} == {"random": 50, "bottom": 80, "last": 50, "all": 80}
 

@@ -76,7 +76,10 @@ def recipes_of(spec: Spec) -> dict[str, EditRecipe]:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list."""
+    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list.
+
+    `sequence` grows with every run of the store: what came first is told by it, `created_at` is for display.
+    """
 
     run_id: str
     kind: str
@@ -84,6 +87,7 @@ class RunRecord:
     spec_id: str
     state: str
     created_at: float
+    sequence: int
     elapsed_s: float | None
     result_id: str | None
     error: str | None
@@ -131,6 +135,7 @@ def run_record(row: sqlite3.Row) -> RunRecord:
         spec_id=row["spec_id"],
         state=row["state"],
         created_at=row["created_at"],
+        sequence=row["sequence"],
         elapsed_s=row["elapsed_s"],
         result_id=row["result_id"],
         error=row["error"],

@@ -1,4 +1,4 @@
-"""Frozen predictions: claims about layers, each under its content id with the time when it was first stored.
+"""Frozen predictions: claims about layers under their content ids, with when, and after which run, each was stored.
 
 A prediction is worth something only when it cannot be changed afterwards: storing it again keeps the first time,
 the table refuses updates and deletions, and what is read is checked against its id.
@@ -18,11 +18,17 @@ from stethoscope.store.schema import connection
 
 
 class StoredPrediction(NamedTuple):
-    """A prediction with its content id and the time (seconds since 1970) when it was frozen."""
+    """A prediction with its content id and when it was frozen.
+
+    Attributes:
+        created_at: seconds since 1970 by the machine's clock, for display only.
+        runs_before: `RunRecord.sequence` of the newest run at that time (0: none): later runs have a larger one.
+    """
 
     prediction_id: str
     prediction: Prediction
     created_at: float
+    runs_before: int
 
 
 def put_prediction(database: Path, prediction: Prediction) -> str:
@@ -30,7 +36,8 @@ def put_prediction(database: Path, prediction: Prediction) -> str:
     prediction_id = content_id(prediction)
     with connection(database, write=True) as opened:
         opened.execute(
-            "INSERT INTO predictions VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO predictions VALUES (?, ?, ?, (SELECT COALESCE(MAX(rowid), 0) FROM runs))"
+            " ON CONFLICT DO NOTHING",
             (prediction_id, prediction.model_dump_json(), time.time()),
         )
     return prediction_id
@@ -39,7 +46,7 @@ def put_prediction(database: Path, prediction: Prediction) -> str:
 def list_predictions(database: Path) -> list[StoredPrediction]:
     """Return the stored predictions, newest first; damaged ones are left out."""
     with connection(database) as opened:
-        rows = opened.execute("SELECT * FROM predictions ORDER BY created_at DESC, rowid DESC").fetchall()
+        rows = opened.execute("SELECT * FROM predictions ORDER BY rowid DESC").fetchall()
     listed: list[StoredPrediction] = []
     for row in rows:
         try:
@@ -59,4 +66,4 @@ def _read(row: sqlite3.Row) -> StoredPrediction:
         raise StoreError(
             "stored prediction is damaged", got=f"content {content_id(prediction)}", expected=prediction_id
         )
-    return StoredPrediction(prediction_id, prediction, row["created_at"])
+    return StoredPrediction(prediction_id, prediction, row["created_at"], row["runs_before"])

@@ -103,7 +103,7 @@ class RunStore:
     def list_recipes(self) -> list[StoredRecipe]:
         """Return the stored recipes, newest first; damaged ones are left out (`get_recipe` says why)."""
         with connection(self.database) as opened:
-            rows = opened.execute("SELECT * FROM recipes ORDER BY created_at DESC, rowid DESC").fetchall()
+            rows = opened.execute("SELECT * FROM recipes ORDER BY rowid DESC").fetchall()
         listed: list[StoredRecipe] = []
         for row in rows:
             try:
@@ -146,7 +146,7 @@ class RunStore:
         body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
         with connection(self.database, write=True) as opened:
             newest = opened.execute(
-                "SELECT run_id, state FROM runs WHERE spec_id = ? ORDER BY created_at DESC, rowid DESC LIMIT 1",
+                "SELECT run_id, state FROM runs WHERE spec_id = ? ORDER BY rowid DESC LIMIT 1",
                 (spec_id,),
             ).fetchone()
             if newest is not None and newest["state"] in RESUMABLE:
@@ -207,7 +207,7 @@ class RunStore:
         with connection(self.database) as opened:
             rows = opened.execute(
                 "SELECT run_id, result_id FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
-                " ORDER BY created_at DESC, rowid DESC",
+                " ORDER BY rowid DESC",
                 (content_id(spec, *extra),),
             ).fetchall()
         for row in rows:
@@ -220,7 +220,7 @@ class RunStore:
     def get_run(self, run_id: str) -> RunRecord:
         """Return one run; raise `StoreError` when there is none of that id or its row is damaged."""
         with connection(self.database) as opened:
-            row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            row = opened.execute("SELECT rowid AS sequence, * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _no_run(run_id)
         record = run_record(row)
@@ -233,6 +233,7 @@ class RunStore:
         """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`.
 
         Args:
+            limit: list at most so many; -1 lists all.
             deleted: list those that were deleted, too: they have no result, but their answers may have been looked at.
         """
         self._find_interrupted()
@@ -240,7 +241,7 @@ class RunStore:
         values = () if kind is None else (kind,)
         with connection(self.database) as opened:
             rows = opened.execute(
-                f"SELECT * FROM runs WHERE {where} ORDER BY created_at DESC, rowid DESC LIMIT ?", (*values, limit)
+                f"SELECT rowid AS sequence, * FROM runs WHERE {where} ORDER BY rowid DESC LIMIT ?", (*values, limit)
             ).fetchall()
         return [run_record(row) for row in rows]
 

@@ -54,6 +54,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX items_by_problem ON items (problem_id)",
     ),
     ("CREATE TABLE settings (run_id TEXT PRIMARY KEY, body TEXT NOT NULL)",),
+    (  # what was frozen before which run: the place among the runs, since a clock can step back
+        "ALTER TABLE predictions ADD COLUMN runs_before INTEGER NOT NULL DEFAULT 0",
+        "DROP TRIGGER predictions_stay",
+        """UPDATE predictions SET runs_before =
+            (SELECT COALESCE(MAX(rowid), 0) FROM runs WHERE runs.created_at <= predictions.created_at)""",
+        """CREATE TRIGGER predictions_stay BEFORE UPDATE ON predictions
+            BEGIN SELECT RAISE(ABORT, 'a frozen prediction does not change'); END""",
+    ),
 )
 
 

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 from stethoscope.errors import StoreError
-from stethoscope.records import DiagnoseSpec, EditRecipe, ModelRef, Prediction, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.records import (
+    BenchArm,
+    BenchSpec,
+    DiagnoseSpec,
+    EditRecipe,
+    ModelRef,
+    Prediction,
+    ProblemsRef,
+    SaeRef,
+    TaskVectorRef,
+)
 from stethoscope.store import schema
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
@@ -48,6 +58,56 @@ def test_freezing_again_keeps_the_first_time(store: RunStore, monkeypatch: pytes
     listed = RunStore(store.root).list_predictions()
     assert [(stored.prediction_id, stored.created_at) for stored in listed] == [(second, 2000.0), (first, 1000.0)]
     assert listed[1].prediction == prediction(3)
+
+
+def started(store: RunStore, seed: int) -> int:
+    """Start a benchmark and return its place in the store's sequence."""
+    problems = BenchSpec(
+        model=MODEL, problems=PROBLEMS, arms=(BenchArm(name="base"),), subjects=("algebra",), seed=seed
+    )
+    run_id = store.start_run(problems)
+    return store.get_run(run_id).sequence
+
+
+def test_what_came_first_is_told_by_the_store_and_not_by_a_clock(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 5000.0)
+    first = started(store, 1)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)  # the clock steps back
+    store.put_prediction(prediction(3))
+    second = started(store, 2)
+    monkeypatch.setattr(time, "time", lambda: 500.0)
+    store.put_prediction(prediction(4))
+    store.put_prediction(prediction(3))  # keeps its place
+    later, earlier = store.list_predictions()
+    assert (earlier.prediction, later.prediction) == (prediction(3), prediction(4))
+    assert first <= earlier.runs_before < second <= later.runs_before
+    assert [run.sequence for run in store.list_runs("bench")] == [second, first], "newest first"
+
+
+def test_predictions_of_an_older_store_are_placed_by_their_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:7])
+        old = RunStore(tmp_path / "runs")
+    body = prediction(3).model_dump_json()
+    opened = sqlite3.connect(old.root / "runs.sqlite3")
+    with opened:
+        for run_id, at in (("r1", 10.0), ("r2", 30.0)):
+            opened.execute(
+                "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at)"
+                " VALUES (?, 'bench', '', '', 'done', ?)",
+                (run_id, at),
+            )
+        opened.execute("INSERT INTO predictions VALUES (?, ?, 20.0)", (content_id(prediction(3)), body))
+    opened.close()
+    store = RunStore(tmp_path / "runs")
+    newest, oldest = store.list_runs()
+    assert oldest.sequence <= store.list_predictions()[0].runs_before < newest.sequence
+    with pytest.raises(sqlite3.IntegrityError, match="frozen prediction"):
+        execute(store, "UPDATE predictions SET runs_before = 0")
 
 
 @pytest.mark.parametrize(
