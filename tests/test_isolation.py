@@ -29,7 +29,7 @@ from stethoscope.results import BenchResult, ProbeResult, Result
 from stethoscope.store.runs import RunStore
 
 SESSIONS, OPERATIONS = 8, 100
-DEADLINE_S = 60.0
+DEADLINE_S = 600.0
 
 
 class Watched(JobFront):

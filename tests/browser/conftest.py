@@ -29,7 +29,7 @@ def page(browser: Any) -> Iterator[Any]:
     """A fresh page, 1500 x 1100; every uncaught error in it fails the test."""
     context = browser.new_context(viewport={"width": 1500, "height": 1100})
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(600_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page

@@ -19,7 +19,7 @@ OUTLINED = """(layers) => {
   const shapes = plots.length === 1 && plots[0]._fullLayout?.shapes;
   return shapes && JSON.stringify(shapes.map((shape) => Math.round(shape.x0 + 0.48))) === JSON.stringify(layers);
 }"""
-SLOW_MS = 120_000
+SLOW_MS = 600_000
 
 
 def open_page(page: Any, name: str) -> None:

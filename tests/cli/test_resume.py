@@ -45,14 +45,14 @@ class Bench:
 
     def to_the_end(self) -> dict[str, object]:
         process = self.start()
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         return json.loads(out)
 
     def stopped_after(self, blocks: int, how: signal.Signals) -> tuple[int, str, str]:
         """Send a signal while the block behind the `blocks`-th one of an arm is being answered."""
         process = self.start()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while len(self.stored()) < blocks * BLOCK:
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
@@ -60,7 +60,7 @@ class Bench:
         time.sleep(0.05)
         assert process.poll() is None
         process.send_signal(how)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
 
     def stored(self) -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ def run_all(argv: list[list[str]], environment: Mapping[str, str]) -> subprocess
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
 
 
@@ -117,7 +117,7 @@ def kill_mid_download(hub: LoopbackHub, argv: list[str], environment: Mapping[st
     digest = hashlib.sha256((contents.made_once() / contents.GEMMA / a_shard()).read_bytes()).hexdigest()
     part = home / "hub" / f"models--{contents.GEMMA.replace('/', '--')}" / "blobs" / f"{digest}.incomplete"
     try:
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + 600
         while not (part.is_file() and part.stat().st_size):
             assert time.monotonic() < ends, "no download began"
             assert child.poll() is None, "it ended before it was killed"

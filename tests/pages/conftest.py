@@ -36,7 +36,7 @@ def open_page(front: FakeFront) -> Callable[..., AppTest]:
     """Factory `open_page(name, query=..., **session) -> AppTest` of a page that has run until it is calm."""
 
     def open_(name: str, *, query: dict[str, str] | None = None, **session: object) -> AppTest:
-        app = AppTest.from_file(APP, default_timeout=30)
+        app = AppTest.from_file(APP, default_timeout=600)
         for key, value in (query or {}).items():
             app.query_params[key] = value
         app.run()

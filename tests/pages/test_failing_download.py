@@ -82,7 +82,7 @@ def test_one_banner_with_the_next_step_and_a_retry_that_works(
     contents.fill(hub, gated=True)
     home = tmp_path / "hf"
     point_at(monkeypatch, hub.endpoint, home, token=READER)
-    app = AppTest.from_file(APP, default_timeout=120)
+    app = AppTest.from_file(APP, default_timeout=600)
     app.run()
     app.switch_page("pages/setup.py").run()
     app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()

@@ -70,7 +70,7 @@ from stethoscope import jobs
 from stethoscope.store.runs import RunStore
 fake = FakeFront(RunStore(Path(sys.argv[1]))); jobs.front = lambda: fake
 from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("app.py", default_timeout=30).run()
+app = AppTest.from_file("app.py", default_timeout=600).run()
 assert not app.exception
 for name in ("setup", "features", "edit", "benchmark", "runs"):
     app.session_state["layers"] = [3]
@@ -81,7 +81,7 @@ assert not heavy, heavy
 """
     root = Path(__file__).parent.parent.parent
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
 
@@ -291,7 +291,7 @@ from stethoscope import jobs
 from stethoscope.store.runs import RunStore
 fake = FakeFront(RunStore(Path(sys.argv[1]))); jobs.front = lambda: fake
 from streamlit.testing.v1 import AppTest
-app = AppTest.from_file("app.py", default_timeout=30)
+app = AppTest.from_file("app.py", default_timeout=600)
 app.switch_page("pages/setup.py").run()
 assert not app.exception
 assert [title.value for title in app.title] == ["Setup"]
@@ -299,7 +299,7 @@ assert fake.warmed == ["mini"], "app.py has run around the page"
 """
     root = Path(__file__).parent.parent.parent
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
 

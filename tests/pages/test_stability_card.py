@@ -33,7 +33,7 @@ Open = Callable[[], AppTest]
 
 @pytest.fixture
 def open_card(front: FakeFront) -> Open:
-    return lambda: AppTest.from_function(card, default_timeout=30).run()
+    return lambda: AppTest.from_function(card, default_timeout=600).run()
 
 
 def asked(front: FakeFront, kind: type) -> list:

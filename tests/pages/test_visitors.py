@@ -191,7 +191,7 @@ def test_every_number_of_a_recipe_is_taken_as_it_is(front: FakeFront, open_page:
 def test_a_link_waits_for_the_model_before_it_is_refused(front: FakeFront, open_page: Open) -> None:
     front.unload()
     wrong = to_link(recipe(layers={40: LayerAlpha()}))
-    app = AppTest.from_file(APP, default_timeout=30)
+    app = AppTest.from_file(APP, default_timeout=600)
     app.query_params["recipe"] = wrong
     app.switch_page("pages/edit.py").run()
     assert not app.error

@@ -350,7 +350,7 @@ def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
     from playwright.sync_api import expect
 
     page = opened
-    expect(page.locator("#plot-forest .main-svg").first).to_be_visible(timeout=20_000)
+    expect(page.locator("#plot-forest .main-svg").first).to_be_visible(timeout=600_000)
     assert page.locator(".plot .main-svg").count() >= 3
     expect(page.locator("#flip-count")).to_have_text("1 of 2")
     expect(page.locator("#flip-left .answer")).to_have_text(f"base {EVIL} 0", use_inner_text=False)

@@ -43,7 +43,7 @@ class Elsewhere:
 
     def end(self, how: signal.Signals) -> None:
         self.process.send_signal(how)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=600)
 
 
 def states(store: RunStore) -> dict[str, str]:
