@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stethoscope.delta.sources import likeness
 from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms
 from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import of_other_tower
 from stethoscope.model.session import ModelSession
-from stethoscope.model.weights import WeightFiles, read_json
+from stethoscope.model.weights import WeightFiles
 from stethoscope.records import TaskVectorRef
 
 SAME_BASE = "A task vector needs a fine-tune of this very base."
@@ -157,26 +158,41 @@ class Base:
         )
 
     def compare_tokens(self, folder: Path, title: str) -> Remark:
-        """Compare token strings with the base's where `folder` brings a tokenizer: same size is not same tokens.
+        """Compare the tokenizer that `folder` brings with the base's as a whole: same size is not same tokens.
 
         Raises:
-            CheckpointError: a token of another id than in the base's tokenizer.
+            CheckpointError: a token of another id, or a text that it encodes otherwise.
         """
-        file = folder / "tokenizer.json"
-        if not file.exists():
-            return Remark("tokenizer", "it brings no tokenizer.json, so the base's is used")
-        vocab = read_json(file, title).get("model", {}).get("vocab")
-        if not isinstance(vocab, dict):
-            return Remark("tokenizer", "a kind of tokenizer without a plain table: only its size was compared")
-        base = self.session.tokenizer.get_vocab()
-        differing = next((token for token, index in vocab.items() if base.get(token) != index), None)
-        if differing is not None:
+        ours = self.session.tokenizer
+        try:
+            theirs = ours if likeness.same_files(folder, self.session.folder) else likeness.tokenizer_of(folder)
+        except Exception as error:  # tokenizers raises bare Exception on a corrupt file
             raise self.refusal(
                 title,
-                got=f"token {differing!r} with id {vocab[differing]}",
-                expected=f"id {base.get(differing)}, as in the base's tokenizer",
+                got=f"a tokenizer that cannot be read: {str(error).splitlines()[0] if str(error) else error!r}",
+                expected="a tokenizer as transformers writes it",
+                next_step="Save it again, or remove its files: the base's is then used.",
+            ) from error
+        if theirs is None:
+            return Remark("tokenizer", "it brings no tokenizer, so the base's is used")
+        vocab, base = theirs.get_vocab(), ours.get_vocab()
+        if (token := likeness.differing_token(vocab, base)) is not None:
+            raise self.refusal(
+                title,
+                got=f"token {token!r} with id {vocab.get(token)}",
+                expected=f"id {base.get(token)}, as in the base's tokenizer",
             )
-        return Remark("tokenizer", f"all {len(vocab)} tokens have the base's ids")
+        if (text := likeness.read_otherwise(theirs, ours)) is not None:
+            raise self.refusal(title, got=f"a tokenizer that splits {text!r} otherwise", expected="the base's tokens")
+        if parts := likeness.other_parts(theirs, ours):
+            return Remark(
+                "tokenizer",
+                f"its tokenizer is not the base's, which is used: {', '.join(parts)}",
+                suspicious=True,
+                expected="the base's tokenizer",
+                next_step="Compare the tokenizer's files: the fine-tune may have been trained on other prompts.",
+            )
+        return Remark("tokenizer", f"all {len(vocab)} tokens have the base's ids, and texts are split alike")
 
     def compare_name(self, named: str | None, revision: str | None = None) -> Remark:
         """Compare the base that a task vector names with the loaded one, by the last part of the name."""

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from stethoscope.delta.sources.base import Base, Remark, described, left_out, two_saves
 from stethoscope.delta.sources.delta_file import DELTA_FILE
+from stethoscope.delta.sources.likeness import ends_text, other_forward_pass
 from stethoscope.delta.sources.stored import quantised
+from stethoscope.model.checkpoint import read_config
 from stethoscope.model.weights import INDEX_FILE, SINGLE_FILE, read_json
 from stethoscope.records import TaskVectorRef
 
@@ -44,8 +46,14 @@ class CheckpointSource:
         config = read_json(path / "config.json", title)
         self._tensors = base.open(path, ref.tuned)
         _check_config(config, base, title)
+        _check_forward_pass(path, base, title)
         self.description = f"checkpoint {described(ref)}"
-        self.remarks = (base.compare_tokens(path, title), *two_saves(self._tensors.files), *self._extra_tensors())
+        self.remarks = (
+            base.compare_tokens(path, title),
+            *_ends(path, base),
+            *two_saves(self._tensors.files),
+            *self._extra_tensors(),
+        )
         self.names = tuple(name for name in base.names if self._tensors.name_on_disk(name) is not None)
         missing = set(base.decoder) - set(self.names) - {name for name in base.names if self._tensors.joined_from(name)}
         for name in base.decoder:
@@ -117,3 +125,36 @@ def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
         # Hub configs leave defaults out (Gemma 3 4B: even the vocabulary size); then the shapes decide.
         if expected is not None and text.get(field, expected) != expected:
             raise base.refusal(title, got=f"{field} {text.get(field)}", expected=expected)
+
+
+def _check_forward_pass(path: Path, base: Base, title: str) -> None:
+    """Raise `CheckpointError` where the fine-tune's config runs another forward pass over the same shapes."""
+    own = base.session.model.config.get_text_config()
+    differing = other_forward_pass(read_config(title, path).get_text_config(), own)
+    other = {field: pair for field, pair in differing.items() if field not in SAME_FIELDS}
+    if not other:
+        return
+    field, (theirs, ours) = next(iter(other.items()))
+    more = f", and other {', '.join(list(other)[1:])}" if len(other) > 1 else ""
+    raise base.refusal(
+        title,
+        got=f"{field} {theirs}{more} in config.json",
+        expected=f"{field} {ours}",
+        next_step="The fine-tune computes otherwise than base and task vector would. Take one with the base's config.",
+    )
+
+
+def _ends(path: Path, base: Base) -> tuple[Remark, ...]:
+    theirs, ours = ends_text(path), ends_text(base.session.folder)
+    other = [name for name in theirs if name in ours and theirs[name] != ours[name]]
+    if not other:
+        return ()
+    return (
+        Remark(
+            "end of text",
+            f"it ends a text with tokens {theirs[other[0]]} by its {other[0]}",
+            suspicious=True,
+            expected=f"{ours[other[0]]}, as the base",
+            next_step="Answers end where the base's would: by itself the fine-tune may stop elsewhere.",
+        ),
+    )
