@@ -12,7 +12,7 @@ from stethoscope.jobs import JobFront, JobSnapshot
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchSpec, EditRecipe, InfoSpec, ModelRef, ProbeSpec
+from stethoscope.records import BenchArm, BenchSpec, DoseSpec, EditRecipe, InfoSpec, ModelRef, ProbeSpec
 from stethoscope.results import BenchResult, InfoResult, ProbeResult
 from stethoscope.store.runs import RunStore
 
@@ -389,3 +389,46 @@ def test_a_model_that_gave_way_to_another_is_loaded_again(front: JobFront, pico_
     assert again.job_id != first.job_id
     assert front.status().model is not None
     assert front.status().model == again.result.model
+
+
+def curve(profile: Profile) -> DoseSpec:
+    """A curve of many alphas, which takes some seconds."""
+    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0})
+    return DoseSpec(recipe=recipe, problems=profile.problems, alphas=tuple(round(i / 50, 2) for i in range(60)), n=8)
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_work_that_nobody_asked_for_gives_way_to_anything_asked_and_ends_later(
+    front: JobFront, pico_profile: Profile, interactive: bool
+) -> None:
+    finished(front, front.warm_up(pico_profile))
+    background = front.submit(curve(pico_profile), interactive=False, background=True)
+    deadline = time.monotonic() + 60
+    while (seen := front.snapshot(background)) is not None and seen.done < 40 and time.monotonic() < deadline:
+        assert seen.active
+        time.sleep(0.005)
+    asked = front.submit(probe_spec(pico_profile, 0.9), interactive=interactive)
+    assert finished(front, asked).state == "done"
+    waiting = front.snapshot(background)
+    assert waiting is not None
+    assert waiting.active, "the curve is not over: it was set back"
+    assert finished(front, background).state == "done"
+    (run,) = front.store.list_runs("dose")
+    assert run.state == "done"
+
+
+def test_what_was_asked_for_runs_ahead_of_what_was_not(front: JobFront, pico_profile: Profile) -> None:
+    front.warm_up(pico_profile)
+    unasked = front.submit(curve(pico_profile), interactive=False, background=True)
+    asked = front.submit(probe_spec(pico_profile, 0.2), interactive=False)
+    finished(front, asked)
+    waiting = front.snapshot(unasked)
+    assert waiting is not None
+    assert waiting.active
+
+
+def test_work_in_the_background_is_stopped_for_good(front: JobFront, pico_profile: Profile) -> None:
+    finished(front, front.warm_up(pico_profile))
+    job_id = front.submit(curve(pico_profile), interactive=False, background=True, owner="me")
+    front.cancel(job_id, "me")
+    assert finished(front, job_id).state == "cancelled"

@@ -699,6 +699,7 @@ class FakeFront:
         self.store = store
         self.jobs: dict[str, tuple[JobSnapshot, r.Spec, float]] = {}
         self.submitted: list[r.Spec] = []
+        self.unasked: list[r.Spec] = []
         self.cancelled: list[str] = []
         self.warmed: list[str] = []
         self.device = "auto"
@@ -712,7 +713,17 @@ class FakeFront:
             base_verified=True,
         )
 
-    def submit(self, spec: r.Spec, *, interactive: bool = True, title: str | None = None, owner: str = "") -> str:
+    def submit(
+        self,
+        spec: r.Spec,
+        *,
+        interactive: bool = True,
+        background: bool = False,
+        title: str | None = None,
+        owner: str = "",
+    ) -> str:
+        if background:
+            self.unasked.append(spec)
         for job, known, _ in self.jobs.values():
             if known == spec and job.state in ("queued", "running", "done"):
                 return job.job_id
