@@ -8,7 +8,7 @@ from pages import _jobs, _session, _ui, _watch
 from stethoscope.figures import dose
 from stethoscope.figures.theme import pretty
 from stethoscope.records import DoseSpec, EditRecipe
-from stethoscope.results import ALL_SUBJECTS, DoseResult
+from stethoscope.results import ALL_SUBJECTS, DoseResult, ProbeResult
 
 
 def _curves(result: Any, recipe: EditRecipe) -> None:
@@ -21,10 +21,14 @@ def _curves(result: Any, recipe: EditRecipe) -> None:
 
 
 def draw(recipe: EditRecipe) -> None:
-    """Ask for the curve of `recipe` as a batch job and draw what is there of it."""
+    """Draw what is there of the curve of `recipe`; it is asked for in the background where it is cheap."""
     profile = _session.profile()
     spec = DoseSpec(recipe=recipe, problems=profile.problems)
-    view = _jobs.ask("dose", spec, title="Dose and response", interactive=False)
+    probe = _jobs.look("probe").result
+    guess_s = len(spec.alphas) * probe.elapsed_s if isinstance(probe, ProbeResult) else None
+    view = _watch.by_itself("dose", spec, title="Dose and response", button="Draw the curve", guess_s=guess_s)
+    if view == _jobs.View():
+        return
     st.session_state.setdefault("dose_subject", ALL_SUBJECTS)
     subjects = [ALL_SUBJECTS, *profile.problems.subjects]
     st.selectbox("Curve of", subjects, width=260,

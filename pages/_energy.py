@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _recipe, _session, _ui, _watch
+from pages import _recipe, _session, _ui, _watch
 from stethoscope.figures import energy
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
@@ -30,7 +30,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
         return
     spec, subject = spec_from_session(), st.session_state["subject"]
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
-        view = _jobs.ask("energy", spec, title=f"Energy, {pretty(subject)}")
+        view = _watch.by_itself("energy", spec, title=f"Energy, {pretty(subject)}", button="Compute the energy")
         _watch.standing(view, "energy", "Compute the energy")
         if isinstance(view.result, EnergyResult):
             best = diagnosis.order.get(subject, ())

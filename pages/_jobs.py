@@ -6,6 +6,7 @@ job: one who stops it only leaves it, unless nobody else is there.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,10 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pages import _session
 from stethoscope import jobs
+from stethoscope.errors import StethoscopeError
+from stethoscope.locations import EMBEDDED_PREFIX
+from stethoscope.records import ModelRef, nested_records
+from stethoscope.store.runs import kind_of
 
 STOPPED = ("paused", "cancelled")
 FINISHED = ("done", *STOPPED, "failed")
@@ -74,9 +79,17 @@ def spec_key(spec: Any) -> str:
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
 
 
-def ask(slot: str, spec: Any, *, title: str, interactive: bool = True, loads: bool = True) -> View:
+def holds(slot: str, spec: Any) -> bool:
+    """Whether `slot` holds `spec`: its job, or a stored run of it."""
+    return st.session_state["slots"].get(slot, {}).get("spec") == spec_key(spec)
+
+
+def ask(
+    slot: str, spec: Any, *, title: str, interactive: bool = True, background: bool = False, loads: bool = True
+) -> View:
     """Return the view of `spec` in `slot`, submitting it when the slot holds another one.
 
+    In the `background` is what no person asked for: see `_watch.by_itself`.
     A spec that `loads` a model waits for the button where the model is not shipped (see `_session.may_load`).
     """
     held = st.session_state["slots"].get(slot, {})
@@ -88,9 +101,30 @@ def ask(slot: str, spec: Any, *, title: str, interactive: bool = True, loads: bo
             return View(unasked=True)
         if job is not None and held.get("spec") != spec_key(spec):
             front().cancel(job.job_id, visitor())
-        job_id = front().submit(spec, interactive=interactive, title=title, owner=visitor())
+        job_id = front().submit(spec, interactive=interactive, background=background, title=title, owner=visitor())
         st.session_state["slots"][slot] = {"spec": spec_key(spec), "job": job_id, "shown": held.get("shown")}
     return look(slot)
+
+
+def leave(slot: str) -> None:
+    """Withdraw from the job of `slot`, and empty it."""
+    if job_id := st.session_state["slots"].get(slot, {}).get("job"):
+        front().cancel(job_id, visitor())
+    forget(slot)
+
+
+def expected_s(spec: Any) -> float | None:
+    """Return the seconds that the newest finished run of this kind took with the same models; None: not measured here.
+
+    The shipped models are known to be small: unmeasured, they are taken to cost nothing.
+    """
+    models = [part for part in nested_records(spec) if isinstance(part, ModelRef)]
+    for run in front().store.list_runs(kind_of(spec)):
+        with suppress(StethoscopeError):  # a damaged row
+            of_run = [part for part in nested_records(run.spec) if isinstance(part, ModelRef)]
+            if run.state == "done" and run.elapsed_s is not None and of_run == models:
+                return run.elapsed_s
+    return 0.0 if all(model.id.startswith(EMBEDDED_PREFIX) for model in models) else None
 
 
 def begin(slot: str, spec: Any, *, title: str, interactive: bool = False) -> None:

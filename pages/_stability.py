@@ -16,14 +16,16 @@ def other_control(spec: DiagnoseSpec) -> _jobs.View:
         return _jobs.View()
     other = names[(names.index(spec.control) + 1) % len(names)]
     changed = spec.model_copy(update={"control": other})
-    return _jobs.ask("diagnosis-other", changed, title=f"Diagnosis against {pretty(other)}")
+    title = f"Diagnosis against {pretty(other)}"
+    return _watch.by_itself("diagnosis-other", changed, title=title, button=f"Diagnose against {pretty(other)}, too")
 
 
 def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
     """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
     subject = st.session_state["subject"]
     with _ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
-        view = _jobs.ask("stability", StabilitySpec(diagnosis=spec), title="Stability of the layer order")
+        asked = StabilitySpec(diagnosis=spec)
+        view = _watch.by_itself("stability", asked, title="Stability of the layer order", button="Compare the orders")
         _watch.standing(view, "stability", "Compare the orders")
         result = view.result
         if isinstance(result, StabilityResult) and subject in diagnosis.subjects:

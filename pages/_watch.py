@@ -5,9 +5,11 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui
+from pages import _jobs, _outcome, _session, _ui
 from pages._fragment import fragment
 from stethoscope.progress import counted, pace
+
+BY_ITSELF_S = 30  # the longest work that a page starts without being asked
 
 
 def describe(job: Any) -> str:
@@ -60,6 +62,27 @@ def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
     st.caption(said)
     st.button(button, key=f"{slot}-ask", on_click=ask)
     return False
+
+
+def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float | None = None) -> _jobs.View:
+    """Return the view of `spec`, which no person asked for: it starts by itself in the background where it is cheap.
+
+    Above `BY_ITSELF_S`, by the newest run of its kind with this model, or where nothing was measured, a button says
+    what it costs and asks for it. `guess_s` is what other measured work says where no run of its kind has finished.
+    """
+    if _jobs.holds(slot, spec) or not _session.may_load():
+        return _jobs.ask(slot, spec, title=title, interactive=False)
+    cost_s = _jobs.expected_s(spec)
+    cost_s = guess_s if cost_s is None else cost_s
+    if cost_s is not None and cost_s <= BY_ITSELF_S:
+        return _jobs.ask(slot, spec, title=title, interactive=False, background=True)
+    _jobs.leave(slot)
+    known = "How long this takes with this model has not been measured yet."
+    if cost_s is not None:
+        known = f"This takes about {_outcome.span(cost_s)} with this model, by what was measured here."
+    if not asked_for(slot, spec, f"{known} Only what takes at most {BY_ITSELF_S} s starts by itself.", button):
+        return _jobs.View()
+    return _jobs.ask(slot, spec, title=title, interactive=False)
 
 
 def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:

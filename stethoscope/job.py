@@ -76,19 +76,29 @@ class JobSnapshot:
 
 
 class JobProgress(Progress):
-    """Progress that a page can look at; in a batch job `pass_ahead` runs the interactive jobs that wait."""
+    """Progress that a page can look at.
+
+    In a batch job `pass_ahead` runs the interactive jobs that wait; work that nobody asked for stops for now as soon as
+    `others_wait` says so.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.text: dict[str, list[str]] = {}
         self.partial: Result | None = None
         self.pass_ahead: Callable[[], None] | None = None
+        self.others_wait: Callable[[], bool] | None = None
 
     def write(self, channel: str, text: str) -> None:
         self.text.setdefault(channel, []).append(text)
 
     def publish(self, result: object) -> None:
         self.partial = cast(Result, result)
+
+    def check_cancel(self) -> None:
+        if self.others_wait is not None and self.others_wait():
+            self.pausing = True
+        super().check_cancel()
 
     def give_way(self) -> None:
         self.check_cancel()
@@ -99,7 +109,11 @@ class JobProgress(Progress):
 
 @dataclass
 class Job:
-    """The worker's own record of a job; everything that changes in it changes under the front's lock."""
+    """The worker's own record of a job; everything that changes in it changes under the front's lock.
+
+    Attributes:
+        background: a page started it by itself; whatever a person asks for goes first.
+    """
 
     job_id: str
     number: int
@@ -107,6 +121,7 @@ class Job:
     title: str
     content: str
     interactive: bool
+    background: bool
     owners: set[str]
     progress: JobProgress = field(default_factory=JobProgress)
     state: JobState = "queued"
@@ -125,9 +140,9 @@ class Job:
         return self.state in ("queued", "running")
 
     @property
-    def order(self) -> tuple[bool, int]:
-        """Sorts waiting jobs: interactive ones first, then as they came."""
-        return (not self.interactive, self.number)
+    def order(self) -> tuple[bool, bool, int]:
+        """Sorts waiting jobs: what was asked for first, interactive ahead of batch jobs, then as they came."""
+        return (self.background, not self.interactive, self.number)
 
     @property
     def may_stand_for_another(self) -> bool:

@@ -3,7 +3,8 @@
 Pages never import torch: `front()` gives a `JobFront`, whose worker imports the pipeline in its own thread. Jobs wait
 in order, interactive ones ahead of batch jobs; and a batch job that runs gives way between its steps: the waiting
 interactive jobs of the same model run right there, in the same thread, with the batch job's edit lifted and put back
-by pointer. A job carries its whole spec, so no edit outlives it and two visitors never see each other's.
+by pointer. Work that a page starts by itself is behind all of these, and goes back into the queue as soon as anything
+that was asked for waits. A job carries its whole spec, so no edit outlives it and two visitors never see each other's.
 """
 
 import atexit
@@ -76,10 +77,18 @@ class JobFront:
 
     # --- for pages: any thread ------------------------------------------------------------------------------------
 
-    def submit(self, spec: Spec, *, interactive: bool = True, title: str | None = None, owner: str = ANYBODY) -> str:
+    def submit(
+        self,
+        spec: Spec,
+        *,
+        interactive: bool = True,
+        background: bool = False,
+        title: str | None = None,
+        owner: str = ANYBODY,
+    ) -> str:
         """Queue `spec` for `owner` and return its job id; the same spec that waits, runs or is done is not run twice.
 
-        An interactive request moves a job that waits as a batch job ahead.
+        An interactive request moves a job that waits as a batch job ahead, and any request one in the `background`.
         """
         content = content_id(spec)
         with self._changed:
@@ -87,10 +96,13 @@ class JobFront:
                 if job.content == content and job.may_stand_for_another and not self._is_of_the_past(job):
                     job.owners.add(owner)
                     job.interactive = job.interactive or interactive
+                    job.background = job.background and background
                     return job.job_id
             number = next(self._numbers)
             job_id = f"j{number:05d}-{content[-6:]}"
-            self._jobs[job_id] = Job(job_id, number, spec, title or type(spec).__name__, content, interactive, {owner})
+            self._jobs[job_id] = Job(
+                job_id, number, spec, title or type(spec).__name__, content, interactive, background, {owner}
+            )
             self._forget_old_jobs()
             self._changed.notify_all()
         return job_id
@@ -266,14 +278,30 @@ class JobFront:
 
         if not job.interactive:
             job.progress.pass_ahead = partial(self._let_pass, job, context)
+            job.progress.others_wait = partial(self._others_wait, job)
         try:
             outcome = pipeline.run(job.spec, context, job.progress)
         except Cancelled as stopped:
-            self._finish(job, "paused" if isinstance(stopped, Paused) else "cancelled")
+            if not self._put_back(job):
+                self._finish(job, "paused" if isinstance(stopped, Paused) else "cancelled")
         except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
             self._finish(job, "failed", error=describe_error(error))
         else:
             self._finish(job, outcome.state, result=outcome.result, run_id=outcome.run_id)
+
+    def _others_wait(self, job: Job) -> bool:
+        """Whether `job` is in the background and something that was asked for waits."""
+        with self._changed:
+            return job.background and self._first_waiting(lambda other: not other.background) is not None
+
+    def _put_back(self, job: Job) -> bool:
+        """Let a job of the background that stopped for others wait again; False for one that was to stop."""
+        with self._changed:
+            if not job.background or job.progress.cancelled:
+                return False
+            job.progress.pausing = False
+            job.state, job.started = "queued", None
+            return True
 
     def _let_pass(self, batch: Job, context: "Context") -> None:
         """Run the waiting interactive jobs between two steps of `batch`, on the base; one of another model waits."""
@@ -282,7 +310,7 @@ class JobFront:
             return
 
         def fits(job: Job) -> bool:
-            return job.interactive and all(model == session.ref for model in job.models)
+            return job.interactive and not job.background and all(model == session.ref for model in job.models)
 
         job = self._take(fits)
         if job is None:
