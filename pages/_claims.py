@@ -16,7 +16,7 @@ def draw(result: BenchResult) -> None:
     """Draw the claims about layers of every arm that has controls, and the rank of the recipe."""
     for index, arm in enumerate(dict.fromkeys(claim.arm for claim in result.layer_claims)):
         rows = [claim for claim in result.layer_claims if claim.arm == arm]
-        with _ui.card(f"Is it these layers? {_ui.escape(arm)} against other layers", key=f"claims-{index}-card"):
+        with _ui.card(f"Is it these layers? {arm} against other layers", key=f"claims-{index}-card"):
             figure = predictions.against_controls(rows, result.spec.margin)
             note = predictions.caption(rows, result.spec.margin)
             _ui.chart(figure, key=f"claims-{index}", caption=note, rows=rows)

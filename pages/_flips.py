@@ -111,7 +111,9 @@ def _detail(flip: Flip) -> None:
     same = "The two answers are the same, token by token." if flip.arm.diverges_at is None else (
         "Marked: where the first token differs."
     )  # fmt: skip
-    st.caption(f"{same} Problem {flip.problem_id} · {pretty(flip.base.subject)}. Previous and next: Alt+P, Alt+N.")
+    st.caption(
+        f"{same} Problem {flip.problem_id} · {_ui.escape(pretty(flip.base.subject))}. Previous and next: Alt+P, Alt+N."
+    )
 
 
 @fragment()

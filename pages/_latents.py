@@ -97,7 +97,7 @@ def _strips(found: LatentExamplesResult) -> None:
     left, right = st.columns(2)
     for column, corpus, role in ((left, found.subject, "subject"), (right, found.control, "control")):
         with column, st.container(key=f"strips-{role}"):
-            st.markdown(f"**{pretty(corpus).capitalize()}** ({role})")
+            st.markdown(f"**{_ui.escape(pretty(corpus).capitalize())}** ({role})")
             of_corpus = [example for example in found.examples if example.corpus == corpus]
             if not of_corpus:
                 st.caption("Fires in none of these documents.")

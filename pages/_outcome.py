@@ -75,8 +75,8 @@ def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
             st.warning(f"This edit had answered problems of this split before it was frozen (run {many}): "
                        "the outcome below is not independent of the pick.")  # fmt: skip
         if not found.same_recipe:
-            st.caption(f"The arm “{found.arm}” edits the same layers raw, but is not the frozen recipe itself "
-                       "(strengths, filter or what else moves).")  # fmt: skip
+            st.caption(f"The arm “{_ui.escape(found.arm)}” edits the same layers raw, but is not the frozen "
+                       "recipe itself (strengths, filter or what else moves).")  # fmt: skip
         if found.rows:
             figure, note = figures.against_controls(found.rows, margin), figures.caption(found.rows, margin)
             _ui.chart(figure, key=key, caption=note, rows=found.rows)

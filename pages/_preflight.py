@@ -19,7 +19,7 @@ def report(profile: Profile) -> None:
     """Ask for the preflight of the chosen task vector and draw it."""
     ref = profile.task_vector(st.session_state["task_vector"])
     spec = PreflightSpec(model=profile.model, task_vector=ref)
-    with _ui.card(f"Preflight of the task vector {_ui.escape(ref.name)}", key="preflight"):
+    with _ui.card(f"Preflight of the task vector {ref.name}", key="preflight"):
         view = _jobs.ask("preflight", spec, title=f"Preflight of {ref.name}")
         _watch.standing(view, "preflight", "Check the task vector")
         if isinstance(view.result, PreflightResult) and not view.stale:
@@ -85,7 +85,9 @@ def add_own(profile: Profile) -> None:
         own = _session.own_task_vectors()
         if any(known.name == st.session_state["task_vector"] for known in own):
             chosen = st.session_state["task_vector"]
-            st.button(f"Remove {chosen}", key="own-remove", on_click=_session.remove_task_vector, args=(chosen,))
+            st.button(
+                f"Remove {_ui.escape(chosen)}", key="own-remove", on_click=_session.remove_task_vector, args=(chosen,)
+            )
 
 
 def check(profile: Profile, ref: TaskVectorRef) -> None:

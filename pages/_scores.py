@@ -49,7 +49,7 @@ def alarms(result: BenchResult) -> None:
     if result.shortage:
         st.info(_ui.escape(result.shortage))
     if result.excluded:
-        left_out = ", ".join(f"{pretty(subject)} {n}" for subject, n in result.excluded.items())
+        left_out = ", ".join(f"{_ui.escape(pretty(subject))} {n}" for subject, n in result.excluded.items())
         st.warning(f"Problems that a recipe was tuned on are left out of these numbers: {left_out}.")
     if result.no_verdict:
         st.info(_ui.escape(result.no_verdict))
@@ -67,13 +67,14 @@ def totals(result: BenchResult) -> None:
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
             st.metric(
-                row.arm,
+                _ui.escape(row.arm),
                 signed(100 * row.difference, 1, " points"),
                 f"95% CI {interval(row.ci_low, row.ci_high)}",
                 delta_color="off",
                 delta_arrow="off",
                 border=True,
-                help=f"Macro accuracy {percent(row.accuracy)}, {row.reference} {percent(row.reference_accuracy)}.",
+                help=f"Macro accuracy {percent(row.accuracy)}, {_ui.escape(row.reference)} "
+                f"{percent(row.reference_accuracy)}.",
                 width=244,
             )
 
@@ -118,7 +119,7 @@ def draw(result: BenchResult) -> None:
     arm = judged(result.spec.arms)
     if arm is not None and arm.name in result.certificates:
         _status.show_certificate(result.certificates[arm.name], arm.recipe)
-    with _ui.card(f"Paired differences to {_ui.escape(result.spec.arms[0].name)}", key="bench-result"):
+    with _ui.card(f"Paired differences to {result.spec.arms[0].name}", key="bench-result"):
         badges(result)
         alarms(result)
         picture(result)

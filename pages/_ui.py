@@ -1,5 +1,6 @@
 """What pages draw alike: headings, cards, charts with captions, downloads, empty states and error banners."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import streamlit as st
 from pages import _session
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.tables import to_csv
+from stethoscope.figures.theme import text_only
 from stethoscope.jobs import describe_error
 from stethoscope.records import Record
 
@@ -41,7 +43,7 @@ def heading(title: str, question: str) -> None:
 def card(title: str, key: str | None = None) -> Any:
     """Return a thin-bordered container with a heading."""
     box = st.container(border=True, key=key)
-    box.markdown(f"##### {title}")
+    box.markdown(f"##### {escape(title)}")
     return box
 
 
@@ -69,7 +71,7 @@ def chart(
     """
     with st.container(key=key):
         st.plotly_chart(
-            figure,
+            text_only(figure),
             key=figure_key or f"{key}-figure",
             on_select=on_select,
             selection_mode=selection_mode,
@@ -102,8 +104,13 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
 
 
 def escape(text: str) -> str:
-    """Return `text` with markdown's special characters made literal."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]$<>~#|" else letter for letter in text)
+    """Return `text` as markdown that shows it letter by letter: every string from a file goes through here.
+
+    Backslashes do not reach the names of icons and emoji (:smile:); a space of no width parts those.
+    """
+    literal = re.sub(r"[\\`*_\[\]$<>~#|!&]", r"\\\g<0>", text)
+    literal = re.sub(r"(?m)^(\s*)([-+=]|\d+(?=[.)]))", lambda m: f"{m[1]}\u200b{m[2]}", literal)
+    return re.sub(r":(?=[\w+/-]+:)", ":\u200b", literal)
 
 
 def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
@@ -125,8 +132,8 @@ def banner(error: object) -> None:
 def empty(text: str, button: str, key: str, action: Callable[[], None]) -> None:
     """Draw an empty state: what is missing, and one button that mends it."""
     with st.container(border=True):
-        st.caption(text)
-        st.button(button, key=key, type="primary", on_click=action)
+        st.caption(escape(text))
+        st.button(escape(button), key=key, type="primary", on_click=action)
 
 
 @contextmanager

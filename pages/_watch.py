@@ -59,8 +59,8 @@ def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
         st.session_state[kept] = asked
         _jobs.forget(slot)
 
-    st.caption(said)
-    st.button(button, key=f"{slot}-ask", on_click=ask)
+    st.caption(_ui.escape(said))
+    st.button(_ui.escape(button), key=f"{slot}-ask", on_click=ask)
     return False
 
 

@@ -37,7 +37,7 @@ def _files(run: Any) -> None:
         st.button("Resume", key="resume-run", on_click=resume, args=(run.spec,),
                   help="Asks only what is missing, and ends with the same numbers as a run in one go.")  # fmt: skip
     for name, recipe in recipes_of(run.spec).items():
-        st.download_button(f"Recipe: {name}", recipe.model_dump_json(indent=2), "recipe.json",
+        st.download_button(f"Recipe: {_ui.escape(name)}", recipe.model_dump_json(indent=2), "recipe.json",
                            "application/json", key=f"recipe-{name}", on_click="ignore")  # fmt: skip
     if run.result_id is None:
         return

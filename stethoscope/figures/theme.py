@@ -4,8 +4,11 @@ Colours set in Python do not follow a theme switch in the browser, so every tone
 both papers, papers are transparent, and heatmaps fade to transparent at the null instead of to white.
 """
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 BLUE = "#1f83c4"  # base (Okabe-Ito blue, one step lighter)
@@ -18,6 +21,39 @@ SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#988714", "#d1495b", "
 
 
 COLORBAR = {"thickness": 8, "outlinewidth": 0, "len": 0.9, "tickfont": {"color": GRAY, "size": 11}}
+
+
+_FOREIGN_TAG = re.compile(r"<(?=[a-zA-Z/!])(?!/?(?:b|i|br|sub|sup|extra)>)")  # ours are these
+
+
+def text_only(figure: go.Figure) -> go.Figure:
+    """Return `figure` with every tag that none of our labels uses shown as it is written.
+
+    Plotly draws a subset of HTML, links among it, and a label may hold a name from a file. A figure without such a name
+    is returned as it is.
+    """
+    drawn = figure.to_dict()
+    literal = _literal(drawn)
+    return figure if literal is drawn else go.Figure(literal)
+
+
+def _literal(value: Any) -> Any:
+    """Return `value` itself where no string in it has a foreign tag, else a copy without."""
+    match value:
+        case str():
+            return _FOREIGN_TAG.sub("&lt;", value) if _FOREIGN_TAG.search(value) else value
+        case dict():
+            changed = {name: _literal(item) for name, item in value.items()}
+            return changed if any(changed[name] is not value[name] for name in value) else value
+        case np.ndarray() if value.dtype.kind in "OU":
+            items = value.tolist()
+            literal = _literal(items)
+            return value if literal is items else np.array(literal, dtype=object)
+        case list() | tuple():
+            items = [_literal(item) for item in value]
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        case _:
+            return value
 
 
 def series_colour(index: int) -> str:

@@ -20,7 +20,7 @@ from stethoscope import __version__, arms
 from stethoscope.errors import StoreError
 from stethoscope.figures import accuracy_dose, forest, predictions
 from stethoscope.figures.bench_tables import accuracies, differences, means
-from stethoscope.figures.theme import pretty
+from stethoscope.figures.theme import pretty, text_only
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
 from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, RunSettings
@@ -199,7 +199,7 @@ def _figures(result: BenchResult) -> Iterator[str]:
 
 
 def _figure(name: str, figure: go.Figure, caption: str) -> str:
-    picture = json.loads(figure.to_json() or "{}")
+    picture = json.loads(text_only(figure).to_json() or "{}")
     height = int(figure.layout.height or 400)  # pyright: ignore[reportAttributeAccessIssue]
     return (
         f'<figure><div class="plot" id="plot-{name}" data-figure="figure-{name}" role="img" '
