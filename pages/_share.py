@@ -113,7 +113,8 @@ def export(recipe: EditRecipe) -> None:
     elif isinstance(view.result, ExportResult):
         result = view.result
         st.success(f"Written to {_ui.escape(result.out)}: {len(result.files)} files, "
-                   f"{result.size_bytes / 1e6:.1f} MB; read back and compared, largest difference {result.max_abs_difference:g}.")  # fmt: skip
+                   f"{result.size_bytes / 1e6:.1f} MB; read back and compared, "
+                   f"largest difference {result.max_abs_difference:g}.")  # fmt: skip
         if result.left_out:
             st.caption(_ui.escape(result.left_out))
 
