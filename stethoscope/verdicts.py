@@ -7,7 +7,7 @@ difference to equal-size random draws and from the rank on the probe. What was n
 from collections.abc import Iterable, Sequence
 
 from stethoscope.results import ArmRow, BenchResult, ComparisonRow, LayerClaim, RankResult
-from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE
+from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE, mcnemar_exact
 
 SMOKE_TEST_BELOW = 100
 EVIDENCE_AT = 20  # an e-value of 20 keeps the error at 5%, however often one looks
@@ -116,7 +116,20 @@ def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
 
 def _difference(row: ComparisonRow) -> str:
     interval = _interval(row.ci_low, row.ci_high)
-    return f"{_names([row.subject])} ({points(row.difference)} points {interval}, Holm {_p(row.holm_p)})"
+    few = f"; {too_few_pairs(row)}" if too_few_pairs(row) else ""
+    return f"{_names([row.subject])} ({points(row.difference)} points {interval}, Holm {_p(row.holm_p)}{few})"
+
+
+def too_few_pairs(row: ComparisonRow) -> str | None:
+    """Return that no answer could have made the comparison significant, for want of discordant pairs; else None."""
+    pairs = row.n10 + row.n01
+    if mcnemar_exact(pairs, 0) < SIGNIFICANCE:
+        return None
+    return f"{pairs} discordant {'pair allows' if pairs == 1 else 'pairs allow'} no p below {_level()}"
+
+
+def _level() -> str:
+    return f"{SIGNIFICANCE:g}".removeprefix("0")
 
 
 def _without_verdict(row: ComparisonRow, result: BenchResult) -> str:
@@ -194,6 +207,8 @@ def _rank(rank: RankResult) -> str:
     which = f"all {n} other sets" if rank.exhaustive else f"{n} random sets"
     best = max(row.p, row.p_matched)
     found = "above chance in both" if best < SIGNIFICANCE else "not shown to be better than random layers"
+    if 1 / (1 + n) >= SIGNIFICANCE:
+        found = f"no statement, for {n} sets allow no p below {_level()}"
     partial = "" if rank.complete else " (stopped early)"
     return (
         f"On {row.n} {rank.spec.split} problems of the likelihood probe {row.as_good} of {which} of equal size do as "

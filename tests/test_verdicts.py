@@ -18,7 +18,7 @@ from stethoscope.records import (
     TaskVectorRef,
 )
 from stethoscope.results import BenchItem, BenchResult, RankedSet, RankResult, RankRow
-from stethoscope.verdicts import points, referee_text
+from stethoscope.verdicts import points, referee_text, too_few_pairs
 
 Table = tuple[int, int, int, int]
 PROBLEMS = ProblemsRef(
@@ -179,3 +179,19 @@ def test_layers_are_claimed_from_draws_and_rank_only() -> None:
     assert "all 44 other sets" in referee_text(planted({"algebra": GAIN}), ranked(0, 0, n=44))[-1]
     foreign = referee_text(planted({"algebra": GAIN}), ranked(0, 0, recipe_id="another"))[-1]
     assert "on the probe was not measured" in foreign
+
+
+@pytest.mark.parametrize(("n", "stated"), [(9, False), (19, False), (20, True), (99, True)])
+def test_a_rank_that_could_not_be_significant_is_no_finding(n: int, stated: bool) -> None:
+    said = referee_text(planted({"algebra": GAIN}), ranked(0, 0, n=n))[-1]
+    assert ("above chance in both" in said) == stated
+    assert "not shown to be better" not in said
+    assert (f"{n} sets allow no p below .05" in said) != stated
+
+
+@pytest.mark.parametrize(
+    ("n10", "n01", "few"), [(0, 0, True), (3, 2, True), (5, 0, True), (6, 0, False), (3, 3, False)]
+)
+def test_a_comparison_that_could_not_be_significant_says_so(n10: int, n01: int, few: bool) -> None:
+    row = planted({"algebra": GAIN}).comparisons[0].model_copy(update={"n10": n10, "n01": n01})
+    assert bool(too_few_pairs(row)) == few

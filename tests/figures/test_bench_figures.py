@@ -118,6 +118,13 @@ def test_a_mark_stands_at_the_difference_with_its_interval_and_is_filled_by_holm
         assert part in figure.data[0].text[0]
 
 
+def test_a_comparison_with_too_few_discordant_pairs_has_no_open_circle() -> None:
+    rows = (comparison("recipe", "algebra", n10=3, n01=2), comparison("recipe", "geometry", n10=6, n01=0))
+    figure = forest.paired_differences(result(comparisons=rows, totals=()), SUBJECTS, 0.03)
+    assert [symbol for symbol, *_ in marks(figure)] == ["x-thin-open", "circle-open"]
+    assert "5 discordant pairs allow no p below .05" in figure.data[0].text[0]
+
+
 def test_totals_have_macro_above_micro() -> None:
     figure = forest.paired_differences(result(), SUBJECTS, 0.03)
     macro = [y for symbol, _, y in marks(figure) if symbol == "diamond"]
