@@ -5,9 +5,9 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _outcome, _session, _ui
+from pages import _jobs, _session, _ui
 from pages._fragment import fragment
-from stethoscope.progress import counted, pace
+from stethoscope.progress import counted, duration_text, pace
 
 BY_ITSELF_S = 30  # the longest work that a page starts without being asked
 
@@ -79,7 +79,7 @@ def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float |
     _jobs.leave(slot)
     known = "How long this takes with this model has not been measured yet."
     if cost_s is not None:
-        known = f"This takes about {_outcome.span(cost_s)} with this model, by what was measured here."
+        known = f"This takes about {duration_text(cost_s)} with this model, by what was measured here."
     if not asked_for(slot, spec, f"{known} Only what takes at most {BY_ITSELF_S} s starts by itself.", button):
         return _jobs.View()
     return _jobs.ask(slot, spec, title=title, interactive=False)
