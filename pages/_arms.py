@@ -92,7 +92,9 @@ def _offered(recipe: EditRecipe, n_layers: int) -> tuple[dict[str, list[BenchArm
         recipe,
         n_layers,
         order=order if order and len(order) == n_layers else None,
-        diagnosis=profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k),
+        diagnosis=None
+        if profile.saes is None
+        else profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k),
         subject=chosen["subject"],
         top_k=k,
         seed=seed,
@@ -104,7 +106,7 @@ def _offered(recipe: EditRecipe, n_layers: int) -> tuple[dict[str, list[BenchArm
             kind = arms.layer_control(arm, recipe)
             offered.setdefault(f"{kind} layers" if kind else arm.name, []).append(arm)
     if recipe.arm.kind == "raw":
-        offered[SUBSPACE] = list(arms.random_subspace(recipe, k, profile.saes.site, seed=seed))
+        offered[SUBSPACE] = list(arms.random_subspace(recipe, k, profile.site, seed=seed))
     return offered, standard.notes
 
 

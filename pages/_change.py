@@ -16,7 +16,7 @@ def by_name(profile: Profile) -> None:
     """Draw the fields of the model and its SAEs; nothing changes before the button, and nothing is loaded by it."""
     with st.expander("Change the model or the SAEs by name", key="change-form"):
         _fill(profile)
-        known = (profile.saes, *profile.other_saes)
+        known = profile.known_saes
         if len(known) > 1:
             st.selectbox(
                 "SAEs known for this model",
@@ -30,14 +30,16 @@ def by_name(profile: Profile) -> None:
         revision.text_input("Revision", key="change-revision", placeholder="main")
         dtype.selectbox("Dtype", get_args(Dtype), key="change-dtype")
         location, site, width, l0, at = st.columns([3, 1.2, 0.8, 0.8, 1])
-        location.text_input("SAEs: sae_lens release, path or hub id", key="change-location")
+        location.text_input(
+            "SAEs: sae_lens release, path or hub id", key="change-location", placeholder="none: no listening"
+        )
         site.selectbox("Site", get_args(Site), key="change-site")
         width.text_input("Width", key="change-width", placeholder="16k")
         l0.text_input("L0", key="change-l0", placeholder="small")
         at.text_input("SAEs' revision", key="change-sae-revision", placeholder="main")
         st.caption("A model of another id takes no task vector over: it was made for the former one.")
         typed = {field: st.session_state[f"change-{field}"].strip() or None for field in FIELDS}
-        ready = typed["model"] is not None and typed["location"] is not None
+        ready = typed["model"] is not None
         with st.container(horizontal=True):
             st.button("Use these", key="change-use", disabled=not ready, on_click=_use, args=(profile, typed))
             if _session.is_changed():
@@ -49,9 +51,8 @@ def _use(profile: Profile, typed: dict[str, str | None]) -> None:
     model = {"id": typed["model"], "revision": typed["revision"], "dtype": typed["dtype"]}
     if typed["model"] == profile.model.id:
         model = profile.model.model_dump() | model  # with the roles that were declared for it
-    _session.change_profile(
-        ModelRef.model_validate(model), SaeRef.model_validate(fields | {"revision": typed["sae-revision"]})
-    )
+    saes = SaeRef.model_validate(fields | {"revision": typed["sae-revision"]}) if typed["location"] else None
+    _session.change_profile(ModelRef.model_validate(model), saes)
 
 
 def _fill(profile: Profile) -> None:
@@ -61,7 +62,7 @@ def _fill(profile: Profile) -> None:
         return
     st.session_state.update({"change-of": shown, "change-known": 0, "change-model": profile.model.id})
     st.session_state.update({"change-revision": profile.model.revision or "", "change-dtype": profile.model.dtype})
-    _fill_saes(profile.saes)
+    _fill_saes(profile.saes or SaeRef(location=""))
 
 
 def _fill_saes(ref: SaeRef) -> None:

@@ -64,5 +64,6 @@ def draw(result: DownloadResult) -> None:
 
 def _on_hub(spec: DownloadSpec) -> bool:
     assert spec.problems is not None, "a profile has problems"
-    named = (spec.model.id, spec.saes.location, spec.problems.problems, spec.problems.controls)
+    named = (spec.model.id, spec.problems.problems, spec.problems.controls)
+    named += () if spec.saes is None else (spec.saes.location,)
     return any(local_path(place) is None for place in (*named, *(ref.tuned for ref in spec.task_vectors)))

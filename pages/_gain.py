@@ -19,7 +19,7 @@ def spec_from_session() -> GainSpec:
     """Return the study of the diagnosis and task vector on show."""
     profile = _session.profile()
     return GainSpec(
-        diagnosis=_session.diagnose_spec(),
+        diagnosis=_session.diagnose_spec(silent=True),
         task_vector=profile.task_vector(st.session_state["task_vector"]),
         top_n=profile.top_n,
     )

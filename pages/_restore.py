@@ -155,7 +155,7 @@ def show(spec: Spec | None, *, run: str | None = None, job: str | None = None) -
 
 def _asked_by_page(spec: Spec) -> Spec:
     """Return what the page of `spec` asks for now; `spec` itself where its page shows whatever it holds."""
-    diagnosis = _session.diagnose_spec()
+    diagnosis = _session.diagnose_spec(silent=True)
     if isinstance(spec, DiagnoseSpec):
         return diagnosis
     if isinstance(spec, StabilitySpec):

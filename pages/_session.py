@@ -78,7 +78,7 @@ def profile() -> Profile:
     """
     chosen = _read_profile()
     if (change := st.session_state.get("changed", {}).get(chosen.name)) is not None:
-        model, saes = ModelRef.model_validate(change["model"]), SaeRef.model_validate(change["saes"])
+        model, saes = ModelRef.model_validate(change["model"]), change["saes"] and SaeRef.model_validate(change["saes"])
         chosen = chosen.changed(model=model, saes=saes)
     return chosen.model_copy(update={"task_vectors": (*chosen.task_vectors, *own_task_vectors())})
 
@@ -112,10 +112,10 @@ def lost_profile() -> ProfileError | None:
     )
 
 
-def diagnose_spec() -> DiagnoseSpec:
-    """Return the diagnosis that the session describes."""
-    chosen = st.session_state
-    return profile().diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=int(chosen["top_k"]))
+def diagnose_spec(*, silent: bool = False) -> DiagnoseSpec:
+    """Return the diagnosis that the session describes; `silent` as in `Profile.diagnose_spec`."""
+    chosen, fields = st.session_state, {"score": st.session_state["score"], "top_k": int(st.session_state["top_k"])}
+    return profile().diagnose_spec(control=chosen["control"], silent=silent, **fields)
 
 
 @contextmanager
@@ -150,14 +150,15 @@ def choose_profile(name: str) -> None:
 
 
 def change_profile(model: ModelRef | None = None, saes: SaeRef | None = None) -> None:
-    """Change the session's profile by name; without a model or SAEs, take every change back.
+    """Change the session's profile by name, without SAEs where None; without a model, take every change back.
 
     Task vectors that were added for a model of another id go with it.
     """
     former, changed = profile(), st.session_state.get("changed", {})
     kept = {name: change for name, change in changed.items() if name != former.name}
-    if model is not None and saes is not None:
-        kept[former.name] = {"model": model.model_dump(mode="json"), "saes": saes.model_dump(mode="json")}
+    if model is not None:
+        named = saes and saes.model_dump(mode="json")
+        kept[former.name] = {"model": model.model_dump(mode="json"), "saes": named}
     st.session_state["changed"] = kept
     if profile().model.id != former.model.id:
         _keep_task_vectors([])
@@ -181,7 +182,7 @@ def ask_to_load() -> None:
 
 
 def _parts(chosen: Profile) -> str:
-    return chosen.model.model_dump_json() + chosen.saes.model_dump_json()
+    return chosen.model_dump_json(include={"model", "saes"})
 
 
 def own_task_vectors() -> tuple[TaskVectorRef, ...]:

@@ -35,6 +35,11 @@ def spec_from_controls() -> DiagnoseSpec:
 def main() -> None:
     """Draw the page."""
     _ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; the box tool picks a range.")
+    if _session.profile().saes is None:
+        _ui.banner(_session.profile().no_saes())
+        _gain.draw()
+        _session.link()
+        return
     spec = spec_from_controls()
     view = _jobs.ask("diagnosis", spec, title="Diagnosis")
     st.session_state["diagnosis_run"] = view.run_id

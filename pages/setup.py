@@ -28,9 +28,12 @@ def draw_info(info: InfoResult) -> None:
             _ui.chart(figure, key="norms", caption=sizes.caption(row, picked), rows=rows)
         _preflight.report(_session.profile())
     with _ui.card("Sparse autoencoders"):
-        table = pd.DataFrame([sae.model_dump() for sae in info.saes])
-        names = {"layer": "layer", "site": "site", "d_sae": "latents", "architecture": "architecture"}
-        st.dataframe(table.rename(columns=names), hide_index=True, key="sae-table", alt="SAEs by layer")
+        if info.saes:
+            table = pd.DataFrame([sae.model_dump() for sae in info.saes])
+            names = {"d_sae": "latents", "model": "trained on"}
+            st.dataframe(table.rename(columns=names), hide_index=True, key="sae-table", alt="SAEs by layer")
+        else:
+            st.caption("None are named, so there is nothing to listen with: Diagnose, Features and energy need SAEs.")
     with _ui.card("Identity"):
         st.caption("Checksum over all weights as loaded; every later check compares with it.")
         st.code(f"{model.id}  {model.revision or ''}\n{model.checksum}", language=None, wrap_lines=True)

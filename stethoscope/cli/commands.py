@@ -118,7 +118,7 @@ class Commands:
         spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
         result = self.result(spec)
         assert isinstance(result, InfoResult)
-        print_info(self.console, profile.title, profile.saes.site, result)
+        print_info(self.console, profile.title, profile.site, result)
         return {"profile": profile.name, **result.model_dump(mode="json")}
 
     def memory(self) -> dict[str, object]:
@@ -222,7 +222,7 @@ class Commands:
         if options.subject is not None:
             profile.check_subjects((options.subject,))
         spec = GainSpec(
-            diagnosis=profile.diagnose_spec(control=options.control),
+            diagnosis=profile.diagnose_spec(control=options.control, silent=True),
             task_vector=profile.task_vector(options.task_vector),
             top_n=profile.top_n,
             seed=options.seed,
@@ -244,7 +244,7 @@ class Commands:
             if options.rank is None:
                 raise RecipeError(f"--arm {options.arm} needs --rank", expected="a number of dimensions")
             matched = options.arm.endswith("norm-matched")
-            site = options.site or profile.saes.site
+            site = options.site or profile.site
             arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
         elif options.arm != "raw":
             if options.basis_subject is None:
@@ -337,13 +337,17 @@ class Commands:
     def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:
         """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""
         assert arm.recipe is not None, "controls stand beside a recipe"
-        diagnosis = self.profile.diagnose_spec()
-        result = self.result(diagnosis)
-        assert isinstance(result, DiagnosisResult)
+        diagnosis, order = None, None
+        if self.profile.saes is not None:
+            diagnosis = self.profile.diagnose_spec()
+            result = self.result(diagnosis)
+            assert isinstance(result, DiagnosisResult)
+            order = result.order[subject]
+        session = self.context.session(arm.recipe.model, self.progress)
         found = arms.standard_set(
             arm.recipe,
-            result.n_layers,
-            order=result.order[subject],
+            session.layout.n_layers,
+            order=order,
             diagnosis=diagnosis,
             subject=subject,
             top_k=self.profile.top_k,
@@ -352,7 +356,6 @@ class Commands:
         )
         for note in found.notes:
             self.console.print(note)
-        session = self.context.session(arm.recipe.model, self.progress)
         apart = self.context.task_vector(arm.recipe.task_vector, session, self.progress).tied_apart()
         if apart is None:
             return found.arms

@@ -93,7 +93,11 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
     console.print(
         f"{title}: {model.id}, {model.n_layers} layers, d_model {model.d_model}, "
         f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
-        f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
+        + (
+            f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
+            if result.saes
+            else "no SAEs"
+        )
         + (f", trained on {', '.join(trained)} by their files" if trained else "")
     )
     if not result.task_vectors:

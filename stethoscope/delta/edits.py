@@ -201,7 +201,7 @@ def span_of_latents(source: EditSource, arm: ProjectedArm | NormMatchedArm) -> S
         return None if rows is None else rows[: arm.top_k]
 
     identity = f"{content_id(arm.diagnosis)} {arm.subject} {arm.top_k}"
-    return Span(identity, arm.diagnosis.saes.site, first_rows)
+    return Span(identity, arm.diagnosis.listens_with.site, first_rows)
 
 
 def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:

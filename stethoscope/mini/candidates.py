@@ -107,7 +107,7 @@ def _rate_change(
     diagnosis = subject.spec.diagnosis
     before = firing_rates(diagnosis, subject.name, context, Progress())
     patch = patch_of(_recipe(subject, RawArm(), session.layout.n_layers), context, Progress())
-    bank = context.bank(diagnosis.saes, session, Progress())
+    bank = context.bank(diagnosis.listens_with, session, Progress())
     with applied(session, patch):
         after = count_firing(session, bank, corpus_documents(diagnosis, subject.name), tokens=diagnosis.tokens)
     moved = [np.abs(after.mean_rate(layer) - before.mean_rate(layer))[latents[layer]] for layer in sorted(latents)]
@@ -118,7 +118,7 @@ def _attribution(
     subject: Subject, latents: dict[int, np.ndarray], session: ModelSession, context: Context
 ) -> Float[np.ndarray, " n_layers"]:
     """Return how much the NLL depends on the selected latents' directions, layer by layer, one problem at a time."""
-    bank = context.bank(subject.spec.diagnosis.saes, session, Progress())
+    bank = context.bank(subject.spec.diagnosis.listens_with, session, Progress())
     rows_of = {layer: bank.load(layer).W_dec[torch.from_numpy(latents[layer])] for layer in latents}
     total = np.zeros(session.layout.n_layers)
     handles = []

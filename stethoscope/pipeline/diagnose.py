@@ -91,7 +91,7 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
         subjects=subjects,
         control=spec.control,
         n_layers=session.layout.n_layers,
-        site=spec.saes.site,
+        site=spec.listens_with.site,
         top_k=spec.top_k,
         null=score.null,
         cells=tuple(cells),

@@ -50,7 +50,7 @@ def _parts(spec: DownloadSpec) -> Iterator[_Part]:
     model, saes, problems = spec.model, spec.saes, spec.problems
     if local_path(model.id) is None:
         yield _Part("model", model.id, "model", lambda: plan_fetch(model.id, revision=model.revision))
-    if local_path(saes.location) is None:
+    if saes is not None and local_path(saes.location) is None:
         yield _Part("SAEs", repository_of(saes.location) or saes.location, "model", lambda: plan_saes(saes))
     for ref in spec.task_vectors:
         if local_path(ref.tuned) is None:

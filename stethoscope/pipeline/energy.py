@@ -24,10 +24,10 @@ from stethoscope.sae.matching import matched_latents
 
 def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
     """Return retention, null, enrichment, ceiling and references per matrix and per layer for every k of the spec."""
-    diagnosis, site = spec.diagnosis, spec.diagnosis.saes.site
+    diagnosis, site = spec.diagnosis, spec.diagnosis.listens_with.site
     session = context.session(diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, session, progress)
-    bank = context.bank(diagnosis.saes, session, progress)
+    bank = context.bank(diagnosis.listens_with, session, progress)
     spans = {
         layer: _rows_of(bank, layer, latents)
         for layer, latents in _choose_latents(spec, bank, context, progress).items()

@@ -32,7 +32,7 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
     session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.saes, session, progress)
+    bank = context.bank(diagnosis.listens_with, session, progress)
     check_layers(session, bank, [spec.layer])
     d_sae = bank.row(spec.layer).d_sae
     if spec.latent >= d_sae:

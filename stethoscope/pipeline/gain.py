@@ -145,7 +145,7 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
         n=spec.n,
         n_documents=spec.diagnosis.documents,
         alpha=spec.alpha,
-        score=spec.diagnosis.score,
+        score=predict.FIRST_ORDER if spec.diagnosis.saes is None else spec.diagnosis.score,
         scores=tuple(SCORES),
         control=spec.diagnosis.control,
         subjects=problems.subjects,

@@ -40,5 +40,5 @@ def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
             )
         )
         progress.advance()
-    saes = context.bank(spec.saes, session, progress).rows
+    saes = () if spec.saes is None else context.bank(spec.saes, session, progress).rows
     return InfoResult(model=model_row(context), saes=saes, task_vectors=tuple(rows))

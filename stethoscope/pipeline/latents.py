@@ -25,7 +25,7 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
     session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.saes, session, progress)
+    bank = context.bank(diagnosis.listens_with, session, progress)
     check_layers(session, bank, [spec.layer])
     start_listening(diagnosis, 2, context, progress)
     domain = firing_rates(diagnosis, spec.subject, context, progress)
@@ -35,7 +35,7 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
         layer=spec.layer,
         subject=spec.subject,
         control=diagnosis.control,
-        site=diagnosis.saes.site,
+        site=diagnosis.listens_with.site,
         n_documents=domain.n_documents,
         d_sae=domain.d_sae(spec.layer),
         n_dead=domain.d_sae(spec.layer) - len(rows),

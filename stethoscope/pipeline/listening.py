@@ -38,7 +38,7 @@ def start_listening(spec: DiagnoseSpec, n_corpora: int, context: Context, progre
             settings tell, and after the first otherwise.
     """
     session = context.session(spec.model, progress)
-    bank = context.bank(spec.saes, session, progress)
+    bank = context.bank(spec.listens_with, session, progress)
     check_layers(session, bank, bank.layers)
     bank.fetch(bank.layers, progress)
     progress.start("Listening", n_corpora * spec.documents)
@@ -68,7 +68,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
         key,
         lambda: count_firing(
             session,
-            context.bank(spec.saes, session, progress),
+            context.bank(spec.listens_with, session, progress),
             corpus_documents(spec, corpus),
             tokens=spec.tokens,
             batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
@@ -116,7 +116,7 @@ def decoder_rows(
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
     latents = selected_latents(spec, subject, top_k, context, progress)
-    bank = context.bank(spec.saes, session, progress)
+    bank = context.bank(spec.listens_with, session, progress)
 
     def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:

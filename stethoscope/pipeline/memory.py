@@ -34,11 +34,11 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
     shape, plan = read_sizes(spec.model, pick_device(context.device), progress)
     device = plan.device
     progress.advance()
-    width = site_width(shape, spec.saes.site)
-    saes = Dictionaries(
-        width,
-        tuple(row.d_sae for row in open_bank(spec.saes, width, progress=progress).rows if row.layer < shape.n_layers),
-    )
+    saes = Dictionaries(shape.d_model, ())
+    if spec.saes is not None:
+        width = site_width(shape, spec.saes.site)
+        rows = open_bank(spec.saes, width, progress=progress).rows
+        saes = Dictionaries(width, tuple(row.d_sae for row in rows if row.layer < shape.n_layers))
     progress.advance()
     capacity = spec.capacity_bytes or sum(map(capacity_bytes, plan.devices))
     available = spec.capacity_bytes or sum(map(free_bytes, plan.devices)) + context.held_bytes

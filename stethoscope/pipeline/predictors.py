@@ -24,7 +24,12 @@ FIRST_ORDER, RELATIVE_UPDATE, LINEAR_PROBE, DEPTH = "first_order", "relative_upd
 def specificity_predictors(
     spec: DiagnoseSpec, n_layers: int, context: Context, progress: Progress
 ) -> tuple[Predictor, ...]:
-    """Return one predictor a specificity score; layers without an SAE, or without a latent to select, have no value."""
+    """Return one predictor a specificity score; layers without an SAE, or without a latent to select, have no value.
+
+    None at all where no SAEs are named.
+    """
+    if spec.saes is None:
+        return ()
     subjects = spec.problems.subjects
     start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)

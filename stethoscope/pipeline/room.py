@@ -127,7 +127,9 @@ SaesOf = Callable[[SaeRef], Dictionaries]
 def _listening(spec: Spec, setting: Setting, saes_of: SaesOf) -> Iterable[Parts]:
     diagnosis = next(part for part in (spec, *nested_records(spec)) if isinstance(part, DiagnoseSpec))
     tokens = {"documents": diagnosis.documents, "document_tokens": TYPICAL["document_tokens"].default}
-    saes = saes_of(diagnosis.saes)
+    if isinstance(spec, GainSpec) and diagnosis.saes is None:
+        return  # its gains need none
+    saes = saes_of(diagnosis.listens_with)
     yield footprint.diagnose(setting, saes, **tokens)
     if isinstance(spec, EnergySpec):
         yield footprint.energy(setting, saes, **tokens)

@@ -2,7 +2,7 @@
 
 from stethoscope.errors import ProfileError
 from stethoscope.locations import local_path
-from stethoscope.records import DiagnoseSpec, ModelRef, ProblemsRef, Record, SaeRef, Site, TaskVectorRef
+from stethoscope.records import ADD_SAES, DiagnoseSpec, ModelRef, ProblemsRef, Record, SaeRef, Site, TaskVectorRef
 
 
 class Suggestion(Record):
@@ -17,13 +17,14 @@ class Profile(Record):
 
     `live_share` and `dense_rate` are the cuts of the specificity score that suit the SAEs' density;
     `top_n` is the number of layers that "pick top n" takes. `other_saes` are SAEs of the same model to choose instead
-    (another site, width or density), and `suggestions` are public task vectors.
+    (another site, width or density), and `suggestions` are public task vectors. Without `saes` there is
+    nothing to listen with; raw edits, gains, benchmarks and exports need none.
     """
 
     name: str
     title: str
     model: ModelRef
-    saes: SaeRef
+    saes: SaeRef | None = None
     other_saes: tuple[SaeRef, ...] = ()
     task_vectors: tuple[TaskVectorRef, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
@@ -58,7 +59,20 @@ class Profile(Record):
             else "Name one on the Setup page, under [[task_vectors]] in a profile of your own, or as a path or hub id.",
         )
 
-    def changed(self, *, model: ModelRef, saes: SaeRef) -> "Profile":
+    @property
+    def site(self) -> Site:
+        """The site of its SAEs; the residual stream where it names none."""
+        return "resid_post" if self.saes is None else self.saes.site
+
+    def no_saes(self) -> ProfileError:
+        """Return what to say where SAEs are needed and the profile names none."""
+        return ProfileError(
+            f"profile {self.name} names no SAEs, so there is nothing to listen with",
+            expected='[saes] with location = "a folder, hub id or sae_lens release"',
+            next_step=ADD_SAES,
+        )
+
+    def changed(self, *, model: ModelRef, saes: SaeRef | None) -> "Profile":
         """Return the profile with another model or other SAEs; those it had stay to choose from.
 
         A model of another id takes nothing that was the former model's: task vectors, suggestions, other SAEs.
@@ -66,12 +80,14 @@ class Profile(Record):
         if model.id != self.model.id:
             nothing = {"other_saes": (), "task_vectors": (), "suggestions": ()}
             return self.model_copy(update={"title": model.id, "model": model, "saes": saes} | nothing)
-        others = tuple(ref for ref in (self.saes, *self.other_saes) if ref != saes)
+        others = tuple(ref for ref in self.known_saes if ref != saes)
         return self.model_copy(update={"model": model, "saes": saes, "other_saes": others})
 
     def saes_at(self, site: Site | None = None) -> SaeRef:
         """Return the profile's SAEs of `site` (its own where None); raise `ProfileError` where it names none."""
-        known = (self.saes, *self.other_saes)
+        known = self.known_saes
+        if not known:
+            raise self.no_saes()
         for ref in known:
             if site in (None, ref.site):
                 return ref
@@ -82,8 +98,23 @@ class Profile(Record):
             next_step="Name them under other_saes in a profile of your own.",
         )
 
-    def diagnose_spec(self, *, control: str | None = None, **fields: object) -> DiagnoseSpec:
-        """Return the profile's diagnosis, with `fields` (see `DiagnoseSpec`) changed; None keeps the default."""
+    @property
+    def known_saes(self) -> tuple[SaeRef, ...]:
+        """Its SAEs, then the other ones of its model."""
+        return self.other_saes if self.saes is None else (self.saes, *self.other_saes)
+
+    def diagnose_spec(self, *, control: str | None = None, silent: bool = False, **fields: object) -> DiagnoseSpec:
+        """Return the profile's diagnosis, with `fields` (see `DiagnoseSpec`) changed; None keeps the default.
+
+        Args:
+            control: a control corpus of the profile.
+            silent: whether its documents and cuts are enough, without SAEs.
+
+        Raises:
+            ProfileError: an unknown control corpus, or no SAEs.
+        """
+        if self.saes is None and not silent:
+            raise self.no_saes()
         control = control or self.problems.control_names[0]
         if control not in self.problems.control_names:
             raise ProfileError(

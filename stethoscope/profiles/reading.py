@@ -25,7 +25,6 @@ PROBLEM_PLACES = ("problems", "controls", "shots")
 NEEDED = {  # what a missing field or table would hold
     "model": '[model] with id = "a folder or hub id"',
     "id": "a folder or hub id",
-    "saes": '[saes] with location = "a folder, hub id or sae_lens release"',
     "location": "a folder, hub id or sae_lens release",
     "problems": "problems, controls, shots, subjects and control_names under [problems]",
     "controls": 'texts of the same form, such as "embedded:corpora/controls"',

@@ -16,6 +16,7 @@ from stethoscope.records.base import (
     sample_size,
 )
 from stethoscope.records.diagnosis import (
+    ADD_SAES,
     SCORE_NAMES,
     DiagnoseSpec,
     EnergySpec,
@@ -89,6 +90,7 @@ __all__ = [
     "RawArm",
     "Record",
     "SCHEMA_VERSION",
+    "ADD_SAES",
     "SCORE_NAMES",
     "SaeRef",
     "SampleSize",

@@ -4,9 +4,14 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from stethoscope.errors import SaeError
 from stethoscope.records.base import Record, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
+ADD_SAES = (
+    "Add [saes] with a location to the profile, or name SAEs on the Setup page. Raw edits, gains, benchmarks and "
+    "exports need none."
+)
 ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass", "log_ratio"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
 
@@ -15,6 +20,7 @@ class DiagnoseSpec(Record):
     """Which layers are specific to which subject: everything that decides the scores.
 
     Attributes:
+        saes: None where only documents and cuts are meant: a table of gains needs no SAEs.
         score: name of the layer score (defined in `sae.scores`).
         top_k: number of latents selected per layer and subject.
         control: control corpus that the domain is compared with.
@@ -29,7 +35,7 @@ class DiagnoseSpec(Record):
     """
 
     model: ModelRef
-    saes: SaeRef
+    saes: SaeRef | None
     problems: ProblemsRef
     control: str
     score: ScoreName = "mean_rate_difference"
@@ -43,6 +49,17 @@ class DiagnoseSpec(Record):
     n_bootstrap: int = Field(default=200, ge=20)
     n_permutations: int = Field(default=299, ge=20)
     seed: int = 0
+
+    @property
+    def listens_with(self) -> SaeRef:
+        """The SAEs; raise `SaeError` where there are none."""
+        if self.saes is None:
+            raise SaeError(
+                f"no SAEs are named for {self.model.id}, so nothing can be listened to",
+                expected="SAEs that were trained on it",
+                next_step=ADD_SAES,
+            )
+        return self.saes
 
 
 class StabilitySpec(Record):

@@ -140,7 +140,7 @@ class InfoSpec(Record):
     """What a profile holds: sizes, SAEs and the relative norm of each task vector by layer."""
 
     model: ModelRef
-    saes: SaeRef
+    saes: SaeRef | None
     task_vectors: tuple[TaskVectorRef, ...]
 
 
@@ -178,7 +178,7 @@ class MemorySpec(Record):
     """
 
     model: ModelRef
-    saes: SaeRef
+    saes: SaeRef | None
     capacity_bytes: int | None = Field(default=None, gt=0)
     edited_layers: int | None = Field(default=None, ge=0)
     documents: int = Field(default=128, ge=1)
@@ -199,7 +199,7 @@ class DownloadSpec(Record):
     """
 
     model: ModelRef
-    saes: SaeRef
+    saes: SaeRef | None
     task_vectors: tuple[TaskVectorRef, ...] = ()
     problems: ProblemsRef | None = None
 

@@ -443,3 +443,44 @@ def test_the_random_sets_of_gain_and_rank_are_an_option(run: Run, tmp_path: Path
     gained = json.loads(run("gain", "--n", "2", "--random-sets", "3", "--json")[1])
     assert len(gained["random_sets"]) == 3
     assert_one_line(run("gain", "--random-sets", "0"))
+
+
+def test_a_profile_without_saes_does_all_that_needs_none(
+    run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Callable[[Profile], str]
+) -> None:
+    silent = tmp_path / "silent.toml"
+    text = as_toml(pico_profile)
+    silent.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("saes", "other_saes"))))
+    profile = str(silent)
+
+    def done(*argv: str) -> dict:
+        code, out, err = run(*argv, "--json", profile=profile)
+        assert code == 0, err
+        return json.loads(out)
+
+    assert done("info")["saes"] == []
+    done("memory")
+    done("downloads")
+    done("preflight")
+    gain = done("gain", "--n", "2")
+    assert {row["predictor"] for row in gain["predictors"]} == {
+        "first_order",
+        "relative_update",
+        "probe_auroc",
+        "depth",
+    }
+    recipe = str(tmp_path / "r.json")
+    done("recipe", "--layers", "1,2", "--out", recipe)
+    short = ("--subjects", "geometry", "--n", "2", "--max-new-tokens", "4")
+    arms = {row["arm"] for row in done("bench", recipe, *short, "--controls")["arms"]}
+    assert {"base", "r", "all layers", "full fine-tune"} <= arms
+    assert not arms & {"projected", "projected, norm-matched"}
+    done("export", recipe, "--out", str(tmp_path / "out"))
+    assert run("info", profile=profile)[0] == run("gain", "--n", "2", profile=profile)[0] == 0
+    projected = ("recipe", "--layers", "1", "--arm", "projected", "--basis-subject", "geometry", "--out", recipe)
+    for command in (("diagnose",), ("energy", "--subject", "geometry"), projected):
+        code, out, err = run(*command, profile=profile)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert "names no SAEs" in err
+        assert "[saes]" in err

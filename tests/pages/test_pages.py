@@ -10,6 +10,7 @@ import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
+from pages import _session
 from stethoscope.profiles import MINI
 from stethoscope.records import (
     BenchSpec,
@@ -351,3 +352,20 @@ def test_a_broken_task_vector_is_a_message_and_nothing_is_lost(front: FakeFront,
     app.text_input(key="own-tuned").set_value("elsewhere/math").run()
     assert app.button(key="own-add").disabled
     assert "there is a task vector of that name already" in texts(app)
+
+
+@pytest.mark.parametrize("name", ["setup", "features", "diagnose", "edit", "benchmark", "runs"])
+def test_every_page_of_a_profile_without_saes(
+    name: str, open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = MINI.model_copy(update={"saes": None, "other_saes": ()})
+    monkeypatch.setattr(_session, "load_profile", lambda _: silent)
+    app = open_page(name, layers=[3, 5])
+    assert not app.exception
+    said = [error.value for error in app.error]
+    if name in ("features", "diagnose"):
+        assert len(said) == 1
+        assert "names no SAEs" in said[0]
+        assert "Add [saes]" in said[0].replace("\\", "")
+    else:
+        assert not said

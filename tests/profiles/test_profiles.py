@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stethoscope.errors import ProfileError
+from stethoscope.errors import ProfileError, SaeError
 from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
 
 PROBLEMS = """
@@ -170,3 +170,15 @@ def test_saes_of_another_site() -> None:
     assert profile.saes_at("attn_out").location == "gemma-scope-2-4b-it-att-all"
     with pytest.raises(ProfileError, match="names no SAEs of that site; got attn_out; expected resid_post"):
         MINI.saes_at("attn_out")
+
+
+def test_a_profile_may_name_no_saes(write: Callable[..., str]) -> None:
+    silent = load_profile(write(OWN.split("[saes]")[0] + PROBLEMS))
+    assert silent.saes is None
+    with pytest.raises(ProfileError, match=r"names no SAEs.*\[saes\]"):
+        silent.diagnose_spec()
+    with pytest.raises(ProfileError, match="names no SAEs"):
+        silent.saes_at()
+    assert silent.diagnose_spec(silent=True).saes is None
+    with pytest.raises(SaeError, match="no SAEs are named"):
+        _ = silent.diagnose_spec(silent=True).listens_with
