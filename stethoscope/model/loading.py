@@ -87,12 +87,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     name = checkpoint.name
     if not any((checkpoint.folder / file).is_file() for file in TOKENIZER_FILES):
         # transformers would make up an empty tokenizer of five tokens
-        raise CheckpointError(f"{name} has no tokenizer", got="none", expected="tokenizer.json beside config.json")
+        raise CheckpointError(
+            f"{name} has no tokenizer",
+            got="none",
+            expected="tokenizer.json beside config.json",
+            next_step="Copy the tokenizer's files there.",
+        )
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception on a corrupt file
-        raise CheckpointError(f"cannot read the tokenizer of {name}", got=first_line(error)) from error
+        raise CheckpointError(
+            f"cannot read the tokenizer of {name}", got=first_line(error), next_step="Fetch or write its files again."
+        ) from error
 
 
 def check_finite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -104,7 +111,9 @@ def check_finite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
                 f"{owner} has a weight that is not finite: {name}",
                 got="NaN" if torch.isnan(low) or torch.isnan(high) else "infinity",
                 expected="finite numbers",
-                next_step="The checkpoint is damaged: fetch or write it again.",
+                next_step="Load it in bfloat16 or float32: it may hold numbers beyond float16's range of 65,504."
+                if tensor.dtype == torch.float16 and not (torch.isnan(low) or torch.isnan(high))
+                else "Fetch or write the checkpoint again, or train it anew.",
             )
 
 
@@ -168,4 +177,8 @@ def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
                 next_step="Fetch or write the checkpoint again, or mend its architecture in config.json.",
             )
     if report["error_msgs"]:
-        raise CheckpointError(f"cannot load {checkpoint.name}", got=first_line(report["error_msgs"][0]))
+        raise CheckpointError(
+            f"cannot load {checkpoint.name}",
+            got=first_line(report["error_msgs"][0]),
+            next_step="Fetch or write the checkpoint again.",
+        )

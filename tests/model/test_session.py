@@ -112,6 +112,14 @@ def test_a_broken_checkpoint_is_refused_in_one_line(
     assert capsys.readouterr().out == ""
 
 
+def test_a_number_beyond_float16_is_not_called_damage(pico_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(pico_folder, tmp_path / "wide")
+    edit_weights(put(DOWN, 1e5))(tmp_path / "wide")
+    load_session(ModelRef(id=str(tmp_path / "wide")), device="cpu")
+    with pytest.raises(CheckpointError, match="got infinity.*Load it in bfloat16 or float32"):
+        load_session(ModelRef(id=str(tmp_path / "wide"), dtype="float16"), device="cpu")
+
+
 @pytest.mark.parametrize("where", ["embedded:nowhere", "./nowhere", "/nowhere/at/all"])
 def test_a_folder_that_is_not_there_is_refused(where: str) -> None:
     with pytest.raises(CheckpointError, match=f"no checkpoint folder {where}; got nothing there"):
