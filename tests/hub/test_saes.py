@@ -66,7 +66,7 @@ def test_from_the_hub_to_a_retention_and_again_without_it(
 ) -> None:  # fmt: skip
     commits = contents.fill(hub)
     profile = profile_at(site, pico_profile)
-    diagnose = profile.diagnose_spec(top_k=4, n_bootstrap=20, n_permutations=19)
+    diagnose = profile.diagnose_spec(top_k=4, n_bootstrap=20, n_permutations=20)
     energy = EnergySpec(diagnosis=diagnose, task_vector=profile.task_vector(), subject="geometry", k=(4,))
     progress = Stages()
     diagnosis = pipeline.run(diagnose, context, progress).result
@@ -115,7 +115,7 @@ def test_other_decoders_with_saes_in_a_repository_of_ones_own(
         "live_share": 0.0,
     }
     profile = pico_profile.model_copy(update=fields)
-    diagnosis = profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    diagnosis = profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     energy = EnergySpec(diagnosis=diagnosis, task_vector=profile.task_vector(), subject="geometry", k=(4,))
     arm = ProjectedArm(diagnosis=diagnosis, subject="geometry", top_k=4)
     recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0}, arm=arm)

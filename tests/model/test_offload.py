@@ -175,7 +175,7 @@ def test_reading_from_the_disk_copies_nothing(pico_folder: Path) -> None:
 
 def test_a_use_case_runs_on_an_offloaded_model(pico_profile: Profile, tmp_path: Path) -> None:
     """Diagnosis and a benchmark of an edit: the results of a model in place, and settings that say where it lay."""
-    spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     recipe = EditRecipe.model_validate(
         {"model": pico_profile.model, "task_vector": pico_profile.task_vector(), "layers": {1: 1.0, 2: 1.0}}
     )

@@ -417,7 +417,7 @@ def test_many_arms_share_little_memory_and_are_built_again_right(
     pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = [arm_of(pico_profile, f"layer {layer}", layer) for layer in range(4)]
-    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     filtered = ProjectedArm(
         diagnosis=diagnosis, subject="geometry", top_k=2
     )  # its patch reads SAEs, a stage of its own

@@ -28,7 +28,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 @pytest.fixture
 def diagnosis(pico_profile: Profile) -> DiagnoseSpec:
-    return pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19, dense_rate=0.3)
+    return pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20, dense_rate=0.3)
 
 
 def activations_of(context: Context, diagnosis: DiagnoseSpec, corpus: str, layer: int) -> list[torch.Tensor]:

@@ -286,7 +286,7 @@ def specs_of(profile: Profile) -> dict[str, Spec]:
             max_new_tokens=2,
             batch_size=8,
         ),
-        "diagnose": profile.diagnose_spec(n_bootstrap=20, n_permutations=19),
+        "diagnose": profile.diagnose_spec(n_bootstrap=20, n_permutations=20),
         "probe": ProbeSpec(recipe=recipe, problems=profile.problems, n=2),
     }
 

@@ -167,7 +167,7 @@ def planted(
 
 
 def test_diagnose_energy_edit_and_bench(planted: Profile, context: Context) -> None:
-    spec = planted.diagnose_spec(top_k=1, n_bootstrap=20, n_permutations=19)
+    spec = planted.diagnose_spec(top_k=1, n_bootstrap=20, n_permutations=20)
     diagnosis = pipeline.run(spec, context, Progress()).result
     assert isinstance(diagnosis, DiagnosisResult)
     top = {found.layer: found for found in diagnosis.latents if found.subject == SUBJECT}

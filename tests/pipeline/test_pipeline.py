@@ -55,7 +55,7 @@ def test_info_counts_the_models_parameters(pico_profile: Profile, context: Conte
 
 
 def test_diagnosis_is_kept_and_found_again(pico_profile: Profile, context: Context) -> None:
-    spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     first = pipeline.run(spec, context, Progress())
     again = pipeline.run(spec, Context(context.store, device="cpu"), Progress())
     assert isinstance(first.result, DiagnosisResult)
@@ -67,9 +67,9 @@ def test_diagnosis_is_kept_and_found_again(pico_profile: Profile, context: Conte
 def test_another_score_listens_to_nothing_again(
     pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline.run(pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19), context, Progress())
+    pipeline.run(pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20), context, Progress())
     monkeypatch.setattr("stethoscope.pipeline.listening.count_firing", lambda *_, **__: pytest.fail("listened again"))
-    spec = pico_profile.diagnose_spec(score="log_ratio", top_k=2, n_bootstrap=20, n_permutations=19)
+    spec = pico_profile.diagnose_spec(score="log_ratio", top_k=2, n_bootstrap=20, n_permutations=20)
     assert isinstance(pipeline.run(spec, context, Progress()).result, DiagnosisResult)
 
 

@@ -169,7 +169,7 @@ def test_a_stopped_ranking_goes_on_in_another_process_where_it_was(
 
 
 def test_filtered_recipes_are_ranked_with_their_filter(pico_profile: Profile, context: Context) -> None:
-    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     arm = NormMatchedArm(diagnosis=diagnosis, subject="geometry", top_k=2)
     recipe = recipe_of(pico_profile, {1: 1.0}, arm=arm)
     result = ranked(RankSpec(recipe=recipe, problems=pico_profile.problems, n=4, n_sets=1), context)

@@ -12,7 +12,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec, StabilitySpec
 from stethoscope.results import DiagnosisResult, StabilityResult, StabilityRow
 
-FEW = {"n_bootstrap": 20, "n_permutations": 19}
+FEW = {"n_bootstrap": 20, "n_permutations": 20}
 
 
 @pytest.fixture

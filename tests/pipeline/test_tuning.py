@@ -40,7 +40,7 @@ def judged(spec: BenchSpec, context: Context) -> BenchResult:
 @pytest.mark.parametrize("kind", ["probe", "dose", "rank", "gain", "diagnose"])
 def test_what_is_chosen_on_test_problems_keeps_these_out(pico_profile: Profile, context: Context, kind: str) -> None:
     recipe, problems = recipe_of(pico_profile, {1: 1.0}), pico_profile.problems
-    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=19)
+    diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     specs: dict[str, Spec] = {
         "probe": ProbeSpec(recipe=recipe, problems=problems, split="test", n=5, seed=3),
         "dose": DoseSpec(recipe=recipe, problems=problems, split="test", n=5, seed=3, alphas=(0.0, 1.0)),
