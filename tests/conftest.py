@@ -9,6 +9,7 @@ test module needs no import from here.
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import install_import_hook
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtypes of signatures are checked in tests
@@ -246,6 +247,55 @@ def pico_profile(
         top_k=4,
         top_n=2,
         documents=20,
+    )
+
+
+PARTIAL_LAYERS = 8
+PARTIAL_SAES = (2, 3, 6)
+PARTIAL_MOVED = (1, 3, 4, 6)
+
+
+@pytest.fixture(scope="session")
+def partial_profile(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_pico: Callable[..., Path],
+    write_sae_bank: Callable[..., Path],
+    pico_profile: Profile,
+) -> Profile:
+    """As `pico_profile` with 8 layers, SAEs on layers 2, 3 and 6 only, and a task vector that is 0 elsewhere; read-only.
+
+    Task vector "some" is a whole checkpoint that differs from the base in layers 1, 3, 4 and 6 only, "four" the bare
+    delta of these layers: the same edit, told by values in one and by names in the other. "whole" adds the same to
+    these layers and moves all others, too; "nothing" is the base itself.
+    """
+
+    def add_noise(layers: tuple[int, ...]) -> Callable[[Gemma3ForCausalLM], None]:
+        def edit(model: Gemma3ForCausalLM) -> None:
+            for name, parameter in model.named_parameters():
+                layer = int(name.split(".")[2]) if "_proj" in name else -1
+                if layer in layers:
+                    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+        return edit
+
+    root = tmp_path_factory.mktemp("partial")
+    base = make_pico(n_layers=PARTIAL_LAYERS)
+    some = make_pico(add_noise(PARTIAL_MOVED), n_layers=PARTIAL_LAYERS)
+    whole = make_pico(add_noise(tuple(range(PARTIAL_LAYERS))), n_layers=PARTIAL_LAYERS)
+    theta, tuned = (load_file(folder / "model.safetensors") for folder in (base, some))
+    delta = {name: tuned[name] - theta[name] for name in theta if not torch.equal(tuned[name], theta[name])}
+    (root / "four").mkdir()
+    save_file(delta, root / "four" / "delta.safetensors")
+    tuned_at = {"some": some, "four": root / "four", "whole": whole, "nothing": base}
+    return pico_profile.model_copy(
+        update={
+            "name": "partial",
+            "title": "Partial",
+            "model": ModelRef(id=str(base)),
+            "saes": SaeRef(location=str(write_sae_bank(root / "saes", {layer: layer for layer in PARTIAL_SAES}))),
+            "task_vectors": tuple(TaskVectorRef(name=name, tuned=str(path)) for name, path in tuned_at.items()),
+        }
     )
 
 

@@ -1,0 +1,151 @@
+"""The terminal's tables say what --json says, layer by layer, however many layers and however narrow the terminal."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stethoscope.cli import main
+from stethoscope.cli.terminal import print_diagnosis, print_energy, print_info
+from stethoscope.profiles import Profile
+from stethoscope.results import DiagnosisResult, EnergyCell, EnergyResult, InfoResult, SpecificityCell
+
+Cells = dict[str, dict[str, str]]
+
+
+def cells_of(text: str, title: str, keys: int = 1) -> Cells:
+    """Return row -> column -> cell of the tables under `title`, which fold into several with the same first `keys`."""
+    found: Cells = {}
+    columns: list[str] = []
+    shown = False
+    for line in text.splitlines():
+        if not line.startswith(("┃", "│")):
+            shown |= title in line
+            continue
+        parts = [part.strip() for part in line.replace("┃", "│").split("│")[1:-1]]
+        if line.startswith("┃"):
+            columns = parts
+        elif shown:
+            row = found.setdefault(" ".join(parts[:keys]), {})
+            row |= dict(zip(columns[keys:], parts[keys:], strict=True))
+    return found
+
+
+def drawn(draw: Callable[..., None], *args: object, width: int = 80) -> str:
+    out = io.StringIO()
+    draw(Console(file=out, width=width, highlight=False), *args)
+    assert all(len(line) <= width for line in out.getvalue().splitlines() if line.startswith(("┃", "│")))
+    return out.getvalue()
+
+
+def diagnosis(layers: Sequence[int], n_layers: int) -> DiagnosisResult:
+    cells = [
+        SpecificityCell(
+            layer=layer, subject=subject, score=sign * layer / 100, ci_low=0.0, ci_high=0.5, p=0.01, p_holm=0.03,
+            n_live=20, n_documents=20,
+        )
+        for subject, sign in (("counting_and_probability", 1), ("geometry", -1))
+        for layer in layers
+    ]  # fmt: skip
+    return DiagnosisResult(
+        score="mean_rate_difference", formula="T", subjects=("counting_and_probability", "geometry"),
+        control="stories", n_layers=n_layers, site="resid_post", top_k=4, null=0.0, cells=tuple(cells),
+        order={"geometry": tuple(layers)}, latents=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [(3, 15, 27), tuple(range(34))], ids=["three SAEs", "34 SAEs"])
+@pytest.mark.parametrize("width", [60, 80, 300])
+def test_each_score_stands_under_its_own_layer(layers: tuple[int, ...], width: int) -> None:
+    result = diagnosis(layers, 34)
+    text = drawn(print_diagnosis, result, width=width)
+    found = cells_of(text, "against stories")
+    for cell in result.cells:
+        assert found[cell.subject][str(cell.layer)] == f"{cell.score:.2f}"
+    assert {int(column) for row in found.values() for column in row} == set(layers)
+    assert ("No SAE: layers 0-2, 4-14, 16-26, 28-33" in text) == (len(layers) == 3)
+
+
+def test_energy_shows_every_number_at_80_columns() -> None:
+    cells = [
+        EnergyCell(
+            layer=layer, matrix="all", subject="geometry", k=k, rank=k, d=2560, retention=0.123, null_mean=0.45,
+            null_sd=0.067, enrichment=1.23, z=4.5, ceiling=0.678, approximate=False, percentile=0.999,
+            components=0.321, random_mean=0.234, control=0.111,
+        )
+        for layer in (3, 15) for k in (4, 256)
+    ]  # fmt: skip
+    result = EnergyResult(
+        task_vector="math", subject="geometry", control="stories", site="resid_post", n_layers=34, d_model=2560,
+        k=(4, 256), cells=(), layers=tuple(cells), fold_gains=True, draws=8, n_tokens=100,
+    )  # fmt: skip
+    found = cells_of(drawn(print_energy, result), "Energy kept", keys=2)
+    assert set(found) == {"3 4", "3 256", "15 4", "15 256"}
+    assert found["15 256"] == {
+        "rank": "256", "r/d": "0.100", "kept": "0.123", "by chance": "0.450 ± 0.067", "enrichment": "1.23",
+        "z": "+4.5", "percentile": "0.999", "ceiling": "0.678", "components": "0.321", "random latents": "0.234",
+        "control": "0.111",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def both(
+    partial_profile: Profile,
+    as_toml: Callable[[Profile], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[str, dict]]:
+    """Function that runs a command on the model with SAEs on some layers: what it draws, and its JSON."""
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "80")
+    profile = tmp_path / "partial.toml"
+    profile.write_text(as_toml(partial_profile), encoding="utf-8")
+
+    def run(*argv: str) -> tuple[str, dict]:
+        outs = []
+        for more in ((), ("--json",)):
+            assert main([*argv, *more, "--profile", str(profile), "--device", "cpu"]) == 0
+            outs.append(capsys.readouterr().out)
+        return outs[0], json.loads(outs[1])
+
+    return run
+
+
+def test_diagnose_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
+    text, result = both("diagnose")
+    found = cells_of(text.partition("Kendall")[0], "cross-fitted")
+    scores = {(cell["subject"], str(cell["layer"])): cell["score"] for cell in result["cells"]}
+    assert {(subject, layer) for subject, row in found.items() for layer in row} == set(scores)
+    assert all(found[subject][layer] == f"{score:.2f}" for (subject, layer), score in scores.items())
+    assert "No SAE: layers 0, 1, 4, 5, 7" in text
+
+
+def test_energy_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
+    text, result = both("energy", "--subject", "geometry", "--k", "2,4")
+    found = cells_of(text, "Energy kept", keys=2)
+    assert {key: row["kept"] for key, row in found.items()} == {
+        f"{cell['layer']} {cell['k']}": "" if cell["retention"] is None else f"{cell['retention']:.3f}"
+        for cell in result["layers"]
+    }
+    assert "No SAE: layers 0, 1, 5" in text
+
+
+def test_info_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
+    text, result = both("info")
+    found = cells_of(text, "||tau||")
+    for row in result["task_vectors"]:
+        for layer, norm in enumerate(row["relative_norm_by_layer"]):
+            assert found[str(layer)][row["name"]] == (f"{norm:.4f}" if norm else "not moved")
+    assert "SAEs of layers 2, 3, 6" in " ".join(text.split())
+
+
+def test_a_name_in_brackets_stays_as_it_is(both: Callable[..., tuple[str, dict]]) -> None:
+    _, result = both("info")
+    info = InfoResult.model_validate({key: value for key, value in result.items() if key != "profile"})
+    row = info.task_vectors[0].model_copy(update={"name": "tau[bold]"})
+    text = drawn(print_info, "Pico", "resid_post", info.model_copy(update={"task_vectors": (row,)}))
+    assert "tau[bold]" in text
