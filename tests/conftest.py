@@ -262,11 +262,11 @@ def partial_profile(
     write_sae_bank: Callable[..., Path],
     pico_profile: Profile,
 ) -> Profile:
-    """As `pico_profile` with 8 layers, SAEs on layers 2, 3 and 6 only, and a task vector that is 0 elsewhere; read-only.
+    """As `pico_profile` with 8 layers, of which some have an SAE and some are moved by a task vector; read-only.
 
-    Task vector "some" is a whole checkpoint that differs from the base in layers 1, 3, 4 and 6 only, "four" the bare
-    delta of these layers: the same edit, told by values in one and by names in the other. "whole" adds the same to
-    these layers and moves all others, too; "nothing" is the base itself.
+    The SAEs are those of layers 2, 3 and 6. Task vector "some" is a whole checkpoint that differs from the base in
+    layers 1, 3, 4 and 6 only, "four" the bare delta of these layers: the same edit, told by values in one and by names
+    in the other. "whole" adds the same to these layers and moves all others, too; "nothing" is the base itself.
     """
 
     def add_noise(layers: tuple[int, ...]) -> Callable[[Gemma3ForCausalLM], None]:

@@ -5,13 +5,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from stethoscope.cli.tables import Cell, print_table
 from stethoscope.errors import UserError
 from stethoscope.progress import Progress, counted, pace, size_text
+from stethoscope.recipes import shown_layers
 from stethoscope.results import (
     BenchResult,
     DiagnosisResult,
@@ -23,6 +26,7 @@ from stethoscope.results import (
     PreflightResult,
     ProblemsResult,
     RankResult,
+    SpecificityCell,
     StabilityResult,
 )
 
@@ -94,18 +98,35 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
         f"{title}: {model.id}, {model.n_layers} layers, d_model {model.d_model}, "
         f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
         + (
-            f"{len(result.saes)} SAEs at {site}, width {sorted({row.d_sae for row in result.saes})}"
+            f"{len(result.saes)} SAEs of {_layers(row.layer for row in result.saes)} at {site}, width "
+            f"{', '.join(map(str, sorted({row.d_sae for row in result.saes})))}"
             if result.saes
             else "no SAEs"
         )
-        + (f", trained on {', '.join(trained)} by their files" if trained else "")
+        + (f", trained on {', '.join(trained)} by their files" if trained else ""),
+        markup=False,
     )
     if not result.task_vectors:
         return
-    table = Table("layer", *(row.name for row in result.task_vectors), title="||tau|| / ||theta|| by layer")
-    for layer in range(model.n_layers):
-        table.add_row(str(layer), *(f"{row.relative_norm_by_layer[layer]:.4f}" for row in result.task_vectors))
-    console.print(table)
+    norms = [row.relative_norm_by_layer for row in result.task_vectors]
+    rows = [
+        [str(layer), *(f"{of[layer]:.4f}" if of[layer] else "not moved" for of in norms)]
+        for layer in range(model.n_layers)
+    ]
+    columns = ["layer", *(row.name for row in result.task_vectors)]
+    print_table(console, columns, rows, title="||tau|| / ||theta|| by layer")
+
+
+def _layers(layers: Iterable[int]) -> str:
+    """Return layers in words: `layer 3`, `layers 0-2, 7`."""
+    shown = shown_layers(layers)
+    return f"layer {shown}" if shown.isdecimal() else f"layers {shown}"
+
+
+def _without_sae(n_layers: int, heard: Iterable[int]) -> str:
+    """Return which layers have no SAE, in words; nothing where all have one."""
+    silent = sorted(set(range(n_layers)) - set(heard))
+    return f"No SAE: {_layers(silent)}." if silent else ""
 
 
 def print_memory(console: Console, result: MemoryResult) -> None:
@@ -132,12 +153,12 @@ def print_downloads(console: Console, result: DownloadResult) -> None:
     if not result.parts:
         console.print("Everything is on this machine: nothing is fetched.")
         return
-    table = Table("part", "repository", "files", "size", "here", "to fetch", "access")
+    rows = []
     for part in result.parts:
         sizes = (part.size_bytes, part.size_bytes - part.missing_bytes, part.missing_bytes)
         known = [size_text(size) for size in sizes] if part.files else ["?", "?", "?"]
-        table.add_row(part.part, part.location, str(len(part.files)), *known, "refused" if part.refusal else "yes")
-    console.print(table)
+        rows.append((part.part, part.location, str(len(part.files)), *known, "refused" if part.refusal else "yes"))
+    print_table(console, ("part", "repository", "files", "size", "here", "to fetch", "access"), rows, keys=2)
     sizes = f"{counted(result.missing_bytes, result.size_bytes, 'B')} to fetch, " if result.size_bytes else ""
     short = "" if result.fits else ": not enough, set HF_HOME to a folder on another disk"
     console.print(f"{sizes}{size_text(result.free_bytes)} free at {result.cache}{short}", markup=False)
@@ -155,61 +176,61 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
         console.print(
             f"  {check.outcome}  {check.name}: " + "; ".join(part for part in (check.what, check.got) if part)
         )
-    table = Table("layer", "||tau|| / ||theta||", "cosine to base", f"realised cosine in {result.dtype}", "norm ratio")
-    for row in result.layers:
-        sizes = (row.relative_norm, row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)
-        table.add_row(str(row.layer), *("–" if size is None else f"{size:.4f}" for size in sizes))
-    console.print(table)
+    columns = ("layer", "||tau|| / ||theta||", "cosine to base", f"realised cosine in {result.dtype}", "norm ratio")
+    rows = [
+        (
+            str(row.layer),
+            f"{row.relative_norm:.4f}" if row.relative_norm else "not moved",
+            *(_number(size, ".4f") for size in (row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)),
+        )
+        for row in result.layers
+    ]
+    print_table(console, columns, rows)
 
 
 def print_problems(console: Console, result: ProblemsResult) -> None:
     """Draw the subjects of a split, and examples of gold answers that cannot be read."""
-    table = Table("subject", f"{result.split} problems", "unread golds", "also in other splits", caption=result.caption)
-    for row in result.rows:
-        table.add_row(row.subject, str(row.n), str(row.unread_golds), str(row.in_other_splits))
-    console.print(table)
+    columns = ("subject", f"{result.split} problems", "unread golds", "also in other splits")
+    rows = [(row.subject, str(row.n), str(row.unread_golds), str(row.in_other_splits)) for row in result.rows]
+    print_table(console, columns, rows, caption=result.caption)
     for unread in result.unread:
         console.print(f"  {unread.subject} {unread.problem_id}: {unread.gold}", markup=False)
 
 
 def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
-    """Draw the subjects x layers table of scores."""
-    table = Table(
-        "subject",
-        *(str(layer) for layer in range(result.n_layers)),
+    """Draw the scores, a row per subject and a column per layer with an SAE."""
+    layers = sorted({cell.layer for cell in result.cells})
+    cells = {(cell.subject, cell.layer): cell for cell in result.cells}
+    print_table(
+        console,
+        ["subject", *map(str, layers)],
+        [[subject, *(_score(cells[subject, layer]) for layer in layers)] for subject in result.subjects],
         title=f"{result.score} against {result.control}, cross-fitted; bold where specific (corrected p < .05)",
         caption=f"{result.formula}; source: {result.source}. Our definition; the paper's is not known to us.",
     )
-    for subject in result.subjects:
-        cells = sorted((cell for cell in result.cells if cell.subject == subject), key=lambda cell: cell.layer)
-        table.add_row(subject, *(_cell_text(cell.score, bold=bool(cell.specific)) for cell in cells))
-    console.print(table)
+    console.print(_without_sae(result.n_layers, layers))
 
 
 def print_stability(console: Console, result: StabilityResult) -> None:
-    """Draw Kendall's tau of each variant's order with the reference's, a row a variant, a column a subject."""
+    """Draw Kendall's tau of each variant's order with the reference's, a row per variant, a column per subject."""
     subjects = list(dict.fromkeys(row.subject for row in result.rows))
-    table = Table(
-        "variant",
-        *subjects,
+    taus = {(row.kind, row.variant, row.subject): row.kendall_tau for row in result.rows}
+    print_table(
+        console,
+        ["variant", *subjects],
+        [
+            [f"{kind} {variant}", *(_number(taus[kind, variant, subject], "+.2f") for subject in subjects)]
+            for kind, variant in dict.fromkeys((row.kind, row.variant) for row in result.rows)
+        ],
         title=f"Kendall tau of the layer order with that of {result.score}, k = {result.top_k}, {result.control}",
     )
-    taus = {(row.kind, row.variant, row.subject): row.kendall_tau for row in result.rows}
-    for kind, variant in dict.fromkeys((row.kind, row.variant) for row in result.rows):
-        found = [taus[kind, variant, subject] for subject in subjects]
-        table.add_row(f"{kind} {variant}", *("–" if tau is None else f"{tau:+.2f}" for tau in found))
-    console.print(table)
 
 
 def print_energy(console: Console, result: EnergyResult) -> None:
     """Draw retention against its null and its references, layer by layer."""
-    table = Table(
-        *("layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"),
-        *("components", "random latents", "control"),
-        title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
-    )
-    for cell in result.layers:
-        table.add_row(
+    columns = ["layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"]
+    rows = [
+        [
             str(cell.layer),
             str(cell.k),
             str(cell.rank),
@@ -223,29 +244,41 @@ def print_energy(console: Console, result: EnergyResult) -> None:
             _number(cell.components),
             _number(cell.random_mean),
             _number(cell.control),
-        )
-    console.print(table)
+        ]
+        for cell in result.layers
+    ]
+    print_table(
+        console,
+        [*columns, "components", "random latents", "control"],
+        rows,
+        keys=2,
+        title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
+    )
+    console.print(_without_sae(result.n_layers, (cell.layer for cell in result.layers)))
 
 
 def _number(value: float | None, form: str = ".3f") -> str:
-    return "" if value is None else format(value, form)
+    return "–" if value is None else format(value, form)
 
 
 def print_gain(console: Console, result: GainResult, subject: str) -> None:
     """Draw what injecting each layer alone does to `subject`, and how well each predictor orders the layers."""
-    table = Table("layer", "gain", "95% interval", title=f"Gain of {result.task_vector} in one layer alone, {subject}")
-    for cell in result.cells:
-        if cell.subject == subject:
-            table.add_row(str(cell.layer), f"{cell.gain:+.4f}", f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}")
-    console.print(table)
-    table = Table("predictor", "layers", "Kendall tau", "95% interval", "p", title="Does it order the layers by gain?")
+    rows = [
+        (str(cell.layer), f"{cell.gain:+.4f}", f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}")
+        for cell in result.cells
+        if cell.subject == subject
+    ]
+    title = f"Gain of {result.task_vector} in one layer alone, {subject}"
+    print_table(console, ("layer", "gain", "95% interval"), rows, title=title)
+    rows = []
     for row in result.agreement:
         if row.subject == subject:
             known = row.kendall_tau is not None
             interval = f"{row.ci_low:+.2f} to {row.ci_high:+.2f}" if row.ci_low is not None else ""
-            tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("same everywhere", "")
-            table.add_row(row.predictor, str(row.n_layers), tau, interval, p)
-    console.print(table)
+            tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("undefined", "")
+            rows.append((row.predictor, str(row.n_layers), tau, interval, p))
+    columns = ("predictor", "layers", "Kendall tau", "95% interval", "p")
+    print_table(console, columns, rows, title="Does it order the layers by gain?")
     console.print(
         f"Gains in nats per solution token, n = {result.n} {result.split} problems a subject, alpha {result.alpha:g}; "
         f"{result.n_edits} edits, {'each taken off again' if result.verified else 'NOT VERIFIED'}."
@@ -255,12 +288,9 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
 def print_rank(console: Console, result: RankResult) -> None:
     """Draw the recipe's gain and its rank among the random sets, as drawn and at equal edit norm, a row a subject."""
     layers, n_sets = ", ".join(map(str, result.layers)), len(result.sets)
-    table = Table(
-        *("subject", "n", "gain", "95% interval", "rank", "p", "rank, equal norm", "p, equal norm"),
-        title=f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of equally many",
-    )
-    for row in result.rows:
-        table.add_row(
+    columns = ("subject", "n", "gain", "95% interval", "rank", "p", "rank, equal norm", "p, equal norm")
+    rows = [
+        (
             row.subject,
             str(row.n),
             f"{row.gain:+.4f}",
@@ -270,7 +300,10 @@ def print_rank(console: Console, result: RankResult) -> None:
             f"{1 + row.as_good_matched} of {1 + n_sets}",
             f"{row.p_matched:.3f}",
         )
-    console.print(table)
+        for row in result.rows
+    ]
+    title = f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of equally many"
+    print_table(console, columns, rows, title=title)
     console.print(
         f"Gains in nats per solution token on {result.spec.split} problems; rank 1: no set is as good. "
         f"p = rank / (sets + 1), so no smaller than {1 / (1 + n_sets):.3f}."
@@ -279,9 +312,8 @@ def print_rank(console: Console, result: RankResult) -> None:
 
 def print_bench(console: Console, result: BenchResult) -> None:
     """Draw accuracies and paired differences."""
-    table = Table("arm", "subject", "n", "accuracy", "95% interval", "marked", "cut off", title="Accuracy")
-    for row in result.arms:
-        table.add_row(
+    rows = [
+        (
             row.arm,
             row.subject,
             str(row.n),
@@ -290,10 +322,12 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.marker_rate:.2f}",
             f"{row.truncation_rate:.2f}",
         )
-    console.print(table)
-    table = Table("arm", "subject", "difference", "95% interval", "Holm p", "verdict", title="Paired differences")
-    for row in result.comparisons:
-        table.add_row(
+        for row in result.arms
+    ]
+    columns = ("arm", "subject", "n", "accuracy", "95% interval", "marked", "cut off")
+    print_table(console, columns, rows, keys=2, title="Accuracy")
+    rows = [
+        (
             row.arm,
             row.subject,
             f"{row.difference:+.3f}",
@@ -301,10 +335,13 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.holm_p:.4f}",
             row.verdict or "none",
         )
+        for row in result.comparisons
+    ]
     for total in result.totals:
         interval = f"{total.ci_low:+.3f} to {total.ci_high:+.3f}"
-        table.add_row(total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", "")
-    console.print(table)
+        rows.append((total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", ""))
+    columns = ("arm", "subject", "difference", "95% interval", "Holm p", "verdict")
+    print_table(console, columns, rows, keys=2, title="Paired differences")
     for row in result.arms:
         if row.collapsed:
             console.print(f"ALARM: {row.arm}, {row.subject}. {row.collapsed}")
@@ -324,8 +361,6 @@ def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
             console.print(f"python -m stethoscope runs report {run_id} --out report.html", soft_wrap=True)
 
 
-def _cell_text(score: float | None, *, bold: bool) -> str:
-    if score is None:
-        return "–"
-    text = f"{score:.2f}"
-    return f"[bold]{text}[/bold]" if bold else text
+def _score(cell: SpecificityCell) -> Cell:
+    text = _number(cell.score, ".2f")
+    return Text(text, style="bold") if cell.specific else text

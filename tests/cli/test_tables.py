@@ -62,7 +62,7 @@ def diagnosis(layers: Sequence[int], n_layers: int) -> DiagnosisResult:
 def test_each_score_stands_under_its_own_layer(layers: tuple[int, ...], width: int) -> None:
     result = diagnosis(layers, 34)
     text = drawn(print_diagnosis, result, width=width)
-    found = cells_of(text, "against stories")
+    found = cells_of(text, "cross-fitted")
     for cell in result.cells:
         assert found[cell.subject][str(cell.layer)] == f"{cell.score:.2f}"
     assert {int(column) for row in found.values() for column in row} == set(layers)
@@ -128,7 +128,7 @@ def test_energy_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]])
     text, result = both("energy", "--subject", "geometry", "--k", "2,4")
     found = cells_of(text, "Energy kept", keys=2)
     assert {key: row["kept"] for key, row in found.items()} == {
-        f"{cell['layer']} {cell['k']}": "" if cell["retention"] is None else f"{cell['retention']:.3f}"
+        f"{cell['layer']} {cell['k']}": "–" if cell["retention"] is None else f"{cell['retention']:.3f}"
         for cell in result["layers"]
     }
     assert "No SAE: layers 0, 1, 5" in text
