@@ -8,7 +8,10 @@ from stethoscope.delta.patch import build_patch
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.model.session import load_session
 from stethoscope.profiles import MINI
+from stethoscope.reach import reach
 from stethoscope.records import EditRecipe, ModelRef, RandomSubspaceArm
+from stethoscope.results import Ground
+from tests.grounds import ground
 
 ORDER = (9, 8, 5, 4, 3, 2, 7, 6, 0, 1)
 DIAGNOSIS = MINI.diagnose_spec()
@@ -19,9 +22,10 @@ def recipe_on(layers: tuple[int, ...], **fields: object) -> EditRecipe:
     return EditRecipe.model_validate(named | fields)
 
 
-def standard(recipe: EditRecipe, n_layers: int = 10, **fields: object) -> arms.StandardSet:
+def standard(recipe: EditRecipe, n_layers: int | Ground = 10, **fields: object) -> arms.StandardSet:
     chosen = {"order": ORDER, "diagnosis": DIAGNOSIS, "subject": "algebra", "top_k": 8} | fields
-    return arms.standard_set(recipe, n_layers, **chosen)  # type: ignore[arg-type]
+    of = ground(n_layers) if isinstance(n_layers, int) else n_layers
+    return arms.standard_set(recipe, of, **chosen)  # type: ignore[arg-type]
 
 
 def layers_of(found: arms.StandardSet) -> dict[str, list[int]]:
@@ -53,7 +57,7 @@ def test_the_same_edit_stands_there_once() -> None:
 def test_a_recipe_on_all_layers_has_no_other_sets() -> None:
     found = standard(recipe_on(tuple(range(10))))
     assert [arm.name for arm in found.arms] == [
-        "base", "recipe", "projected", "projected, norm-matched", "full fine-tune",
+        "base", "recipe", "projected", "projected, norm-matched", "raw, where projected", "full fine-tune",
     ]  # fmt: skip
     assert "“all layers” is the same edit as “recipe”, and left out." in found.notes
     assert "0 random draws instead of 3: there are no more sets of 10 layers." in found.notes
@@ -68,6 +72,47 @@ def test_random_draws_never_repeat_a_named_control() -> None:
         assert drawn == {(1,), (2,), (3,)}
     few = standard(recipe_on((0,)), n_layers=3, order=(0, 1, 2))
     assert "1 random draws instead of 3: there are no more sets of 1 layers." in few.notes
+
+
+def test_other_layers_are_those_that_the_task_vector_moves_at_equal_count() -> None:
+    found = standard(recipe_on((2, 3, 5)), ground(10, moved=(1, 2, 5, 6, 8, 9)))  # 3 is in the recipe in name only
+    layers = {name: set(chosen) for name, chosen in layers_of(found).items()}
+    assert layers["bottom 3"] == {3, 6, 1}
+    assert layers["last 3"] == {3, 8, 9}
+    assert layers["all layers"] == {1, 2, 3, 5, 6, 8, 9}
+    drawn = [chosen for name, chosen in layers.items() if name.startswith("random 3 ")]
+    assert len(drawn) == 3
+    assert all(3 in chosen and len(chosen & {1, 2, 5, 6, 8, 9}) == 2 for chosen in drawn)
+    kinds = {arms.layer_control(arm, recipe_on((2, 3, 5))) for arm in found.arms}
+    assert {"all", "bottom", "last", "random"} < kinds
+
+
+def test_the_bottom_is_never_the_recipe_s_own() -> None:
+    order = (27, 3, 15)
+    found = standard(recipe_on((15, 27)), ground(30, saes=order), order=order)
+    assert "No bottom 2: only 1 of the layers that were heard are outside the recipe and moved." in found.notes
+    assert layers_of(standard(recipe_on((15,)), ground(30, saes=order), order=order))["bottom 1"] == [3]
+
+
+def test_a_raw_arm_that_moves_the_same_matrices_stands_beside_the_projected_ones() -> None:
+    of = ground(30, saes=(15, 27))
+    found = standard(recipe_on(tuple(range(15, 28))), of)
+    reaches = {arm.name: reach(arm.recipe, of).moves for arm in found.arms if arm.recipe is not None}
+    assert reaches["projected"] == reaches["projected, norm-matched"] == reaches["raw, where projected"]
+    assert sum(len(row.names) for row in reaches["projected"]) == 2 + 5 + 2
+    assert len(reaches["recipe"]) == 13 * 4
+    roles = {arm.name: arms.role_of(arm, found.arms) for arm in found.arms}
+    assert roles["raw, where projected"] == "filtered"
+    (said,) = [note for note in found.notes if "moves the same matrices" in note]
+    assert "Moves 9 of 91 matrices: o_proj, down_proj in layers 15, 27; q_proj" in said
+    none = standard(recipe_on((4, 5)), ground(30, saes=(15, 27)))
+    assert not any("projected" in arm.name for arm in none.arms)
+
+
+def test_an_edit_that_changes_nothing_has_no_controls() -> None:
+    found = standard(recipe_on((3, 4)), ground(10, moved=(1, 2)))
+    assert [arm.name for arm in found.arms] == ["base", "recipe", "full fine-tune"]
+    assert any("Changes nothing" in note for note in found.notes)
 
 
 def test_what_cannot_be_is_said() -> None:
