@@ -6,7 +6,7 @@ from pages import _jobs, _session, _ui, _words
 from stethoscope import arms
 from stethoscope.recipes import shown_layers
 from stethoscope.records import BenchArm, EditRecipe
-from stethoscope.results import DiagnosisResult
+from stethoscope.results import DiagnosisResult, Ground
 from stethoscope.store.ids import content_id, short_id
 
 WHAT = {"controls": "recipe and controls", "sweep": "recipe at several alphas"}
@@ -27,7 +27,7 @@ def _split_follows() -> None:
     st.session_state["bench_split"] = "dev" if st.session_state["bench-what"] == "sweep" else "test"
 
 
-def choose(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
+def choose(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     """Draw the choice of arms and return them all, the base first."""
     for name, start in STARTS.items():
         st.session_state.setdefault(name, start)
@@ -35,9 +35,9 @@ def choose(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.segmented_control("Arms", list(WHAT), format_func=lambda what: WHAT[what], required=True, **widget)
         if st.session_state["bench_what"] == "controls":
-            st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(recipe, n_layers),
+            st.button("Standard set", key="bench-standard", on_click=_take_standard, args=(recipe, ground),
                       help="Every control that this recipe can have, with three random draws.")  # fmt: skip
-    chosen = _sweep(recipe) if st.session_state["bench_what"] == "sweep" else _controls(recipe, n_layers)
+    chosen = _sweep(recipe) if st.session_state["bench_what"] == "sweep" else _controls(recipe, ground)
     chosen = [arms.BASE, *chosen]
     with st.expander(f"{len(chosen)} arms: {', '.join(_ui.escape(arm.name) for arm in chosen)}", key="bench-arm-list"):
         for arm in chosen:
@@ -57,9 +57,9 @@ def _sweep(recipe: EditRecipe) -> list[BenchArm]:
     return list(arms.alpha_sweep(recipe, st.session_state["bench_alphas"]))
 
 
-def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
+def _controls(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     chosen = st.session_state
-    offered, notes = _offered(recipe, n_layers)
+    offered, notes = _offered(recipe, ground)
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
     st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
              **_session.mirror("bench_controls", "bench-controls", "default"))  # fmt: skip
@@ -78,20 +78,20 @@ def _controls(recipe: EditRecipe, n_layers: int) -> list[BenchArm]:
     return found + [saved[key] for key in chosen["bench_saved"]]
 
 
-def _take_standard(recipe: EditRecipe, n_layers: int) -> None:
-    offered, _ = _offered(recipe, n_layers)
+def _take_standard(recipe: EditRecipe, ground: Ground) -> None:
+    offered, _ = _offered(recipe, ground)
     st.session_state.update(bench_controls=[name for name in offered if name != SUBSPACE], bench_draws=3)
 
 
-def _offered(recipe: EditRecipe, n_layers: int) -> tuple[dict[str, list[BenchArm]], tuple[str, ...]]:
+def _offered(recipe: EditRecipe, ground: Ground) -> tuple[dict[str, list[BenchArm]], tuple[str, ...]]:
     """Return the arms of every control that this recipe can have, by the control's name, and what is missing."""
     chosen, profile = st.session_state, _session.profile()
     diagnosis, seed, k = _jobs.look("diagnosis").result, int(chosen["bench_seed"]), int(chosen["edit_k"])
     order = diagnosis.order.get(chosen["subject"]) if isinstance(diagnosis, DiagnosisResult) else None
     standard = arms.standard_set(
         recipe,
-        n_layers,
-        order=order if order and len(order) == n_layers else None,
+        ground,
+        order=order,
         diagnosis=None
         if profile.saes is None
         else profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k),

@@ -7,6 +7,7 @@ import streamlit as st
 from pages import _jobs, _ui
 from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
+from stethoscope.reach import in_words
 from stethoscope.records import BenchPlanSpec, BenchSpec, sample_size
 from stethoscope.results import BenchPlanResult, BenchResult, shortage
 from stethoscope.statistics import SIGNIFICANCE, detectable_difference, expected_found, n_for_margin
@@ -105,6 +106,9 @@ def size(spec: BenchSpec, view: _jobs.View) -> bool:
         said += f" About {_span((answers - stored) / plan.answers_per_s)} at the {plan.answers_per_s:.1f} answers per "
         said += "second of earlier runs."
     st.caption(_ui.escape(said))
+    for name, found in plan.reach.items():
+        if what := in_words(found):
+            (st.warning if found.nothing else st.caption)(f"**{_ui.escape(name)}**: {_ui.escape(what)}")
     if few := shortage(spec, {name: has for name, has in plan.available.items() if has}):
         st.warning(_ui.escape(few))
     if none := [pretty(name) for name, has in plan.available.items() if not has]:

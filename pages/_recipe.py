@@ -5,7 +5,18 @@ import streamlit as st
 from pages import _jobs, _session, _strengths, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
-from stethoscope.records import Arm, EditRecipe, InfoSpec, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm
+from stethoscope.reach import in_words, reach
+from stethoscope.records import (
+    Arm,
+    EditRecipe,
+    InfoSpec,
+    NormMatchedArm,
+    ProjectedArm,
+    RandomSubspaceArm,
+    RawArm,
+    ServedArm,
+)
+from stethoscope.results import Ground, InfoResult
 
 
 def known_layers() -> int | None:
@@ -44,6 +55,20 @@ def wait_for_model() -> None:
         _watch.standing(view, "info", "Load the model")
 
 
+def ground(task_vector: str) -> Ground | None:
+    """Return what the task vector of that name moves and where there are SAEs; None until it was read once."""
+    profile = _session.profile()
+    spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
+    view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
+    return view.result.ground(task_vector) if isinstance(view.result, InfoResult) and not view.stale else None
+
+
+def line(recipe: EditRecipe) -> str:
+    """Return what `recipe` names without changing it, in words; "" where it changes all, or before that is known."""
+    found = ground(recipe.task_vector.name) if recipe.layers else None
+    return "" if found is None else in_words(reach(recipe, found))
+
+
 def from_session(profile: Profile) -> EditRecipe:
     """Return the recipe that the session describes."""
     chosen = st.session_state
@@ -63,6 +88,8 @@ def _arm(profile: Profile) -> Arm:
     k = int(chosen["edit_k"])
     if chosen["arm"] == "raw":
         return RawArm()
+    if chosen["arm"] == "raw-where-projected":
+        return ServedArm(saes=profile.saes)
     if chosen["arm"] == "random-subspace":
         return RandomSubspaceArm(
             rank=k, site=profile.site, seed=int(chosen["arm_seed"]), norm_matched=bool(chosen["arm_matched"])
@@ -89,7 +116,7 @@ def controls(n_layers: int) -> None:
                     **_session.mirror("norms", "edit-norms", "value"))  # fmt: skip
         st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",
                     **_session.mirror("embeddings", "edit-embeddings", "value"))  # fmt: skip
-    if chosen["arm"] == "raw":
+    if chosen["arm"] in ("raw", "raw-where-projected"):
         return
     one, two = st.columns([2, 1])
     if chosen["arm"] == "random-subspace":

@@ -8,6 +8,7 @@ from stethoscope.figures import forest
 from stethoscope.figures.bench_tables import interval
 from stethoscope.figures.forest import Order
 from stethoscope.figures.theme import percent, pretty, signed
+from stethoscope.reach import in_words
 from stethoscope.results import BenchResult
 
 LAYOUTS = ("side by side", "one below the other")
@@ -37,6 +38,12 @@ def alarms(result: BenchResult) -> None:
     """Draw which weights are not verified, which arms collapsed and which problems were left out."""
     if any(not certificate.verified for certificate in result.certificates.values()):
         st.warning("At least one arm's weights could not be verified; do not trust this run.")
+    for name in result.idle:
+        st.warning(f"**{_ui.escape(name)}** changes nothing: the weights that answered are the base’s, so it gets no "
+                   "verdict and is no control.")  # fmt: skip
+    for name, found in result.reach.items():
+        if name not in result.idle and (said := in_words(found)):
+            st.caption(f"**{_ui.escape(name)}**: {_ui.escape(said)}")
     fallen = [row for row in result.arms if row.collapsed]
     if fallen:
         lines = [f"**{_ui.escape(row.arm)} · {pretty(row.subject)}**: {_ui.escape(row.collapsed or '')}"

@@ -24,7 +24,13 @@ ENERGY_K = (4, 8, 16, 32, 64)
 MAX_ALPHA = 1.5
 LATENTS = (1, 512)
 SEEDS = (0, 10_000)
-ARMS = {"raw": "raw", "projected": "projected", "projected-norm-matched": "norm-matched", "random-subspace": "random"}
+ARMS = {
+    "raw": "raw",
+    "projected": "projected",
+    "projected-norm-matched": "norm-matched",
+    "raw-where-projected": "raw where projected",
+    "random-subspace": "random",
+}
 
 
 _whole_page: ContextVar[bool] = ContextVar("the whole page is drawn", default=False)

@@ -18,13 +18,16 @@ def show_base() -> None:
 def show_certificate(certificate: Certificate, recipe: EditRecipe | None) -> None:
     """Say which weights made the result on show: the base, or the edit of `recipe`."""
     label = "BASE verified"
-    if certificate.touched:
+    if not certificate.is_base:
         layers = ",".join(map(str, certificate.layers_edited))
         alpha = f" · alpha {recipe.master_alpha:g}" if recipe is not None else ""
         short = (certificate.recipe_id or "").removeprefix("sha256-")[:4]
         label = f"EDITED: layers {layers}{alpha}" + (f" · recipe {short}…" if short else "")
+    elif recipe is not None and recipe.layers and recipe.master_alpha:
+        label = "NOTHING CHANGED: the edit is the base"
     if not certificate.verified:
-        label = "NOT VERIFIED: checksums differ"
+        failed = certificate.base_intact and certificate.is_base and not certificate.others
+        label = f"NOT VERIFIED: {'the edit is not in the weights' if failed else 'checksums differ'}"
     st.session_state["on_show"] = {"label": label, "verified": certificate.verified}
 
 
@@ -37,7 +40,7 @@ def _badge(status: Any, model: Any) -> tuple[str, str]:
     """Label and colour of the certificate badge; `model` is the profile's, None before it is loaded."""
     shown = st.session_state.get("on_show")
     if isinstance(shown, dict):
-        edited = shown["label"].startswith("EDITED")
+        edited = not shown["label"].startswith("BASE")
         return shown["label"], "red" if not shown["verified"] else "orange" if edited else "green"
     if model is None or status.base_verified is None:
         return "weights not checked yet", "gray"

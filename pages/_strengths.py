@@ -1,5 +1,7 @@
 """Each layer's own strength, for many layers at once: a table, presets, bulk changes, and a small picture."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
@@ -27,16 +29,24 @@ def keep(wanted: dict[int, LayerAlpha]) -> None:
         _session.set_layers(wanted)
 
 
-def _best(n_layers: int) -> tuple[int, ...]:
+def _best() -> tuple[int, ...]:
+    """Return the layers that were heard, best first; none before a diagnosis."""
     result = _jobs.look("diagnosis").result
-    order = result.order.get(st.session_state["subject"], ()) if isinstance(result, DiagnosisResult) else ()
-    return order if len(order) == n_layers else ()
+    return result.order.get(st.session_state["subject"], ()) if isinstance(result, DiagnosisResult) else ()
+
+
+def too_few(order: Sequence[int], n: int) -> str | None:
+    """Return why `n` layers cannot be taken from those that were heard; None where they can."""
+    if not order:
+        return "Needs a diagnosis: open Diagnose once."
+    return None if len(order) >= n else f"Only {len(order)} layers have an SAE, so that no {n} can be taken by score."
 
 
 def presets(n_layers: int) -> None:
     """Draw one button a preset; those that need an order of the layers wait for a diagnosis."""
-    now, order, n = picked(), _best(n_layers), int(st.session_state["top_n"])
-    unknown = {} if order else {"disabled": True, "help": "Needs a diagnosis: open Diagnose once."}
+    now, order, n = picked(), _best(), int(st.session_state["top_n"])
+    reason = too_few(order, n)
+    unknown = {} if reason is None else {"disabled": True, "help": reason}
     everything = strengths.uniform(range(n_layers))
     with st.container(horizontal=True, key="presets", gap="small"):
         for label, key, wanted, more in (

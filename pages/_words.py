@@ -2,7 +2,7 @@
 
 from stethoscope.figures.theme import pretty
 from stethoscope.recipes import shown_layers
-from stethoscope.records import EditRecipe, NormMatchedArm, RandomSubspaceArm, RawArm
+from stethoscope.records import EditRecipe, NormMatchedArm, RandomSubspaceArm, RawArm, ServedArm
 
 
 def symbols(recipe: EditRecipe) -> str:
@@ -10,6 +10,7 @@ def symbols(recipe: EditRecipe) -> str:
     vector = {
         "raw": r"\tau_\ell",
         "projected": r"P_\ell\,\tau_\ell",
+        "raw-where-projected": r"\tau_\ell",
         "random-subspace": r"R_\ell\,\tau_\ell",
         "projected-norm-matched": r"\tfrac{\lVert\tau_\ell\rVert}{\lVert P_\ell\tau_\ell\rVert}\,P_\ell\,\tau_\ell",
     }[recipe.arm.kind]
@@ -26,6 +27,8 @@ def words(recipe: EditRecipe) -> str:
     if isinstance(recipe.arm, RandomSubspaceArm):
         what = f"the part of {what} in a random subspace of {recipe.arm.rank} dimensions (seed {recipe.arm.seed})"
         what += ", scaled back to the raw norm" if recipe.arm.norm_matched else ""
+    elif isinstance(recipe.arm, ServedArm):
+        what += ", only where an SAE serves the matrix"
     elif not isinstance(recipe.arm, RawArm):
         what = f"the part of {what} in the span of the top {recipe.arm.top_k} {pretty(recipe.arm.subject)} latents"
         if isinstance(recipe.arm, NormMatchedArm):

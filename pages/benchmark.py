@@ -23,16 +23,16 @@ from pages import (
 from pages._fragment import fragment
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe
-from stethoscope.results import BenchPlanResult, BenchResult
+from stethoscope.results import BenchPlanResult, BenchResult, Ground
 
 
 @fragment()
-def plan(recipe: EditRecipe, n_layers: int, *, chat_template: bool, busy: bool) -> None:
+def plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: bool) -> None:
     """Draw the plan of the benchmark and the button that starts it; nothing else ever starts one."""
     _plan.problems_and_n()
     power = st.container()
     _plan.how_asked(chat_template=chat_template)
-    spec = _plan.spec_of(_arms.choose(recipe, n_layers))
+    spec = _plan.spec_of(_arms.choose(recipe, ground))
     view = _power.plan_of(spec)
     with power:
         known = isinstance(view.result, BenchPlanResult) and not view.stale
@@ -79,11 +79,11 @@ def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip
         if st.session_state.pop("go", None):
             st.switch_page("pages/diagnose.py")
-    elif n_layers is None:
+    elif n_layers is None or (ground := _recipe.ground(recipe.task_vector.name)) is None:
         _recipe.wait_for_model()
     else:
         with _ui.card("Plan", key="bench-plan"):
-            plan(recipe, n_layers, chat_template=_recipe.has_chat_template(), busy=busy)
+            plan(recipe, ground, chat_template=_recipe.has_chat_template(), busy=busy)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from stethoscope.store.ids import content_id, short_id
 def formula(recipe: EditRecipe) -> None:
     """Say the edit in words and symbols."""
     st.latex(_words.symbols(recipe))
-    st.caption(_ui.escape(_words.words(recipe)))
+    st.caption(_ui.escape(f"{_words.words(recipe)} {_recipe.line(recipe)}".strip()))
 
 
 def live_probe(recipe: EditRecipe) -> None:

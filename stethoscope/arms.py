@@ -2,14 +2,18 @@
 
 Each control keeps the recipe's task vector, master alpha and filter and changes only *which* layers are edited:
 all of them, equally many drawn at random (several seeded draws), the last ones (a control for depth), the least
-specific ones; or it keeps the layers and projects the edit. Strengths per layer are the recipe's mean strength.
-`standard_set` is all of them in one call, with the whole fine-tune as the other end of the scale.
+specific ones; or it keeps the layers and projects the edit. Strengths per layer are the recipe's mean strength. Other
+layers are taken from those that such an edit moves at all, as many as the recipe itself moves; layers that the recipe
+names and does not move stay in every control. `standard_set` is all of them in one call, with the whole fine-tune as
+the other end of the scale.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from stethoscope.reach import in_words, reach, trimmed
+from stethoscope.recipes import shown_layers
 from stethoscope.records import (
     BenchArm,
     DiagnoseSpec,
@@ -19,18 +23,26 @@ from stethoscope.records import (
     ProjectedArm,
     RandomSubspaceArm,
     RawArm,
+    ServedArm,
     Site,
 )
+from stethoscope.results import Ground
 
 BASE = BenchArm(name="base")
 LayerControl = Literal["random", "bottom", "last", "all"]
 LAYER_CONTROLS: tuple[LayerControl, ...] = ("random", "bottom", "last", "all")
 Role = Literal["base", "recipe", "other layers", "filtered", "fine-tune"]
 FINE_TUNE = "full fine-tune"
-FILTERED = ("projected", "projected, norm-matched", "random subspace", "random subspace, norm-matched")
+FILTERED = (
+    "projected",
+    "projected, norm-matched",
+    "random subspace",
+    "random subspace, norm-matched",
+    "raw, where projected",
+)
 
 
-def with_layers(recipe: EditRecipe, layers: Sequence[int]) -> EditRecipe:
+def with_layers(recipe: EditRecipe, layers: Collection[int]) -> EditRecipe:
     """Return `recipe` on `layers` instead, each at the mean strength of the recipe's own layers."""
     strengths = list(recipe.layers.values()) or [LayerAlpha()]
     mean = LayerAlpha(
@@ -40,9 +52,27 @@ def with_layers(recipe: EditRecipe, layers: Sequence[int]) -> EditRecipe:
     return recipe.model_copy(update={"layers": dict.fromkeys(sorted(layers), mean)})
 
 
-def all_layers(recipe: EditRecipe, n_layers: int) -> BenchArm:
-    """Return the arm that edits every layer."""
-    return BenchArm(name="all layers", recipe=with_layers(recipe, range(n_layers)))
+def movable_layers(recipe: EditRecipe, ground: Ground) -> tuple[int, ...]:
+    """Return the layers in which an edit such as `recipe` would move a weight."""
+    return tuple(layer for layer in range(ground.n_layers) if reach(with_layers(recipe, [layer]), ground).moves)
+
+
+class Exchange(NamedTuple):
+    """What changes where other layers take the place of a recipe's: `size` layers; `kept` move nothing, and stay."""
+
+    size: int
+    kept: tuple[int, ...]
+
+
+def exchange(recipe: EditRecipe, layers: Collection[int]) -> Exchange:
+    """Return what other layers may replace, where `layers` are those in which such an edit moves a weight."""
+    kept = tuple(layer for layer in recipe.layers if layer not in layers)
+    return Exchange(len(recipe.layers) - len(kept), kept)
+
+
+def all_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
+    """Return the arm that edits all of `layers`."""
+    return BenchArm(name="all layers", recipe=with_layers(recipe, {*layers, *recipe.layers}))
 
 
 def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
@@ -58,36 +88,45 @@ def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
 
 
 def random_layers(
-    recipe: EditRecipe, n_layers: int, *, draws: int = 3, seed: int = 0, avoid: Iterable[Iterable[int]] = ()
+    recipe: EditRecipe, layers: Sequence[int], *, draws: int = 3, seed: int = 0, avoid: Iterable[Iterable[int]] = ()
 ) -> tuple[BenchArm, ...]:
-    """Return `draws` arms on equally many layers, all different, never the recipe's own set nor one of `avoid`.
+    """Return `draws` arms on equally many of `layers`, all different, never the recipe's own set nor one of `avoid`.
 
-    There are fewer where the model has no more such sets.
+    There are fewer where there are no more such sets.
     """
-    generator = random.Random(f"{seed}-{n_layers}-{len(recipe.layers)}")
-    size, arms = len(recipe.layers), []
-    taken = {tuple(sorted(recipe.layers)), *(tuple(sorted(layers)) for layers in avoid)}
+    size, kept = exchange(recipe, layers)
+    generator = random.Random(f"{seed}-{len(layers)}-{size}")
+    arms: list[BenchArm] = []
+    taken = {tuple(sorted(recipe.layers)), *(tuple(sorted(other)) for other in avoid)}
     for _ in range(200 * draws):
-        layers = tuple(sorted(generator.sample(range(n_layers), size)))
-        if layers not in taken:
-            taken.add(layers)
-            name = f"random {size} ({','.join(map(str, layers))})"
-            arms.append(BenchArm(name=name, recipe=with_layers(recipe, layers)))
+        drawn = tuple(sorted((*kept, *generator.sample(layers, size))))
+        if drawn not in taken:
+            taken.add(drawn)
+            name = f"random {len(drawn)} ({','.join(map(str, drawn))})"
+            arms.append(BenchArm(name=name, recipe=with_layers(recipe, drawn)))
         if len(arms) == draws:
             break
     return tuple(arms)
 
 
-def last_layers(recipe: EditRecipe, n_layers: int) -> BenchArm:
-    """Return the arm on equally many layers at the end of the model."""
-    size = len(recipe.layers)
-    return BenchArm(name=f"last {size}", recipe=with_layers(recipe, range(n_layers - size, n_layers)))
+def last_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
+    """Return the arm on equally many of `layers` (in order), the last ones."""
+    size, kept = exchange(recipe, layers)
+    return BenchArm(name=f"last {size + len(kept)}", recipe=with_layers(recipe, (*kept, *layers[len(layers) - size :])))
 
 
-def bottom_layers(recipe: EditRecipe, order: Sequence[int]) -> BenchArm:
-    """Return the arm on equally many of the least specific layers; `order` lists the layers, best first."""
-    size = len(recipe.layers)
-    return BenchArm(name=f"bottom {size}", recipe=with_layers(recipe, order[len(order) - size :]))
+def bottom_layers(recipe: EditRecipe, layers: Sequence[int], order: Sequence[int]) -> BenchArm | None:
+    """Return the arm on equally many of `layers`, the least specific outside the recipe; None where they are fewer.
+
+    Args:
+        order: the layers that were heard, best first.
+    """
+    size, kept = exchange(recipe, layers)
+    others = [layer for layer in order if layer in layers and layer not in recipe.layers]
+    if len(others) < size:
+        return None
+    lowest = others[len(others) - size :]
+    return BenchArm(name=f"bottom {size + len(kept)}", recipe=with_layers(recipe, (*kept, *lowest)))
 
 
 def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
@@ -138,6 +177,12 @@ def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: 
     )
 
 
+def where_projected(recipe: EditRecipe, diagnosis: DiagnoseSpec) -> BenchArm:
+    """Return the raw recipe restricted to the matrices that its projections can move."""
+    arm = ServedArm(saes=diagnosis.saes)
+    return BenchArm(name=FILTERED[4], recipe=recipe.model_copy(update={"arm": arm}))
+
+
 def random_subspace(recipe: EditRecipe, rank: int, site: Site, *, seed: int = 0) -> tuple[BenchArm, BenchArm]:
     """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm."""
     arm = RandomSubspaceArm(rank=rank, site=site, seed=seed)
@@ -176,7 +221,7 @@ class StandardSet(NamedTuple):
 
 def standard_set(
     recipe: EditRecipe,
-    n_layers: int,
+    ground: Ground,
     *,
     order: Sequence[int] | None,
     diagnosis: DiagnoseSpec | None,
@@ -188,39 +233,77 @@ def standard_set(
 ) -> StandardSet:
     """Return base, recipe, all layers, bottom n, last n, random n, projected, norm-matched, and the full fine-tune.
 
-    An arm that edits exactly like one before it is left out, and said so.
+    Where the projected arms move fewer matrices than the recipe, the raw recipe restricted to these stands beside them.
+    An arm that changes what one before it changes is left out, and said so.
 
     Args:
-        order: the layers by specificity, best first; without it there are no bottom layers.
+        ground: what the task vector moves, and where there are SAEs.
+        order: the layers that were heard by specificity, best first; without it there are no bottom layers.
         diagnosis, subject, top_k: whose latents the projected arms use; without a diagnosis there are none.
         seed: of the random draws. name: of the recipe's arm.
     """
-    notes: list[str] = []
-    wanted = [BASE, BenchArm(name=name, recipe=recipe), all_layers(recipe, n_layers)]
-    fixed = [last_layers(recipe, n_layers)]
+    own = BenchArm(name=name, recipe=recipe)
+    found = reach(recipe, ground)
+    notes = [f"“{name}”: {said}" for said in [in_words(found)] if said]
+    if not found.moves:
+        notes.append("The recipe moves no layer, so there are no other layers to compare it with.")
+        others = StandardSet((), ())
+    else:
+        others = _other_layers(recipe, ground, order=order, seed=seed, draws=draws)
+    filtered = _filtered(recipe, ground, diagnosis=diagnosis, subject=subject, top_k=top_k)
+    wanted = [own, *others.arms, *filtered.arms, full_fine_tune(recipe, ground.n_layers)]
+    notes += [*others.notes, *filtered.notes]
+    arms: list[BenchArm] = [BASE]
+    edits: dict[str, str] = {}
+    for arm in wanted:
+        assert arm.recipe is not None
+        edit = trimmed(arm.recipe, ground).model_dump_json()
+        if edit in edits:
+            notes.append(f"“{arm.name}” is the same edit as “{edits[edit]}”, and left out.")
+        else:
+            edits[edit] = arm.name
+            arms.append(arm)
+    return StandardSet(tuple(arms), tuple(notes))
+
+
+def _other_layers(
+    recipe: EditRecipe, ground: Ground, *, order: Sequence[int] | None, seed: int, draws: int
+) -> StandardSet:
+    """Return the arms on other layers, all layers first."""
+    layers, notes = movable_layers(recipe, ground), []
+    size = exchange(recipe, layers).size
+    if len(layers) < ground.n_layers:
+        notes.append(f"Other layers are taken from those that such an edit moves: {shown_layers(layers)}.")
+    fixed = [last_layers(recipe, layers)]
     if order is None:
         notes.append("No diagnosis, so no bottom layers.")
+    elif (bottom := bottom_layers(recipe, layers, order)) is None:
+        n = sum(layer in layers and layer not in recipe.layers for layer in order)
+        notes.append(f"No bottom {size}: only {n} of the layers that were heard are outside the recipe and moved.")
     else:
-        fixed.insert(0, bottom_layers(recipe, order))
+        fixed.insert(0, bottom)
     avoid = [arm.recipe.layers for arm in fixed if arm.recipe is not None]
-    drawn = random_layers(recipe, n_layers, draws=draws, seed=seed, avoid=avoid)
+    drawn = random_layers(recipe, layers, draws=draws, seed=seed, avoid=avoid)
     if len(drawn) < draws:
-        notes.append(
-            f"{len(drawn)} random draws instead of {draws}: there are no more sets of {len(recipe.layers)} layers."
-        )
-    wanted += [*fixed, *drawn]
+        notes.append(f"{len(drawn)} random draws instead of {draws}: there are no more sets of {size} layers.")
+    return StandardSet((all_layers(recipe, layers), *fixed, *drawn), tuple(notes))
+
+
+def _filtered(
+    recipe: EditRecipe, ground: Ground, *, diagnosis: DiagnoseSpec | None, subject: str, top_k: int
+) -> StandardSet:
+    """Return the projected arms, and the raw one that moves the same matrices where the recipe moves more."""
     if not isinstance(recipe.arm, RawArm):
-        notes.append(f"The recipe is {recipe.arm.kind} itself, so no projected arms beside it.")
-    elif diagnosis is None:
-        notes.append("No SAEs, so no projected arms.")
-    else:
-        wanted += projected(recipe, diagnosis, subject, top_k)
-    wanted.append(full_fine_tune(recipe, n_layers))
-    arms: list[BenchArm] = []
-    for arm in wanted:
-        twin = next((other for other in arms if other.recipe == arm.recipe), None)
-        if twin is None:
-            arms.append(arm)
-        else:
-            notes.append(f"“{arm.name}” is the same edit as “{twin.name}”, and left out.")
-    return StandardSet(tuple(arms), tuple(notes))
+        return StandardSet((), (f"The recipe is {recipe.arm.kind} itself, so no projected arms beside it.",))
+    if diagnosis is None or not ground.sae_layers:
+        return StandardSet((), ("No SAEs, so no projected arms.",))
+    arms = projected(recipe, diagnosis, subject, top_k)
+    assert arms[0].recipe is not None
+    found = reach(arms[0].recipe, ground)
+    if not any(row.side != "norm" for row in found.moves):
+        return StandardSet((), ("No projected arms: no SAE serves a matrix that the recipe moves.",))
+    if not found.lacks:
+        return StandardSet(arms, ())
+    beside = where_projected(recipe, diagnosis)
+    said = f"“{arms[0].name}” and “{arms[1].name}”: {in_words(found)} “{beside.name}” moves the same matrices, raw."
+    return StandardSet((*arms, beside), (said,))

@@ -25,21 +25,30 @@ def decider(margin: float, no_verdict: str | None) -> Decide:
     return lambda low, high, holm_p: None if no_verdict else verdict(low, high, holm_p, margin)
 
 
-def layer_claims(spec: BenchSpec, items: Iterable[BenchItem], decide: Decide) -> tuple[LayerClaim, ...]:
-    """Return what the answers say about the choice of layers of every arm of `spec` that is no control itself."""
+def layer_claims(
+    spec: BenchSpec, items: Iterable[BenchItem], decide: Decide, idle: Collection[str] = ()
+) -> tuple[LayerClaim, ...]:
+    """Return what the answers say about the choice of layers of every arm of `spec` that is no control itself.
+
+    Arms that change nothing (`idle`) have chosen nothing and are no controls.
+    """
     answers = answers_by_arm(spec, items)
     found: list[LayerClaim] = []
     for arm in spec.arms:
-        if role_of(arm, spec.arms) == "recipe":
-            found.extend(claims_of(arm, controls_of(arm, spec.arms), answers, decide))
+        if role_of(arm, spec.arms) == "recipe" and arm.name not in idle:
+            found.extend(claims_of(arm, controls_of(arm, spec.arms, idle), answers, decide))
     return tuple(found)
 
 
-def controls_of(arm: BenchArm, arms: Sequence[BenchArm]) -> dict[LayerControl, list[str]]:
-    """Return the names of the arms that are controls of `arm`'s layers, by kind, in the order of LAYER_CONTROLS."""
+def controls_of(arm: BenchArm, arms: Sequence[BenchArm], idle: Collection[str] = ()) -> dict[LayerControl, list[str]]:
+    """Return the names of the arms that are controls of `arm`'s layers, by kind, in the order of LAYER_CONTROLS.
+
+    Args:
+        idle: arms that change nothing, and so are no controls.
+    """
     if arm.recipe is None:
         return {}
-    kinds = {other.name: layer_control(other, arm.recipe) for other in arms}
+    kinds = {other.name: layer_control(other, arm.recipe) for other in arms if other.name not in idle}
     found: dict[LayerControl, list[str]] = {
         kind: [name for name, of_name in kinds.items() if of_name == kind] for kind in LAYER_CONTROLS
     }

@@ -104,7 +104,7 @@ def outcome(
         for earlier in runs_of(prediction.recipe, others)
         if earlier.run_id != run.run_id and earlier.sequence <= runs_before and _share_problems(earlier.spec, run.spec)
     ]
-    found = controls_of(arm, run.spec.arms)
+    found = {} if arm.name in result.idle else controls_of(arm, run.spec.arms, result.idle)
     missing: list[LayerControl] = []
     for kind in LAYER_CONTROLS:
         if len(found.get(kind, ())) < (FEWEST_DRAWS if kind == "random" else 1):

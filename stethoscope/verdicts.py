@@ -6,6 +6,7 @@ difference to equal-size random draws and from the rank on the probe. What was n
 
 from collections.abc import Iterable, Sequence
 
+from stethoscope.reach import in_words
 from stethoscope.results import ArmRow, BenchResult, ComparisonRow, LayerClaim, RankResult
 from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE, mcnemar_exact
 
@@ -84,6 +85,8 @@ def _setting(result: BenchResult) -> str:
 
 
 def _arm(result: BenchResult, arm: str) -> str:
+    if arm in result.idle:
+        return f"{arm}: changes nothing. The weights that answered are the base's bit by bit, so there is no verdict."
     rows = [row for row in result.comparisons if row.arm == arm]
     controls = result.spec.problems.control_names
     math = [row for row in rows if row.subject not in controls]
@@ -99,6 +102,8 @@ def _arm(result: BenchResult, arm: str) -> str:
     alarms = [row for row in result.arms if row.arm == arm and row.collapsed]
     said += [f"Alarm in {_names([row.subject])}: {row.collapsed}" for row in alarms]
     said += _unscored(rows)
+    reach = result.reach.get(arm)
+    said += [in_words(reach)] if reach is not None and in_words(reach) else []
     return f"{arm}: {_sentences(said)}"
 
 

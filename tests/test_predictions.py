@@ -54,13 +54,13 @@ def bench(draws: int = 3, *, controls: tuple[str, ...] = ("random", "last", "bot
     recipe = chosen[1].recipe
     assert recipe is not None
     if "random" in controls:
-        chosen += arms.random_layers(recipe, 10, draws=draws)
+        chosen += arms.random_layers(recipe, range(10), draws=draws)
     if "last" in controls:
-        chosen.append(arms.last_layers(recipe, 10))
+        chosen.append(arms.last_layers(recipe, range(10)))
     if "bottom" in controls:
-        chosen.append(arms.bottom_layers(recipe, ORDER))
+        chosen.append(arms.bottom_layers(recipe, range(10), ORDER))
     if "all" in controls:
-        chosen.append(arms.all_layers(recipe, 10))
+        chosen.append(arms.all_layers(recipe, range(10)))
     return BenchSpec(
         model=MODEL, problems=PROBLEMS, arms=tuple(chosen), subjects=("algebra", "geometry", "facts"), **fields
     )
@@ -147,7 +147,7 @@ def test_controls_with_other_strengths_are_no_controls() -> None:
     weak = RECIPE.model_copy(update={"master_alpha": 0.5})
     spec = bench()
     swapped = tuple(
-        BenchArm(name=arm.name, recipe=arms.last_layers(weak, 10).recipe) if arm.name.startswith("last") else arm
+        BenchArm(name=arm.name, recipe=arms.last_layers(weak, range(10)).recipe) if arm.name.startswith("last") else arm
         for arm in spec.arms
     )
     found = judged(spec.model_copy(update={"arms": swapped}))

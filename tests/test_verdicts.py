@@ -45,7 +45,7 @@ def answer(
 def planted(tables: dict[str, Table], *, split: str = "test", complete: bool = True, draws: int = 0, draw: Table = GAIN,
             unmarked: int = 0, timeouts: int = 0, tried: int | None = 4) -> BenchResult:  # fmt: skip
     """A benchmark of base and recipe with these 2x2 tables, and `draws` random controls with the table `draw`."""
-    chosen = (arms.BASE, BenchArm(name="recipe", recipe=RECIPE), *arms.random_layers(RECIPE, 10, draws=draws))
+    chosen = (arms.BASE, BenchArm(name="recipe", recipe=RECIPE), *arms.random_layers(RECIPE, range(10), draws=draws))
     spec = BenchSpec.model_validate({"model": ModelRef(id="m"), "problems": PROBLEMS, "arms": chosen, "split": split,
                                      "subjects": tuple(tables), "n": 200, "seed": 7})  # fmt: skip
     items: dict[str, list[BenchItem]] = {arm.name: [] for arm in chosen}

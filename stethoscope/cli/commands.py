@@ -25,6 +25,7 @@ from stethoscope.cli.terminal import (
 )
 from stethoscope.errors import CheckpointError, Paused, RecipeError
 from stethoscope.profiles import Profile
+from stethoscope.reach import in_words, reach
 from stethoscope.recipes import parse_layers, read_recipe
 from stethoscope.records import (
     Arm,
@@ -44,6 +45,7 @@ from stethoscope.records import (
     RandomSubspaceArm,
     RankSpec,
     RawArm,
+    ServedArm,
     Spec,
     StabilitySpec,
 )
@@ -237,6 +239,8 @@ class Commands:
 
     def recipe(self) -> dict[str, object]:
         """Write a recipe."""
+        from stethoscope.pipeline.editing import ground_of
+
         options = self.options
         profile = self.profile
         arm: Arm = RawArm()
@@ -246,6 +250,8 @@ class Commands:
             matched = options.arm.endswith("norm-matched")
             site = options.site or profile.site
             arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
+        elif options.arm == "raw-where-projected":
+            arm = ServedArm(saes=self._with_site().saes)
         elif options.arm != "raw":
             if options.basis_subject is None:
                 raise RecipeError(f"--arm {options.arm} needs --basis-subject", expected=profile.problems.subjects)
@@ -272,6 +278,9 @@ class Commands:
         except OSError as error:
             raise RecipeError(f"cannot write {options.out}", got=error.strerror) from error
         self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}")
+        found = reach(recipe, ground_of(recipe, self.context, self.progress))
+        if said := in_words(found):
+            self.console.print(said)
         return {"recipe_id": content_id(recipe), "out": options.out, "recipe": recipe.model_dump(mode="json")}
 
     def rank(self) -> dict[str, object]:
@@ -336,6 +345,8 @@ class Commands:
 
     def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:
         """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""
+        from stethoscope.pipeline.editing import ground_of
+
         assert arm.recipe is not None, "controls stand beside a recipe"
         diagnosis, order = None, None
         if self.profile.saes is not None:
@@ -346,7 +357,7 @@ class Commands:
         session = self.context.session(arm.recipe.model, self.progress)
         found = arms.standard_set(
             arm.recipe,
-            session.layout.n_layers,
+            ground_of(arm.recipe, self.context, self.progress, whole=True, saes=self.profile.saes),
             order=order,
             diagnosis=diagnosis,
             subject=subject,

@@ -19,7 +19,14 @@ Ctrl-C stores what is finished. A benchmark that was stopped so, or killed, goes
 """
 
 
-ARMS = ("raw", "projected", "projected-norm-matched", "random-subspace", "random-subspace-norm-matched")
+ARMS = (
+    "raw",
+    "projected",
+    "projected-norm-matched",
+    "raw-where-projected",
+    "random-subspace",
+    "random-subspace-norm-matched",
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,6 +14,7 @@ from rich.text import Text
 from stethoscope.cli.tables import Cell, print_table
 from stethoscope.errors import UserError
 from stethoscope.progress import Progress, counted, pace, size_text
+from stethoscope.reach import in_words
 from stethoscope.recipes import shown_layers
 from stethoscope.results import (
     BenchResult,
@@ -333,7 +334,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.difference:+.3f}",
             f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
             f"{row.holm_p:.4f}",
-            row.verdict or "none",
+            "changes nothing" if row.arm in result.idle else row.verdict or "none",
         )
         for row in result.comparisons
     ]
@@ -342,6 +343,9 @@ def print_bench(console: Console, result: BenchResult) -> None:
         rows.append((total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", ""))
     columns = ("arm", "subject", "difference", "95% interval", "Holm p", "verdict")
     print_table(console, columns, rows, keys=2, title="Paired differences")
+    for name, found in result.reach.items():
+        if said := in_words(found):
+            console.print(f"{name}: {said}", markup=False)
     for row in result.arms:
         if row.collapsed:
             console.print(f"ALARM: {row.arm}, {row.subject}. {row.collapsed}")

@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from stethoscope.delta.projection import Serving, SpanBasis, float64, gain_of, inverse_gain, serving
+from stethoscope.delta.projection import SpanBasis, float64, gain_of, inverse_gain
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.layout import MatrixSite
 from stethoscope.model.residual import listen_inputs, listen_residual, site_width
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
+from stethoscope.reach import Serving, serving
 from stethoscope.records import Site
 from stethoscope.sae.documents import batches_by_length
 

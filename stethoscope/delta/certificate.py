@@ -7,7 +7,9 @@ base (an empty patch) all of them. `BaseCheck` goes over all weights, a tensor a
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
 
 from stethoscope.delta.patch import Patch, applied
 from stethoscope.model.checksums import combined
@@ -36,6 +38,7 @@ class Certifying:
         assert len(self._digests) == 3, "the certificate is ready when the with block has ended"
         base, edited, restored = self._digests
         touched = tuple(sorted(self._patch.tensors))
+        changed = [name for name in touched if edited[name] != base[name]]
         expected = self._patch.expected
         return Certificate(
             recipe_id=self._patch.recipe_id,
@@ -47,8 +50,13 @@ class Certifying:
             expected_checksum=combined(expected) if expected else None,
             recomputed_checksum=combined({name: edited[name] for name in expected}) if expected else None,
             touched=touched,
-            layers_edited=tuple(sorted(self._session.layout.layers_of(touched))),
+            layers_edited=tuple(sorted(self._session.layout.layers_of(changed))),
+            idle=bool(touched) and not changed and self._is_base(touched),
         )
+
+    def _is_base(self, touched: Iterable[str]) -> bool:
+        """Return whether the patch's own tensors are the base's, which tells it from a swap that did nothing."""
+        return all(torch.equal(self._patch.tensors[name], self._session.parameter(name)) for name in touched)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ norm-matched arm it is divided per layer by ||P tau|| / ||tau|| in the metric of
 kept, and a moved slider changes numbers only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
 
@@ -23,13 +23,22 @@ from stethoscope.delta.projection import (
     gain_of,
     layer_basis,
     project_delta,
-    serving,
 )
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError
 from stethoscope.model.layout import MatrixSite
 from stethoscope.model.session import ModelSession
-from stethoscope.records import Arm, EditRecipe, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm, Site
+from stethoscope.reach import serving
+from stethoscope.records import (
+    Arm,
+    EditRecipe,
+    NormMatchedArm,
+    ProjectedArm,
+    RandomSubspaceArm,
+    RawArm,
+    ServedArm,
+    Site,
+)
 from stethoscope.store.ids import content_id
 
 NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding noise, not a direction
@@ -112,6 +121,7 @@ class EditSource:
 
     Attributes:
         rows_of_layer: decoder rows of a layer's selected latents, best first; needed by the SAE-projected arms only.
+        sae_layers: layers with an SAE; needed by the arm that is raw where others are projected.
         directions: where directions are kept between builds.
         identity: what decides a direction besides the arm's own fields: the content of weights and SAEs.
     """
@@ -120,6 +130,7 @@ class EditSource:
     task_vector: TaskVector
     recipe: EditRecipe
     rows_of_layer: RowsOfLayer | None = None
+    sae_layers: Collection[int] = ()
     directions: Directions = field(default_factory=lambda: Directions(0))
     identity: str = ""
     _bases: dict[int, SpanBasis | None] = field(default_factory=dict)
@@ -238,6 +249,15 @@ def layer_edits(arm: Arm, source: EditSource, layer: int) -> list[Edit]:
 @layer_edits.register
 def _raw(arm: RawArm, source: EditSource, layer: int) -> list[Edit]:
     return [_edit(site.name, alpha, source.raw(site.name)) for site, alpha in source.sites(layer)]
+
+
+@layer_edits.register
+def _served(arm: ServedArm, source: EditSource, layer: int) -> list[Edit]:
+    return [
+        Edit(site.name, alpha, source.raw(site.name).tensor)
+        for site, alpha in source.sites(layer)
+        if (use := serving(site, arm.saes.site)) is not None and use.layer in source.sae_layers
+    ]
 
 
 @layer_edits.register

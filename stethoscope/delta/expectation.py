@@ -4,8 +4,8 @@
 
 on the parameter's device, tensor by tensor, straight from the base's parameters (from its files, where these hold more
 digits than the session), the recipe's numbers and the task vector as it is read from disk: no kept directions, no
-buffers, no pieces, and bfloat16 rounded by its bit pattern. Only for raw recipes; all touched tensors where they are
-small, else a seeded sample of them.
+buffers, no pieces, and bfloat16 rounded by its bit pattern. Only where nothing is projected; all touched tensors
+where they are small, else a seeded sample of them.
 """
 
 import random
@@ -17,7 +17,7 @@ from torch import Tensor
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.checksums import tensor_digest
 from stethoscope.model.session import ModelSession
-from stethoscope.records import EditRecipe, RawArm
+from stethoscope.records import EditRecipe, RawArm, ServedArm
 
 SAMPLE_BYTES = 64 * 2**20  # of edited weights; at least one tensor is always taken
 
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 64 * 2**20  # of edited weights; at least one tensor is always ta
 def expected_digests(
     session: ModelSession, task_vector: TaskVector, recipe: EditRecipe, touched: Iterable[str], seed: str
 ) -> dict[str, bytes]:
-    """Return the digest that each checked tensor must have while `recipe` is applied; empty where it is not raw.
+    """Return the digest that each checked tensor must have while `recipe` is applied; empty where it is projected.
 
     Args:
         touched: the edited parameters, of which a sample by `seed` is checked where they are large.
@@ -33,7 +33,7 @@ def expected_digests(
     Raises:
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
     """
-    if not isinstance(recipe.arm, RawArm):
+    if not isinstance(recipe.arm, RawArm | ServedArm):
         return {}
     strengths = _strengths(session, recipe)
     digests = {}

@@ -11,7 +11,7 @@ import glob
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from stethoscope.hub import TOKENIZER
 from stethoscope.model.loading import as_saved, quiet_transformers
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm
+from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm, ServedArm
 from stethoscope.results import ExportResult
 
 SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
@@ -42,6 +42,7 @@ class Parts:
         checkpoint: weights, config, tokenizer and model card.
         delta: writes the bare delta of the touched parameters into a folder.
         mergekit: the text of mergekit.yaml.
+        lacks: what the recipe names without changing it, in words, for the card.
         measured: lines of the card about stored benchmarks of the recipe.
         max_shard_bytes: largest weights file.
     """
@@ -49,6 +50,7 @@ class Parts:
     checkpoint: bool = True
     delta: EditSource | None = None
     mergekit: str | None = None
+    lacks: str = ""
     measured: Sequence[str] = ()
     max_shard_bytes: int = 5 * 10**9
 
@@ -88,7 +90,8 @@ def export_checkpoint(
             if parts.mergekit is not None:
                 (folder / "mergekit.yaml").write_text(parts.mergekit, encoding="utf-8")
             (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            (folder / "README.md").write_text(model_card(patch, recipe, parts.measured), encoding="utf-8")
+            card = model_card(patch, recipe, changed_weights(session, patch), parts)
+            (folder / "README.md").write_text(card, encoding="utf-8")
             progress.advance()
             progress.check_cancel()
             folder.replace(out)
@@ -243,32 +246,53 @@ def _save_tokenizer(session: ModelSession, folder: Path) -> None:
             shutil.copyfile(session.folder / name, folder / name)
 
 
-def model_card(patch: Patch, recipe: EditRecipe, measured: Sequence[str] = ()) -> str:
-    """Return the README of an export: what it is, how it was made, and what was measured, if anything was."""
+def changed_weights(session: ModelSession, patch: Patch) -> dict[tuple[int, str], list[str]]:
+    """Return the short names of the matrices that `patch` changes, by layer and part; call it on the base."""
+    found: dict[tuple[int, str], list[str]] = {}
+    for site in session.layout.matrices:
+        tensor = patch.tensors.get(site.name)
+        if tensor is not None and not torch.equal(tensor, session.parameter(site.name)):
+            found.setdefault((site.layer, site.part), []).append(site.matrix)
+    return found
+
+
+def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str], Sequence[str]], parts: Parts) -> str:
+    """Return the README of an export: what it is, how it was made, and what was measured, if anything was.
+
+    Its table lists the matrices that `changed` names by layer and part, not all that the recipe names.
+    """
     task_vector = recipe.task_vector
     revision = f" (revision {recipe.model.revision})" if recipe.model.revision else ""
+    layers = sorted({layer for layer, _ in changed})
+    n_matrices = sum(map(len, changed.values()))
     lines = [
         "# An edited model",
         "",
         f"`{recipe.model.id}`{revision} with the task vector *{task_vector.name}* (`{task_vector.tuned}` minus",
-        f"the base) added to {len(patch.tensors)} tensors, in {recipe.model.dtype}. {_arm_sentence(recipe)}",
+        f"the base) added to {n_matrices} matrices of {len(layers)} layers, in {recipe.model.dtype}.",
+        f"{_arm_sentence(recipe)} {parts.lacks}".strip(),
         "",
         "It is a plain checkpoint: `transformers` loads it like its base, at no extra cost.",
         "",
-        "| layer | attention alpha | mlp alpha |",
-        "|---|---|---|",
+        "| layer | attention | alpha | mlp | alpha |",
+        "|---|---|---|---|---|",
     ]
-    for layer in recipe.layers:
-        lines.append(f"| {layer} | {recipe.alpha(layer, 'attention'):g} | {recipe.alpha(layer, 'mlp'):g} |")
+    for layer in layers:
+        cells = [str(layer)]
+        for part in ("attention", "mlp"):
+            names = changed.get((layer, part), ())
+            cells += [", ".join(names) or "–", f"{recipe.alpha(layer, part):g}" if names else "0"]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Alpha 0 is the base, 1 the full task vector; layers that are not listed are the base's. Norms of these layers "
+        "Alpha 0 is the base, 1 the full task vector; layers and weights that are not listed are the base's. Norms of "
+        "these layers "
         + ("move too" if recipe.norms else "are the base's")
         + "; embeddings, head and final norm "
         + (f"move with alpha {recipe.master_alpha:g}." if recipe.embeddings else "are the base's."),
         "`recipe.json` holds the whole recipe" + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
         "",
-        *(measured or ["Not evaluated: judge it on paired problems before relying on it."]),
+        *(parts.measured or ["Not evaluated: judge it on paired problems before relying on it."]),
         "",
         "The licences of the base model and of the fine-tune apply to this model as well.",
     ]
@@ -279,6 +303,8 @@ def _arm_sentence(recipe: EditRecipe) -> str:
     arm = recipe.arm
     if isinstance(arm, RawArm):
         return "The task vector is injected as it is."
+    if isinstance(arm, ServedArm):
+        return "The task vector is injected as it is, only where an SAE serves the matrix (arm `raw-where-projected`)."
     if isinstance(arm, RandomSubspaceArm):
         return f"Only its part in a random subspace of {arm.rank} dimensions is injected (arm `{arm.kind}`)."
     return (

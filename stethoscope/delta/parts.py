@@ -18,18 +18,17 @@ from stethoscope.delta.activity import FunctionalEnergy
 from stethoscope.delta.chance import MatrixSpectrum, concentration, spectrum_of
 from stethoscope.delta.projection import (
     RowsOfLayer,
-    Serving,
     SpanBasis,
     cumulative_energy,
     facing_basis,
     gain_of,
     layer_basis,
-    serving,
 )
 from stethoscope.delta.realised import Realised, realise
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.layout import MatrixSite
 from stethoscope.model.session import ModelSession
+from stethoscope.reach import Serving, serving
 from stethoscope.records import Site
 
 SELECTED, COMPONENTS, CONTROL, ENCODER, RANDOM = "selected", "components", "control", "encoder", "random"

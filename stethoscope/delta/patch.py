@@ -13,7 +13,7 @@ that a new alpha costs one read of base and direction and one write of the resul
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -73,6 +73,7 @@ def build_patch(
     bases: RowsOfLayer | None = None,
     recipe_id: str | None = None,
     *,
+    sae_layers: Collection[int] = (),
     directions: Directions | None = None,
     identity: str = "",
     buffer_like: BufferLike = fresh_buffer,
@@ -87,6 +88,7 @@ def build_patch(
         task_vector: may be None where the recipe edits nothing.
         bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the arm are used.
             Needed by the projected arms only.
+        sae_layers: layers with an SAE, needed by the arm that is raw where others are projected.
         directions: where directions are kept from build to build, under `identity`: what decides them besides the
             arm's own fields (content of base, task vector and SAEs).
         buffer_like: where the edited tensors are written.
@@ -105,7 +107,7 @@ def build_patch(
         return Patch(recipe_id, {})
     if task_vector is None:
         raise RecipeError("the recipe edits layers, but there is no task vector", expected=recipe.task_vector.name)
-    source = EditSource(session, task_vector, recipe, bases, directions or Directions(0), identity)
+    source = EditSource(session, task_vector, recipe, bases, sae_layers, directions or Directions(0), identity)
     with torch.no_grad():
         tensors = {edit.name: _edited_tensor(session, edit, buffer_like) for edit in edits_of(source)}
     if not tensors and any(source.sites(layer) for layer in recipe.layers):

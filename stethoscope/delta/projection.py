@@ -21,6 +21,7 @@ from torch import Tensor
 from stethoscope.errors import SaeError
 from stethoscope.model.layout import MatrixSite
 from stethoscope.model.session import ModelSession
+from stethoscope.reach import Serving, serving
 from stethoscope.records import Site
 
 DEPENDENT = 1e-3  # a row adds a dimension only if this share of its norm is new
@@ -83,42 +84,6 @@ def cumulative_energy(matrix: Float64[Tensor, "d n"], basis: SpanBasis) -> Float
     """Return ||Q_r^T M||_F^2 for r = 0..rank, from one product (M with the basis' axis first)."""
     energy = (basis.Q.T @ matrix).square().sum(dim=1)
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)])
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Which SAE a matrix is projected with, on which of its axes.
-
-    Attributes:
-        layer: layer of the SAE whose rows are the basis.
-        output_side: True where the basis lives on the output axis (rows of the weight), False for the input axis.
-        gain: whether a norm's gain stands between the matrix and the SAE.
-        approximate: the SAE reads the stream before another write that the matrix sees.
-    """
-
-    layer: int
-    output_side: bool
-    gain: bool
-    approximate: bool = False
-
-
-def serving(site: MatrixSite, sae_site: Site) -> Serving | None:
-    """Return which SAE serves `site`, or None where none does.
-
-    resid_post of layer l serves the writers of l; readers of l see resid_post of l-1 (gate and up only after the
-    attention's write: approximate), so layer 0's have none. mlp_out serves the MLP's writer (down_proj) on its output
-    side, attn_out the attention's (o_proj) on its input side, where no norm stands between.
-    """
-    writer = site.part if site.side == "write" else None
-    if sae_site == "attn_out":
-        return Serving(site.layer, output_side=False, gain=False) if writer == "attention" else None
-    if sae_site == "mlp_out":
-        return Serving(site.layer, output_side=True, gain=True) if writer == "mlp" else None
-    if site.side == "write":
-        return Serving(site.layer, output_side=True, gain=True)
-    if site.layer == 0:
-        return None
-    return Serving(site.layer - 1, output_side=False, gain=True, approximate=site.part == "mlp")
 
 
 def gain_of(session: ModelSession, site: MatrixSite) -> Float[Tensor, " d"] | None:

@@ -8,7 +8,7 @@ tensors stay on disk until they are asked for, and NaN and infinity are found th
 import math
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
+from stethoscope.results import MovedWeights
 
 
 @runtime_checkable
@@ -72,6 +73,7 @@ class TaskVector:
         self._base = base
         self._session = base.session
         self._reader = source
+        self._energies: dict[str, float] = {}
         self._relative_norms: tuple[float, ...] | None = None
 
     def moves(self, name: str) -> bool:
@@ -116,19 +118,42 @@ class TaskVector:
                     return error
         return None
 
+    def energy(self, name: str) -> float:
+        """Return ||tau||^2 of parameter `name` (read once, then remembered): 0 where it stays the base's."""
+        if name not in self._energies:
+            self._energies[name] = _energy(self.delta(name)) if self.moves(name) else 0.0
+        return self._energies[name]
+
     def relative_norms(self) -> tuple[float, ...]:
-        """Return ||tau_l|| / ||theta_l|| of every layer, over its edited matrices (read once, then remembered)."""
+        """Return ||tau_l|| / ||theta_l|| of every layer, over its edited matrices."""
         if self._relative_norms is None:
             norms: list[float] = []
             for layer in range(self._session.layout.n_layers):
-                delta_energy = base_energy = 0.0
-                for site in self._session.layout.of_layer(layer):
-                    if self.moves(site.name):
-                        delta_energy += _energy(self.delta(site.name))
-                    base_energy += _energy(self._session.parameter(site.name).detach().float())
-                norms.append(math.sqrt(delta_energy / base_energy) if base_energy else 0.0)
+                names = [site.name for site in self._session.layout.of_layer(layer)]
+                base = sum(_energy(self._session.parameter(name).detach().float()) for name in names)
+                norms.append(math.sqrt(sum(map(self.energy, names)) / base) if base else 0.0)
             self._relative_norms = tuple(norms)
         return self._relative_norms
+
+    def moved(self, layer: int) -> tuple[MovedWeights, ...]:
+        """Return the weights of `layer` in which tau is not 0 everywhere, matrices before norms."""
+        layout = self._session.layout
+        names: dict[tuple[Literal["attention", "mlp"], Literal["read", "write", "norm"]], list[str]] = {}
+        for site in layout.of_layer(layer):
+            if self.energy(site.name):
+                names.setdefault((site.part, site.side), []).append(site.matrix)
+        for norm in layout.norms_of(layer):
+            if self.energy(norm.name):
+                short = norm.name.removesuffix(".weight").rpartition(".")[2]
+                names.setdefault((norm.part, "norm"), []).append(short)
+        return tuple(
+            MovedWeights(layer=layer, part=part, side=side, names=tuple(found)) for (part, side), found in names.items()
+        )
+
+    @property
+    def moves_outer(self) -> bool:
+        """Tell whether the source holds a delta of embeddings, final norm or head; their values are not read."""
+        return any(self.moves(name) for name in self._session.layout.outer)
 
 
 def open_task_vector(ref: TaskVectorRef, session: ModelSession, *, progress: Progress | None = None) -> TaskVector:

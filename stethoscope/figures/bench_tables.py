@@ -15,7 +15,7 @@ def differences(result: BenchResult) -> list[dict[str, object]]:
         {
             "arm": row.arm,
             "subject": pretty(row.subject),
-            "verdict": row.verdict or "none",
+            "verdict": "changes nothing" if row.arm in result.idle else row.verdict or "none",
             "n": row.n11 + row.n10 + row.n01 + row.n00,
             "difference": signed(100 * row.difference, 1),
             "95% CI, points": interval(row.ci_low, row.ci_high),

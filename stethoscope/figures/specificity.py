@@ -79,7 +79,7 @@ def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | Non
     )  # "select" mutes clicks
     layer_axis(figure, result.n_layers, fixed=True)
     row_axis(figure, labels, fixed=True)
-    _mark_columns(figure, result, picked, {cell.layer for cell in shown})
+    _mark_columns(figure, result, picked, {cell.layer for cell in result.cells})
     return figure
 
 

@@ -57,6 +57,7 @@ def judge(
     recipe_ids: Mapping[str, str | None],
     *,
     complete: bool,
+    idle: Collection[str] = (),
 ) -> Judgement:
     """Return rows, comparisons, totals and claims about layers of the arms of `spec` that have answers.
 
@@ -64,6 +65,7 @@ def judge(
         items_by_arm: answers of completed blocks only, by the arm's name; the first arm is the reference.
         recipe_ids: recipe id by the arm's name, None for the base.
         complete: every arm has answered every problem; a look before that gives no verdict.
+        idle: arms whose weights are the base's: they get no verdict, and are no controls.
     """
     no_verdict = why_no_verdict(spec, complete=complete)
     answers = {arm: list(items) for arm, items in items_by_arm.items()}
@@ -80,9 +82,10 @@ def judge(
         spec.seed,
         subjects=spec.subjects,
         controls=spec.problems.control_names,
+        idle=idle,
     )
     claims = layer_claims(
-        spec, [item for items in answers.values() for item in items], decider(spec.margin, no_verdict)
+        spec, [item for items in answers.values() for item in items], decider(spec.margin, no_verdict), idle
     )
     return Judgement(tuple(rows), found.comparisons, found.totals, claims, no_verdict)
 
@@ -207,6 +210,7 @@ def compare(
     *,
     subjects: Collection[str] = (),
     controls: Collection[str] = (),
+    idle: Collection[str] = (),
 ) -> Comparison:
     """Compare every other arm with `reference`, subject by subject and in total, on the problems common to both.
 
@@ -216,6 +220,7 @@ def compare(
         seed: of the totals' bootstrap.
         subjects: display order.
         controls: subjects that are no math: corrected among themselves, and left out of the totals.
+        idle: arms that get no verdict, for they change nothing.
     """
     assert reference in items_by_arm, f"reference={reference!r} is none of {list(items_by_arm)}"
     keyed = {arm: _by_key(items) for arm, items in items_by_arm.items()}
@@ -230,10 +235,14 @@ def compare(
             {subject: pair for subject, pair in pairs.items() if subject in controls},
         )
         for family in families:
-            comparisons.extend(_comparison_rows(arm, reference, family, decide))
+            comparisons.extend(_comparison_rows(arm, reference, family, _undecided if arm in idle else decide))
         if families[0]:
             totals.extend(_total_row(kind, arm, reference, families[0], seed) for kind in ("macro", "micro"))
     return Comparison(tuple(comparisons), tuple(totals))
+
+
+def _undecided(low: float, high: float, holm_p: float) -> None:
+    return None
 
 
 def _paired(

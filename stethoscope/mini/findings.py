@@ -60,7 +60,7 @@ def mean_order(result: DiagnosisResult) -> list[int]:
 
 def study_arms(setting: Setting, diagnosis: DiagnosisResult) -> list[BenchArm]:
     """Return base, top-n, its controls and the projected arms, in the order of the table."""
-    order = mean_order(diagnosis)
+    order, layers = mean_order(diagnosis), range(diagnosis.n_layers)
     top = EditRecipe(
         model=MINI.model,
         task_vector=MINI.task_vector(setting.task_vector),
@@ -69,12 +69,12 @@ def study_arms(setting: Setting, diagnosis: DiagnosisResult) -> list[BenchArm]:
     chosen = [
         arms.BASE,
         BenchArm(name=f"top {setting.n_layers} ({','.join(map(str, sorted(order[: setting.n_layers])))})", recipe=top),
-        arms.all_layers(top, diagnosis.n_layers),
-        arms.last_layers(top, diagnosis.n_layers),
-        arms.bottom_layers(top, order),
+        arms.all_layers(top, layers),
+        arms.last_layers(top, layers),
+        *filter(None, [arms.bottom_layers(top, layers, order)]),
         *arms.projected(top, MINI.diagnose_spec(), "number_theory", MINI.top_k),
     ]
-    return chosen + list(arms.random_layers(top, diagnosis.n_layers, draws=setting.draws, seed=setting.seed))
+    return chosen + list(arms.random_layers(top, layers, draws=setting.draws, seed=setting.seed))
 
 
 def run_study(setting: Setting, diagnosis: DiagnosisResult, subjects: Sequence[str], n: int) -> BenchResult:

@@ -24,12 +24,12 @@ from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.editing import patch_of, reach_of_arms
 from stethoscope.pipeline.rate import note_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec
-from stethoscope.results import BenchItem, BenchResult, Certificate
+from stethoscope.results import BenchItem, BenchResult, Certificate, Reach, idle_arms
 from stethoscope.store.ids import content_id
 from stethoscope.store.items import StoredItem
 from stethoscope.store.tuning import configurations_tried
@@ -85,6 +85,7 @@ class _Finished:
     asked: dict[str, int]
     excluded: dict[str, int]
     database: Path
+    reach: dict[str, Reach]
     done: int = 0
     items: dict[str, list[BenchItem]] = field(default_factory=dict)
     certificates: dict[str, list[Certificate]] = field(default_factory=dict)
@@ -104,17 +105,20 @@ class _Finished:
     def result(self, *, complete: bool) -> BenchResult:
         """Return what the completed blocks say."""
         recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in self.spec.arms}
-        judgement = judge(self.spec, self.items, recipe_ids, complete=complete)
+        certificates = {name: Certificate.of_passes(known) for name, known in self.certificates.items()}
+        idle = idle_arms(self.spec, certificates)
+        judgement = judge(self.spec, self.items, recipe_ids, complete=complete, idle=idle)
         return BenchResult(
             spec=self.spec,
             **judgement._asdict(),
             items=tuple(item for items in self.items.values() for item in items),
-            certificates={name: Certificate.of_passes(known) for name, known in self.certificates.items()},
+            certificates=certificates,
             complete=complete,
             blocks_done=self.done,
             blocks_total=self.n_blocks,
             asked=self.asked,
             excluded=self.excluded,
+            reach=self.reach,
             configurations_tried=configurations_tried(
                 self.database, {item.problem_id for items in self.items.values() for item in items}
             ),
@@ -157,6 +161,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     without = left_out(spec, context)
     problems = bench_problems(spec, without)
     session = context.session(spec.model, progress)
+    reach = reach_of_arms(spec.arms, context, progress)
     for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
         if arm.recipe is not None:
             patch_of(arm.recipe, context, progress)
@@ -169,6 +174,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         asked=dict(Counter(problem.subject for problem in problems)),
         excluded={subject: len(ids) for subject, ids in without.items()},
         database=context.store.database,
+        reach=reach,
     )
     for number, block in enumerate(blocks, start=1):
         answered: dict[str, list[StoredItem]] = {}

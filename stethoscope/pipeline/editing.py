@@ -2,16 +2,28 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from stethoscope.delta.edits import EditSource, edits_of
 from stethoscope.delta.expectation import expected_digests
-from stethoscope.delta.patch import BufferLike, Patch, build_patch, edits_nothing
+from stethoscope.delta.patch import BufferLike, Patch, build_patch, check_fit, edits_nothing
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import decoder_rows
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, NormMatchedArm, ProjectedArm, RandomSubspaceArm, RawArm
+from stethoscope.reach import reach, saes_of
+from stethoscope.records import (
+    BenchArm,
+    EditRecipe,
+    NormMatchedArm,
+    ProjectedArm,
+    RandomSubspaceArm,
+    RawArm,
+    SaeRef,
+    ServedArm,
+)
+from stethoscope.results import Ground, Reach
 from stethoscope.store.fingerprints import record_fingerprints
 from stethoscope.store.ids import content_id
 
@@ -19,10 +31,48 @@ from stethoscope.store.ids import content_id
 def bases_of(recipe: EditRecipe, session: ModelSession, context: Context, progress: Progress) -> RowsOfLayer | None:
     """Return the decoder rows that the recipe projects on, None where it projects on none."""
     match recipe.arm:
-        case RawArm() | RandomSubspaceArm():
+        case RawArm() | RandomSubspaceArm() | ServedArm():
             return None
         case ProjectedArm() | NormMatchedArm() as arm:
             return decoder_rows(arm.diagnosis, arm.subject, arm.top_k, session, context, progress)
+
+
+def sae_layers(saes: SaeRef | None, session: ModelSession, context: Context, progress: Progress) -> tuple[int, ...]:
+    """Return the layers that have one of `saes`; none without any."""
+    return () if saes is None else context.bank(saes, session, progress).layers
+
+
+def ground_of(
+    recipe: EditRecipe, context: Context, progress: Progress, *, whole: bool = False, saes: SaeRef | None = None
+) -> Ground:
+    """Return what `recipe` has to stand on: read from the task vector once, for its own layers or the whole model.
+
+    Args:
+        saes: those that a projected arm beside it would need, where the recipe itself needs none.
+    """
+    session = context.session(recipe.model, progress)
+    task_vector = context.task_vector(recipe.task_vector, session, progress)
+    layers = range(session.layout.n_layers) if whole else recipe.layers
+    return Ground(
+        n_layers=session.layout.n_layers,
+        moved=tuple(row for layer in layers for row in task_vector.moved(layer)),
+        outer=task_vector.moves_outer,
+        sae_layers=sae_layers(saes_of(recipe) or saes, session, context, progress),
+    )
+
+
+def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress) -> dict[str, Reach]:
+    """Return which weights each arm's recipe changes, by the arm's name; nothing is built for it.
+
+    Raises:
+        RecipeError: a recipe for another model, or for layers that it does not have.
+    """
+    found: dict[str, Reach] = {}
+    for arm in arms:
+        if arm.recipe is not None:
+            check_fit(context.session(arm.recipe.model, progress), None, arm.recipe)
+            found[arm.name] = reach(arm.recipe, ground_of(arm.recipe, context, progress))
+    return found
 
 
 def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float:
@@ -35,6 +85,7 @@ def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float
         context.task_vector(recipe.task_vector, session, progress),
         recipe,
         bases_of(recipe, session, context, progress),
+        sae_layers(saes_of(recipe), session, context, progress),
         context.directions,
         _identity(recipe),
     )
@@ -61,6 +112,7 @@ def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
             recipe,
             bases_of(recipe, session, context, progress),
             recipe_id,
+            sae_layers=sae_layers(saes_of(recipe), session, context, progress),
             directions=context.directions,
             identity=_identity(recipe),
             buffer_like=buffer_like,

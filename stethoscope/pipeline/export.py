@@ -11,8 +11,9 @@ from stethoscope.delta.export import Parts, export_checkpoint
 from stethoscope.delta.mergekit import mergekit_yaml, not_for_mergekit
 from stethoscope.errors import RecipeError, StoreError
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import bases_of, patch_of
+from stethoscope.pipeline.editing import bases_of, ground_of, patch_of, sae_layers
 from stethoscope.progress import Progress
+from stethoscope.reach import in_words, reach, saes_of
 from stethoscope.records import BenchSpec, ExportSpec
 from stethoscope.results import BenchResult, ExportResult
 from stethoscope.store.ids import content_id
@@ -65,10 +66,17 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     wants_yaml = spec.kind in ("all", "mergekit") and why_not is None
     parts = Parts(
         checkpoint=spec.kind in ("all", "checkpoint"),
-        delta=EditSource(session, task_vector, recipe, bases_of(recipe, session, context, progress))
+        delta=EditSource(
+            session,
+            task_vector,
+            recipe,
+            bases_of(recipe, session, context, progress),
+            sae_layers(saes_of(recipe), session, context, progress),
+        )
         if spec.kind in ("all", "delta")
         else None,
         mergekit=mergekit_yaml(recipe, session.layout) if wants_yaml else None,
+        lacks=in_words(reach(recipe, ground_of(recipe, context, progress))),
         measured=measured(spec, context),
         max_shard_bytes=spec.max_shard_bytes,
     )

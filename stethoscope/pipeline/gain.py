@@ -185,10 +185,10 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injec
 
 def most_texts(spec: GainSpec, injector: Injector) -> int:
     """Return how many texts are scored at most: sets that are chosen twice, or drawn and chosen, are scored once."""
-    n_layers, n_pooled = injector.session.layout.n_layers, int((~injector.probes.is_control).sum())
-    drawn = len(draw_sets(n_layers, spec.top_n, spec.random_sets, spec.seed))
+    layers, n_pooled = sorted(injector.active), int((~injector.probes.is_control).sum())
+    drawn = len(draw_sets(layers, spec.top_n, spec.random_sets, spec.seed))
     n_predictors = len(SCORES) + 4  # first-order effect, relative update, linear probe, depth
-    chosen = 2 * n_predictors + 1 + (n_layers - spec.top_n + 1)  # a row: tops and bottoms, the last, windows
+    chosen = 2 * n_predictors + 1 + max(len(layers) - spec.top_n + 1, 0)  # a row: tops and bottoms, the last, windows
     single = len(injector.active) * len(injector.probes.rows)
     return single + (GRADIENT_TEXTS + drawn + 2 * chosen) * n_pooled  # rows: subjects together, and each
 
@@ -257,34 +257,39 @@ def gain_cells(
     return tuple(cells)
 
 
-def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, n_layers: int) -> list[Choice]:
-    """Return each predictor's top and bottom n layers of every row, the last n, and every contiguous window of n."""
+def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, layers: Sequence[int]) -> list[Choice]:
+    """Return each predictor's top and bottom n of `layers` for every row, the last n, and every n in a row.
+
+    There are none where `layers`, those that the task vector moves, are fewer than n.
+    """
     n, choices = spec.top_n, []
+    if len(layers) < n:
+        return choices
     for row in range(n_rows):
         for predictor in predictors:
-            order = predictor.order(row)
+            order = [layer for layer in predictor.order(row) if layer in layers]
             if len(order) >= n and predictor.tells_apart(row):
                 choices.append(Choice("top", predictor.name, row, tuple(sorted(order[:n]))))
                 choices.append(Choice("bottom", predictor.name, row, tuple(sorted(order[-n:]))))
-        choices.append(Choice("last", None, row, tuple(range(n_layers - n, n_layers))))
-        choices += [Choice("window", None, row, tuple(range(i, i + n))) for i in range(n_layers - n + 1)]
+        choices.append(Choice("last", None, row, tuple(layers[-n:])))
+        choices += [Choice("window", None, row, tuple(layers[i : i + n])) for i in range(len(layers) - n + 1)]
     return choices
 
 
 def draw_sets(
-    n_layers: int, size: int, count: int, seed: int, *, without: tuple[int, ...] | None = None
+    layers: Sequence[int], size: int, count: int, seed: int, *, without: tuple[int, ...] | None = None
 ) -> list[tuple[int, ...]]:
-    """Return `count` different seeded sets of `size` layers, or every set where there are not more.
+    """Return `count` different seeded sets of `size` of `layers`, or every set where there are not more.
 
     The set `without` (of `size` layers, ascending) is never among them.
     """
-    if math.comb(n_layers, size) - (without is not None) <= count:
-        return [layers for layers in itertools.combinations(range(n_layers), size) if layers != without]
-    generator, drawn = np.random.default_rng([seed, n_layers, size]), dict[tuple[int, ...], None]()
+    if math.comb(len(layers), size) - (without is not None) <= count:
+        return [found for found in itertools.combinations(layers, size) if found != without]
+    generator, drawn = np.random.default_rng([seed, len(layers), size]), dict[tuple[int, ...], None]()
     while len(drawn) < count:
-        layers = tuple(sorted(generator.choice(n_layers, size, replace=False).tolist()))
-        if layers != without:
-            drawn[layers] = None
+        found = tuple(sorted(layers[place] for place in generator.choice(len(layers), size, replace=False).tolist()))
+        if found != without:
+            drawn[found] = None
     return list(drawn)
 
 
@@ -297,16 +302,16 @@ def set_gains(
 ) -> tuple[tuple[SetGain, ...], tuple[RandomSet, ...]]:
     """Measure the chosen sets, each on the problems of its row, and rank them among random sets of equal size."""
     subjects = (*spec.diagnosis.problems.subjects, POOLED)
-    n_layers = injector.session.layout.n_layers
-    choices = chosen_sets(spec, predictors, len(rows), n_layers)
-    drawn = draw_sets(n_layers, spec.top_n, spec.random_sets, spec.seed)
+    layers = sorted(injector.active)
+    choices = chosen_sets(spec, predictors, len(rows), layers)
+    drawn = draw_sets(layers, spec.top_n, spec.random_sets, spec.seed)
     progress.start("Injecting sets", len(drawn) * len(rows[-1]) + sum(len(rows[choice.row]) for choice in choices))
     random_sets: list[RandomSet] = []
-    for layers in drawn:
-        injector.gain(layers, rows[-1], progress)  # all problems in one edit
-        found = [injector.gain(layers, row, Progress()).mean() for row in rows]
+    for drawn_layers in drawn:
+        injector.gain(drawn_layers, rows[-1], progress)  # all problems in one edit
+        found = [injector.gain(drawn_layers, row, Progress()).mean() for row in rows]
         gains = {subject: float(gain) for subject, gain in zip(subjects, found, strict=True)}
-        random_sets.append(RandomSet(layers=layers, gains=gains))
+        random_sets.append(RandomSet(layers=drawn_layers, gains=gains))
     sets: list[SetGain] = []
     for choice in sorted(choices, key=lambda choice: -choice.row):  # all problems first: subjects then find theirs
         gains_of_set = injector.gain(choice.layers, rows[choice.row], progress)

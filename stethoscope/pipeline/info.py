@@ -36,7 +36,11 @@ def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
         task_vector = context.task_vector(ref, session, progress)
         rows.append(
             TaskVectorRow(
-                name=ref.name, source=task_vector.source, relative_norm_by_layer=tuple(task_vector.relative_norms())
+                name=ref.name,
+                source=task_vector.source,
+                relative_norm_by_layer=task_vector.relative_norms(),
+                moved=tuple(row for layer in range(session.layout.n_layers) for row in task_vector.moved(layer)),
+                moves_outer=task_vector.moves_outer,
             )
         )
         progress.advance()

@@ -4,6 +4,7 @@ from stethoscope.minerva.sources import load_corpus
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.editing import reach_of_arms
 from stethoscope.pipeline.rate import answer_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
@@ -23,7 +24,12 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
         for arm in bench.arms:
             evaluation = evaluation_id(bench, arm.recipe, context)
             stored[arm.name] = len(wanted & context.store.stored_problems(evaluation))
-    return BenchPlanResult(available=available, stored=stored, answers_per_s=answer_rate(bench, context))
+    return BenchPlanResult(
+        available=available,
+        stored=stored,
+        answers_per_s=answer_rate(bench, context),
+        reach=reach_of_arms(bench.arms, context, progress),
+    )
 
 
 def _available(spec: BenchSpec, subject: str) -> int:

@@ -16,6 +16,7 @@ from stethoscope.locations import local_path
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
+from stethoscope.recipes import shown_layers
 from stethoscope.records import PreflightSpec, TaskVectorRef
 from stethoscope.results import PreflightCheck, PreflightResult, PreflightRow
 
@@ -297,9 +298,10 @@ def _evenness(layers: Layers, measured: Measured, total: DeltaMoments, dtype: st
             expected=f"at most {UNEVEN:g} times the median, {middle:.4f}",
             next_step="Look at that layer's matrices: they may be from another model.",
         )
-    return PreflightCheck(
-        name="evenness", outcome="pass", what=f"layers that move do so by {min(moved):.4f} to {max(moved):.4f}"
-    )
+    what = f"layers that move do so by {min(moved):.4f} to {max(moved):.4f}"
+    if still := [layer for layer, norm in norms.items() if not norm]:
+        what += f"; tau is 0 in layers {shown_layers(still)}, where an edit changes nothing"
+    return PreflightCheck(name="evenness", outcome="pass", what=what)
 
 
 def _embeddings(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:

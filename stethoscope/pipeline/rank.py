@@ -3,6 +3,9 @@
     gain of a set = mean over dev problems of NLL(base) - NLL(edited),  in nats per solution token
     p             = (1 + sets with at least the recipe's gain) / (1 + sets)
 
+A set is drawn among the layers that such an edit moves at all, as many as the recipe itself moves: what the recipe
+names without moving it, because tau is 0 there or no SAE serves it, counts for nothing and stays in every set.
+
 Each set is edited twice: as drawn, with the recipe's task vector, filter and mean strength; and matched, its alpha
 multiplied by ||recipe's edit||_F / ||set's edit||_F, since some layers of a task vector are longer than others and a
 longer step alone may do more. Every pass is stored as it finishes, so a stopped ranking goes on where it was.
@@ -13,15 +16,17 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from stethoscope.arms import with_layers
+from stethoscope.arms import exchange, movable_layers, with_layers
+from stethoscope.delta.patch import check_fit
 from stethoscope.errors import RecipeError
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import edit_norm
+from stethoscope.pipeline.editing import edit_norm, ground_of
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
 from stethoscope.pipeline.rate import tell_estimate
 from stethoscope.progress import Progress
+from stethoscope.recipes import shown_layers
 from stethoscope.records import EditRecipe, RankSpec
 from stethoscope.results import RankedSet, RankResult, RankRow
 from stethoscope.results.gain import POOLED
@@ -33,51 +38,57 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
     """Return the recipe's rank; publishes after every set.
 
     Raises:
-        RecipeError: a recipe that moves nothing, or that edits all layers, so that there is no other set.
+        RecipeError: a recipe that moves nothing, or all layers that such an edit can move: there is no other set.
     """
-    recipe, size = spec.recipe, len(spec.recipe.layers)
-    n_layers = context.session(recipe.model, progress).layout.n_layers
-    n_possible = math.comb(n_layers, size) - 1
-    if n_possible < 1:
-        raise RecipeError(
-            "there is no other set of layers to rank this recipe among",
-            got=f"{size} of {n_layers} layers",
-            expected="fewer layers than the model has, and at least one",
-        )
+    recipe = spec.recipe
+    check_fit(context.session(recipe.model, progress), None, recipe)
+    ground = ground_of(recipe, context, progress, whole=True)
+    layers = movable_layers(recipe, ground)
+    size, kept = exchange(recipe, layers)
+    own = tuple(layer for layer in recipe.layers if layer not in kept)
     norm = edit_norm(recipe, context, progress)
     if norm == 0:
         raise RecipeError("the recipe changes nothing, so it has no rank", expected="layers that the task vector moves")
+    n_possible = math.comb(len(layers), size) - 1
+    if n_possible < 1:
+        raise RecipeError(
+            "there is no other set of layers to rank this recipe among",
+            got=f"{size} layers, of the {len(layers)} that such an edit can move ({shown_layers(layers)})",
+            expected="fewer layers than such an edit can move, and at least one",
+        )
     everything = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
     probes = everything.part(~everything.is_control)
-    drawn = draw_sets(n_layers, size, spec.n_sets, spec.seed, without=tuple(recipe.layers))
+    drawn = draw_sets(layers, size, spec.n_sets, spec.seed, without=own)
     n_texts = (2 * len(drawn) + 1) * len(probes.rows)
     tell_estimate(recipe.model, "The ranking", n_texts, context, progress)
     progress.start("Ranking among random sets", n_texts)
-    own = probes.base - edited_nll(recipe, probes, context, progress)
+    gains = probes.base - edited_nll(recipe, probes, context, progress)
     sets: list[RankedSet] = []
 
     def result() -> RankResult:
         return RankResult(
             spec=spec,
             recipe_id=content_id(recipe),
-            n_layers=n_layers,
-            layers=tuple(recipe.layers),
+            n_layers=ground.n_layers,
+            movable=layers,
+            layers=own,
             norm=norm,
-            rows=tuple(_row(subject, items, own, sets) for subject, items in _groups(probes).items()),
+            rows=tuple(_row(subject, items, gains, sets) for subject, items in _groups(probes).items()),
             sets=tuple(sets),
             n_possible=n_possible,
             complete=len(sets) == len(drawn),
         )
 
-    for layers in drawn:
-        sets.append(_measured(with_layers(recipe, layers), norm, probes, context, progress))
+    for others in drawn:
+        found = _measured(with_layers(recipe, (*kept, *others)), norm, probes, context, progress)
+        sets.append(found.model_copy(update={"layers": others}))
         progress.publish(result())
     return result()
 
 
 def _measured(recipe: EditRecipe, norm: float, probes: ProbeSet, context: Context, progress: Progress) -> RankedSet:
     own_norm = edit_norm(recipe, context, progress)
-    if own_norm == 0:  # layers that the task vector does not move stay the base at any alpha
+    if own_norm == 0:  # a span without a latent keeps nothing of it
         progress.skip(2 * len(probes.rows))
         nothing: dict[str, float | None] = dict.fromkeys(_groups(probes), 0.0)
         return RankedSet(layers=tuple(recipe.layers), norm=0.0, scale=1.0, gains=nothing, matched=nothing)

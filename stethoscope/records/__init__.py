@@ -37,6 +37,7 @@ from stethoscope.records.recipe import (
     ProjectedArm,
     RandomSubspaceArm,
     RawArm,
+    ServedArm,
 )
 from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 from stethoscope.records.specs import (
@@ -88,6 +89,7 @@ __all__ = [
     "RandomSubspaceArm",
     "RankSpec",
     "RawArm",
+    "ServedArm",
     "Record",
     "SCHEMA_VERSION",
     "ADD_SAES",

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from stethoscope.records.base import SCHEMA_VERSION, Record, Site
 from stethoscope.records.diagnosis import DiagnoseSpec
-from stethoscope.records.references import ModelRef, TaskVectorRef
+from stethoscope.records.references import ModelRef, SaeRef, TaskVectorRef
 
 
 class LayerAlpha(Record):
@@ -57,7 +57,17 @@ class RandomSubspaceArm(Record):
     norm_matched: bool = False
 
 
-Arm = Annotated[RawArm | ProjectedArm | NormMatchedArm | RandomSubspaceArm, Field(discriminator="kind")]
+class ServedArm(Record):
+    """Inject the task vector as it is, but only into the matrices that `saes` serve: those that a projection can move.
+
+    The fair comparison for a projected arm where not every layer has an SAE: the same matrices, nothing filtered.
+    """
+
+    kind: Literal["raw-where-projected"] = "raw-where-projected"
+    saes: SaeRef
+
+
+Arm = Annotated[RawArm | ProjectedArm | NormMatchedArm | RandomSubspaceArm | ServedArm, Field(discriminator="kind")]
 
 
 class EditRecipe(Record):

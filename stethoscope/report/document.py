@@ -21,6 +21,7 @@ from stethoscope.errors import StoreError
 from stethoscope.figures import accuracy_dose, forest, predictions
 from stethoscope.figures.bench_tables import accuracies, differences, means
 from stethoscope.figures.theme import pretty, text_only
+from stethoscope.reach import in_words
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
 from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, RunSettings
@@ -166,6 +167,8 @@ def _alarms(result: BenchResult) -> Iterator[str]:
         yield f"Smoke test: below n = {forest.SMOKE_TEST_BELOW} per subject most true gains stay unseen."
     if any(not certificate.verified for certificate in result.certificates.values()):
         yield "At least one arm's weights could not be verified; do not trust this run."
+    for name in result.idle:
+        yield f"{name} changes nothing: the weights that answered are the base's, so it gets no verdict."
     for row in result.arms:
         if row.collapsed:
             yield f"Collapse of {row.arm} on {pretty(row.subject)}: {row.collapsed}"
@@ -219,6 +222,8 @@ def _recipes(result: BenchResult) -> str:
                 f"{recipe.task_vector.name}, layers {shown_layers(recipe.layers) or 'none'}, master alpha "
                 f"{recipe.master_alpha:g}, {pretty(recipe.arm.kind)}; {ids.get(arm.name) or 'no answers yet'}"
             )
+            if arm.name in result.reach and (said := in_words(result.reach[arm.name])):
+                words += f". {said}"
         details = "" if recipe is None else f"<pre>{_text(recipe.model_dump_json(indent=2))}</pre>"
         parts.append(f"<details><summary><b>{_text(arm.name)}</b>: {_text(words)}</summary>{details}</details>")
     return "".join(parts)

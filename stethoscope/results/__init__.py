@@ -12,6 +12,7 @@ from stethoscope.results.bench import (
     LayerClaim,
     Sensitivity,
     TotalRow,
+    idle_arms,
     shortage,
 )
 from stethoscope.results.diagnosis import (
@@ -47,6 +48,7 @@ from stethoscope.results.memory import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
 from stethoscope.results.problems import ProblemsResult, ProblemsRow, UnreadGold
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
+from stethoscope.results.reach import Ground, MovedWeights, Reach
 from stethoscope.results.settings import RunSettings
 
 Result = (
@@ -89,6 +91,9 @@ __all__ = [
     "DownloadPart",
     "DownloadResult",
     "EnergyCell",
+    "Ground",
+    "MovedWeights",
+    "Reach",
     "EnergyResult",
     "ExportResult",
     "GainCell",
@@ -130,5 +135,6 @@ __all__ = [
     "TokenChance",
     "TopTokens",
     "TotalRow",
+    "idle_arms",
     "shortage",
 ]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from stethoscope.records import BenchSpec, Grade, Record
 from stethoscope.results.edit import Certificate
+from stethoscope.results.reach import Reach
 
 SUBJECTS_NAMED = 4
 
@@ -165,6 +166,7 @@ class BenchResult(Record):
         asked: problems of each subject that every arm is asked.
         no_verdict: why no verdict is given; None where they are.
         excluded: problems left out because something was chosen on them, by subject.
+        reach: which weights each arm's recipe changes, and which it names without changing them, by arm.
         configurations_tried: other weights and settings than the base that have answered any of these problems so
             far, these arms included; None where nobody counted.
     """
@@ -183,11 +185,23 @@ class BenchResult(Record):
     no_verdict: str | None = None
     excluded: dict[str, int] = {}
     configurations_tried: int | None = None
+    reach: dict[str, Reach] = {}
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Arms with a recipe whose weights were the base's bit by bit: they change nothing and get no verdict."""
+        return idle_arms(self.spec, self.certificates)
 
     @property
     def shortage(self) -> str | None:
         """Which subjects have fewer than n problems, in a sentence; None where none has."""
         return shortage(self.spec, self.asked)
+
+
+def idle_arms(spec: BenchSpec, certificates: Mapping[str, Certificate]) -> tuple[str, ...]:
+    """Return the arms with a recipe whose certificates show the base's weights."""
+    edited = (arm.name for arm in spec.arms if arm.recipe is not None)
+    return tuple(name for name in edited if name in certificates and certificates[name].is_base)
 
 
 class BenchPlanResult(Record):
@@ -196,6 +210,7 @@ class BenchPlanResult(Record):
     Attributes:
         available: problems that the split has, by subject.
         stored: answers that are in the store already, by arm.
+        reach: which weights each arm's recipe would change, by arm.
         answers_per_s: the median of the newest benchmarks asked like this one, counting only what they generated; None
             without any.
     """
@@ -203,3 +218,4 @@ class BenchPlanResult(Record):
     available: dict[str, int]
     stored: dict[str, int]
     answers_per_s: float | None
+    reach: dict[str, Reach] = {}

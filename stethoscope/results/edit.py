@@ -13,7 +13,8 @@ class Certificate(Record):
         edited_checksum: of the same tensors while the edit was on (equal to the base's when no edit was asked for).
         restored_checksum: of the same tensors after the edit was taken off.
         touched: names of the edited parameters.
-        layers_edited: layers with at least one touched tensor.
+        layers_edited: layers in which at least one of them changed.
+        idle: the tensors that the edit put in the place of the base's are the base's bit by bit.
         loaded_checksum: of the same tensors when the model was loaded.
         recomputed: names of the edited tensors that were computed a second time by other code (all of them, or a
             seeded sample of a large edit; none for a projected edit).
@@ -28,6 +29,7 @@ class Certificate(Record):
     restored_checksum: str
     touched: tuple[str, ...]
     layers_edited: tuple[int, ...]
+    idle: bool = False
     loaded_checksum: str | None = None
     recomputed: tuple[str, ...] = ()
     expected_checksum: str | None = None
@@ -51,13 +53,19 @@ class Certificate(Record):
         return self.recomputed_checksum == self.expected_checksum
 
     @property
+    def is_base(self) -> bool:
+        """True when the weights that answered are the base's bit by bit."""
+        return self.edited_checksum == self.base_checksum
+
+    @property
     def verified(self) -> bool:
         """True when base, edit and restored base are what they must be, as far as this certificate has read them.
 
-        The base is as loaded before and after, the edit (if any tensor was touched) changed the weights, and the
-        recomputed tensors are in the model bit by bit; in every pass, with the same edited weights.
+        The base is as loaded before and after, the edit (if any tensor was touched) changed the weights unless its own
+        tensors are the base's, and the recomputed tensors are in the model bit by bit; in every pass, with the same
+        edited weights.
         """
-        edited = bool(self.touched) == (self.edited_checksum != self.base_checksum)
+        edited = self.is_base != (bool(self.touched) and not self.idle)
         same = all(other.verified and self._same_edit(other) for other in self.others)
         return edited and self.base_intact and self.as_recomputed and same
 
@@ -74,6 +82,8 @@ class Certificate(Record):
         if not self.touched:
             return "All weights were hashed before and after, and are those that were loaded."
         base = f"The base of {len(self.touched)} edited tensors was hashed before and after."
+        if self.idle:
+            return f"{base} The edit's own tensors are the base's bit by bit: it changes nothing."
         if not self.recomputed:
             return f"{base} The edit was hashed, not recomputed: that is done for raw edits."
         share = "All" if len(self.recomputed) == len(self.touched) else f"{len(self.recomputed)} sampled"

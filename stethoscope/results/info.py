@@ -1,6 +1,7 @@
 """What a profile holds: model, SAEs, task vectors."""
 
 from stethoscope.records import Record
+from stethoscope.results.reach import Ground, MovedWeights
 
 
 class SaeRow(Record):
@@ -32,11 +33,16 @@ class ModelRow(Record):
 
 
 class TaskVectorRow(Record):
-    """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only)."""
+    """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only), and which weights it moves.
+
+    `moves_outer`: it holds a delta of embeddings, final norm or head.
+    """
 
     name: str
     source: str
     relative_norm_by_layer: tuple[float, ...]
+    moved: tuple[MovedWeights, ...] = ()
+    moves_outer: bool = False
 
 
 class InfoResult(Record):
@@ -45,3 +51,13 @@ class InfoResult(Record):
     model: ModelRow
     saes: tuple[SaeRow, ...]
     task_vectors: tuple[TaskVectorRow, ...]
+
+    def ground(self, task_vector: str) -> Ground:
+        """Return what an edit with the task vector of that name has to stand on, with the profile's SAEs."""
+        row = next(row for row in self.task_vectors if row.name == task_vector)
+        return Ground(
+            n_layers=self.model.n_layers,
+            moved=row.moved,
+            outer=row.moves_outer,
+            sae_layers=tuple(sae.layer for sae in self.saes),
+        )

@@ -43,8 +43,10 @@ class RankResult(Record):
     """A recipe among random sets of equally many layers; rows by subject, the first ("all") over all of them.
 
     Attributes:
-        layers, norm: the recipe's own.
-        n_possible: other sets of that size that the model has; `sets` holds all of them where they are not more than
+        layers, norm: the layers that the recipe moves, and its norm.
+        movable: the layers that such an edit can move, among which the sets are drawn (runs of older versions: none,
+            all layers of the model).
+        n_possible: other sets of that size among these; `sets` holds all of them where they are not more than
             asked for.
         complete: all sets are measured.
     """
@@ -53,6 +55,7 @@ class RankResult(Record):
     recipe_id: str
     n_layers: int
     layers: tuple[int, ...]
+    movable: tuple[int, ...] = ()
     norm: float
     rows: tuple[RankRow, ...]
     sets: tuple[RankedSet, ...]

@@ -44,7 +44,8 @@ def drawn(draw: Callable[..., None], *args: object, width: int = 80) -> str:
 def diagnosis(layers: Sequence[int], n_layers: int) -> DiagnosisResult:
     cells = [
         SpecificityCell(
-            layer=layer, subject=subject, score=sign * layer / 100, ci_low=0.0, ci_high=0.5, p=0.01, p_holm=0.03,
+            layer=layer, subject=subject, score=sign * layer / 100, ci_low=0.0, ci_high=0.5, p=0.01,
+            p_adjusted=0.03, specific=True,
             n_live=20, n_documents=20,
         )
         for subject, sign in (("counting_and_probability", 1), ("geometry", -1))

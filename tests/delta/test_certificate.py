@@ -46,11 +46,13 @@ def test_certificate_of_the_base_covers_every_tensor(session: ModelSession) -> N
     assert certificate.base_checksum == certificate.edited_checksum == session.checksum()
 
 
-def test_an_edit_that_changes_nothing_is_not_verified(session: ModelSession) -> None:
+def test_a_swap_that_did_nothing_is_not_verified(session: ModelSession) -> None:
     name = session.layout.matrices[0].name
+    other = session.parameter(name).detach() + 1
     with certified(session, Patch(None, {name: session.parameter(name).detach().clone()})) as certifying:
-        pass
+        certifying._patch = Patch(None, {name: other})  # what was to be put on
     assert not certifying.certificate.verified
+    assert not certifying.certificate.idle
 
 
 def test_weights_written_behind_the_edit_are_noticed(session: ModelSession, patch: Patch) -> None:

@@ -120,15 +120,15 @@ def test_recipe_and_card_say_what_it_is(
     export_checkpoint(session, patch, recipe, out)
     assert EditRecipe.model_validate_json((out / "recipe.json").read_text()) == recipe
     card = (out / "README.md").read_text()
-    assert "| 1 | 0.4 | 0.4 |" in card
-    assert "| 3 | 0 | 0.8 |" in card
+    assert "| 1 | q_proj, k_proj, v_proj, o_proj | 0.4 | gate_proj, up_proj, down_proj | 0.4 |" in card
+    assert "| 3 | – | 0 | gate_proj, up_proj, down_proj | 0.8 |" in card
     assert "*math*" in card
     assert "`sha256-abc`" in card
     assert "injected as it is" in card
     config = (out / "config.json").read_text()
     assert str(Path(session.ref.id).parent) not in config  # where the base lay on this machine is nobody's business
     projected = make_recipe({1: 1.0}, arm=make_arm(top_k=5))
-    assert "top 5 latents for *algebra*" in export.model_card(patch, projected)
+    assert "top 5 latents for *algebra*" in export.model_card(patch, projected, {}, export.Parts())
 
 
 def test_the_base_can_be_exported_too(session: ModelSession, make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_recipes_and_controls_have_colours_of_their_own() -> None:
     chosen = (
         arms.BASE,
         BenchArm(name="mine", recipe=edit),
-        arms.all_layers(edit, 10),
-        *arms.random_layers(edit, 10, draws=2),
+        arms.all_layers(edit, range(10)),
+        *arms.random_layers(edit, range(10), draws=2),
         *arms.projected(edit, profile, "algebra", 8),
         *arms.random_subspace(edit, 8, "resid_post"),
         arms.full_fine_tune(edit, 10),
@@ -167,7 +167,7 @@ def test_recipes_and_controls_have_colours_of_their_own() -> None:
 def test_every_mark_and_its_interval_have_the_arm_s_colour_and_the_caption_says_which() -> None:
     edit = recipe()
     found = result(("mine", "all layers"))
-    chosen = (arms.BASE, BenchArm(name="mine", recipe=edit), arms.all_layers(edit, 10))
+    chosen = (arms.BASE, BenchArm(name="mine", recipe=edit), arms.all_layers(edit, range(10)))
     found = found.model_copy(update={"spec": found.spec.model_copy(update={"arms": chosen})})
     figure = forest.paired_differences(found, SUBJECTS, 0.03)
     seen = {(y, trace.marker.color, trace.error_x.color) for trace in figure.data for y in map(round, trace.y)}

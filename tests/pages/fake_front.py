@@ -14,6 +14,7 @@ from stethoscope import results as R
 from stethoscope.jobs import ErrorInfo, JobSnapshot, WorkerStatus
 from stethoscope.profiles import Profile
 from stethoscope.store.runs import RunStore
+from tests.grounds import ground
 
 N_LAYERS = 10
 
@@ -57,6 +58,8 @@ def info(spec: r.InfoSpec) -> R.InfoResult:
                 name=ref.name,
                 source=ref.tuned,
                 relative_norm_by_layer=tuple(0.02 + 0.03 * math.exp(-((layer - 6) ** 2) / 8) for layer in range(10)),
+                moved=ground(N_LAYERS).moved,
+                moves_outer=True,
             )
             for ref in spec.task_vectors
         ),

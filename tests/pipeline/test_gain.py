@@ -276,8 +276,8 @@ def test_mistakes_are_told(pico_profile: Profile, context: Context) -> None:
 
 
 def test_random_sets_are_different_and_seeded() -> None:
-    drawn = draw_sets(10, 4, 50, seed=0)
+    drawn = draw_sets(range(10), 4, 50, seed=0)
     assert len(set(drawn)) == 50
     assert all(len(set(layers)) == 4 for layers in drawn)
-    assert drawn == draw_sets(10, 4, 50, seed=0) != draw_sets(10, 4, 50, seed=1)
-    assert len(draw_sets(5, 2, 99, seed=0)) == 10
+    assert drawn == draw_sets(range(10), 4, 50, seed=0) != draw_sets(range(10), 4, 50, seed=1)
+    assert len(draw_sets(range(5), 2, 99, seed=0)) == 10

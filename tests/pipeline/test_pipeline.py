@@ -179,12 +179,12 @@ def test_probe_of_no_strength_is_zero_and_of_a_real_edit_is_not(pico_profile: Pr
 
 def test_control_arms_differ_only_in_their_layers(pico_profile: Profile) -> None:
     recipe = recipe_of(pico_profile, {0: 0.5, 1: 1.0})
-    draws = arms.random_layers(recipe, 4, draws=3, seed=0)
-    assert draws == arms.random_layers(recipe, 4, draws=3, seed=0)
+    draws = arms.random_layers(recipe, range(4), draws=3, seed=0)
+    assert draws == arms.random_layers(recipe, range(4), draws=3, seed=0)
     sets = [tuple(arm.recipe.layers) for arm in draws if arm.recipe]
     assert len(set(sets)) == 3
     assert (0, 1) not in sets
-    last = arms.last_layers(recipe, 4).recipe
+    last = arms.last_layers(recipe, range(4)).recipe
     assert last is not None
     assert list(last.layers) == [2, 3]
     assert last.layers[2].mlp == 0.75

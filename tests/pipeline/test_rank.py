@@ -73,24 +73,24 @@ def test_every_gain_is_the_probes_and_every_match_has_the_recipes_norm(pico_prof
 def test_a_planted_layer_ranks_first_where_it_helps_and_last_where_it_harms(
     pico_profile: Profile, context: Context, make_pico: Callable[..., Path]
 ) -> None:
-    """Only layer 2 of this fine-tune moves, so that sets without it do nothing; backwards, it harms."""
+    """Layer 2 of this fine-tune moves 10,000 times as far as the others, so that these do next to nothing."""
 
     def move(model: Gemma3ForCausalLM) -> None:
         for name, parameter in model.named_parameters():
-            if ".layers.2." in name and "_proj" in name:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+            if "_proj" in name:
+                size = 0.3 if ".layers.2." in name else 0.3e-4
+                parameter.add_(size * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
 
     moved = TaskVectorRef(name="moved", tuned=str(make_pico(move)))
     found = {}
     for alpha in (0.02, -0.02):  # small enough to be first order: one of the two helps
         recipe = recipe_of(pico_profile, {2: 1.0}, task_vector=moved, master_alpha=alpha)
         result = ranked(RankSpec(recipe=recipe, n=4, problems=pico_profile.problems), context)
-        assert [other.gains["all"] for other in result.sets] == [0.0, 0.0, 0.0]
-        assert [other.norm for other in result.sets] == [0.0, 0.0, 0.0]
+        assert all(0 < other.norm < 1e-3 * result.norm for other in result.sets)
         found[result.row().gain > 0] = result.row()
     assert found.keys() == {True, False}
-    assert (found[True].as_good, found[True].p, found[True].p_matched) == (0, 0.25, 0.25)
-    assert (found[False].as_good, found[False].p, found[False].p_matched) == (3, 1.0, 1.0)
+    assert (found[True].as_good, found[True].p) == (0, 0.25)
+    assert (found[False].as_good, found[False].p) == (3, 1.0)
 
 
 def test_a_set_that_does_as_well_counts_and_each_rank_has_its_own_gains() -> None:
@@ -109,7 +109,7 @@ def test_a_set_that_does_as_well_counts_and_each_rank_has_its_own_gains() -> Non
 def test_nothing_to_rank_is_said(pico_profile: Profile, context: Context) -> None:
     for layers, what in (
         ({0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, "no other set"),
-        ({}, "no other set"),
+        ({}, "nothing"),
         ({1: 0.0}, "nothing"),
     ):
         with pytest.raises(RecipeError, match=what):
@@ -119,17 +119,17 @@ def test_nothing_to_rank_is_said(pico_profile: Profile, context: Context) -> Non
 def test_sets_are_seeded_different_and_never_the_own() -> None:
     own = (1, 4, 5)
     for seed in range(20):
-        drawn = draw_sets(8, 3, 30, seed, without=own)
+        drawn = draw_sets(range(8), 3, 30, seed, without=own)
         assert len(set(drawn)) == 30
         assert own not in drawn
     assert (
-        draw_sets(8, 3, 30, 1, without=own)
-        == draw_sets(8, 3, 30, 1, without=own)
-        != draw_sets(8, 3, 30, 2, without=own)
+        draw_sets(range(8), 3, 30, 1, without=own)
+        == draw_sets(range(8), 3, 30, 1, without=own)
+        != draw_sets(range(8), 3, 30, 2, without=own)
     )
-    assert own in draw_sets(8, 3, 56, 0)
-    assert len(draw_sets(8, 3, 99, 0, without=own)) == 55
-    assert len(draw_sets(8, 3, 55, 0, without=own)) == 55
+    assert own in draw_sets(range(8), 3, 56, 0)
+    assert len(draw_sets(range(8), 3, 99, 0, without=own)) == 55
+    assert len(draw_sets(range(8), 3, 55, 0, without=own)) == 55
 
 
 class StopAt(Progress):
