@@ -72,7 +72,7 @@ def mini_work() -> Work:
     """Return what the mini says at one layer to its own prompts."""
     spec = MINI.diagnose_spec()
     session = load_session(MINI.model, device="cpu", progress=Progress())
-    bank = open_bank(MINI.saes, session.layout.d_model)
+    bank = open_bank(spec.listens_with, session.layout.d_model)
     documents = [document for subject in spec.problems.subjects for document in corpus_documents(spec, subject)]
     rows = tokenise(session, documents, spec.tokens)
     (heard,) = listen(session, rows, [MINI_LAYER], bank.ref.site, d=bank.d_model, progress=Progress())

@@ -89,7 +89,7 @@ def _arm(profile: Profile) -> Arm:
     if chosen["arm"] == "raw":
         return RawArm()
     if chosen["arm"] == "raw-where-projected":
-        return ServedArm(saes=profile.saes)
+        return ServedArm(saes=profile.diagnose_spec().listens_with)
     if chosen["arm"] == "random-subspace":
         return RandomSubspaceArm(
             rank=k, site=profile.site, seed=int(chosen["arm_seed"]), norm_matched=bool(chosen["arm_matched"])

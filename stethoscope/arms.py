@@ -179,7 +179,7 @@ def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: 
 
 def where_projected(recipe: EditRecipe, diagnosis: DiagnoseSpec) -> BenchArm:
     """Return the raw recipe restricted to the matrices that its projections can move."""
-    arm = ServedArm(saes=diagnosis.saes)
+    arm = ServedArm(saes=diagnosis.listens_with)
     return BenchArm(name=FILTERED[4], recipe=recipe.model_copy(update={"arm": arm}))
 
 

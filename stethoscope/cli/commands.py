@@ -251,7 +251,7 @@ class Commands:
             site = options.site or profile.site
             arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
         elif options.arm == "raw-where-projected":
-            arm = ServedArm(saes=self._with_site().saes)
+            arm = ServedArm(saes=self._with_site().diagnose_spec().listens_with)
         elif options.arm != "raw":
             if options.basis_subject is None:
                 raise RecipeError(f"--arm {options.arm} needs --basis-subject", expected=profile.problems.subjects)

@@ -131,7 +131,7 @@ def _add_problems_options(problems: argparse.ArgumentParser) -> None:
     problems.add_argument("--seed", type=int, default=0)
 
 
-def _add_runs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     text = "list, show, report or delete stored runs"
     runs = commands.add_parser("runs", help=text, description=text[0].upper() + text[1:] + ".")
     actions = runs.add_subparsers(dest="action", required=True, parser_class=_Parser, metavar="ACTION")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -98,5 +99,7 @@ class _CriticalValue:
             return larger
         if self.at(smaller) <= t:
             return smaller
-        found = optimize.brentq(lambda log_tail: self.at(math.exp(log_tail)) - t, math.log(smaller), math.log(larger))
+        found: Any = optimize.brentq(
+            lambda log_tail: self.at(math.exp(log_tail)) - t, math.log(smaller), math.log(larger)
+        )
         return math.exp(found)
