@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe
+from stethoscope.store.schema import connection, insert
 
 Open = Callable[..., AppTest]
 
@@ -63,13 +64,27 @@ def test_a_paused_benchmark_goes_on_and_a_finished_one_does_not(front: FakeFront
 def test_a_result_of_another_version_is_a_sentence_and_the_page_goes_on(front: FakeFront, open_page: Open) -> None:
     run_id = stored(front, a_spec())
     blob = front.store.blobs.put_json({"kind": "BenchResult", "data": {"old": 1}})
-    with sqlite3.connect(front.store.database) as database:
-        database.execute("UPDATE runs SET result_id = ? WHERE run_id = ?", (blob, run_id))
+    with connection(front.store.database, write=True) as opened:
+        row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        fields = {name: row[name] for name in row.keys() if name != "digest"} | {"result_id": blob}  # noqa: SIM118
+        insert(opened, "runs", fields, "OR REPLACE")
     app = open_page("runs")
     app.selectbox(key="run-select").set_value(run_id).run()
     assert not app.exception
     assert any("does not fit this version" in error.value for error in app.error)
     assert any("What changed between two recipes" in element.value for element in app.markdown)
+
+
+def test_a_damaged_row_is_named_and_the_page_goes_on(front: FakeFront, open_page: Open) -> None:
+    run_id, whole = stored(front, a_spec()), stored(front, a_spec(seed=1))
+    with sqlite3.connect(front.store.database) as database:
+        database.execute("UPDATE runs SET created_at = 'soon' WHERE run_id = ?", (run_id,))
+    app = open_page("runs")
+    app.selectbox(key="run-select").set_value(run_id).run()
+    assert not app.exception
+    assert any(f"run {run_id} is damaged" in error.value.replace("\\", "") for error in app.error)
+    app.selectbox(key="run-select").set_value(whole).run()
+    assert not app.error
 
 
 def test_two_benchmarks_stand_side_by_side_and_are_paired_on_shared_problems(front: FakeFront, open_page: Open) -> None:

@@ -160,7 +160,7 @@ def test_configurations_are_counted_by_what_answered_these_problems(pico_profile
     assert more.configurations_tried == 3, "a larger sample contains problems that the others answered"
     seen = {item.problem_id for item in longer.items}
     fresh = {item.problem_id for item in more.items} - seen
-    assert configurations_tried(context.store.database, fresh) == 1
+    assert configurations_tried(context.store.database, fresh) == (1, 0)
     dev = judged(bench_of(pico_profile, first, split="dev"), context)
     assert dev.configurations_tried == 1, "other problems, another count"
 
@@ -169,7 +169,7 @@ def test_the_store_takes_any_number_of_problems(tmp_path: Path) -> None:
     store, ids = RunStore(tmp_path), [f"{number:016x}" for number in range(1300)]
     put_tuned_on(store.database, "m", "bench", ids[100:1200])
     put_tuned_on(store.database, "m", "bench", ids[100:1200])
-    assert tuned_on(store.database, "m", ids) == set(ids[100:1200])
-    assert tuned_on(store.database, "m", ids[:100]) == frozenset()
-    assert tuned_on(store.database, "m", []) == frozenset()
-    assert configurations_tried(store.database, ids) == 0
+    assert tuned_on(store.database, "m", ids) == (set(ids[100:1200]), 0)
+    assert tuned_on(store.database, "m", ids[:100]).problem_ids == frozenset()
+    assert tuned_on(store.database, "m", []).problem_ids == frozenset()
+    assert configurations_tried(store.database, ids) == (0, 0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from stethoscope.errors import StoreError
 from stethoscope.records import (
     BenchArm,
     BenchSpec,
@@ -18,7 +17,6 @@ from stethoscope.records import (
     SaeRef,
     TaskVectorRef,
 )
-from stethoscope.store import schema
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
 
@@ -121,22 +119,17 @@ def test_the_table_refuses_changes(store: RunStore, change: str) -> None:
     assert store.list_predictions() == before
 
 
-@pytest.mark.parametrize("body", ["replace(body, '0.25', '0.75')", "'{}'", "'not json'"])
-def test_a_damaged_prediction_is_left_out(store: RunStore, body: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["body = replace(body, '0.25', '0.75')", "body = '{}'", "body = 'not json'", "created_at = 1.0"]
+)
+def test_a_damaged_prediction_is_left_out_and_can_be_frozen_anew(store: RunStore, change: str) -> None:
     store.put_prediction(prediction(3))
     other = store.put_prediction(prediction(4))
     damaged = content_id(prediction(3))
     execute(store, "DROP TRIGGER predictions_stay",
-            f"UPDATE predictions SET body = {body} WHERE prediction_id = '{damaged}'")  # fmt: skip
+            f"UPDATE predictions SET {change} WHERE prediction_id = '{damaged}'")  # fmt: skip
     assert [stored.prediction_id for stored in store.list_predictions()] == [other]
-
-
-def test_a_store_from_before_predictions_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
-        old = RunStore(tmp_path / "runs")
-        with pytest.raises(StoreError):
-            old.list_predictions()
-    store = RunStore(tmp_path / "runs")
-    assert store.list_predictions() == []
-    assert store.put_prediction(prediction(3)) == store.list_predictions()[0].prediction_id
+    again = time.time()
+    assert store.put_prediction(prediction(3)) == damaged
+    found = {stored.prediction_id: stored.created_at for stored in store.list_predictions()}
+    assert found[damaged] >= again, "under a new time"
