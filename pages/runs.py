@@ -55,8 +55,9 @@ def detail(run: Any) -> None:
     """Draw one run: open again, pin, resume, downloads; one that cannot be read says so, and the page goes on."""
     store = _jobs.front().store
     st.caption(_ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
-    if (settings := get_settings(store.database, run.run_id)) is not None:
-        st.caption(_ui.escape(f"Computed in {settings.in_words}"))
+    with _ui.guarded():
+        if (settings := get_settings(store.database, run.run_id)) is not None:
+            st.caption(_ui.escape(f"Computed in {settings.in_words}"))
     with st.container(horizontal=True):
         st.button("Open again", key="open-run", type="primary", disabled=run.result_id is None, on_click=open_again,
                   args=(run,))  # fmt: skip
@@ -81,7 +82,7 @@ def compare(runs: list[Any]) -> None:
 
 def _by_default(run: Any, kind: str | None) -> bool:
     """Whether a run is listed unasked: not when it was stopped or failed, or is a curve that Edit drew by itself."""
-    listed = run.result_id is not None or run.state in ("running", *RESUMABLE)
+    listed = run.result_id is not None or run.state in ("running", "damaged", *RESUMABLE)
     return listed and (run.kind != "dose" or kind == "dose")
 
 

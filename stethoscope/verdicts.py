@@ -79,6 +79,11 @@ def _setting(result: BenchResult) -> str:
             f"Configurations tried on these problems so far: {result.configurations_tried}, these arms included; the p "
             "values are not corrected for them."
         )
+    if result.damaged_rows:
+        said.append(
+            f"{result.damaged_rows} stored records of what was chosen on or tried are damaged: problems may be missing "
+            "from those left out, and a configuration that cannot be read counts as tried."
+        )
     if sizes and sizes[0] < SMOKE_TEST_BELOW:
         said.append(f"Below {SMOKE_TEST_BELOW} problems per subject this is a smoke test: most true gains stay unseen.")
     return " ".join(said)

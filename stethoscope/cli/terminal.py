@@ -353,6 +353,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
         console.print(result.shortage)
     if result.no_verdict:
         console.print(result.no_verdict)
+    if result.damaged_rows:
+        console.print(f"{result.damaged_rows} stored records of what was chosen on or tried are damaged.")
     if any(row.n < 100 for row in result.arms):
         console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
 

@@ -32,7 +32,7 @@ from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate, Reach, idle_arms
 from stethoscope.store.ids import content_id
 from stethoscope.store.items import StoredItem
-from stethoscope.store.tuning import configurations_tried
+from stethoscope.store.tuning import configurations_tried, tuned_on
 
 
 def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Problem]:
@@ -105,6 +105,8 @@ class _Finished:
     def result(self, *, complete: bool) -> BenchResult:
         """Return what the completed blocks say."""
         recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in self.spec.arms}
+        answered = {item.problem_id for items in self.items.values() for item in items}
+        tried = configurations_tried(self.database, answered)
         certificates = {name: Certificate.of_passes(known) for name, known in self.certificates.items()}
         idle = idle_arms(self.spec, certificates)
         judgement = judge(self.spec, self.items, recipe_ids, complete=complete, idle=idle)
@@ -119,9 +121,8 @@ class _Finished:
             asked=self.asked,
             excluded=self.excluded,
             reach=self.reach,
-            configurations_tried=configurations_tried(
-                self.database, {item.problem_id for items in self.items.values() for item in items}
-            ),
+            configurations_tried=tried.configurations,
+            damaged_rows=tried.damaged + tuned_on(self.database, self.spec.model.id, answered).damaged,
         )
 
 

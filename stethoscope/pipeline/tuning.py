@@ -80,7 +80,7 @@ def left_out(spec: BenchSpec, context: Context) -> dict[str, frozenset[str]]:
         test = load_corpus(spec.problems, subject, "test")
         ids = {problem.problem_id for problem in test if problem.subject == subject}
         for_tuning = problem_ids(spec.problems, subject, ("dev", "train"))
-        seen = tuned_on(context.store.database, spec.model.id, ids) | (ids & for_tuning)
+        seen = tuned_on(context.store.database, spec.model.id, ids).problem_ids | (ids & for_tuning)
         if seen:
             found[subject] = frozenset(seen)
     return found

@@ -62,7 +62,11 @@ def of_run(store: RunStore, run_id: str) -> str:
             next_step="Download its result as JSON.",
         )
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.created_at))
-    facts = RunFacts(run_id, started, run.state, run.elapsed_s, get_settings(store.database, run_id))
+    try:
+        settings = get_settings(store.database, run_id)
+    except StoreError:
+        settings = None  # the report says that they are not known
+    facts = RunFacts(run_id, started, run.state, run.elapsed_s, settings)
     return report_html(result, facts, rank=stored_rank(store, result.spec))
 
 
@@ -247,7 +251,7 @@ def _certificates(result: BenchResult) -> str:
 
 def _settings(result: BenchResult, settings: RunSettings | None) -> str:
     spec = result.spec.model_dump(mode="json", exclude={"arms"})
-    computed = "<p>Under which device and kernels it was computed was not recorded.</p>"
+    computed = "<p>Under which device and kernels it was computed is not known: no record of it can be read.</p>"
     if settings is not None:
         rows = [(pretty(name), value) for name, value in settings.model_dump(mode="json").items()]
         computed = f"<p>It was computed under:</p>{_facts(rows)}"

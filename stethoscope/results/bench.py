@@ -167,6 +167,8 @@ class BenchResult(Record):
         no_verdict: why no verdict is given; None where they are.
         excluded: problems left out because something was chosen on them, by subject.
         reach: which weights each arm's recipe changes, and which it names without changing them, by arm.
+        damaged_rows: stored records of what was chosen on and of what was tried that are not as they were written:
+            problems may be missing from `excluded`, and each unreadable configuration counts as tried.
         configurations_tried: other weights and settings than the base that have answered any of these problems so
             far, these arms included; None where nobody counted.
     """
@@ -185,6 +187,7 @@ class BenchResult(Record):
     no_verdict: str | None = None
     excluded: dict[str, int] = {}
     configurations_tried: int | None = None
+    damaged_rows: int = 0
     reach: dict[str, Reach] = {}
 
     @property

@@ -26,9 +26,10 @@ from stethoscope.records import (
 )
 from stethoscope.results import Result
 from stethoscope.store.ids import content_id, short_id
+from stethoscope.store.schema import intact
 
 EndState = Literal["done", "paused", "cancelled", "failed"]
-RunState = EndState | Literal["running", "interrupted", "deleted"]
+RunState = EndState | Literal["running", "interrupted", "deleted", "damaged"]
 RESUMABLE = ("paused", "interrupted")
 
 SPEC_OF_KIND: dict[str, type[Spec]] = {
@@ -93,10 +94,17 @@ class RunRecord:
     error: str | None
     title: str | None
     pinned: bool
+    intact: bool = True
 
     @property
     def spec(self) -> Spec:
         """The spec of the run; raises `StoreError` when the row is damaged."""
+        if not self.intact:
+            raise StoreError(
+                f"run {self.run_id} is damaged",
+                got="a row that is not as it was written",
+                next_step="Ask the same again: stored answers are used. Or delete the run.",
+            )
         spec_class = SPEC_OF_KIND.get(self.kind)
         if spec_class is None:
             raise StoreError(f"run {self.run_id} is of an unknown kind", got=self.kind)
@@ -127,7 +135,23 @@ class RunRecord:
 
 
 def run_record(row: sqlite3.Row) -> RunRecord:
-    """Return a row of the table of runs as a record."""
+    """Return a row of the table of runs as a record; of a damaged one nothing but the id is believed."""
+    if not intact(row):
+        return RunRecord(
+            run_id=str(row["run_id"]),
+            kind=str(row["kind"]),
+            spec_json="",
+            spec_id="",
+            state="damaged",
+            created_at=0.0,
+            sequence=row["sequence"],
+            elapsed_s=None,
+            result_id=None,
+            error=None,
+            title=None,
+            pinned=False,
+            intact=False,
+        )
     return RunRecord(
         run_id=row["run_id"],
         kind=row["kind"],

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stethoscope.errors import StoreError
 from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.ids import bytes_id, canonical_json
-from stethoscope.store.schema import connection
+from stethoscope.store.schema import connection, insert, intact
 
 PROBLEMS_AT_ONCE = 500  # SQLite takes at least 999 values in a statement
 
@@ -27,17 +27,14 @@ class StoredItem(NamedTuple):
 
 
 def put_items(database: Path, evaluation_id: str, items: Sequence[BenchItem], certificate: Certificate) -> None:
-    """Store a finished block, all or none of it; an item stored before is replaced."""
-    digest, body = _body(certificate)
-    rows = [(evaluation_id, item.problem_id, *_body(item), digest) for item in items]
+    """Store a finished block, all or none of it; an item, or a certificate, stored before is replaced."""
+    body = _body(certificate)
+    digest = bytes_id(body.encode())
     with connection(database, write=True) as opened:
-        opened.execute("INSERT INTO certificates VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, body))
-        opened.executemany(
-            "INSERT INTO items (evaluation_id, problem_id, digest, body, certificate) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body,"
-            " certificate = excluded.certificate",
-            rows,
-        )
+        opened.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?)", (digest, body))
+        for item in items:
+            fields = {"evaluation_id": evaluation_id, "problem_id": item.problem_id, "certificate": digest}
+            insert(opened, "items", {**fields, "body": _body(item)}, "OR REPLACE")
 
 
 def stored_problems(database: Path, evaluation_id: str) -> frozenset[str]:
@@ -59,8 +56,8 @@ def get_items(
         StoreError: an item or its certificate is damaged.
     """
     wanted = list(problem_ids)
-    rows: dict[str, sqlite3.Row] = {}
-    bodies: dict[str, str] = {}
+    certificates: dict[str, Certificate] = {}
+    items: dict[str, StoredItem] = {}
     with connection(database) as opened:
         for start in range(0, len(wanted), PROBLEMS_AT_ONCE):
             part = wanted[start : start + PROBLEMS_AT_ONCE]
@@ -68,34 +65,25 @@ def get_items(
             found = opened.execute(
                 f"SELECT * FROM items WHERE evaluation_id = ? AND problem_id IN ({marks})", (evaluation_id, *part)
             )
-            rows.update((row["problem_id"], row) for row in found)
-        for digest in {row["certificate"] for row in rows.values()}:
-            for row in opened.execute("SELECT body FROM certificates WHERE digest = ?", (digest,)):
-                bodies[digest] = row["body"]
-    certificates: dict[str, Certificate] = {}
-    items: dict[str, StoredItem] = {}
-    for problem_id in wanted:
-        if (row := rows.get(problem_id)) is None:
-            continue
-        try:
-            item, digest = _item(row), row["certificate"]
-            if digest not in certificates:
-                certificates[digest] = _certificate(digest, bodies.get(digest))
-            items[problem_id] = StoredItem(item, certificates[digest])
-        except StoreError:
-            if not skip_damaged:
-                raise
-    return items
+            for row in found.fetchall():
+                try:
+                    item, digest = _item(row), row["certificate"]
+                    if digest not in certificates:
+                        certificates[digest] = read_certificate(opened, digest)
+                    items[row["problem_id"]] = StoredItem(item, certificates[digest])
+                except StoreError:
+                    if not skip_damaged:
+                        raise
+    return {problem_id: items[problem_id] for problem_id in wanted if problem_id in items}
 
 
-def _body(record: BenchItem | Certificate) -> tuple[str, str]:
-    body = canonical_json(record.model_dump(mode="json"))
-    return bytes_id(body), body.decode()
+def _body(record: BenchItem | Certificate) -> str:
+    return canonical_json(record.model_dump(mode="json")).decode()
 
 
 def _item(row: sqlite3.Row) -> BenchItem:
     what = f"graded answer {row['problem_id']}"
-    if bytes_id(str(row["body"]).encode()) != row["digest"]:
+    if not intact(row):
         raise StoreError(f"{what} is damaged", next_step="Resume the benchmark: it is graded again.")
     try:
         return BenchItem.model_validate_json(row["body"])
@@ -103,7 +91,16 @@ def _item(row: sqlite3.Row) -> BenchItem:
         raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
 
 
-def _certificate(digest: str | None, body: str | None) -> Certificate:
-    if body is None or bytes_id(str(body).encode()) != digest:
-        raise StoreError("the certificate of a graded answer is damaged", next_step="Run the benchmark again.")
-    return Certificate.model_validate_json(body)
+def read_certificate(opened: sqlite3.Connection, digest: str) -> Certificate:
+    """Return the certificate of that digest; raise `StoreError` where it is missing or damaged."""
+    row = opened.execute("SELECT body FROM certificates WHERE certificate = ?", (digest,)).fetchone()
+    try:
+        if row is not None and bytes_id(str(row["body"]).encode()) == digest:
+            return Certificate.model_validate_json(row["body"])
+    except ValidationError:
+        pass
+    raise StoreError(
+        "the certificate of a graded answer is damaged",
+        got=digest,
+        next_step="Run the benchmark again: its answers are asked anew.",
+    )

@@ -9,25 +9,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from stethoscope.store.ids import bytes_id, canonical_json
-from stethoscope.store.schema import connection
+from stethoscope.store.ids import canonical_json
+from stethoscope.store.schema import connection, insert, intact
 
 
 def put_measured(database: Path, key: str, values: Sequence[float]) -> None:
     """Store finite `values` under `key`, in place of what was there."""
-    body = canonical_json(list(values))
+    body = canonical_json(list(values)).decode()
     with connection(database, write=True) as opened:
-        opened.execute(
-            "INSERT INTO measured VALUES (?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET digest = excluded.digest, body = excluded.body",
-            (key, bytes_id(body), body.decode(), time.time()),
-        )
+        insert(opened, "measured", {"key": key, "body": body, "created_at": time.time()}, "OR REPLACE")
 
 
 def get_measured(database: Path, key: str) -> list[float] | None:
     """Return the values stored under `key`; None where there are none, or they are damaged."""
     with connection(database) as opened:
-        row = opened.execute("SELECT digest, body FROM measured WHERE key = ?", (key,)).fetchone()
-    if row is None or bytes_id(str(row["body"]).encode()) != row["digest"]:
+        row = opened.execute("SELECT * FROM measured WHERE key = ?", (key,)).fetchone()
+    if row is None or not intact(row):
         return None
     return [float(value) for value in json.loads(row["body"])]

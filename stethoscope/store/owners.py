@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from stethoscope.store.blobs import write_failure
+
 LET_GO_S = 10.0
 
 
@@ -25,10 +27,17 @@ class RunLocks:
         return FileLock(self._folder / f"{run_id}.lock", thread_local=False)
 
     def take(self, run_id: str) -> None:
-        """Hold the lock of a run that starts or goes on; who has just ended it may take a moment to let go."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = self._lock(run_id)
-        lock.acquire(timeout=LET_GO_S)
+        """Hold the lock of a run that starts or goes on; who has just ended it may take a moment to let go.
+
+        Raises:
+            ResourceError: the disk is full. StoreError: the lock's file cannot be written.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = self._lock(run_id)
+            lock.acquire(timeout=LET_GO_S)
+        except OSError as error:
+            raise write_failure(f"the lock of run {run_id}", error) from error
         self._held[run_id] = lock
 
     def give_back(self, run_id: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from stethoscope.errors import StoreError
 from stethoscope.records import Prediction
 from stethoscope.store.ids import content_id
-from stethoscope.store.schema import connection
+from stethoscope.store.schema import connection, insert, intact
 
 
 class StoredPrediction(NamedTuple):
@@ -32,14 +32,18 @@ class StoredPrediction(NamedTuple):
 
 
 def put_prediction(database: Path, prediction: Prediction) -> str:
-    """Store `prediction` and return its content id; storing it again changes nothing, its time included."""
+    """Store `prediction` and return its content id; storing it again changes nothing, its time included.
+
+    One that was damaged is frozen anew, now.
+    """
     prediction_id = content_id(prediction)
     with connection(database, write=True) as opened:
-        opened.execute(
-            "INSERT INTO predictions VALUES (?, ?, ?, (SELECT COALESCE(MAX(rowid), 0) FROM runs))"
-            " ON CONFLICT DO NOTHING",
-            (prediction_id, prediction.model_dump_json(), time.time()),
-        )
+        known = opened.execute("SELECT * FROM predictions WHERE prediction_id = ?", (prediction_id,)).fetchone()
+        if known is None or not _is_sound(known):
+            (newest,) = opened.execute("SELECT COALESCE(MAX(sequence), 0) FROM runs").fetchone()
+            what = {"prediction_id": prediction_id, "body": prediction.model_dump_json()}
+            when = {"created_at": time.time(), "runs_before": newest}
+            insert(opened, "predictions", what | when, "OR REPLACE")
     return prediction_id
 
 
@@ -56,14 +60,19 @@ def list_predictions(database: Path) -> list[StoredPrediction]:
     return listed
 
 
+def _is_sound(row: sqlite3.Row) -> bool:
+    try:
+        return bool(_read(row))
+    except StoreError:
+        return False
+
+
 def _read(row: sqlite3.Row) -> StoredPrediction:
     prediction_id = row["prediction_id"]
     try:
         prediction = Prediction.model_validate_json(row["body"])
     except ValidationError as error:
         raise StoreError(f"prediction {prediction_id} is damaged", got=error.errors()[0]["msg"]) from error
-    if content_id(prediction) != prediction_id:
-        raise StoreError(
-            "stored prediction is damaged", got=f"content {content_id(prediction)}", expected=prediction_id
-        )
+    if content_id(prediction) != prediction_id or not intact(row):
+        raise StoreError(f"prediction {prediction_id} is damaged", next_step="Freeze it again, under a new time.")
     return StoredPrediction(prediction_id, prediction, row["created_at"], row["runs_before"])

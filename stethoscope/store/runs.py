@@ -30,7 +30,7 @@ from stethoscope.store.ids import ID_PREFIX, content_id
 from stethoscope.store.items import StoredItem
 from stethoscope.store.owners import RunLocks
 from stethoscope.store.predictions import StoredPrediction
-from stethoscope.store.schema import connection, migrate
+from stethoscope.store.schema import connection, create, insert, intact, sealed
 
 _SHORTEST_PREFIX = 4
 
@@ -65,9 +65,9 @@ class RunStore:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_failure(f"folder {self.root}", error) from error
-        migrate(self.database)
+        create(self.database)
         self._locks = RunLocks(self.root / "running")
-        self._find_interrupted()
+        self._find_interrupted(wait_s=0.0)
 
     # --- recipes -------------------------------------------------------------------------------------------------
 
@@ -146,34 +146,44 @@ class RunStore:
         body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
         with connection(self.database, write=True) as opened:
             newest = opened.execute(
-                "SELECT run_id, state FROM runs WHERE spec_id = ? ORDER BY rowid DESC LIMIT 1",
+                "SELECT * FROM runs WHERE spec_id = ? ORDER BY sequence DESC LIMIT 1",
                 (spec_id,),
             ).fetchone()
-            if newest is not None and newest["state"] in RESUMABLE:
+            if newest is not None and newest["state"] in RESUMABLE and intact(newest):
                 run_id = str(newest["run_id"])
-                opened.execute("UPDATE runs SET state = 'running', error = NULL WHERE run_id = ?", (run_id,))
+                _change(opened, newest, state="running", error=None)
             else:
                 tick = int(created_at * 65536)
                 while opened.execute("SELECT 1 FROM runs WHERE run_id = ?", (_run_id(tick),)).fetchone():
                     tick += 1
                 run_id = _run_id(tick)
-                opened.execute(
-                    "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at, title) VALUES (?,?,?,?,?,?,?)",
-                    (run_id, kind, spec_id, body, "running", created_at, title),
-                )
+                (last,) = opened.execute(
+                    "SELECT MAX(COALESCE((SELECT MAX(sequence) FROM runs), 0),"
+                    " COALESCE((SELECT MAX(runs_before) FROM predictions), 0))"
+                ).fetchone()
+                new = {
+                    "sequence": last + 1,
+                    "run_id": run_id,
+                    "kind": kind,
+                    "spec_id": spec_id,
+                    "spec": body,
+                    "state": "running",
+                }
+                end = {"elapsed_s": None, "result_id": None, "error": None}
+                insert(opened, "runs", new | end | {"created_at": created_at, "title": title, "pinned": 0})
             self._locks.take(run_id)
         return run_id
 
-    def _find_interrupted(self) -> None:
-        """Mark the running runs that nobody runs any more (later, where the disk is full); a living process' stay."""
+    def _find_interrupted(self, wait_s: float | None = None) -> None:
+        """Mark the running runs that nobody runs any more (later, where nothing can be written now)."""
         with connection(self.database) as opened:
             running = opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall()
         if all(self._locks.is_mine(row["run_id"]) for row in running):
             return
-        with contextlib.suppress(ResourceError), connection(self.database, write=True) as opened:
-            for row in opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall():
-                if not self._locks.is_held(row["run_id"]):
-                    opened.execute("UPDATE runs SET state = 'interrupted' WHERE run_id = ?", (row["run_id"],))
+        with contextlib.suppress(ResourceError), connection(self.database, write=True, wait_s=wait_s) as opened:
+            for row in opened.execute("SELECT * FROM runs WHERE state = 'running'").fetchall():
+                if intact(row) and not self._locks.is_held(row["run_id"]):
+                    _change(opened, row, state="interrupted")
 
     def finish_run(
         self, run_id: str, *, state: EndState, result: Result | None = None, error: str | None = None, elapsed_s: float
@@ -192,25 +202,21 @@ class RunStore:
                 stored = {"kind": type(result).__name__, "data": result.model_dump(mode="json")}
                 result_id = self.blobs.put_json(stored)
             with connection(self.database, write=True) as opened:
-                changed = opened.execute(
-                    "UPDATE runs SET state = ?, result_id = ?, error = ?, elapsed_s = COALESCE(elapsed_s, 0) + ?"
-                    " WHERE run_id = ?",
-                    (state, result_id, error, elapsed_s, run_id),
-                ).rowcount
+                row = _intact_run(opened, run_id)
+                whole_s = (row["elapsed_s"] or 0.0) + elapsed_s
+                _change(opened, row, state=state, result_id=result_id, error=error, elapsed_s=whole_s)
         finally:
             self._locks.give_back(run_id)
-        if not changed:
-            raise _no_run(run_id)
 
     def find_result(self, spec: Spec, *, extra: Sequence[str] = ()) -> FoundResult | None:
         """Return the newest finished run of the same spec (and extras) whose result can be read, else None."""
         with connection(self.database) as opened:
             rows = opened.execute(
-                "SELECT run_id, result_id FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
-                " ORDER BY rowid DESC",
+                "SELECT * FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
+                " ORDER BY sequence DESC",
                 (content_id(spec, *extra),),
             ).fetchall()
-        for row in rows:
+        for row in filter(intact, rows):
             try:
                 return FoundResult(row["run_id"], self._read_result(row["result_id"]))
             except StoreError:
@@ -220,7 +226,7 @@ class RunStore:
     def get_run(self, run_id: str) -> RunRecord:
         """Return one run; raise `StoreError` when there is none of that id or its row is damaged."""
         with connection(self.database) as opened:
-            row = opened.execute("SELECT rowid AS sequence, * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
             raise _no_run(run_id)
         record = run_record(row)
@@ -236,12 +242,12 @@ class RunStore:
             limit: list at most so many; -1 lists all.
             deleted: list those that were deleted, too: they have no result, but their answers may have been looked at.
         """
-        self._find_interrupted()
+        self._find_interrupted(wait_s=0.0)
         where = " AND ".join(["state != 'deleted'"] * (not deleted) + ["kind = ?"] * (kind is not None)) or "true"
         values = () if kind is None else (kind,)
         with connection(self.database) as opened:
             rows = opened.execute(
-                f"SELECT rowid AS sequence, * FROM runs WHERE {where} ORDER BY rowid DESC LIMIT ?", (*values, limit)
+                f"SELECT * FROM runs WHERE {where} ORDER BY sequence DESC LIMIT ?", (*values, limit)
             ).fetchall()
         return [run_record(row) for row in rows]
 
@@ -255,27 +261,28 @@ class RunStore:
     def set_pinned(self, run_id: str, pinned: bool) -> None:
         """Pin or unpin a run in the history; raise `StoreError` when there is none of that id."""
         with connection(self.database, write=True) as opened:
-            changed = opened.execute("UPDATE runs SET pinned = ? WHERE run_id = ?", (int(pinned), run_id)).rowcount
-        if not changed:
-            raise _no_run(run_id)
+            _change(opened, _intact_run(opened, run_id), pinned=int(pinned))
 
     def delete_run(self, run_id: str) -> None:
         """Delete a run's result, unless another run has the same, and take the run off the history.
 
-        The row stays as "deleted", and so do graded answers: what was looked at counts. A damaged run can be deleted.
+        The row stays as "deleted", and so do graded answers: what was looked at counts. A damaged row goes altogether.
 
         Raises:
             StoreError: no such run, deleted before, or running.
         """
         self._find_interrupted()
         with connection(self.database, write=True) as opened:
-            row = opened.execute("SELECT state, result_id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
             if row is None:
                 raise _no_run(run_id)
+            if not intact(row):
+                opened.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+                return
             if row["state"] in ("running", "deleted"):
                 hint = "Stop it first." if row["state"] == "running" else None
                 raise StoreError(f"run {run_id} cannot be deleted", got=f"a {row['state']} run", next_step=hint)
-            opened.execute("UPDATE runs SET state = 'deleted', result_id = NULL WHERE run_id = ?", (run_id,))
+            _change(opened, row, state="deleted", result_id=None)
             shared = opened.execute("SELECT 1 FROM runs WHERE result_id = ?", (row["result_id"],)).fetchone()
         if row["result_id"] is not None and shared is None:
             self.blobs.delete(row["result_id"])
@@ -323,6 +330,23 @@ class RunStore:
 def _run_id(tick: int) -> str:
     seconds, fraction = divmod(tick, 65536)
     return time.strftime("r%Y%m%d-%H%M%S", time.gmtime(seconds)) + f"-{fraction:04x}"
+
+
+def _intact_run(opened: sqlite3.Connection, run_id: str) -> sqlite3.Row:
+    row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise _no_run(run_id)
+    _ = run_record(row).spec  # raises when damaged
+    return row
+
+
+def _change(opened: sqlite3.Connection, row: sqlite3.Row, **changes: object) -> None:
+    """Write the changes of an intact run, and seal it again."""
+    fields = dict(zip(row.keys(), row, strict=True)) | changes
+    del fields["digest"]
+    changes["digest"] = sealed(fields)["digest"]
+    columns = ", ".join(f"{name} = ?" for name in changes)
+    opened.execute(f"UPDATE runs SET {columns} WHERE run_id = ?", (*changes.values(), row["run_id"]))
 
 
 def _no_run(run_id: str) -> StoreError:

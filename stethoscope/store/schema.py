@@ -1,97 +1,180 @@
-"""The tables of the run store and how an older file becomes the newest: ordered migrations, each applied once.
+"""The tables of the run store, and what SQLite's errors mean.
 
-The file carries the number of migrations that it has seen in SQLite's `user_version`; 0 is an empty file. A
-migration is never changed after it was released: the next change of the tables is a new one at the end.
+Every row that carries a digest is sealed: the digest is that of all its other columns, so that a change of any of them
+is found when the row is read (`intact`). The file carries the version of its tables in SQLite's `user_version`; 0 is
+an empty file.
+
+Reading takes no lock that a writer holds, and goes on in a folder that cannot be written to.
 """
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from stethoscope.errors import ResourceError, StoreError, UserError
+from stethoscope.store.ids import bytes_id
 
 LOCK_WAIT_S = 30.0
-
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE recipes (recipe_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL)",
-        """CREATE TABLE runs (
-            run_id TEXT PRIMARY KEY, kind TEXT NOT NULL, spec_id TEXT NOT NULL, spec TEXT NOT NULL,
-            state TEXT NOT NULL, created_at REAL NOT NULL, elapsed_s REAL, result_id TEXT, error TEXT,
-            title TEXT, pinned INTEGER NOT NULL DEFAULT 0)""",
-        "CREATE INDEX runs_by_spec ON runs (spec_id, state, created_at)",
-        "CREATE INDEX runs_by_time ON runs (created_at)",
-    ),
-    (
-        """CREATE TABLE items (
-            evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, digest TEXT NOT NULL, body TEXT NOT NULL,
-            PRIMARY KEY (evaluation_id, problem_id))""",
-    ),
-    ("CREATE TABLE certificates (evaluation_id TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL)",),
-    (
-        "CREATE TABLE predictions (prediction_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL)",
-        """CREATE TRIGGER predictions_stay BEFORE UPDATE ON predictions
-            BEGIN SELECT RAISE(ABORT, 'a frozen prediction does not change'); END""",
-        """CREATE TRIGGER predictions_last BEFORE DELETE ON predictions
-            BEGIN SELECT RAISE(ABORT, 'a frozen prediction is not deleted'); END""",
-    ),
-    (
-        "ALTER TABLE items ADD COLUMN certificate TEXT",
-        """UPDATE items SET certificate =
-            (SELECT digest FROM certificates WHERE certificates.evaluation_id = items.evaluation_id)""",
-        "ALTER TABLE certificates RENAME TO certificates_by_evaluation",
-        "CREATE TABLE certificates (digest TEXT PRIMARY KEY, body TEXT NOT NULL)",
-        "INSERT OR IGNORE INTO certificates SELECT digest, body FROM certificates_by_evaluation",
-        "DROP TABLE certificates_by_evaluation",
-    ),
-    (
-        """CREATE TABLE measured (
-            key TEXT PRIMARY KEY, digest TEXT NOT NULL, body TEXT NOT NULL, created_at REAL NOT NULL)""",
-        """CREATE TABLE tuned_on (
-            model TEXT NOT NULL, problem_id TEXT NOT NULL, kind TEXT NOT NULL, created_at REAL NOT NULL,
-            PRIMARY KEY (model, problem_id, kind))""",
-        "CREATE INDEX items_by_problem ON items (problem_id)",
-    ),
-    ("CREATE TABLE settings (run_id TEXT PRIMARY KEY, body TEXT NOT NULL)",),
-    (  # what was frozen before which run: the place among the runs, since a clock can step back
-        "ALTER TABLE predictions ADD COLUMN runs_before INTEGER NOT NULL DEFAULT 0",
-        "DROP TRIGGER predictions_stay",
-        """UPDATE predictions SET runs_before =
-            (SELECT COALESCE(MAX(rowid), 0) FROM runs WHERE runs.created_at <= predictions.created_at)""",
-        """CREATE TRIGGER predictions_stay BEFORE UPDATE ON predictions
-            BEGIN SELECT RAISE(ABORT, 'a frozen prediction does not change'); END""",
-    ),
+VERSION = 9
+TABLES = (
+    "CREATE TABLE recipes (recipe_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL)",
+    """CREATE TABLE runs (
+        sequence INTEGER PRIMARY KEY, run_id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, spec_id TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        state TEXT NOT NULL, created_at REAL NOT NULL, elapsed_s REAL, result_id TEXT, error TEXT,
+        title TEXT, pinned INTEGER NOT NULL DEFAULT 0, digest TEXT NOT NULL)""",
+    "CREATE INDEX runs_by_spec ON runs (spec_id, state)",
+    "CREATE TABLE settings (run_id TEXT PRIMARY KEY, body TEXT NOT NULL, digest TEXT NOT NULL)",
+    "CREATE TABLE certificates (certificate TEXT PRIMARY KEY, body TEXT NOT NULL)",
+    """CREATE TABLE items (
+        evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, certificate TEXT NOT NULL, digest TEXT NOT NULL,
+        body TEXT NOT NULL, PRIMARY KEY (evaluation_id, problem_id))""",
+    "CREATE INDEX items_by_problem ON items (problem_id, evaluation_id)",
+    """CREATE TABLE predictions (
+        prediction_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL, runs_before INTEGER NOT NULL,
+        digest TEXT NOT NULL)""",
+    """CREATE TRIGGER predictions_stay BEFORE UPDATE ON predictions
+        BEGIN SELECT RAISE(ABORT, 'a frozen prediction does not change'); END""",
+    """CREATE TRIGGER predictions_last BEFORE DELETE ON predictions
+        BEGIN SELECT RAISE(ABORT, 'a frozen prediction is not deleted'); END""",
+    "CREATE TABLE measured (key TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL, digest TEXT NOT NULL)",
+    """CREATE TABLE tuned_on (
+        model TEXT NOT NULL, problem_id TEXT NOT NULL, kind TEXT NOT NULL, created_at REAL NOT NULL,
+        digest TEXT NOT NULL, PRIMARY KEY (model, problem_id, kind))""",
 )
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_NOT_WRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+# --- sealed rows -----------------------------------------------------------------------------------------------------
+
+
+def sealed(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the columns of a row with their digest."""
+    return {**fields, "digest": _digest(fields)}
+
+
+def intact(row: sqlite3.Row) -> bool:
+    """Return whether a row is as it was sealed."""
+    fields = dict(zip(row.keys(), row, strict=True))
+    return fields.pop("digest", None) == _digest(fields)
+
+
+def _digest(fields: Mapping[str, object]) -> str:
+    return bytes_id(ascii(sorted(fields.items())).encode())
+
+
+def insert(opened: sqlite3.Connection, table: str, fields: Mapping[str, object], conflict: str = "") -> None:
+    """Insert a sealed row; `conflict` is what to do where its key is taken: "OR IGNORE" or "OR REPLACE"."""
+    row = sealed(fields)
+    marks = ", ".join("?" * len(row))
+    opened.execute(f"INSERT {conflict} INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
-    """Return what to raise for SQLite's `error`: a full disk is the machine's, everything else the store's."""
-    if "full" in str(error):
+    """Return what to raise for SQLite's `error`: what is known of its cause, and what mends that.
+
+    A `StoreError` is a damaged or foreign file; whatever only hinders reading or writing for now is a `ResourceError`.
+    """
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in _DAMAGED:
+        return StoreError(
+            f"{path.name} is damaged",
+            got=error,
+            next_step=f"Restore a copy of {path}, or move the file away to start afresh.",
+        )
+    if code in _LOCKED:
+        return ResourceError(
+            f"{path.name} is locked by another program",
+            got=f"{error}, after waiting",
+            next_step="Nothing is damaged: wait until it is done (a backup, for example), or end it, and try again.",
+        )
+    if not path.exists():
+        return ResourceError(
+            f"{path} is not there any more",
+            got="no such file",
+            next_step="Put the folder back; or start stethoscope again, which begins a new one.",
+        )
+    if (full := _full(path)) is not None or code == sqlite3.SQLITE_FULL:
         return ResourceError(
             f"cannot write {path.name}",
-            got=error,
+            got=full or error,
             expected="free disk space",
             next_step="Free some and start again: what was finished before is stored.",
         )
-    return StoreError(
-        f"cannot use {path.name}", got=error, next_step="Move the file away to start afresh, or restore a copy."
-    )
+    if code in _NOT_WRITABLE or not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return ResourceError(
+            f"{path} cannot be written to",
+            got=error,
+            expected="a file and a folder that this user may write to",
+            next_step="Nothing is damaged. Mend the permissions, or set STETHOSCOPE_HOME to another folder.",
+        )
+    return StoreError(f"cannot use {path.name}", got=error, next_step=f"Check the disk and the folder {path.parent}.")
+
+
+def _full(path: Path) -> str | None:
+    """Return what the disk of `path` has run out of, in words; None where it has room."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return None
+    if disk.f_bavail == 0:
+        return "a full disk"
+    return "a disk that takes no further files (no free inodes)" if disk.f_files and disk.f_favail == 0 else None
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, mode: str, wait_s: float) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    opened = sqlite3.connect(uri, uri=True, timeout=wait_s, isolation_level=None)
+    opened.row_factory = sqlite3.Row
+    opened.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged row is found by its reader
+    return opened
+
+
+def _begin(path: Path, *, write: bool, wait_s: float) -> sqlite3.Connection:
+    """Return a connection in a transaction.
+
+    A file in WAL mode needs a second one beside it even to be read. In a folder that takes none, and with nothing in
+    the log that is not in the file, it is read as a file that nobody writes.
+    """
+    opened = _open(path, "mode=rw", wait_s)
+    try:
+        opened.execute("PRAGMA synchronous=NORMAL")
+        opened.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        opened.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        opened.close()
+        log = path.with_name(f"{path.name}-wal")
+        hindered = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if write or not hindered or (log.exists() and log.stat().st_size > 0):
+            raise
+        opened = _open(path, "mode=ro&immutable=1", wait_s)
+        opened.execute("BEGIN")
+    return opened
 
 
 @contextmanager
-def connection(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connection]:
+def connection(path: Path, *, write: bool = False, wait_s: float | None = None) -> Iterator[sqlite3.Connection]:
     """Yield a connection in one transaction: committed at the end, rolled back on any exception.
 
+    Args:
+        wait_s: how long to wait for a lock of another writer (None: `LOCK_WAIT_S`).
+
     Raises:
-        StoreError: no database, or locked for longer than 30 s. ResourceError: the disk is full.
+        StoreError: a damaged or foreign file.
+        ResourceError: locked, gone, on a full disk, or where nothing may be written (see `as_user_error`).
     """
     try:
-        with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as opened:
-            opened.row_factory = sqlite3.Row
-            opened.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged row is found by its reader
-            opened.execute("PRAGMA synchronous=NORMAL")
-            opened.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        with closing(_begin(path, write=write, wait_s=LOCK_WAIT_S if wait_s is None else wait_s)) as opened:
             try:
                 yield opened
                 opened.execute("COMMIT")
@@ -103,23 +186,34 @@ def connection(path: Path, *, write: bool = False) -> Iterator[sqlite3.Connectio
         raise as_user_error(path, error) from error
 
 
-def migrate(path: Path) -> None:
-    """Bring the database at `path` to the newest tables, creating it where there is none; racing callers are safe."""
+def create(path: Path) -> None:
+    """Make the tables where there are none, and check the version of those that are there; racing callers are safe.
+
+    Raises:
+        StoreError: the tables are another version's.
+    """
+    if path.exists() and _version(path):
+        return
     try:
         with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S)) as opened:
             opened.execute("PRAGMA journal_mode=WAL")
     except sqlite3.Error as error:
         raise as_user_error(path, error) from error
     with connection(path, write=True) as opened:
-        version = int(opened.execute("PRAGMA user_version").fetchone()[0])
-        if version > len(MIGRATIONS):
-            raise StoreError(
-                f"{path.name} was written by a newer stethoscope",
-                got=f"version {version}",
-                expected=f"at most {len(MIGRATIONS)}",
-                next_step="Update stethoscope, or set STETHOSCOPE_HOME to another folder.",
-            )
-        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
-            for statement in statements:
+        if int(opened.execute("PRAGMA user_version").fetchone()[0]) == 0:
+            for statement in TABLES:
                 opened.execute(statement)
-            opened.execute(f"PRAGMA user_version={number}")
+            opened.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _version(path: Path) -> int:
+    with connection(path) as opened:
+        version = int(opened.execute("PRAGMA user_version").fetchone()[0])
+    if version not in (0, VERSION):
+        raise StoreError(
+            f"{path.name} was written by another version of stethoscope",
+            got=f"tables of version {version}",
+            expected=f"version {VERSION}",
+            next_step="Use that version, or set STETHOSCOPE_HOME to another folder.",
+        )
+    return version

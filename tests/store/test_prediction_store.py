@@ -84,32 +84,14 @@ def test_what_came_first_is_told_by_the_store_and_not_by_a_clock(
     assert [run.sequence for run in store.list_runs("bench")] == [second, first], "newest first"
 
 
-def test_predictions_of_an_older_store_are_placed_by_their_clock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:7])
-        old = RunStore(tmp_path / "runs")
-    body = prediction(3).model_dump_json()
-    opened = sqlite3.connect(old.root / "runs.sqlite3")
-    with opened:
-        for run_id, at in (("r1", 10.0), ("r2", 30.0)):
-            opened.execute(
-                "INSERT INTO runs (run_id, kind, spec_id, spec, state, created_at)"
-                " VALUES (?, 'bench', '', '', 'done', ?)",
-                (run_id, at),
-            )
-        opened.execute("INSERT INTO predictions VALUES (?, ?, 20.0)", (content_id(prediction(3)), body))
-    opened.close()
-    store = RunStore(tmp_path / "runs")
-    newest, oldest = store.list_runs()
-    assert oldest.sequence <= store.list_predictions()[0].runs_before < newest.sequence
-    with pytest.raises(sqlite3.IntegrityError, match="frozen prediction"):
-        execute(store, "UPDATE predictions SET runs_before = 0")
-
-
 @pytest.mark.parametrize(
-    "change", ["UPDATE predictions SET created_at = 1", "UPDATE predictions SET body = '{}'", "DELETE FROM predictions"]
+    "change",
+    [
+        "UPDATE predictions SET created_at = 1",
+        "UPDATE predictions SET runs_before = 0",
+        "UPDATE predictions SET body = '{}'",
+        "DELETE FROM predictions",
+    ],
 )
 def test_the_table_refuses_changes(store: RunStore, change: str) -> None:
     store.put_prediction(prediction(3))
@@ -120,7 +102,8 @@ def test_the_table_refuses_changes(store: RunStore, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["body = replace(body, '0.25', '0.75')", "body = '{}'", "body = 'not json'", "created_at = 1.0"]
+    "change",
+    ["body = replace(body, '0.25', '0.75')", "body = '{}'", "body = 'not json'", "created_at = 1.0", "runs_before = 7"],
 )
 def test_a_damaged_prediction_is_left_out_and_can_be_frozen_anew(store: RunStore, change: str) -> None:
     store.put_prediction(prediction(3))
