@@ -71,6 +71,17 @@ def test_what_else_differs_is_said(more: dict[str, Any], said: str) -> None:
     assert said in obstacle
 
 
+def test_a_problem_that_was_asked_in_other_tokens_is_not_paired() -> None:
+    dated = [
+        result.model_copy(update={"items": tuple(i.model_copy(update={"prompt_id": day}) for i in result.items)})
+        for day, result in (("1", a_run({0: True})), ("2", a_run({0: True})))
+    ]
+    (obstacle,) = pair_runs(*dated, ARMS, LABELS).obstacles
+    assert "other tokens" in obstacle
+    assert pair_runs(dated[0], dated[0], ARMS, LABELS).paired is not None
+    assert pair_runs(dated[0], a_run({0: True}), ARMS, LABELS).paired is not None, "older runs name no prompt"
+
+
 def test_a_problem_whose_gold_answer_changed_is_another_problem() -> None:
     first, second = a_run({0: True, 1: True}), a_run({0: True, 1: True})
     changed = tuple(

@@ -546,6 +546,8 @@ def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:
     return R.BenchPlanResult(
         available=available,
         stored={arm.name: asked * (arm.recipe is None) for arm in bench_spec.arms},
+        first_prompt="<bos>Problem:\nWhat is ![x](http://far/away.png) 3?\n\nSolution:",
+        first_prompt_tokens=1234,
         answers_per_s=20.0,
     )
 

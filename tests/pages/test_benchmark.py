@@ -101,6 +101,13 @@ def test_where_there_are_fewer_problems_all_of_them_are_asked(front: FakeFront, 
     assert app.button(key="run-bench").disabled
 
 
+def test_the_first_prompt_is_shown_as_text(open_page: Open) -> None:
+    app = open_page("benchmark", layers=[3, 5])
+    (prompt,) = [code.value for code in app.code if code.value.startswith("<bos>")]
+    assert "![x](http://far/away.png)" in prompt
+    assert "First prompt, 1,234 tokens, as the model reads it" in [box.label for box in app.expander]
+
+
 def test_all_problems_are_one_switch(front: FakeFront, open_page: Open) -> None:
     app = open_page(
         "benchmark", layers=[3, 5], bench_controls=["all layers"], bench_subjects=["algebra", "digits_and_codes"]

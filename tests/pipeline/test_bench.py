@@ -13,14 +13,15 @@ from stethoscope import arms, pipeline
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
 from stethoscope.minerva.problems import Problem
 from stethoscope.model.generation import Generation
+from stethoscope.model.session import ModelSession
 from stethoscope.pipeline import answering
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems, blocks_of, diverges_at, worth_a_look
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchSpec, EditRecipe, ProjectedArm
-from stethoscope.results import BenchItem, BenchResult, Certificate
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe, ProjectedArm
+from stethoscope.results import BenchItem, BenchPlanResult, BenchResult, Certificate
 from stethoscope.store.runs import RunStore
 
 STAGE = "Answering problems"
@@ -93,7 +94,7 @@ def ids_of(items: Sequence[BenchItem] | Sequence[Problem]) -> list[str]:
 
 
 def stored(context: Context, spec: BenchSpec, arm: BenchArm) -> set[str]:
-    return set(context.store.stored_problems(evaluation_id(spec, arm.recipe, context)))
+    return {problem_id for problem_id, _ in context.store.stored_answers(evaluation_id(spec, arm.recipe, context))}
 
 
 def spy_on_generation(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -378,10 +379,11 @@ def test_where_answers_part(pico_profile: Profile, context: Context) -> None:
     result = run(spec, context)
     session = context.session(spec.model, Progress())
     base = {item.problem_id: item for item in result.items if item.arm == "base"}
+    prompts = {problem_id: item.prompt_id for problem_id, item in base.items()}
     tokens = {
         (arm.name, problem_id): found.item.token_ids
         for arm in spec.arms
-        for problem_id, found in context.store.get_items(evaluation_id(spec, arm.recipe, context), list(base)).items()
+        for problem_id, found in context.store.get_items(evaluation_id(spec, arm.recipe, context), prompts).items()
     }
     parted = 0
     for item in result.items:
@@ -508,6 +510,29 @@ def test_the_chat_template_holds_problem_and_shots_with_one_bos(
         assert within.count(session.bos_id) == without.count(session.bos_id) == 1
         assert session.decode(within) == f"[user]{session.decode(without)}[model]"
         assert session.decode(without).startswith("Problem:\n1 + 7?")
+
+
+def test_another_rendering_of_the_prompt_is_asked_anew(
+    pico_profile: Profile, tmp_path: Path, make_pico: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_pico()
+    template = "{{ bos_token }}{{ strftime_now('%d') }}[user]{{ messages[0]['content'] }}[model]"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    model = pico_profile.model.model_copy(update={"id": str(folder)})
+    base = bench_of(pico_profile, n=1).model_copy(update={"model": model, "chat_template": True})
+    prompts = []
+    for day in ("05", "06", "06"):
+        monkeypatch.setattr(ModelSession, "chat_prompt", lambda _, text, day=day: f"{day} {text}")
+        context = Context(RunStore(tmp_path / "runs"), device="cpu")
+        planned = pipeline.run(BenchPlanSpec(bench=base), context, Progress()).result
+        assert isinstance(planned, BenchPlanResult)
+        assert planned.first_prompt.startswith(f"<bos>{day} Problem:\n1 + 7?")
+        prompts.append((planned.stored["base"], {item.prompt_id for item in run(base, context).items}))
+        context.close()
+    (before, yesterday), (other_day, today), (same_day, again) = prompts
+    assert (before, other_day, same_day) == (0, 0, 2)
+    assert today == again
+    assert not today & yesterday
 
 
 def test_the_result_is_json_without_tokens(pico_profile: Profile, context: Context) -> None:

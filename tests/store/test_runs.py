@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -191,25 +192,40 @@ def test_a_damaged_result_is_never_returned(store: RunStore) -> None:
     assert store.find_result(SPEC) is None
 
 
+def unnamed(problem_ids: Iterable[str]) -> dict[str, str]:
+    """The prompts of items that name none."""
+    return dict.fromkeys(problem_ids, "")
+
+
+def test_another_prompt_is_another_answer(store: RunStore) -> None:
+    yesterday, today = (item("a", said).model_copy(update={"prompt_id": said}) for said in ("7", "8"))
+    store.put_items("e", [yesterday], CERTIFICATE)
+    assert store.get_items("e", {"a": "8"}) == {}
+    store.put_items("e", [today], CERTIFICATE)
+    for stored in (yesterday, today):
+        assert store.get_items("e", {"a": stored.prompt_id})["a"].item == stored
+    assert store.stored_answers("e") == {("a", "7"), ("a", "8")}
+
+
 def test_items_are_idempotent_and_all_or_none(store: RunStore) -> None:
     store.put_items("e", [item("b"), item("a")], CERTIFICATE)
     store.put_items("e", [item("b"), item("a"), item("c")], CERTIFICATE)
     store.put_items("other", [item("a", " 8")], CERTIFICATE)
     store.put_items("e", [], CERTIFICATE)
-    assert store.stored_problems("e") == {"a", "b", "c"}
-    assert list(store.get_items("e", ["c", "d", "a"])) == ["c", "a"]
-    assert store.get_items("e", ["a"])["a"] == (item("a"), CERTIFICATE)
+    assert store.stored_answers("e") == {("a", ""), ("b", ""), ("c", "")}
+    assert list(store.get_items("e", unnamed(["c", "d", "a"]))) == ["c", "a"]
+    assert store.get_items("e", unnamed(["a"]))["a"] == (item("a"), CERTIFICATE)
     store.put_items("e", [item("a", " 9")], CERTIFICATE)  # a block that is run again replaces
-    assert store.get_items("e", ["a"])["a"].item.completion == " 9"
-    assert store.get_items("nothing", ["a"]) == {}
-    assert store.stored_problems("nothing") == frozenset()
+    assert store.get_items("e", unnamed(["a"]))["a"].item.completion == " 9"
+    assert store.get_items("nothing", unnamed(["a"])) == {}
+    assert store.stored_answers("nothing") == frozenset()
 
 
 def test_each_answer_keeps_the_certificate_of_its_own_block(store: RunStore) -> None:
     other = CERTIFICATE.model_copy(update={"restored_checksum": "sha256-2"})
     store.put_items("e", [item("a"), item("b")], CERTIFICATE)
     store.put_items("e", [item("c"), item("b")], other)
-    assert {name: stored.certificate for name, stored in store.get_items("e", "abc").items()} == {
+    assert {name: stored.certificate for name, stored in store.get_items("e", unnamed("abc")).items()} == {
         "a": CERTIFICATE,
         "b": other,
         "c": other,
@@ -221,14 +237,14 @@ def test_an_answer_of_unknown_weights_is_no_answer(store: RunStore, change: str)
     store.put_items("e", [item("a")], CERTIFICATE)
     tamper(store, f"UPDATE certificates SET {change}")
     with pytest.raises(StoreError, match="certificate"):
-        store.get_items("e", ["a"])
-    assert store.get_items("e", ["a"], skip_damaged=True) == {}
+        store.get_items("e", unnamed(["a"]))
+    assert store.get_items("e", unnamed(["a"]), skip_damaged=True) == {}
 
 
 def test_more_problems_than_a_statement_takes(store: RunStore) -> None:
     ids = [f"p{number}" for number in range(1_201)]
     store.put_items("e", [item(problem_id) for problem_id in ids], CERTIFICATE)
-    assert list(store.get_items("e", ids[::-1])) == ids[::-1]
+    assert list(store.get_items("e", unnamed(ids[::-1]))) == ids[::-1]
 
 
 @pytest.mark.parametrize("change", ["body = replace(body, '7', '8')", "body = '{}'", "digest = ''"])
@@ -236,8 +252,8 @@ def test_a_tampered_item_is_an_error_or_left_out_for_a_resume(store: RunStore, c
     store.put_items("e", [item("a"), item("b")], CERTIFICATE)
     tamper(store, f"UPDATE items SET {change} WHERE problem_id = 'a'")
     with pytest.raises(StoreError, match="damaged"):
-        store.get_items("e", ["a", "b"])
-    assert list(store.get_items("e", ["a", "b"], skip_damaged=True)) == ["b"]
+        store.get_items("e", unnamed(["a", "b"]))
+    assert list(store.get_items("e", unnamed(["a", "b"]), skip_damaged=True)) == ["b"]
 
 
 def test_a_full_disk_leaves_the_run_without_result(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +285,7 @@ def test_a_full_database_stores_no_part_of_a_block(store: RunStore) -> None:
         patched.setattr(schema.sqlite3, "connect", limited)
         with pytest.raises(ResourceError):
             store.put_items("e", [item(str(number), " 7" * 4000) for number in range(50)], CERTIFICATE)
-    assert store.stored_problems("e") == {"kept"}
+    assert store.stored_answers("e") == {("kept", "")}
 
 
 def test_threads_race_without_losing_anything(store: RunStore) -> None:
@@ -295,7 +311,7 @@ def test_threads_race_without_losing_anything(store: RunStore) -> None:
         thread.join()
     assert failures == []
     assert len(set(ids)) == 30 == len(store.list_runs())
-    assert len(store.stored_problems("e")) == 6 * 5 * 4
+    assert len(store.stored_answers("e")) == 6 * 5 * 4
     assert len(store.list_recipes()) == 1
 
 
