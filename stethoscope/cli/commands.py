@@ -17,6 +17,7 @@ from stethoscope.cli.terminal import (
     print_gain,
     print_info,
     print_memory,
+    print_plan,
     print_preflight,
     print_problems,
     print_rank,
@@ -30,6 +31,7 @@ from stethoscope.recipes import parse_layers, read_recipe
 from stethoscope.records import (
     Arm,
     BenchArm,
+    BenchPlanSpec,
     BenchSpec,
     DownloadSpec,
     EditRecipe,
@@ -50,6 +52,7 @@ from stethoscope.records import (
     StabilitySpec,
 )
 from stethoscope.results import (
+    BenchPlanResult,
     BenchResult,
     DiagnosisResult,
     DownloadResult,
@@ -324,6 +327,11 @@ class Commands:
         if options.controls:
             domains = [subject for subject in subjects if subject in every]
             spec = spec_of(arms=(*self._standard_set(named[0], domains[0] if domains else every[0]), *named[1:]))
+        if options.plan:
+            plan = self.result(BenchPlanSpec(bench=spec))
+            assert isinstance(plan, BenchPlanResult)
+            print_plan(self.console, spec, plan)
+            return plan.model_dump(mode="json")
         result = self.result(spec)
         assert isinstance(result, BenchResult)
         print_bench(self.console, result)

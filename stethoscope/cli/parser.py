@@ -104,6 +104,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--block-size", type=_positive, default=64, metavar="N", help="problems that every arm answers before the next"
     )
+    bench.add_argument("--plan", action="store_true", help="say what would be asked, show the first prompt, and stop")
     bench.add_argument("--controls", action="store_true", help="add the first recipe's standard set of control arms")
 
 

@@ -16,7 +16,9 @@ from stethoscope.errors import UserError
 from stethoscope.progress import Progress, counted, pace, size_text
 from stethoscope.reach import in_words
 from stethoscope.recipes import shown_layers
+from stethoscope.records import BenchSpec, sample_size
 from stethoscope.results import (
+    BenchPlanResult,
     BenchResult,
     DiagnosisResult,
     DownloadResult,
@@ -309,6 +311,22 @@ def print_rank(console: Console, result: RankResult) -> None:
         f"Gains in nats per solution token on {result.spec.split} problems; rank 1: no set is as good. "
         f"p = rank / (sets + 1), so no smaller than {1 / (1 + n_sets):.3f}."
     )
+
+
+def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None:
+    """Draw what a benchmark would ask of each subject, what is stored, how long it takes, and the first prompt."""
+    table = Table("subject", f"{spec.split} problems", "asked", title=f"{len(spec.arms)} arms")
+    sizes = {subject: sample_size(spec.n, has) for subject, has in plan.available.items()}
+    for subject, has in plan.available.items():
+        table.add_row(subject, str(has), str(sizes[subject]))
+    console.print(table)
+    answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
+    console.print(f"{answers:,} answers, {stored:,} of them in the store already.")
+    if plan.answers_per_s:
+        left = (answers - stored) / plan.answers_per_s
+        console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of earlier runs.")
+    console.print(f"The first prompt, {plan.first_prompt_tokens} tokens:")
+    console.print(plan.first_prompt, markup=False, highlight=False)
 
 
 def print_bench(console: Console, result: BenchResult) -> None:

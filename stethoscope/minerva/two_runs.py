@@ -47,6 +47,10 @@ def pair_runs(first: BenchResult, second: BenchResult, arms: tuple[str, str], la
     items = _shared(first, second, arms)
     if not items[0]:
         return TwoRuns(None, ("No problem was answered by both arms: the runs drew different problems.",))
+    known = [pair for pair in zip(*items, strict=True) if all(item.prompt_id for item in pair)]
+    if differing := sum(ours.prompt_id != theirs.prompt_id for ours, theirs in known):
+        said = f"Different prompts: {differing} of {len(items[0])} shared problems were asked in other tokens."
+        return TwoRuns(None, (said,))
     return TwoRuns(_paired(first, second, arms, labels, items), (), _notes(first, second, arms, len(items[0])))
 
 

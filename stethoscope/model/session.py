@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from stethoscope.errors import ResourceError, UserError
+from stethoscope.model.chat import ChatTemplate
 from stethoscope.model.checkpoint import Checkpoint, open_checkpoint
 from stethoscope.model.checksums import combined, tensor_digest, tensor_digests
 from stethoscope.model.devices import Plan, pick_device, plan_placement
@@ -70,12 +71,21 @@ class ModelSession:
         So lm-evaluation-harness 0.4.13 does it (`HFLM.tok_batch_encode`): a text that begins with BOS already gets no
         other one, and what a tokenizer would append (an EOS) is left off, for the text goes on. Without `add_bos` the
         ids are those of the text alone.
+
+        Raises:
+            UserError: the tokenizer refuses a text.
         """
         if not texts:
             return []
-        rows: list[list[int]] = [
-            list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        ]
+        try:
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        except Exception as error:  # noqa: BLE001 - what a tokenizer's own code raises has no common class
+            raise UserError(
+                f"the tokenizer of {self.ref.id} cannot encode a text",
+                got=f"{type(error).__name__}: {error}"[:200],
+                next_step="Check the tokenizer's files, or load a model whose tokenizer transformers can run.",
+            ) from error
+        rows: list[list[int]] = [list(ids) for ids in encoded]
         if not add_bos:
             return rows
         for row in rows:
@@ -115,18 +125,15 @@ class ModelSession:
         The template's own BOS stays in the text; `encode` sees to it that there is exactly one.
 
         Raises:
-            UserError: the tokenizer has no chat template.
+            UserError: there is no template, or it does not ask the question (see `model.chat`).
         """
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                f"the tokenizer of {self.ref.id} has no chat template",
-                expected="an instruction-tuned model's tokenizer",
-                next_step="Switch the chat template off, or load an instruction-tuned model.",
-            )
-        message = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        assert isinstance(rendered, str)
-        return rendered
+        return self._chat.prompt(text)
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        chat = ChatTemplate(self.tokenizer, self.ref.id)
+        chat.check_opening()
+        return chat
 
     def batch(self, rows: Sequence[Sequence[int]], *, side: str = "right") -> TokenBatch:
         """Return `rows` padded on `side` to the longest, on the session's device."""

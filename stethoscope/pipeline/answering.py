@@ -1,9 +1,9 @@
 """The answers of a benchmark's arms, a block at a time: found in the store, or generated, graded and stored.
 
-An answer belongs to its evaluation (weights, prompt, decoding), not to a run: what any run has stored is found again,
-whatever arms and sample that run had. A block is stored as a whole or not at all, with a certificate of the weights
-that gave it; answers of weights that fail their certificate are never stored. The prompts' common beginning is computed
-once for each set of weights and kept from block to block.
+An answer belongs to its evaluation (weights, decoding) and its prompt's tokens, not to a run: what any run has stored
+is found again, whatever arms and sample that run had. A block is stored as a whole or not at all, with a certificate of
+the weights that gave it; answers of weights that fail their certificate are never stored. The prompts' common beginning
+is computed once for each set of weights and kept from block to block.
 """
 
 import time
@@ -15,9 +15,8 @@ from stethoscope.delta.patch import Patch
 from stethoscope.errors import GenerationError, StethoscopeError
 from stethoscope.minerva.grading import BATCH_ANSWERS, Answer
 from stethoscope.minerva.problems import Problem
-from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
+from stethoscope.minerva.prompts import STOP_STRING
 from stethoscope.minerva.repetition import is_repetitive
-from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, generate_greedy
 from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.pipeline.context import Context
@@ -55,7 +54,6 @@ class Answering:
 
     def __init__(self, spec: BenchSpec, problems: Sequence[Problem], context: Context, progress: Progress) -> None:
         self._spec = spec
-        self._problems = problems
         self._context = context
         self._progress = progress
         self._session = context.session(spec.model, progress)
@@ -63,20 +61,14 @@ class Answering:
         self._prefixes: dict[str, Prefix] = {}
         self.n_generated, self.elapsed_s = 0, 0.0
         progress.start("Answering problems", len(problems) * len(spec.arms))
-        known = {name: context.store.stored_problems(evaluation) for name, evaluation in self._evaluations.items()}
-        self._counted = {name: {p.problem_id for p in problems} & ids for name, ids in known.items()}
+        self._prompts = context.prompts(spec, problems)
+        asked = {(problem_id, prompt.prompt_id) for problem_id, prompt in self._prompts.items()}
+        self._counted = {
+            name: {problem_id for problem_id, _ in asked & context.store.stored_answers(evaluation)}
+            for name, evaluation in self._evaluations.items()
+        }
         for ids in self._counted.values():
             progress.skip(sum(problem.problem_id in ids for problem in problems))
-
-    @cached_property
-    def _rows(self) -> dict[str, list[int]]:
-        """Token ids of every prompt by problem id."""
-        shots = load_shots(self._spec.problems.shots)
-        prompts = [few_shot_prompt(problem.problem, shots) for problem in self._problems]
-        if self._spec.chat_template:
-            prompts = [self._session.chat_prompt(prompt) for prompt in prompts]
-        ids = [problem.problem_id for problem in self._problems]
-        return dict(zip(ids, self._session.encode(prompts), strict=True))
 
     def answer(self, arm: BenchArm, block: Sequence[Problem]) -> list[StoredItem]:
         """Return the arm's graded answers to `block` in its order; those that were not stored before are now.
@@ -89,7 +81,8 @@ class Answering:
         """
         ids = [problem.problem_id for problem in block]
         evaluation = self._evaluations[arm.name]
-        found = self._context.store.get_items(evaluation, ids, skip_damaged=True)
+        prompts = {problem_id: self._prompts[problem_id].prompt_id for problem_id in ids}
+        found = self._context.store.get_items(evaluation, prompts, skip_damaged=True)
         counted = self._counted[arm.name]
         self._progress.skip(sum(i in found for i in ids) - sum(i in counted for i in ids))
         missing = [problem for problem in block if problem.problem_id not in found]
@@ -116,7 +109,7 @@ class Answering:
             try:
                 generations = generate_greedy(
                     self._session,
-                    [self._rows[problem.problem_id] for problem in problems],
+                    [self._prompts[problem.problem_id].token_ids.tolist() for problem in problems],
                     max_new_tokens=self._spec.max_new_tokens,
                     stop=STOP_STRING,
                     batch_size=self._spec.batch_size,
@@ -142,10 +135,21 @@ class Answering:
         kept = self._prefixes.pop(arm.name, None)
         if kept is None or kept.edition != self._session.edition:
             self._progress.give_way()
-            kept = share_prefix(self._session, list(self._rows.values()))
+            kept = share_prefix(self._session, self._outermost)
         if sum(prefix.size_bytes for prefix in self._prefixes.values()) + kept.size_bytes <= PREFIX_BYTES:
             self._prefixes[arm.name] = kept
         return kept
+
+    @cached_property
+    def _outermost(self) -> list[list[int]]:
+        """The first and the last prompt in the order of their tokens, and the shortest: all begin as these do."""
+        rows = {prompt.prompt_id: prompt.token_ids for prompt in self._prompts.values()}
+
+        def place(prompt_id: str) -> bytes:
+            return rows[prompt_id].astype(">i4").tobytes()
+
+        chosen = {min(rows, key=place), max(rows, key=place), min(rows, key=lambda prompt_id: len(rows[prompt_id]))}
+        return [rows[prompt_id].tolist() for prompt_id in sorted(chosen)]
 
     def _graded(self, arm: BenchArm, problems: Sequence[Problem], generations: Sequence[Generation]) -> list[BenchItem]:
         answers = [
@@ -157,6 +161,7 @@ class Answering:
                 arm=arm.name,
                 subject=problem.subject,
                 problem_id=problem.problem_id,
+                prompt_id=self._prompts[problem.problem_id].prompt_id,
                 problem=problem.problem,
                 gold=problem.answer,
                 completion=generation.text,

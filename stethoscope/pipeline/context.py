@@ -7,7 +7,7 @@ are keyed by content ids, and a model of another reference replaces the one that
 import contextlib
 import gc
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,15 +21,18 @@ from stethoscope.delta.patch import lifted
 from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
+from stethoscope.minerva.problems import Problem
+from stethoscope.minerva.sources import load_shots
 from stethoscope.model.devices import pick_device
 from stethoscope.model.memory import free_bytes
 from stethoscope.model.residual import site_width
 from stethoscope.model.room import check_room, read_sizes
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.gold import ProbeSet
+from stethoscope.pipeline.prompts import Prompt, encode_prompts
 from stethoscope.pipeline.settings import compute_exactly
 from stethoscope.progress import Aside, Progress
-from stethoscope.records import ModelRef, Record, SaeRef, TaskVectorRef
+from stethoscope.records import BenchSpec, ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
 from stethoscope.store.fingerprints import meet, record_fingerprints
@@ -83,6 +86,7 @@ class Context:
         self.probe_sets: Recent[str, ProbeSet] = Recent(16)
         self.edited_nll: Recent[str, np.ndarray] = Recent(256)
         self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
+        self._prompts: Recent[object, dict[str, Prompt]] = Recent(4)
         self.remembered: set[object] = set()  # samples that `pipeline.tuning` has stored as seen
         self.base_checksum: str | None = None
         self.wanted_bytes = 0
@@ -168,7 +172,16 @@ class Context:
         self.base_checksum = None
         self._base_check = None
         self.drop_edits()
-        for cache in (self._banks, self._task_vectors, self.rates, self.probe_sets, self.edited_nll, self.spectra):
+        kept = (
+            self._banks,
+            self._task_vectors,
+            self.rates,
+            self.probe_sets,
+            self.edited_nll,
+            self.spectra,
+            self._prompts,
+        )
+        for cache in kept:
             cache.entries.clear()
 
     def move_to(self, device: str) -> None:
@@ -213,6 +226,20 @@ class Context:
         return self._task_vectors.get_or_make(
             self.identity(ref), lambda: open_task_vector(ref, session, progress=progress)
         )
+
+    def prompts(self, spec: BenchSpec, problems: Sequence[Problem]) -> dict[str, Prompt]:
+        """Return the prompt of each problem by problem id; the model of `spec` is loaded.
+
+        They are kept for as long as it is, so that a plan and its benchmark ask the same, and each is encoded once.
+
+        Raises: what `encode_prompts` does; CorpusError: no shots where they should be.
+        """
+        assert self._session is not None, "prompts are tokens of the model that is loaded"
+        shots = load_shots(spec.problems.shots)
+        known = self._prompts.get_or_make((shots, spec.chat_template), dict)
+        missing = [problem for problem in problems if problem.problem_id not in known]
+        known |= encode_prompts(self._session, missing, shots, chat_template=spec.chat_template)
+        return {problem.problem_id: known[problem.problem_id] for problem in problems}
 
     @property
     def graders(self) -> GraderPool:

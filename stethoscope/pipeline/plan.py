@@ -15,18 +15,23 @@ from stethoscope.results import BenchPlanResult
 def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanResult:
     """Return the sizes of the subjects, what is stored of each arm, and the rate of earlier benchmarks."""
     bench = spec.bench
-    context.session(bench.model, progress)
+    session = context.session(bench.model, progress)
     without = left_out(bench, context)
     available = {subject: _available(bench, subject) - len(without.get(subject, ())) for subject in bench.subjects}
     stored: dict[str, int] = {}
+    first: list[int] = []
     if available and min(available.values()) > 0:
-        wanted = {problem.problem_id for problem in bench_problems(bench, without)}
+        prompts = context.prompts(bench, bench_problems(bench, without))
+        wanted = {(problem_id, prompt.prompt_id) for problem_id, prompt in prompts.items()}
+        first = next(iter(prompts.values())).token_ids.tolist()
         for arm in bench.arms:
             evaluation = evaluation_id(bench, arm.recipe, context)
-            stored[arm.name] = len(wanted & context.store.stored_problems(evaluation))
+            stored[arm.name] = len(wanted & context.store.stored_answers(evaluation))
     return BenchPlanResult(
         available=available,
         stored=stored,
+        first_prompt=str(session.tokenizer.decode(first, clean_up_tokenization_spaces=False)),
+        first_prompt_tokens=len(first),
         answers_per_s=answer_rate(bench, context),
         reach=reach_of_arms(bench.arms, context, progress),
     )

@@ -24,6 +24,7 @@ class BenchItem(Record):
     """One graded answer. `problem_id` is the hash of the problem's text.
 
     Attributes:
+        prompt_id: the hash of the tokens that were asked; empty in results of versions that did not keep it.
         repetitive: the completion ends in a loop (see `minerva.repetition`).
         token_ids: of the completion; kept in the store, left out of a result.
         diverges_at: place in `completion` of the first token that the reference arm's answer does not share; None
@@ -39,6 +40,7 @@ class BenchItem(Record):
     n_tokens: int
     truncated: bool
     grade: Grade
+    prompt_id: str = ""
     repetitive: bool = False
     token_ids: tuple[int, ...] = ()
     diverges_at: int | None = None
@@ -214,11 +216,15 @@ class BenchPlanResult(Record):
         available: problems that the split has, by subject.
         stored: answers that are in the store already, by arm.
         reach: which weights each arm's recipe would change, by arm.
+        first_prompt: the first prompt as the model reads it, special tokens and shots included; empty without problems.
+        first_prompt_tokens: its length.
         answers_per_s: the median of the newest benchmarks asked like this one, counting only what they generated; None
             without any.
     """
 
     available: dict[str, int]
     stored: dict[str, int]
+    first_prompt: str = ""
+    first_prompt_tokens: int = 0
     answers_per_s: float | None
     reach: dict[str, Reach] = {}

@@ -1,11 +1,11 @@
 """Graded answers, a block at a time: all of a block or none, each with the certificate of the weights that gave it.
 
-An answer is found again by its evaluation (weights, prompts, decoding) and its problem, whatever run asked for it; a
-certificate lies once under its digest. Both are checked against their digests whenever they are read.
+An answer is found again by its evaluation (weights, decoding), its problem and the tokens that were asked, whatever run
+asked for it; a certificate lies once under its digest. Both are checked against their digests whenever they are read.
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,29 +33,30 @@ def put_items(database: Path, evaluation_id: str, items: Sequence[BenchItem], ce
     with connection(database, write=True) as opened:
         opened.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?)", (digest, body))
         for item in items:
-            fields = {"evaluation_id": evaluation_id, "problem_id": item.problem_id, "certificate": digest}
-            insert(opened, "items", {**fields, "body": _body(item)}, "OR REPLACE")
+            key = {"evaluation_id": evaluation_id, "problem_id": item.problem_id, "prompt_id": item.prompt_id}
+            insert(opened, "items", {**key, "certificate": digest, "body": _body(item)}, "OR REPLACE")
 
 
-def stored_problems(database: Path, evaluation_id: str) -> frozenset[str]:
-    """Return the ids of the problems that an evaluation has answered."""
+def stored_answers(database: Path, evaluation_id: str) -> frozenset[tuple[str, str]]:
+    """Return the (problem id, prompt id) of everything that an evaluation has answered."""
     with connection(database) as opened:
-        rows = opened.execute("SELECT problem_id FROM items WHERE evaluation_id = ?", (evaluation_id,)).fetchall()
-    return frozenset(str(row["problem_id"]) for row in rows)
+        rows = opened.execute("SELECT problem_id, prompt_id FROM items WHERE evaluation_id = ?", (evaluation_id,))
+        return frozenset((str(row["problem_id"]), str(row["prompt_id"])) for row in rows)
 
 
 def get_items(
-    database: Path, evaluation_id: str, problem_ids: Iterable[str], *, skip_damaged: bool
+    database: Path, evaluation_id: str, prompts: Mapping[str, str], *, skip_damaged: bool
 ) -> dict[str, StoredItem]:
-    """Return what is stored of these problems by problem id, in their order.
+    """Return the stored answers to these prompts by problem id, in their order.
 
     Args:
+        prompts: the prompt id of each wanted problem.
         skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
 
     Raises:
         StoreError: an item or its certificate is damaged.
     """
-    wanted = list(problem_ids)
+    wanted = list(prompts)
     certificates: dict[str, Certificate] = {}
     items: dict[str, StoredItem] = {}
     with connection(database) as opened:
@@ -66,6 +67,8 @@ def get_items(
                 f"SELECT * FROM items WHERE evaluation_id = ? AND problem_id IN ({marks})", (evaluation_id, *part)
             )
             for row in found.fetchall():
+                if row["prompt_id"] != prompts[row["problem_id"]]:
+                    continue
                 try:
                     item, digest = _item(row), row["certificate"]
                     if digest not in certificates:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -309,22 +309,23 @@ class RunStore:
         """
         graded.put_items(self.database, evaluation_id, items, certificate)
 
-    def stored_problems(self, evaluation_id: str) -> frozenset[str]:
-        """Return the ids of the problems that an evaluation has answered."""
-        return graded.stored_problems(self.database, evaluation_id)
+    def stored_answers(self, evaluation_id: str) -> frozenset[tuple[str, str]]:
+        """Return the (problem id, prompt id) of everything that an evaluation has answered."""
+        return graded.stored_answers(self.database, evaluation_id)
 
     def get_items(
-        self, evaluation_id: str, problem_ids: Iterable[str], *, skip_damaged: bool = False
+        self, evaluation_id: str, prompts: Mapping[str, str], *, skip_damaged: bool = False
     ) -> dict[str, StoredItem]:
-        """Return what is stored of these problems by problem id, in their order.
+        """Return the stored answers to these prompts by problem id, in their order.
 
         Args:
+            prompts: the prompt id of each wanted problem.
             skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
 
         Raises:
             StoreError: an item or its certificate is damaged.
         """
-        return graded.get_items(self.database, evaluation_id, problem_ids, skip_damaged=skip_damaged)
+        return graded.get_items(self.database, evaluation_id, prompts, skip_damaged=skip_damaged)
 
 
 def _run_id(tick: int) -> str:

@@ -29,8 +29,8 @@ TABLES = (
     "CREATE TABLE settings (run_id TEXT PRIMARY KEY, body TEXT NOT NULL, digest TEXT NOT NULL)",
     "CREATE TABLE certificates (certificate TEXT PRIMARY KEY, body TEXT NOT NULL)",
     """CREATE TABLE items (
-        evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, certificate TEXT NOT NULL, digest TEXT NOT NULL,
-        body TEXT NOT NULL, PRIMARY KEY (evaluation_id, problem_id))""",
+        evaluation_id TEXT NOT NULL, problem_id TEXT NOT NULL, prompt_id TEXT NOT NULL, certificate TEXT NOT NULL,
+        digest TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (evaluation_id, problem_id, prompt_id))""",
     "CREATE INDEX items_by_problem ON items (problem_id, evaluation_id)",
     """CREATE TABLE predictions (
         prediction_id TEXT PRIMARY KEY, body TEXT NOT NULL, created_at REAL NOT NULL, runs_before INTEGER NOT NULL,

@@ -1,0 +1,51 @@
+"""The prompts of a benchmark as token ids, and the ids under which their answers are stored.
+
+An answer belongs to the tokens that were asked: a chat template with the date in it, or another version of the
+tokenizer, gives another prompt and so another answer, never yesterday's. A prompt takes 4 bytes a token: 18 MB for
+5,000 problems behind four shots.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from stethoscope.minerva.problems import Problem
+from stethoscope.minerva.prompts import few_shot_prompt
+from stethoscope.model.session import ModelSession
+
+ENCODED_AT_ONCE = 256
+
+
+class Prompt(NamedTuple):
+    """The tokens of one prompt, and the first 16 hex digits of their sha256."""
+
+    token_ids: Int32[np.ndarray, " n"]
+    prompt_id: str
+
+
+def prompt_id_of(token_ids: Sequence[int]) -> str:
+    """Return the id of a prompt: the first 16 hex digits of the sha256 of its token ids as little-endian int32."""
+    return hashlib.sha256(np.asarray(token_ids, dtype="<i4").tobytes()).hexdigest()[:16]
+
+
+def encode_prompts(
+    session: ModelSession, problems: Sequence[Problem], shots: Sequence[tuple[str, str]], *, chat_template: bool
+) -> dict[str, Prompt]:
+    """Return the prompt of each problem by problem id.
+
+    Raises:
+        UserError: the chat template is missing, cannot be rendered, or leaves the problem out (see `model.chat`); or
+            the tokenizer refuses a text.
+    """
+    found: dict[str, Prompt] = {}
+    for start in range(0, len(problems), ENCODED_AT_ONCE):
+        part = problems[start : start + ENCODED_AT_ONCE]
+        texts = [few_shot_prompt(problem.problem, shots) for problem in part]
+        if chat_template:
+            texts = [session.chat_prompt(text) for text in texts]
+        for problem, row in zip(part, session.encode(texts), strict=True):
+            found[problem.problem_id] = Prompt(np.array(row, dtype=np.int32), prompt_id_of(row))
+    return found
