@@ -18,9 +18,10 @@ from stethoscope.minerva.grader import Grader, lm_eval_functions
 from stethoscope.minerva.grading import Answer, GraderPool
 from stethoscope.minerva.problems import answer_of
 from stethoscope.progress import Progress
-from stethoscope.records import Grade, GradeStatus
+from stethoscope.records import GoldReading, Grade, GradeStatus
 
 CORRECT, INCORRECT = GradeStatus.CORRECT, GradeStatus.INCORRECT
+WHOLE, DOUBTFUL, UNREAD = GoldReading.WHOLE, GoldReading.DOUBTFUL, GoldReading.UNREAD
 NO_ANSWER, UNPARSABLE, TIMEOUT = GradeStatus.NO_ANSWER, GradeStatus.UNPARSABLE, GradeStatus.TIMEOUT
 
 
@@ -77,7 +78,7 @@ def test_grades_are_those_of_lm_eval(pool: GraderPool) -> None:
 
 def test_the_two_metrics_differ_where_they_should(pool: GraderPool) -> None:
     unmarked, nothing = pool.grade([(" 3+4=7, so it is $7$", GOLD_7), (" I do not know", GOLD_7)])
-    assert unmarked == Grade(exact_match=NO_ANSWER, math_verify=CORRECT, marked=False, answer="")
+    assert unmarked == Grade(exact_match=NO_ANSWER, math_verify=CORRECT, strict=NO_ANSWER, gold=WHOLE, marked=False)
     assert nothing.math_verify is NO_ANSWER
 
 
@@ -122,6 +123,7 @@ BOMBS = {
     "megabyte behind the answer": final("7") + "x" * 1_000_000,
     "megabyte": "y" * 1_000_000,
 }
+OF_BOMB = {"megabyte behind the answer": (CORRECT,), "megabyte": (NO_ANSWER,), "backtracking": (NO_ANSWER,)}
 WITHOUT_MARKER = {"backtracking", "megabyte"}
 
 
@@ -138,7 +140,7 @@ def test_bombs_cost_their_own_deadline_and_nobody_else_s_grade() -> None:
     assert [(grade.exact_match, grade.math_verify) for grade in grades[1::2]] == [(CORRECT, CORRECT)] * len(BOMBS)
     for name, grade in zip(BOMBS, grades[::2], strict=True):
         assert grade.marked == (name not in WITHOUT_MARKER), name
-        assert grade.exact_match in (TIMEOUT, UNPARSABLE), name
+        assert grade.exact_match in OF_BOMB.get(name, (TIMEOUT, UNPARSABLE)), name
         assert grade.math_verify in (TIMEOUT, UNPARSABLE, NO_ANSWER), name
     assert (grades[0].exact_match, grades[0].math_verify, grades[0].marked) == (TIMEOUT, TIMEOUT, True)
 
@@ -168,10 +170,10 @@ def test_a_bomb_in_the_gold_solution_costs_the_deadline_too() -> None:
     with GraderPool(deadline_s=1.0) as pool:
         grades = pool.grade([(final("7"), BOMB), (final("7"), "z" * 1_000_000), (final("7"), GOLD_7)])
         assert pool.read_golds(["7", "{" * 10_000, "(1,2)", "", "x" * 1_000_000, "8"]) == [
-            True, False, False, False, False, True
+            WHOLE, UNREAD, UNREAD, UNREAD, UNREAD, WHOLE
         ]  # fmt: skip
     assert (grades[0].exact_match, grades[0].math_verify) == (TIMEOUT, TIMEOUT)
-    assert (grades[1].exact_match, grades[2].exact_match) == (UNPARSABLE, CORRECT)
+    assert grades[2].exact_match is CORRECT
 
 
 def test_running_out_of_memory_is_not_called_different(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +291,7 @@ def test_an_answer_that_always_ends_the_child_is_unparsable(monkeypatch: pytest.
     with GraderPool(deadline_s=5.0) as pool:
         (grade,) = pool.grade([(final("7"), GOLD_7)])
         assert pool._children == set()
-    assert grade == Grade(exact_match=UNPARSABLE, math_verify=UNPARSABLE, marked=False, answer="")
+    assert grade == Grade(exact_match=UNPARSABLE, math_verify=UNPARSABLE, strict=UNPARSABLE, marked=False)
     assert len(set(sent)) == 2  # tried once more in a fresh child
 
 

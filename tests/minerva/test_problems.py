@@ -69,6 +69,17 @@ def test_subject_names(name: str, subject: str) -> None:
         ("Final Answer: The final answer is blue. I hope it is correct.", "blue"),
         ("Final Answer: The final answer is $7$, $8$. I hope it is correct.", "$7$, $8$"[1:-1]),
         (r"a \boxed{never closed", None),
+        (r"Adding gives \boxed {14}.", "14"),
+        (r"Write the result as \boxed at the end. Here it is $\boxed{14}$.", "14"),
+        (r"Here it is $\boxed{14}$. Write the result as \boxed at the end of $x$.", "14"),
+        (r"first $\boxed{1}$, then $\boxed 14$.", "14"),
+        (r"It is $\boxed14$.", "14"),
+        (r"It is $\fbox{14}$.", "14"),
+        (r"So $\boxed{\{1,14\}}$.", r"\{1,14\}"),
+        (r"So $\boxed{\left\{14\right.}$.", r"\left\{14\right."),
+        (r"So $\boxed{14}$. (Compare \boxed{} in the template.)", "14"),
+        (r"So $\boxed{\boxed{14}}$.", "14"),
+        (r"So $\boxed{}$ and the sum is 14.", None),
         ("nothing", None),
     ],
 )
@@ -82,6 +93,8 @@ def test_the_boxed_answer_is_lm_eval_s(solution: str) -> None:
     from stethoscope.minerva.grader import lm_eval_functions
 
     reference = lm_eval_functions()
+    if solution.count("\\boxed") > 1 or "\\{" in solution or "\\}" in solution:
+        return  # there lm-eval can read another box than the last
     boxed = reference.last_boxed_only_string(solution)
     if boxed is None or not boxed.startswith(("\\boxed{", "\\boxed ")):
         return
@@ -104,8 +117,11 @@ def test_the_boxed_answer_is_lm_eval_s(solution: str) -> None:
         ({k: v for k, v in LINE.items() if k != "subject"}, "has no subject"),
         (LINE | {"problem": 7}, "has a bad problem"),
         (LINE | {"subject": " "}, "has a bad subject"),
-        (LINE | {"answer": ["7"]}, "has no answer"),
-        (LINE | {"answer": " "}, "has no answer"),
+        (LINE | {"answer": ["7"]}, "has a bad answer"),
+        (LINE | {"answer": " "}, "has a bad answer"),
+        (LINE | {"answer": True}, "has a bad answer"),
+        (LINE | {"answer": float("nan")}, "has a bad answer"),
+        (LINE | {"answer": float("-inf")}, "has a bad answer"),
         ({"problem": "p", "solution": "no answer in it", "subject": "algebra"}, "has no answer"),
         (LINE | {"problem": "\ud800"}, "surrogate"),
     ],
@@ -148,7 +164,8 @@ def test_blank_lines_bom_and_repeats(tmp_path: Path) -> None:
 
 
 def test_numeric_answers_are_text(tmp_path: Path) -> None:
-    assert load_problems(write(tmp_path, LINE | {"answer": 7}), "test")[0].answer == "7"
+    for number, answer in ((7, "7"), (0.5, "0.5"), (1e21, "1" + "0" * 21), (1e-7, "0.0000001"), (" $7$ ", "7")):
+        assert load_problems(write(tmp_path, LINE | {"answer": number}), "test")[0].answer == answer
 
 
 def make(subject: str, n: int) -> list[Problem]:

@@ -533,8 +533,8 @@ def problem_counts(spec: r.ProblemsSpec) -> R.ProblemsResult:
         R.ProblemsRow(subject=subject, n=11, unread_golds=int(subject == first), in_other_splits=0)
         for subject in spec.problems.subjects
     )
-    unread = (R.UnreadGold(subject=first, problem_id="0" * 16, gold="forty *two*"),)
-    return R.ProblemsResult(split=spec.split, rows=rows, unread=unread)
+    gold = R.RiskyGold(subject=first, problem_id="0" * 16, gold="forty *two*", reading=r.GoldReading.UNREAD)
+    return R.ProblemsResult(split=spec.split, rows=rows, at_risk=(gold,))
 
 
 def plan(spec: r.BenchPlanSpec) -> R.BenchPlanResult:

@@ -45,7 +45,7 @@ def test_golds_that_cannot_be_read_are_counted_and_shown(own: Path, tmp_path: Pa
         ("algebra", 4, 2, 1),
         ("geometry", 2, 0, 0),
     ]
-    assert {unread.gold for unread in result.unread} == {"(1,2)", r"[0,\infty)"}
+    assert {gold.gold for gold in result.at_risk} == {"(1,2)", r"[0,\infty)"}
     assert "cannot read 2 of 6 gold answers" in result.caption
     assert context.loaded is None
     sampled = pipeline.run(ProblemsSpec(problems=problems, n=1, subjects=("geometry",)), context, Progress()).result
@@ -54,6 +54,22 @@ def test_golds_that_cannot_be_read_are_counted_and_shown(own: Path, tmp_path: Pa
     beyond = pipeline.run(ProblemsSpec(problems=problems, n=3), context, Progress()).result
     assert isinstance(beyond, ProblemsResult)
     assert [row.n for row in beyond.rows] == [3, 2]
+    context.close()
+
+
+def test_doubtful_golds_and_repeated_problems_are_counted(own: Path, tmp_path: Path) -> None:
+    golds = {"a?": "3,8", "b?": r"4\frac{2}{5}", "c?": r"x=3 \text{ or } x=8", "d?": "12", "e?": "x=5"}
+    rows = [{"problem": p, "type": "Algebra", "solution": rf"$\boxed{{{gold}}}$"} for p, gold in golds.items()]
+    copies = [rows[3], rows[3] | {"type": "Geometry"}, rows[4] | {"type": "Geometry", "answer": "6"}]
+    (own / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *copies]))
+    context = Context(RunStore(tmp_path / "runs"))
+    problems = with_problems(MINI.problems, str(own))
+    result = pipeline.run(ProblemsSpec(problems=problems, subjects=("algebra",)), context, Progress()).result
+    assert isinstance(result, ProblemsResult)
+    (row,) = result.rows
+    assert (row.n, row.doubtful_golds, row.unread_golds, row.repeats, row.other_answers) == (5, 3, 0, 3, 1)
+    assert {gold.gold for gold in result.at_risk} == {golds[name] for name in ("a?", "b?", "c?")}
+    assert "3 more entries repeat a problem (1 with another answer)" in result.caption
     context.close()
 
 
