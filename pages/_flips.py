@@ -7,13 +7,17 @@ import streamlit as st
 from pages import _session, _ui
 from pages._fragment import fragment
 from stethoscope.figures import flips, maths
-from stethoscope.figures.flips import KINDS, METRICS, Flip
+from stethoscope.figures.flips import GOLDS, KINDS, METRICS, Flip
 from stethoscope.figures.theme import pretty
-from stethoscope.records import GradeStatus
+from stethoscope.records import GoldReading, GradeStatus
 from stethoscope.results import BenchItem, BenchResult
 
 PER_PAGE = 8
 EVERY_SUBJECT = "all subjects"
+AT_RISK = {
+    GoldReading.DOUBTFUL: "lm-eval reads it in part or as another number: exact_match can accept a wrong answer.",
+    GoldReading.UNREAD: "lm-eval cannot read it: only the same text is an exact match.",
+}
 TONES = {GradeStatus.CORRECT: "green", GradeStatus.INCORRECT: "red"}  # what has no score is gray
 
 
@@ -22,20 +26,24 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
     chosen = st.session_state
     chosen["flip_arm"] = chosen.get("flip_arm") if chosen.get("flip_arm") in arms else arms[0]
     subjects = [EVERY_SUBJECT, *dict.fromkeys(item.subject for item in result.items)]
-    for name, values in (("flip_metric", METRICS), ("flip_kind", KINDS), ("flip_subject", subjects)):
+    for name, values in (("flip_metric", METRICS), ("flip_kind", KINDS), ("flip_subject", subjects),
+                         ("flip_golds", GOLDS)):  # fmt: skip
         if chosen.get(name) not in values:
             chosen[name] = values[0]
     chosen.setdefault("flip_search", "")
-    one, two, three, four = st.columns([1.6, 1.2, 1.2, 1.5])
+    one, two, three, five, four = st.columns([1.5, 1.2, 1.1, 1, 1.4])
     one.selectbox("Arm", arms, **_session.mirror("flip_arm", "flip-arm"))
     two.selectbox("Subject", subjects, format_func=pretty, **_session.mirror("flip_subject", "flip-subject"))
     three.selectbox("Score", METRICS, format_func=pretty, **_session.mirror("flip_metric", "flip-metric"))
+    five.selectbox("Gold answers", GOLDS, **_session.mirror("flip_golds", "flip-golds"),
+                   help="At risk: lm-eval reads it not at all, in part, or as another number.")  # fmt: skip
     four.text_input("Search in problems and answers", **_session.mirror("flip_search", "flip-search", "value"))
     subject = None if chosen["flip_subject"] == EVERY_SUBJECT else chosen["flip_subject"]
     everything = flips.chosen(
         flips.pairs(result, chosen["flip_arm"]),
         kind="all",
         metric=chosen["flip_metric"],
+        golds=chosen["flip_golds"],
         subject=subject,
         search=chosen["flip_search"],
     )
@@ -81,7 +89,8 @@ def _snippet(text: str, length: int = 64) -> str:
 def _grade(item: BenchItem) -> None:
     with st.container(horizontal=True, gap="small"):
         for name in METRICS:
-            status = getattr(item.grade, name)
+            if (status := getattr(item.grade, name)) is None:  # older answers have no strict score
+                continue
             st.badge(f"{pretty(name)}: {pretty(status.value)}", color=TONES.get(status, "gray"))
         for said, text in ((item.truncated, "cut off at the limit"), (item.repetitive, "ends in a loop"),
                            (not item.grade.marked, "no marker sentence")):  # fmt: skip
@@ -103,6 +112,8 @@ def _detail(flip: Flip) -> None:
     with st.container(key="flip-problem"):
         st.markdown(maths.markdown(flip.base.problem))
         st.markdown(f"**Gold:** {maths.markdown(flip.base.gold)}")
+        if flip.golds == "at risk":
+            st.badge("gold answer at risk", color="orange", help=AT_RISK[flip.base.grade.gold])
     left, right = st.columns(2)
     with left:
         _answer(flip.base, flip.arm.diverges_at, "flip-base")

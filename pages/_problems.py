@@ -114,8 +114,8 @@ def _counts(spec: ProblemsSpec) -> None:
         found = view.result
         held = ", ".join(f"{pretty(row.subject)} {row.n}" for row in found.rows[:SUBJECTS_SHOWN])
         held += ", …" * (len(found.rows) > SUBJECTS_SHOWN)
-        golds = ", ".join(gold.gold for gold in found.unread[:GOLDS_SHOWN])
-        more = ", …" if sum(row.unread_golds for row in found.rows) > GOLDS_SHOWN else ""
+        golds = ", ".join(gold.gold for gold in found.at_risk[:GOLDS_SHOWN])
+        more = ", …" if len(found.at_risk) > GOLDS_SHOWN else ""
         st.caption(
             _ui.escape(
                 f"{found.split.capitalize()} problems: {held}. {found.caption}" + (f" ({golds}{more})" * bool(golds))

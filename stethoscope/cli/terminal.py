@@ -192,12 +192,15 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
 
 
 def print_problems(console: Console, result: ProblemsResult) -> None:
-    """Draw the subjects of a split, and examples of gold answers that cannot be read."""
-    columns = ("subject", f"{result.split} problems", "unread golds", "also in other splits")
-    rows = [(row.subject, str(row.n), str(row.unread_golds), str(row.in_other_splits)) for row in result.rows]
+    """Draw the subjects of a split, and examples of gold answers at risk."""
+    columns = ("subject", f"{result.split} problems", "unread golds", "doubtful golds", "also in other splits", "repeats")
+    rows = []
+    for row in result.rows:
+        counts = (row.n, row.unread_golds, row.doubtful_golds, row.in_other_splits, row.repeats)
+        rows.append((row.subject, *map(str, counts)))
     print_table(console, columns, rows, caption=result.caption)
-    for unread in result.unread:
-        console.print(f"  {unread.subject} {unread.problem_id}: {unread.gold}", markup=False)
+    for gold in result.at_risk:
+        console.print(f"  {gold.subject} {gold.problem_id}, {gold.reading}: {gold.gold}", markup=False)
 
 
 def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
@@ -315,11 +318,9 @@ def print_rank(console: Console, result: RankResult) -> None:
 
 def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None:
     """Draw what a benchmark would ask of each subject, what is stored, how long it takes, and the first prompt."""
-    table = Table("subject", f"{spec.split} problems", "asked", title=f"{len(spec.arms)} arms")
     sizes = {subject: sample_size(spec.n, has) for subject, has in plan.available.items()}
-    for subject, has in plan.available.items():
-        table.add_row(subject, str(has), str(sizes[subject]))
-    console.print(table)
+    rows = [(subject, str(has), str(sizes[subject])) for subject, has in plan.available.items()]
+    print_table(console, ("subject", f"{spec.split} problems", "asked"), rows, title=f"{len(spec.arms)} arms")
     answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
     console.print(f"{answers:,} answers, {stored:,} of them in the store already.")
     if plan.answers_per_s:

@@ -50,6 +50,8 @@ def accuracies(result: BenchResult) -> list[dict[str, object]]:
             "95% CI (Wilson)": f"[{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
             "lm-eval stderr": "–" if row.lm_eval_stderr is None else f"{100 * row.lm_eval_stderr:.1f}",
             "math-verify": percent(row.math_verify),
+            "strict": percent(row.strict),
+            "golds at risk": row.golds_at_risk,
             "marked": percent(row.marker_rate),
             "truncated": percent(row.truncation_rate),
             "in a loop": percent(row.repetition_rate),

@@ -13,9 +13,11 @@ from stethoscope.records import GradeStatus
 from stethoscope.results import BenchItem, BenchResult
 
 Kind = Literal["wrong to right", "right to wrong", "both wrong, differently", "all"]
-Metric = Literal["exact_match", "math_verify"]
+Metric = Literal["exact_match", "math_verify", "strict"]
+Golds = Literal["all golds", "read whole", "at risk"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 METRICS: tuple[Metric, ...] = get_args(Metric)
+GOLDS: tuple[Golds, ...] = get_args(Golds)
 MARK = "background:rgba(224,117,26,.45);border-bottom:2px solid #e0751a;border-radius:3px"
 SHOWN_CHARACTERS = 8000
 
@@ -31,6 +33,12 @@ class Flip:
     def problem_id(self) -> str:
         """The hash of the problem's text."""
         return self.base.problem_id
+
+    @property
+    def golds(self) -> Golds:
+        """Whether the gold answer is at risk; "all golds" where older answers do not say."""
+        reading = self.base.grade.gold
+        return "all golds" if reading is None else "at risk" if self.base.grade.gold_at_risk else "read whole"
 
     def kind(self, metric: Metric) -> Kind:
         """Return what became of the answer; "all" for one that stayed right, or wrong in the same way."""
@@ -57,14 +65,21 @@ def pairs(result: BenchResult, arm: str) -> list[Flip]:
 
 
 def chosen(
-    flips: list[Flip], *, kind: Kind, metric: Metric, subject: str | None = None, search: str = ""
+    flips: list[Flip],
+    *,
+    kind: Kind,
+    metric: Metric,
+    golds: Golds = "all golds",
+    subject: str | None = None,
+    search: str = "",
 ) -> list[Flip]:
-    """Return the flips of one kind (all of them: "all"), of one subject, whose problem or answers hold `search`."""
+    """Return the flips of one kind (all of them: "all"), of one subject and kind of gold answer, that hold `search`."""
     wanted = search.casefold().strip()
     return [
         flip
         for flip in flips
         if (kind == "all" or flip.kind(metric) == kind)
+        and golds in ("all golds", flip.golds)
         and (subject is None or flip.base.subject == subject)
         and (not wanted or any(wanted in text.casefold() for text in _texts(flip)))
     ]
@@ -118,14 +133,17 @@ def row(flip: Flip) -> dict[str, object]:
         "problem_id": flip.problem_id,
         "subject": flip.base.subject,
         "gold": flip.base.gold,
+        "gold_reading": flip.base.grade.gold and flip.base.grade.gold.value,
         "reference": flip.base.arm,
         "reference_answer": flip.base.grade.answer,
         "reference_exact_match": flip.base.grade.exact_match.value,
         "reference_math_verify": flip.base.grade.math_verify.value,
+        "reference_strict": flip.base.grade.strict and flip.base.grade.strict.value,
         "arm": flip.arm.arm,
         "arm_answer": flip.arm.grade.answer,
         "arm_exact_match": flip.arm.grade.exact_match.value,
         "arm_math_verify": flip.arm.grade.math_verify.value,
+        "arm_strict": flip.arm.grade.strict and flip.arm.grade.strict.value,
         "problem": flip.base.problem,
         "reference_completion": flip.base.completion,
         "arm_completion": flip.arm.completion,

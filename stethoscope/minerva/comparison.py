@@ -188,6 +188,12 @@ def _arm_row(recipe_id: str | None, subject: str, items: list[BenchItem]) -> Arm
         ci_high=interval.high,
         lm_eval_stderr=finite_or_none(lm_eval_stderr(correct, n)),
         math_verify=sum(item.grade.math_verify is GradeStatus.CORRECT for item in items) / n,
+        strict=(
+            None
+            if any(item.grade.strict is None for item in items)
+            else sum(item.grade.strict is GradeStatus.CORRECT for item in items) / n
+        ),
+        golds_at_risk=sum(item.grade.gold_at_risk for item in items),
         marker_rate=sum(item.grade.marked for item in items) / n,
         truncation_rate=sum(item.truncated for item in items) / n,
         repetition_rate=sum(item.repetitive for item in items) / n,

@@ -8,8 +8,8 @@ the package around it would drag in datasets and torch), so
 and math_verify is its second metric, verify(parse(gold solution), parse(completion)). Both use signal timeouts,
 which work here because everything runs on the main thread. What they swallow (a timeout, an answer or a gold answer
 that cannot be parsed, a failed comparison) they log, and the log decides the status: only what was compared and found
-different is `incorrect`. Each answer gives three lines, so that the parent, who kills a child at the deadline, keeps
-what was already known: extraction, exact_match, math_verify.
+different is `incorrect`. Each answer gives five lines, so that the parent, who kills a child at the deadline, keeps
+what was already known: extraction, exact_match, math_verify, the strict score, and how the gold answer reads.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from stethoscope.records import GradeStatus
+from stethoscope.records import GoldReading, GradeStatus
 
 NOT_EXTRACTED = "[invalidanswer]"  # what lm-eval's get_unnormalized_answer returns without the marker sentence
 ORPHAN_CPU_S = 5.0  # CPU seconds beyond the deadline after which the system ends a child whose parent is gone
@@ -103,6 +103,7 @@ class Grader:
         self._parse = math_verify.parse
         self._verify = math_verify_grader().verify
         self._patience_s = patience_s
+        self._readings: dict[str, GoldReading] = {}
         for logger in (self._lm_eval.eval_logger, self._math_logger):
             logger.setLevel(logging.DEBUG)
             logger.propagate = False
@@ -125,17 +126,53 @@ class Grader:
                 return GradeStatus.TIMEOUT
         return GradeStatus.UNPARSABLE if heard.heard(*_UNDECIDED) else GradeStatus.INCORRECT
 
-    def reads_gold(self, gold: str) -> bool:
-        """Return whether lm-eval's parser reads the gold answer; where it does not, only the same text is correct."""
+    def strict(self, answer: str, gold: str) -> GradeStatus:
+        """Return whether a normalised answer that is an exact match is one beyond doubt (see `records.Grade`)."""
+        expected = self._lm_eval.normalize_final_answer(gold)
+        if answer == expected:
+            return GradeStatus.CORRECT
+        if not (self._reads_whole(answer) and self._reads_whole(expected)):
+            return GradeStatus.UNPARSABLE
+        theirs, ours = self._boxed(gold), self._boxed(answer)
+        same = self._verify(theirs, ours, timeout_seconds=self._patience_s)
+        same = same and self._verify(ours, theirs, timeout_seconds=self._patience_s)
+        return GradeStatus.CORRECT if same else GradeStatus.INCORRECT
+
+    def gold_reading(self, gold: str) -> GoldReading:
+        """Return how lm-eval's parser reads the gold answer; arms that answer the same problem ask once."""
+        if gold not in self._readings:
+            self._readings[gold] = self._read_gold(gold)
+        return self._readings[gold]
+
+    def _read_gold(self, gold: str) -> GoldReading:
+        text = self._lm_eval.normalize_final_answer(gold)
+        read = self._parse_latex(text, strict=False)
+        if read is None:
+            return GoldReading.UNREAD
+        if not self._reads_whole(text):
+            return GoldReading.DOUBTFUL
+        found = [part for part in self._boxed(gold) if not isinstance(part, str)]
+        number = next(iter(found), None)
+        number = getattr(number, "rhs", number)  # of an equation
+        agree = number is None or not read.is_number or self._verify(number, read, timeout_seconds=self._patience_s)
+        return GoldReading.WHOLE if agree else GoldReading.DOUBTFUL
+
+    def _boxed(self, text: str) -> list[Any]:
+        return self._parse(f"$\\boxed{{{text}}}$", parsing_timeout=self._patience_s)
+
+    def _reads_whole(self, text: str) -> bool:
+        return self._parse_latex(text, strict=True) is not None
+
+    def _parse_latex(self, text: str, *, strict: bool) -> Any:
+        """Return what sympy reads, as lm-eval asks it; with `strict` only where it reads to the end. None: nothing."""
         from sympy import SympifyError
-        from sympy.parsing.latex import LaTeXParsingError
+        from sympy.parsing.latex import LaTeXParsingError, parse_latex
 
         try:
             with self._lm_eval.timeout(seconds=5):
-                self._lm_eval.parse_latex(self._lm_eval.normalize_final_answer(gold))
+                return parse_latex(text, strict=strict)
         except (LaTeXParsingError, SympifyError, TypeError, TimeoutError):
-            return False
-        return True
+            return None
 
     def math_verify(self, completion: str, solution: str) -> GradeStatus:
         """Return math_verify's verdict on the whole completion against the whole gold solution, as lm-eval asks it."""
@@ -161,13 +198,17 @@ class Grader:
         A request without a completion asks only whether its gold answer can be read.
         """
         if "completion" not in request:
-            write({"gold_read": self.reads_gold(request["gold"])})
+            write({"gold_read": self.gold_reading(request["gold"])})
             return
         completion, solution = request["completion"], request["solution"]
         answer = self.extract(completion)
         write({"marked": answer is not None, "answer": answer or ""})
-        write({"exact_match": GradeStatus.NO_ANSWER if answer is None else self.exact_match(answer, request["gold"])})
+        exact = GradeStatus.NO_ANSWER if answer is None else self.exact_match(answer, request["gold"])
+        write({"exact_match": exact})
         write({"math_verify": self.math_verify(completion, solution)})
+        certain = exact is GradeStatus.CORRECT and answer is not None
+        write({"strict": self.strict(answer, request["gold"]) if certain else exact})
+        write({"gold": self.gold_reading(request["gold"])})
 
 
 def _only_text(extracted: list[Any]) -> bool:

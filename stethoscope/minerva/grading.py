@@ -26,16 +26,13 @@ from typing import Any, NamedTuple
 
 from stethoscope.errors import CorpusError, ResourceError
 from stethoscope.minerva.problems import answer_of
-from stethoscope.minerva.prompts import ANSWER_SENTENCE
 from stethoscope.progress import Progress
-from stethoscope.records import Grade, GradeStatus
+from stethoscope.records import GoldReading, Grade, GradeStatus
 
-MAX_ANSWER_CHARS = 50_000  # a completion of 1024 tokens has some 5,000
 START_TIMEOUT_S = 120.0
 BATCH_ANSWERS = 16
 BATCH_BYTES = 16_384  # fits into a pipe, so that writing to a child that hangs cannot block
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_MARKER = ANSWER_SENTENCE.split("$")[0].strip()
 
 
 class Answer(NamedTuple):
@@ -136,12 +133,12 @@ def _kill_all(children: set[_Child]) -> None:
         child.kill()
 
 
-def _all(status: GradeStatus, *, marked: bool = False) -> dict[str, Any]:
-    return {"marked": marked, "answer": "", "exact_match": status, "math_verify": status}
+def _all(status: GradeStatus) -> dict[str, Any]:
+    return {"marked": False, "answer": "", "exact_match": status, "strict": status, "math_verify": status, "gold": None}
 
 
-_ANSWER = _Kind("math_verify", _all)
-_GOLD = _Kind("gold_read", lambda _: {"gold_read": False})
+_ANSWER = _Kind("gold", _all)
+_GOLD = _Kind("gold_read", lambda _: {"gold_read": GoldReading.UNREAD})
 
 
 class GraderPool:
@@ -190,9 +187,6 @@ class GraderPool:
         requests: list[_Request] = []
         for index, given in enumerate(answers):
             answer = given if isinstance(given, Answer) else Answer(given[0], given[1])
-            if max(len(answer.completion), len(answer.solution)) > MAX_ANSWER_CHARS:
-                parts[index] = _all(GradeStatus.UNPARSABLE, marked=_MARKER in answer.completion)
-                continue
             completion = answer.completion.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
             gold = answer.gold if answer.gold is not None else answer_of(answer.solution)
             if gold is None:
@@ -201,27 +195,28 @@ class GraderPool:
                     got=repr(answer.solution[:80]),
                     expected="\\boxed{...} or the final sentence, or the gold answer itself beside the solution",
                 )
-            fields = {"completion": completion, "solution": answer.solution, "gold": gold}
+            stated = answer.solution if gold == answer_of(answer.solution) else f"$\\boxed{{{gold}}}$"
+            fields = {"completion": completion, "solution": stated, "gold": gold}
             requests.append(_Request(index, json.dumps({"index": index, **fields}).encode() + b"\n"))
         self._run(requests, parts, _ANSWER, progress)
         return [Grade.model_validate(part) for part in parts]
 
-    def read_golds(self, golds: Sequence[str], *, progress: Progress | None = None) -> list[bool]:
-        """Return for each gold answer whether lm-eval's parser can read it.
+    def read_golds(self, golds: Sequence[str], *, progress: Progress | None = None) -> list[GoldReading]:
+        """Return how lm-eval's parser reads each gold answer.
 
-        Where it cannot (most tuples, intervals and matrices), only an answer of the same text is an exact match.
+        Where it cannot (most tuples, intervals and matrices), only an answer of the same text is an exact match; where
+        it reads another number or a part, exact_match can accept a wrong answer.
 
         Raises:
             ResourceError: the grader process cannot be started. Cancelled: asked to stop.
         """
-        parts: list[dict[str, Any]] = [{} if len(gold) <= MAX_ANSWER_CHARS else {"gold_read": False} for gold in golds]
+        parts: list[dict[str, Any]] = [{} for _ in golds]
         requests = [
             _Request(index, json.dumps({"index": index, "gold": gold}).encode() + b"\n")
             for index, gold in enumerate(golds)
-            if not parts[index]
         ]
         self._run(requests, parts, _GOLD, progress)
-        return [part["gold_read"] for part in parts]
+        return [GoldReading(part["gold_read"]) for part in parts]
 
     def _run(
         self, requests: list[_Request], parts: list[dict[str, Any]], kind: _Kind, progress: Progress | None

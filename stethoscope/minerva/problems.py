@@ -7,14 +7,18 @@ the order of the file nor other problems change it.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from stethoscope.errors import CorpusError
 from stethoscope.records import SampleSize, sample_size
 
 _FINAL_SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct\.")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +43,34 @@ def subject_of(name: str) -> str:
 
 
 def last_boxed(solution: str) -> str | None:
-    """Return the content of the last \\boxed{...} (or "\\boxed x") as lm-eval reads it, else None."""
-    if "\\boxed " in solution:
-        return solution.split("\\boxed ")[-1].split("$")[0]
-    start = solution.rfind("\\boxed{")
-    if start < 0:
-        return None
+    """Return the content of the last \\boxed{...}, \\fbox{...} or "\\boxed x" that holds any, else None.
+
+    lm-eval lets a "\\boxed " anywhere, as in prose about the command, win over a box behind it; here the last box in
+    braces, or without them inside $...$, wins. Without braces the content goes to the next $. Where solutions box one
+    answer, as MATH's do, both read the same.
+    """
+    loose = None
+    for found in reversed(list(_BOX.finditer(solution))):
+        start = found.end()
+        if solution[start : start + 1] == "{":
+            content = _braced(solution, start)
+        else:
+            content = solution[start:].split("$")[0]
+            if solution[: found.start()].count("$") % 2 == 0:  # not in mathematics
+                loose = loose or content
+                continue
+        if content is not None and content.strip():
+            return content
+    return loose
+
+
+def _braced(text: str, start: int) -> str | None:
+    """Return what stands in the braces that open at `start`, \\{ and \\} aside; None where they never close."""
     depth = 0
-    for position in range(start, len(solution)):
-        depth += {"{": 1, "}": -1}.get(solution[position], 0)
-        if depth == 0 and solution[position] == "}":
-            return solution[start + len("\\boxed{") : position]
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0 and brace[0] == "}":
+            return text[start + 1 : brace.start()]
     return None
 
 
@@ -75,6 +96,29 @@ def text_field(record: dict[str, object], field: str, where: str) -> str:
     return value
 
 
+def _given_answer(value: object, where: str) -> str | None:
+    """Return the text of a record's answer, numbers written out without an exponent; None where it gives none.
+
+    Raises:
+        CorpusError: a value that is no answer: a boolean, a list, NaN or an infinity, an empty text.
+    """
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{Decimal(repr(value)):f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise CorpusError(f"{where} has a bad answer", got=repr(value)[:80], expected="a text or a number")
+    return _without_dollars(value.strip())
+
+
+def _without_dollars(answer: str) -> str:
+    """Return `answer` without the $ around all of it."""
+    whole = len(answer) > 2 and answer[0] == answer[-1] == "$" and "$" not in answer[1:-1]
+    return answer[1:-1].strip() if whole else answer
+
+
 def problem_of(record: object, where: str) -> Problem:
     """Return the problem that `record` holds.
 
@@ -85,10 +129,10 @@ def problem_of(record: object, where: str) -> Problem:
         raise CorpusError(f"{where} is not a JSON object", got=type(record).__name__)
     problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
     subject = text_field(record, "subject" if "subject" in record or "type" not in record else "type", where)
-    answer = str(record["answer"]) if isinstance(record.get("answer"), int | float) else record.get("answer")
+    answer = _given_answer(record.get("answer"), where)
     if answer is None:
         answer = answer_of(solution)
-    if not isinstance(answer, str) or not answer.strip():
+    if answer is None or not answer.strip():
         raise CorpusError(
             f"{where} has no answer",
             expected="a field answer, a \\boxed{...} or the final sentence in the solution",

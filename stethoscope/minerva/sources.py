@@ -64,6 +64,20 @@ def problem_ids(problems: ProblemsRef, name: str, splits: Sequence[Split]) -> se
     return {problem.problem_id for split in splits for problem in _of_split(path, split) or ()}
 
 
+def repeats(problems: ProblemsRef, name: str, split: Split) -> list[tuple[Problem, Problem]]:
+    """Return (the one that counts, a further copy of its text) for every copy in the split that holds `name`.
+
+    A problem counts once, the first time, under the subject and with the answer that it has there.
+    """
+    counted: dict[str, Problem] = {}
+    copies = []
+    for problem in _with_repeats(_folder(*_place(problems, name)), split) or ():
+        first = counted.setdefault(problem.problem_id, problem)
+        if first is not problem:
+            copies.append((first, problem))
+    return copies
+
+
 def load_corpus(problems: ProblemsRef, name: str, split: Split) -> list[Problem]:
     """Return all problems of the split of the file that holds the subject or control corpus called `name`."""
     location, revision = _place(problems, name)
@@ -124,12 +138,18 @@ def _fetched(repo_id: str, revision: str | None) -> Path:
 
 def _of_split(path: Path, split: Split) -> list[Problem] | None:
     """Return the problems of the split, each once; None where nothing holds such a split."""
+    problems = _with_repeats(path, split)
+    if problems is None:
+        return None
+    return list({problem.problem_id: problem for problem in reversed(problems)}.values())[::-1]
+
+
+def _with_repeats(path: Path, split: Split) -> list[Problem] | None:
     held = _files(path, split)
     if held is None:
         return None
     files, in_split = held
-    problems = [problem for file in files for problem in _problems(file) if in_split(problem)]
-    return list({problem.problem_id: problem for problem in reversed(problems)}.values())[::-1]
+    return [problem for file in files for problem in _problems(file) if in_split(problem)]
 
 
 def _files(path: Path, split: Split) -> tuple[Sequence[Path], Callable[[Problem], bool]] | None:

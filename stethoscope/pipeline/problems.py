@@ -1,15 +1,16 @@
 """Use case: are these problems fit for a benchmark? What each subject holds, and which gold answers lm-eval can read.
 
 Where its parser cannot read the gold answer, exact_match knows only "the same text": the answers of every model to such
-a problem are graded unparsable unless they are that text. So they are counted before anything is asked.
+a problem are graded unparsable unless they are that text. Where it reads a part, or another number, exact_match can
+accept a wrong answer. So both are counted before anything is asked, and so are problems that are repeated.
 """
 
 from stethoscope.minerva.problems import asked_problems
-from stethoscope.minerva.sources import SPLITS, load_corpus, problem_ids
+from stethoscope.minerva.sources import SPLITS, load_corpus, problem_ids, repeats
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
-from stethoscope.records import ProblemsSpec
-from stethoscope.results import ProblemsResult, ProblemsRow, UnreadGold
+from stethoscope.records import GoldReading, ProblemsSpec
+from stethoscope.results import ProblemsResult, ProblemsRow, RiskyGold
 
 GOLDS_AT_ONCE = 64
 SHOWN = 20
@@ -23,16 +24,29 @@ def run(spec: ProblemsSpec, context: Context, progress: Progress) -> ProblemsRes
         for name in spec.subjects or places.subjects
     }
     progress.start("Reading gold answers", sum(map(len, asked.values())))
-    rows, unread = [], []
+    rows, at_risk = [], []
     for name, problems in asked.items():
-        readable: list[bool] = []
+        readings: list[GoldReading] = []
         for start in range(0, len(problems), GOLDS_AT_ONCE):
             part = problems[start : start + GOLDS_AT_ONCE]
-            readable += context.graders.read_golds([problem.answer for problem in part], progress=progress)
+            readings += context.graders.read_golds([problem.answer for problem in part], progress=progress)
             progress.advance(len(part))
-        failed = [problem for problem, ok in zip(problems, readable, strict=True) if not ok]
-        unread += [UnreadGold(subject=name, problem_id=problem.problem_id, gold=problem.answer) for problem in failed]
+        at_risk += [
+            RiskyGold(subject=name, problem_id=problem.problem_id, gold=problem.answer, reading=reading)
+            for problem, reading in zip(problems, readings, strict=True)
+            if reading is not GoldReading.WHOLE
+        ]
         elsewhere = problem_ids(places, name, [split for split in SPLITS if split != spec.split])
-        shared = sum(problem.problem_id in elsewhere for problem in problems)
-        rows.append(ProblemsRow(subject=name, n=len(problems), unread_golds=len(failed), in_other_splits=shared))
-    return ProblemsResult(split=spec.split, rows=tuple(rows), unread=tuple(unread[:SHOWN]))
+        copies = [pair for pair in repeats(places, name, spec.split) if pair[0].subject == name]
+        rows.append(
+            ProblemsRow(
+                subject=name,
+                n=len(problems),
+                unread_golds=readings.count(GoldReading.UNREAD),
+                doubtful_golds=readings.count(GoldReading.DOUBTFUL),
+                in_other_splits=sum(problem.problem_id in elsewhere for problem in problems),
+                repeats=len(copies),
+                other_answers=sum(first.answer != copy.answer for first, copy in copies),
+            )
+        )
+    return ProblemsResult(split=spec.split, rows=tuple(rows), at_risk=tuple(at_risk[:SHOWN]))

@@ -26,7 +26,7 @@ from stethoscope.records.diagnosis import (
     StabilitySpec,
 )
 from stethoscope.records.gain import GainSpec
-from stethoscope.records.grade import Grade, GradeStatus
+from stethoscope.records.grade import GoldReading, Grade, GradeStatus
 from stethoscope.records.rank import RankSpec
 from stethoscope.records.recipe import (
     Arm,
@@ -70,6 +70,7 @@ __all__ = [
     "EnergySpec",
     "ExportSpec",
     "GainSpec",
+    "GoldReading",
     "Grade",
     "GradeStatus",
     "InfoSpec",

@@ -33,6 +33,7 @@ from stethoscope.verdicts import referee_text
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 PACKAGES = ("torch", "transformers", "lm_eval", "math-verify", "sympy", "sae-lens", "plotly")
+GOLDS_NAMED = 20
 CLAIMS = "Is it these layers?"
 
 
@@ -178,10 +179,23 @@ def _alarms(result: BenchResult) -> Iterator[str]:
             yield f"Collapse of {row.arm} on {pretty(row.subject)}: {row.collapsed}"
     if result.shortage:
         yield result.shortage
+    if golds := _golds_at_risk(result):
+        yield golds
     for subject, n in result.excluded.items():
         yield f"Left out because a recipe was tuned on them: {n} problems of {pretty(subject)}."
     if result.no_verdict:
         yield result.no_verdict
+
+
+def _golds_at_risk(result: BenchResult) -> str | None:
+    """Return how many gold answers lm-eval does not read whole, and the first of them; None where it reads all."""
+    reference = [item for item in result.items if item.arm == result.spec.arms[0].name]
+    risky = [item for item in reference if item.grade.gold_at_risk]
+    if not risky:
+        return None
+    named = "; ".join(f"{item.gold} ({item.grade.gold})" for item in risky[:GOLDS_NAMED])
+    more = "; …" * (len(risky) > GOLDS_NAMED)
+    return f"Gold answers that lm-eval does not read whole: {len(risky)} of {len(reference)}. {named}{more}."
 
 
 def _figures(result: BenchResult) -> Iterator[str]:

@@ -51,6 +51,8 @@
     const right = (item) => item.grade[metric] === "correct";
     return base.flatMap((before) => {
       const after = byArm.get(arm).get(key(before));
+      const risky = before.grade.gold === "doubtful" || before.grade.gold === "unread";
+      if (element("flip-golds").value && !risky) return [];
       if (!after || (subject !== "all subjects" && before.subject !== subject)) return [];
       const fits = kind === "every problem" || (right(before) !== right(after) && right(after) === (kind === "wrong to right"));
       return fits ? [[before, after]] : [];
@@ -60,6 +62,7 @@
   const answer = (node, item, divergesAt) => {
     const grade = item.grade;
     const facts = [`exact match: ${grade.exact_match}`, `math-verify: ${grade.math_verify}`, `${item.n_tokens} tokens`];
+    if (grade.strict) facts.splice(2, 0, `strict: ${grade.strict}`);
     if (item.truncated) facts.push("cut off at the limit");
     if (item.repetitive) facts.push("ends in a loop");
     if (!grade.marked) facts.push("no marker sentence");
@@ -89,7 +92,7 @@
     answer(element("flip-left"), before, after.diverges_at);
     answer(element("flip-right"), after, after.diverges_at);
   };
-  for (const name of ["arm", "subject", "metric", "kind"]) element("flip-" + name).addEventListener("change", () => { at = 0; draw(); });
+  for (const name of ["arm", "subject", "metric", "golds", "kind"]) element("flip-" + name).addEventListener("change", () => { at = 0; draw(); });
   element("flip-previous").addEventListener("click", () => { at -= 1; draw(); });
   element("flip-next").addEventListener("click", () => { at += 1; draw(); });
   if (!found().length) element("flip-kind").value = "every problem";

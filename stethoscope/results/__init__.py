@@ -46,7 +46,7 @@ from stethoscope.results.gain import AgreementRow, GainCell, GainResult, Predict
 from stethoscope.results.info import InfoResult, ModelRow, SaeRow, TaskVectorRow
 from stethoscope.results.memory import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.results.preflight import PreflightCheck, PreflightResult, PreflightRow
-from stethoscope.results.problems import ProblemsResult, ProblemsRow, UnreadGold
+from stethoscope.results.problems import ProblemsResult, ProblemsRow, RiskyGold
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
 from stethoscope.results.reach import Ground, MovedWeights, Reach
 from stethoscope.results.settings import RunSettings
@@ -75,7 +75,7 @@ Result = (
 __all__ = [
     "ProblemsResult",
     "ProblemsRow",
-    "UnreadGold",
+    "RiskyGold",
     "ALL_SUBJECTS",
     "AgreementRow",
     "ArmRow",

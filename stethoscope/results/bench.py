@@ -52,6 +52,8 @@ class ArmRow(Record):
     Attributes:
         lm_eval_stderr: sd(n-1)/sqrt(n) of the scores; None when n < 2.
         math_verify: accuracy by the second score.
+        strict: accuracy by the strict score (see `records.Grade`); None where older answers have none.
+        golds_at_risk: problems whose gold answer lm-eval does not read whole.
         marker_rate: share of answers that hold the sentence which exact_match reads.
         truncation_rate: share that hit the token limit. repetition_rate: share that end in a loop.
         no_answer_rate: share that exact_match found no answer in.
@@ -70,6 +72,8 @@ class ArmRow(Record):
     ci_high: float
     lm_eval_stderr: float | None
     math_verify: float
+    strict: float | None = None
+    golds_at_risk: int = 0
     marker_rate: float
     truncation_rate: float
     repetition_rate: float
