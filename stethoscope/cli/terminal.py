@@ -193,7 +193,8 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
 
 def print_problems(console: Console, result: ProblemsResult) -> None:
     """Draw the subjects of a split, and examples of gold answers at risk."""
-    columns = ("subject", f"{result.split} problems", "unread golds", "doubtful golds", "also in other splits", "repeats")
+    golds = ("unread golds", "doubtful golds")
+    columns = ("subject", f"{result.split} problems", *golds, "also in other splits", "repeats")
     rows = []
     for row in result.rows:
         counts = (row.n, row.unread_golds, row.doubtful_golds, row.in_other_splits, row.repeats)
