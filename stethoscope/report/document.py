@@ -265,7 +265,7 @@ def _certificates(result: BenchResult) -> str:
 
 def _settings(result: BenchResult, settings: RunSettings | None) -> str:
     spec = result.spec.model_dump(mode="json", exclude={"arms"})
-    computed = "<p>Under which device and kernels it was computed is not known: no record of it can be read.</p>"
+    computed = "<p>Under which device and kernels it was computed was not recorded, or the record cannot be read.</p>"
     if settings is not None:
         rows = [(pretty(name), value) for name, value in settings.model_dump(mode="json").items()]
         computed = f"<p>It was computed under:</p>{_facts(rows)}"
