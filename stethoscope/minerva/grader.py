@@ -206,8 +206,10 @@ class Grader:
         exact = GradeStatus.NO_ANSWER if answer is None else self.exact_match(answer, request["gold"])
         write({"exact_match": exact})
         write({"math_verify": self.math_verify(completion, solution)})
-        certain = exact is GradeStatus.CORRECT and answer is not None
-        write({"strict": self.strict(answer, request["gold"]) if certain else exact})
+        if exact is GradeStatus.CORRECT and answer is not None:
+            write({"strict": self.strict(answer, request["gold"])})
+        else:
+            write({"strict": exact})
         write({"gold": self.gold_reading(request["gold"])})
 
 

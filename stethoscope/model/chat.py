@@ -10,6 +10,7 @@ and then the model would be asked something else than the problem. So what it re
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -89,7 +90,7 @@ class ChatTemplate:
             )
         raise refusals[0]
 
-    def _render(self, messages: Sequence[Mapping[str, object]], *, opened: bool) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], *, opened: bool) -> str:
         try:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=opened
