@@ -1,7 +1,6 @@
 """One method a command: options -> spec -> `pipeline.run` -> the object that --json prints, and a table otherwise."""
 
 import argparse
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +65,6 @@ from stethoscope.results import (
     RankResult,
     Result,
     StabilityResult,
-    shortage,
 )
 from stethoscope.results.gain import POOLED
 from stethoscope.store.history import kind_of
@@ -304,6 +302,8 @@ class Commands:
 
     def bench(self) -> dict[str, object]:
         """Paired benchmark."""
+        from stethoscope.pipeline.bench import bench_problems
+
         options, profile = self.options, self.profile
         recipes = [(Path(path).stem, read_recipe(path)) for path in options.recipes]
         every = profile.problems.subjects
@@ -323,7 +323,7 @@ class Commands:
             seed=options.seed,
         )
         spec = spec_of(arms=(arms.BASE, *named))
-        self._check_size(spec)
+        bench_problems(spec)  # a subject without problems is told before the model is loaded or a layer is diagnosed
         if options.controls:
             domains = [subject for subject in subjects if subject in every]
             spec = spec_of(arms=(*self._standard_set(named[0], domains[0] if domains else every[0]), *named[1:]))
@@ -339,17 +339,6 @@ class Commands:
             done = f"{result.blocks_done} of {result.blocks_total} blocks are answered and stored"
             raise Paused(f"paused, run {self.run_ids['bench']}: {done}")
         return result.model_dump(mode="json", exclude={"items"})
-
-    def _check_size(self, spec: BenchSpec) -> None:
-        """Say which subjects have fewer than n problems, before the model is loaded or a layer is diagnosed.
-
-        Raises:
-            CorpusError: a subject has none.
-        """
-        from stethoscope.pipeline.bench import bench_problems
-
-        if few := shortage(spec, Counter(problem.subject for problem in bench_problems(spec))):
-            self.console.print(few)
 
     def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:
         """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""

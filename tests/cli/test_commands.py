@@ -399,7 +399,7 @@ def test_mistakes_of_rank_are_one_line_each(run: Run, tmp_path: Path) -> None:
     recipe, full = str(tmp_path / "r.json"), str(tmp_path / "full.json")
     for layers, out in (("1", recipe), ("all", full)):
         assert run("recipe", "--layers", layers, "--out", out)[0] == 0
-    assert "4 of 4 layers" in assert_one_line(run("rank", full))
+    assert "4 layers, of the 4" in assert_one_line(run("rank", full))
     assert "less than 2" in assert_one_line(run("rank", recipe, "--n", "1"))
     assert_one_line(run("rank", recipe, "--n-sets", "0"))
     assert_one_line(run("rank", recipe, "--n", "9999"))
