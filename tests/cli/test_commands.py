@@ -333,12 +333,10 @@ def test_mistakes_are_one_clear_line_each(run: Run, tmp_path: Path) -> None:
     assert_one_line(run("export", written(json.dumps(other)), "--out", str(tmp_path / "x")))
     store = RunStore(tmp_path / "home" / "runs")
     diagnoses = len(store.list_runs("diagnose"))
-    assert "24 test problems" in assert_one_line(run("bench", str(recipe), "--n", "9999"))
-    assert "24 test problems" in assert_one_line(run("bench", str(recipe), "--n", "9999", "--controls"))
-    assert len(store.list_runs("diagnose")) == diagnoses, "the mistake is told before any work"
     assert "no chat template" in assert_one_line(run("bench", str(recipe), "--n", "2", "--chat-template"))
     assert_one_line(run("bench", str(recipe), "--subjects", "alchemy"))
     assert "alchemy" in assert_one_line(run("bench", str(recipe), "--subjects", "alchemy", "--controls"))
+    assert len(store.list_runs("diagnose")) == diagnoses, "the mistake is told before any work"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert_one_line(run("export", str(recipe), "--out", str(tmp_path / "full")))
