@@ -72,7 +72,7 @@ class Certificate(Record):
     def _same_edit(self, other: "Certificate") -> bool:
         """Whether `other` read the same edited weights; checksums of different algorithms cannot be compared."""
         ours, theirs = self.edited_checksum, other.edited_checksum
-        return ours == theirs or ours.partition("-")[0] != theirs.partition("-")[0]
+        return ours == theirs or ours.rpartition("-")[0] != theirs.rpartition("-")[0]
 
     @property
     def evidence(self) -> str:

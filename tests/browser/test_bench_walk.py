@@ -77,7 +77,7 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
     with page.expect_download() as download:
         page.locator(".st-key-flips-csv button").first.click()
     lines = Path(download.value.path()).read_text().splitlines()
-    assert lines[0].startswith("problem_id,subject,gold,reference,reference_answer")
+    assert lines[0].startswith("problem_id,subject,gold,gold_reading,reference,reference_answer,")
     with page.expect_download() as download:
         page.locator(".st-key-bench-json button").first.click()
     saved = json.loads(Path(download.value.path()).read_text())
