@@ -115,6 +115,14 @@ def test_an_edit_that_changes_nothing_has_no_controls() -> None:
     assert any("Changes nothing" in note for note in found.notes)
 
 
+def test_a_fine_tune_that_no_arm_can_be_is_not_among_the_arms() -> None:
+    of = ground(10).model_copy(update={"not_the_fine_tune": "it moves a bias"})
+    found = standard(recipe_on((4, 5)), of)
+    assert found.arms == standard(recipe_on((4, 5))).arms[:-1]
+    (note,) = found.notes
+    assert arms.FINE_TUNE in note
+
+
 def test_what_cannot_be_is_said() -> None:
     found = standard(recipe_on((4, 5)), order=None, diagnosis=None)
     assert found.notes == ("No diagnosis, so no bottom layers.", "No SAEs, so no projected arms.")

@@ -2,21 +2,26 @@
 
 from collections.abc import Callable
 
+import fake_front
+import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
+from stethoscope.arms import FINE_TUNE
 from stethoscope.profiles import MINI
 from stethoscope.recipes import from_link, to_link
 from stethoscope.records import (
     CompareTextSpec,
     DoseSpec,
     EditRecipe,
+    InfoSpec,
     LayerAlpha,
     ModelRef,
     ProbeSpec,
     RandomSubspaceArm,
     TaskVectorRef,
 )
+from stethoscope.results import InfoResult
 
 Open = Callable[..., AppTest]
 
@@ -138,6 +143,24 @@ def test_a_list_of_prompts_with_a_third_column(front: FakeFront, open_page: Open
     assert spec.third.embeddings
     said = "\n".join(str(element.value) for element in app.caption)
     assert "of 2 edited texts differ from the base’s" in said
+
+
+def test_a_fine_tune_that_no_edit_gives_is_offered_on_no_page(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untied(spec: InfoSpec) -> InfoResult:
+        known = fake_front.info(spec)
+        rows = [row.model_copy(update={"not_the_fine_tune": "it holds lm_head"}) for row in known.task_vectors]
+        return known.model_copy(update={"task_vectors": tuple(rows)})
+
+    monkeypatch.setitem(fake_front.ANSWERS, InfoSpec, untied)
+    app = open_page("edit", layers=[2])
+    assert "the full fine-tune" not in app.selectbox(key="third-choice").options
+    assert "lm" in app.selectbox(key="third-choice").help
+    app.switch_page("pages/benchmark.py").run()
+    app.button(key="bench-standard").click().run()
+    assert FINE_TUNE not in app.session_state["bench_controls"]
+    assert not app.exception
 
 
 def test_without_a_prompt_nothing_can_be_written(open_page: Open) -> None:
