@@ -109,6 +109,8 @@ def size(spec: BenchSpec, view: _jobs.View) -> bool:
     for name, found in plan.reach.items():
         if what := in_words(found):
             (st.warning if found.nothing else st.caption)(f"**{_ui.escape(name)}**: {_ui.escape(what)}")
+    for why in plan.not_the_fine_tune.values():
+        st.caption(_ui.escape(why))
     with st.expander(f"First prompt, {plan.first_prompt_tokens:,} tokens, as the model reads it", key="bench-prompt"):
         st.code(plan.first_prompt, language=None, wrap_lines=True, height=320)
     if few := shortage(spec, {name: has for name, has in plan.available.items() if has}):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages import _recipe, _session, _ui
-from stethoscope import strengths
+from stethoscope import arms
 from stethoscope.errors import UserError
 from stethoscope.figures.theme import pretty
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import load_problems
-from stethoscope.records import CompareTextSpec, EditRecipe, ProjectedArm, RawArm
+from stethoscope.records import CompareTextSpec, EditRecipe, ProjectedArm
 
 KINDS = ("a problem", "free text", "a list")
 THIRD = {"nobody": "nobody", "fine-tune": "the full fine-tune", "projected": "the projected edit"}
@@ -77,9 +77,7 @@ def _typed(kind: str) -> Question:
 
 def _third(recipe: EditRecipe, who: str) -> EditRecipe | None:
     if who == "fine-tune":
-        everywhere = strengths.uniform(range(_recipe.known_layers() or 0))
-        changed = {"layers": everywhere, "master_alpha": 1.0, "arm": RawArm(), "norms": True, "embeddings": True}
-        return recipe.model_copy(update=changed)
+        return arms.full_fine_tune(recipe, _recipe.known_layers() or 0).recipe
     if who == "projected":
         profile, k = _session.profile(), int(st.session_state["edit_k"])
         diagnosis = profile.diagnose_spec(control=st.session_state["control"], top_k=k)
@@ -96,8 +94,13 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
     st.segmented_control("Prompt", KINDS, required=True, **_session.mirror("prompt_kind", "prompt-kind", "default"))
     kind = chosen["prompt_kind"]
     question = _one_problem() if kind == KINDS[0] else _typed(kind)
+    known = _recipe.ground(recipe.task_vector.name)
+    why = None if known is None else known.not_the_fine_tune
+    offered = [who for who in THIRD if who != "fine-tune" or why is None]
+    chosen["third"] = chosen["third"] if chosen["third"] in offered else "nobody"
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.selectbox("Third column", list(THIRD), format_func=lambda who: THIRD[who], width=200,
+        st.selectbox("Third column", offered, format_func=lambda who: THIRD[who], width=200,
+                     help=why and _ui.escape(why),
                      **_session.mirror("third", "third-choice"))  # fmt: skip
         st.number_input(
             "New tokens", 8, 1024, step=8, width=130, **_session.mirror("text_tokens", "text-tokens", "value")

@@ -44,6 +44,8 @@ def alarms(result: BenchResult) -> None:
     for name, found in result.reach.items():
         if name not in result.idle and (said := in_words(found)):
             st.caption(f"**{_ui.escape(name)}**: {_ui.escape(said)}")
+    for why in result.not_the_fine_tune.values():
+        st.caption(_ui.escape(why))
     fallen = [row for row in result.arms if row.collapsed]
     if fallen:
         lines = [f"**{_ui.escape(row.arm)} · {pretty(row.subject)}**: {_ui.escape(row.collapsed or '')}"

@@ -76,7 +76,10 @@ def all_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
 
 
 def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
-    """Return the arm that is the fine-tuned model itself: layers, norms and embeddings at alpha 1."""
+    """Return the arm with layers, norms and embeddings at alpha 1: the fine-tuned model itself.
+
+    It is not for a task vector whose `Ground.not_the_fine_tune` says why.
+    """
     whole = EditRecipe(
         model=recipe.model,
         task_vector=recipe.task_vector,
@@ -251,8 +254,12 @@ def standard_set(
     else:
         others = _other_layers(recipe, ground, order=order, seed=seed, draws=draws)
     filtered = _filtered(recipe, ground, diagnosis=diagnosis, subject=subject, top_k=top_k)
-    wanted = [own, *others.arms, *filtered.arms, full_fine_tune(recipe, ground.n_layers)]
+    wanted = [own, *others.arms, *filtered.arms]
     notes += [*others.notes, *filtered.notes]
+    if ground.not_the_fine_tune is None:
+        wanted.append(full_fine_tune(recipe, ground.n_layers))
+    else:
+        notes.append(f"No “{FINE_TUNE}”: no edit makes the base into the fine-tuned model.")
     arms: list[BenchArm] = [BASE]
     edits: dict[str, str] = {}
     for arm in wanted:

@@ -351,7 +351,6 @@ class Commands:
             result = self.result(diagnosis)
             assert isinstance(result, DiagnosisResult)
             order = result.order[subject]
-        session = self.context.session(arm.recipe.model, self.progress)
         found = arms.standard_set(
             arm.recipe,
             ground_of(arm.recipe, self.context, self.progress, whole=True, saes=self.profile.saes),
@@ -364,11 +363,7 @@ class Commands:
         )
         for note in found.notes:
             self.console.print(note)
-        apart = self.context.task_vector(arm.recipe.task_vector, session, self.progress).tied_apart()
-        if apart is None:
-            return found.arms
-        self.console.print(f"No full fine-tune: {apart.what}; {apart.got}.")
-        return tuple(one for one in found.arms if one.name != arms.FINE_TUNE)
+        return found.arms
 
     def export(self) -> dict[str, object]:
         """Write a checkpoint."""

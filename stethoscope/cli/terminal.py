@@ -118,6 +118,7 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
     ]
     columns = ["layer", *(row.name for row in result.task_vectors)]
     print_table(console, columns, rows, title="||tau|| / ||theta|| by layer")
+    _print_lines(console, (row.not_the_fine_tune for row in result.task_vectors if row.not_the_fine_tune))
 
 
 def _layers(layers: Iterable[int]) -> str:
@@ -327,6 +328,7 @@ def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None
     if plan.answers_per_s:
         left = (answers - stored) / plan.answers_per_s
         console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of earlier runs.")
+    _print_lines(console, plan.not_the_fine_tune.values())
     console.print(f"The first prompt, {plan.first_prompt_tokens} tokens:")
     console.print(plan.first_prompt, markup=False, highlight=False)
 
@@ -366,6 +368,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
     for name, found in result.reach.items():
         if said := in_words(found):
             console.print(f"{name}: {said}", markup=False)
+    _print_lines(console, result.not_the_fine_tune.values())
     for row in result.arms:
         if row.collapsed:
             console.print(f"ALARM: {row.arm}, {row.subject}. {row.collapsed}")
@@ -377,6 +380,11 @@ def print_bench(console: Console, result: BenchResult) -> None:
         console.print(f"{result.damaged_rows} stored records of what was chosen on or tried are damaged.")
     if any(row.n < 100 for row in result.arms):
         console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
+
+
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:

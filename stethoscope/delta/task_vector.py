@@ -7,6 +7,7 @@ tensors stay on disk until they are asked for, and NaN and infinity are found th
 
 import math
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -47,6 +48,10 @@ class DeltaSource(Protocol):
 
     def holds_weights(self, name: str) -> bool:
         """Tell whether its file holds the fine-tuned weights of `name` (one of `names`) rather than what is added."""
+        ...
+
+    def besides(self) -> str | None:
+        """Return in a clause what else its model has or lacks, besides the deltas of `names`; None: nothing."""
         ...
 
 
@@ -106,8 +111,19 @@ class TaskVector:
         """Return what tau of parameter `name` is added to: `as_stored`, or else the live parameter."""
         return self._base.origin(name)
 
-    def tied_apart(self) -> TiedApartError | None:
-        """Return why embeddings and head cannot be moved: it holds two tensors for weights that the base ties."""
+    @cached_property
+    def not_the_fine_tune(self) -> str | None:
+        """Why the base with all of tau (every layer, norms, embeddings) is not the fine-tuned model; None: it is."""
+        try:
+            reason = self._reader.besides() or self._tied_apart() or self._unedited()
+        except CheckpointError as error:
+            reason = f"it cannot be read whole: {error.got}"
+        return (
+            None if reason is None else f"The base with all of {self.ref.name} is not the fine-tuned model: {reason}."
+        )
+
+    def _tied_apart(self) -> str | None:
+        """Return that it holds two tensors for weights that the base ties, so that embeddings and head stay."""
         live = self._session.model.named_parameters(remove_duplicate=False)
         twins = {id(parameter): name for name, parameter in live}
         for name in self._session.layout.outer:
@@ -115,8 +131,18 @@ class TaskVector:
                 try:
                     self.delta(name)
                 except TiedApartError as error:
-                    return error
+                    return f"it holds {error.got}, and the base ties the two"
         return None
+
+    def _unedited(self) -> str | None:
+        """Return which weights it moves that no recipe edits, such as biases and a mixture's routers."""
+        layout = self._session.layout
+        edited = {*(site.name for site in layout.matrices), *(norm.name for norm in layout.norms), *layout.outer}
+        moved = [name for name in self.names if name not in edited and self.energy(name)]
+        if not moved:
+            return None
+        more = f" and {len(moved) - 1} more weights" if len(moved) > 1 else ""
+        return f"it moves {moved[0]}{more}, which no recipe edits"
 
     def energy(self, name: str) -> float:
         """Return ||tau||^2 of parameter `name` (read once, then remembered): 0 where it stays the base's."""

@@ -24,7 +24,7 @@ from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import patch_of, reach_of_arms
+from stethoscope.pipeline.editing import not_the_fine_tunes, patch_of, reach_of_arms
 from stethoscope.pipeline.rate import note_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
@@ -86,6 +86,7 @@ class _Finished:
     excluded: dict[str, int]
     database: Path
     reach: dict[str, Reach]
+    not_the_fine_tune: dict[str, str]
     done: int = 0
     items: dict[str, list[BenchItem]] = field(default_factory=dict)
     certificates: dict[str, list[Certificate]] = field(default_factory=dict)
@@ -121,6 +122,7 @@ class _Finished:
             asked=self.asked,
             excluded=self.excluded,
             reach=self.reach,
+            not_the_fine_tune=self.not_the_fine_tune,
             configurations_tried=tried.configurations,
             damaged_rows=tried.damaged + tuned_on(self.database, self.spec.model.id, answered).damaged,
         )
@@ -176,6 +178,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         excluded={subject: len(ids) for subject, ids in without.items()},
         database=context.store.database,
         reach=reach,
+        not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress),
     )
     for number, block in enumerate(blocks, start=1):
         answered: dict[str, list[StoredItem]] = {}

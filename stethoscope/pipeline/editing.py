@@ -58,6 +58,7 @@ def ground_of(
         moved=tuple(row for layer in layers for row in task_vector.moved(layer)),
         outer=task_vector.moves_outer,
         sae_layers=sae_layers(saes_of(recipe) or saes, session, context, progress),
+        not_the_fine_tune=task_vector.not_the_fine_tune,
     )
 
 
@@ -72,6 +73,17 @@ def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress
         if arm.recipe is not None:
             check_fit(context.session(arm.recipe.model, progress), None, arm.recipe)
             found[arm.name] = reach(arm.recipe, ground_of(arm.recipe, context, progress))
+    return found
+
+
+def not_the_fine_tunes(arms: Iterable[BenchArm], context: Context, progress: Progress) -> dict[str, str]:
+    """Return why no arm is the fine-tuned model itself, by task vector; only where so."""
+    found: dict[str, str] = {}
+    for arm in arms:
+        if arm.recipe is not None:
+            session = context.session(arm.recipe.model, progress)
+            why = context.task_vector(arm.recipe.task_vector, session, progress).not_the_fine_tune
+            found |= {} if why is None else {arm.recipe.task_vector.name: why}
     return found
 
 

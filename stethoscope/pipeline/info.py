@@ -41,6 +41,7 @@ def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
                 relative_norm_by_layer=task_vector.relative_norms(),
                 moved=tuple(row for layer in range(session.layout.n_layers) for row in task_vector.moved(layer)),
                 moves_outer=task_vector.moves_outer,
+                not_the_fine_tune=task_vector.not_the_fine_tune,
             )
         )
         progress.advance()

@@ -4,7 +4,7 @@ from stethoscope.minerva.sources import load_corpus
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.editing import reach_of_arms
+from stethoscope.pipeline.editing import not_the_fine_tunes, reach_of_arms
 from stethoscope.pipeline.rate import answer_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
@@ -34,6 +34,7 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
         first_prompt_tokens=len(first),
         answers_per_s=answer_rate(bench, context),
         reach=reach_of_arms(bench.arms, context, progress),
+        not_the_fine_tune=not_the_fine_tunes(bench.arms, context, progress),
     )
 
 

@@ -8,6 +8,7 @@ alike, embeddings no more than matrices, and points almost where the base points
 from collections.abc import Callable, Iterable
 from statistics import median
 
+from stethoscope.arms import FINE_TUNE
 from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments, saved_in
 from stethoscope.delta.sources.base import Remark, two_saves
 from stethoscope.delta.task_vector import TaskVector
@@ -51,7 +52,11 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     ]
     if all(isinstance(error, TiedApartError) for error in broken):
         total = sum((moments for moments, _ in layers.values()), DeltaMoments())
-        checks += [*_saved(saved), *(check(layers, measured, total, dtype) for check in SIZE_CHECKS)]
+        checks += [
+            _whole(task_vector),
+            *_saved(saved),
+            *(check(layers, measured, total, dtype) for check in SIZE_CHECKS),
+        ]
     return PreflightResult(
         task_vector=ref.name,
         source=task_vector.source,
@@ -212,6 +217,22 @@ def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: boo
     first = _failed("finite", broken[0])
     others = f", and {len(broken) - 1} more tensors that cannot be used" if len(broken) > 1 else ""
     return first.model_copy(update={"got": f"{first.got}{others}"})
+
+
+def _whole(task_vector: TaskVector) -> PreflightCheck:
+    why = task_vector.not_the_fine_tune
+    if why is None:
+        return PreflightCheck(
+            name=FINE_TUNE,
+            outcome="pass",
+            what="all layers, norms and embeddings at alpha 1 give the fine-tuned model itself",
+        )
+    return PreflightCheck(
+        name=FINE_TUNE,
+        outcome="warn",
+        what=why.removesuffix("."),
+        next_step=f"Edits of layers are exact. No arm is called “{FINE_TUNE}”.",
+    )
 
 
 def _saved(saved: dict[str, str | None]) -> list[PreflightCheck]:

@@ -244,6 +244,7 @@ def _recipes(result: BenchResult) -> str:
                 words += f". {said}"
         details = "" if recipe is None else f"<pre>{_text(recipe.model_dump_json(indent=2))}</pre>"
         parts.append(f"<details><summary><b>{_text(arm.name)}</b>: {_text(words)}</summary>{details}</details>")
+    parts += [f"<p>{_text(why)}</p>" for why in result.not_the_fine_tune.values()]
     return "".join(parts)
 
 

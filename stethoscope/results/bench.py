@@ -173,6 +173,7 @@ class BenchResult(Record):
         no_verdict: why no verdict is given; None where they are.
         excluded: problems left out because something was chosen on them, by subject.
         reach: which weights each arm's recipe changes, and which it names without changing them, by arm.
+        not_the_fine_tune: why no edit makes the base into the fine-tuned model, by task vector; only where so.
         damaged_rows: stored records of what was chosen on and of what was tried that are not as they were written:
             problems may be missing from `excluded`, and each unreadable configuration counts as tried.
         configurations_tried: other weights and settings than the base that have answered any of these problems so
@@ -195,6 +196,7 @@ class BenchResult(Record):
     configurations_tried: int | None = None
     damaged_rows: int = 0
     reach: dict[str, Reach] = {}
+    not_the_fine_tune: dict[str, str] = {}
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -220,6 +222,7 @@ class BenchPlanResult(Record):
         available: problems that the split has, by subject.
         stored: answers that are in the store already, by arm.
         reach: which weights each arm's recipe would change, by arm.
+        not_the_fine_tune: why no edit makes the base into the fine-tuned model, by task vector; only where so.
         first_prompt: the first prompt as the model reads it, special tokens and shots included; empty without problems.
         first_prompt_tokens: its length.
         answers_per_s: the median of the newest benchmarks asked like this one, counting only what they generated; None
@@ -232,3 +235,4 @@ class BenchPlanResult(Record):
     first_prompt_tokens: int = 0
     answers_per_s: float | None
     reach: dict[str, Reach] = {}
+    not_the_fine_tune: dict[str, str] = {}

@@ -35,7 +35,8 @@ class ModelRow(Record):
 class TaskVectorRow(Record):
     """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only), and which weights it moves.
 
-    `moves_outer`: it holds a delta of embeddings, final norm or head.
+    `moves_outer`: it holds a delta of embeddings, final norm or head. `not_the_fine_tune`: why the base with all of
+    it is not the fine-tuned model, in a sentence; None where it is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TaskVectorRow(Record):
     relative_norm_by_layer: tuple[float, ...]
     moved: tuple[MovedWeights, ...] = ()
     moves_outer: bool = False
+    not_the_fine_tune: str | None = None
 
 
 class InfoResult(Record):
@@ -60,4 +62,5 @@ class InfoResult(Record):
             moved=row.moved,
             outer=row.moves_outer,
             sae_layers=tuple(sae.layer for sae in self.saes),
+            not_the_fine_tune=row.not_the_fine_tune,
         )

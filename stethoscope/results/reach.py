@@ -24,12 +24,14 @@ class Ground(Record):
         moved: weights of the layers in which tau is not 0 everywhere.
         outer: the task vector holds a delta of embeddings, final norm or head.
         sae_layers: layers with an SAE of the bank that a projection takes its latents from.
+        not_the_fine_tune: why no edit makes the base into the fine-tuned model, in a sentence; None: one does.
     """
 
     n_layers: int
     moved: tuple[MovedWeights, ...]
     outer: bool
     sae_layers: tuple[int, ...]
+    not_the_fine_tune: str | None = None
 
 
 class Reach(Record):

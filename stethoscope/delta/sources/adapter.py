@@ -228,6 +228,10 @@ class AdapterSource:
         """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return name in self._saved
 
+    def besides(self) -> str | None:
+        """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
+        return None
+
 
 def _kind(config: AdapterConfig) -> str:
     ranks = sorted({config.r, *config.rank_pattern.values()})

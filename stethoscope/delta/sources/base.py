@@ -120,6 +120,10 @@ class Base:
         names = (name, *(twin for twin, first in self.twins.items() if first == name))
         return next((stored for one in names if (stored := self._files.name_on_disk(one)) is not None), None)
 
+    def holds(self, stored: str, tensor: Tensor) -> bool:
+        """Tell whether the base's files hold just these numbers under the name `stored`."""
+        return stored in self._files.names and torch.equal(self._files.read(stored).float(), tensor.float())
+
     def origin(self, name: str) -> Tensor:
         """Return what tau of parameter `name` is added to: its numbers in the base's files, or the live parameter."""
         stored = self.as_stored(name)

@@ -4,7 +4,7 @@ So base + 1.0 * tau is the tuned model, rounded to the session's dtype. Another 
 missing tensors are refused from the headers alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,33 +74,56 @@ class CheckpointSource:
         """Tell whether `path` is a folder with a checkpoint's weights."""
         return (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file()
 
+    def _joined(self) -> list[str]:
+        """Return the stored tensors that transformers joins on loading: no delta is taken of them."""
+        return [part for name in self._base.names for part in self._tensors.joined_from(name)]
+
+    def _strangers(self) -> list[str]:
+        """Return the stored tensors that are neither the base's weights nor another tower's."""
+        own = set(self._joined())
+        return [
+            name
+            for name in self._tensors.names
+            if "rotary_emb." not in name
+            and self._base.parameter_of(name) is None
+            and not self._base.leaves_out(name)
+            and name not in own
+        ]
+
     def _extra_tensors(self) -> tuple[Remark, ...]:
-        known = [name for name in self._tensors.names if "rotary_emb." not in name]
-        unheld = [name for name in known if self._base.leaves_out(name)]
-        joined = {part for name in self._base.names for part in self._tensors.joined_from(name)}
-        extra = [name for name in known if self._base.parameter_of(name) is None and name not in joined.union(unheld)]
-        remarks = left_out(unheld)
-        if joined:
+        remarks = left_out([name for name in self._tensors.names if self._base.leaves_out(name)])
+        if joined := self._joined():
             remarks += (
                 Remark(
                     "joined tensors",
                     f"{len(joined)} tensors that transformers joins on loading (a mixture's experts) are left out",
                     suspicious=True,
-                    next_step="Edits of the other matrices are exact; full strength is not quite the fine-tune.",
+                    next_step="Every edit leaves the base's in their place; edits of the other matrices are exact.",
                 ),
             )
-        if not extra:
-            return remarks
-        return (
-            *remarks,
-            Remark(
-                "tensors",
-                f"{len(extra)} tensors that the base does not have, the first {extra[0]}",
-                suspicious=True,
-                expected="the base's tensors only",
-                next_step="They are left out: full strength is then not quite the fine-tune.",
-            ),
-        )
+        if strangers := self._strangers():
+            remarks += (
+                Remark(
+                    "tensors",
+                    f"{len(strangers)} tensors that are no weights of the base, the first {strangers[0]}",
+                    suspicious=True,
+                    expected="the base's tensors only",
+                    next_step="No edit uses them.",
+                ),
+            )
+        return remarks
+
+    def besides(self) -> str | None:
+        """Return which tensors it has and no edit uses, or lacks where the base has them; see `DeltaSource`."""
+        if strangers := self._strangers():
+            return f"it has {_and_more(strangers)}, which the base does not have"
+        held = {self._base.twins.get(name, name) for name in self.names}
+        joined = {name for name in self._base.names if self._tensors.joined_from(name)}
+        if lacking := [name for name in self._base.names if name not in held | joined]:
+            return f"it has no tensor {_and_more(lacking)}, which the base has"
+        if moved := [part for part in self._joined() if not self._base.holds(part, self._tensors.read(part))]:
+            return f"it moves {_and_more(moved)} of a mixture's experts, which no recipe edits"
+        return None
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
         """Return tuned minus base of parameter `name` in float32, on the parameter's device."""
@@ -113,6 +136,10 @@ class CheckpointSource:
     def holds_weights(self, name: str) -> bool:
         """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return True
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:

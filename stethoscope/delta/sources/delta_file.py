@@ -82,3 +82,7 @@ class DeltaFileSource:
     def holds_weights(self, name: str) -> bool:
         """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return False
+
+    def besides(self) -> str | None:
+        """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
+        return None
