@@ -10,8 +10,9 @@ import pytest
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession
-from stethoscope.records import TaskVectorRef
+from stethoscope.model.session import ModelSession, load_session
+from stethoscope.records import ModelRef, TaskVectorRef
+from tests.decoders import save_decoder, tiny_decoder
 
 
 @pytest.fixture
@@ -27,6 +28,26 @@ def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
+
+
+MakeRope = Callable[[dict[str, object], int, int], tuple[Path, ModelSession]]
+
+
+@pytest.fixture
+def make_rope(pico_folder: Path, tmp_path: Path) -> MakeRope:
+    """A Llama with the RoPE given, and its copy under another max_position_embeddings."""
+
+    def make(rope: dict[str, object], positions: int, tuned_positions: int) -> tuple[Path, ModelSession]:
+        folder = tmp_path / f"{rope['rope_type']}-{tuned_positions}"
+        save_decoder(tiny_decoder("llama"), pico_folder, folder / "base")
+        sizes = {"rope_parameters": rope, "max_position_embeddings": positions}
+        edit_json(folder / "base" / "config.json", lambda config: config.update(sizes))
+        shutil.copytree(folder / "base", folder / "tuned")
+        sizes = {"rope_parameters": rope, "max_position_embeddings": tuned_positions}
+        edit_json(folder / "tuned" / "config.json", lambda config: config.update(sizes))
+        return folder / "tuned", load_session(ModelRef(id=str(folder / "base")), device="cpu")
+
+    return make
 
 
 ROPE = {
@@ -70,9 +91,54 @@ def test_what_changes_no_prediction_is_passed_over(session: ModelSession, copy: 
     assert not any(remark.suspicious for remark in opened(copy, session).remarks)
 
 
-def test_another_end_of_text_is_a_warning(session: ModelSession, copy: Path) -> None:
-    edit_json(copy / "generation_config.json", lambda config: config.update({"eos_token_id": [1, 5]}))
-    assert [remark.check for remark in opened(copy, session).remarks if remark.suspicious] == ["end of text"]
+def test_a_longer_context_changes_the_forward_pass_only_where_rope_depends_on_it(make_rope: MakeRope) -> None:
+    tuned, session = make_rope({"rope_type": "default", "rope_theta": 1e4}, 512, 1024)
+    remarks = [remark for remark in opened(tuned, session).remarks if remark.check == "positions"]
+    assert [remark.suspicious for remark in remarks] == [True]
+    assert "1024" in remarks[0].saw
+    for kind in ("dynamic", "yarn"):
+        tuned, session = make_rope({"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}, 512, 1024)
+        with pytest.raises(CheckpointError, match="max_position_embeddings|original_max"):
+            opened(tuned, session)
+        tuned, session = make_rope({"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}, 512, 512)
+        assert not any(remark.check == "positions" for remark in opened(tuned, session).remarks)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"eos_token_id": [1, 5]}, ["eos_token_id"]),
+        ({"suppress_tokens": [4], "repetition_penalty": 1.2}, ["repetition_penalty", "suppress_tokens"]),
+        ({"forced_eos_token_id": 1}, ["forced_eos_token_id"]),
+        ({"max_length": 64}, ["max_length"]),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, ["do_sample", "temperature", "top_p"]),
+        ({"stop_strings": ["x"], "no_repeat_ngram_size": 3}, ["no_repeat_ngram_size", "stop_strings"]),
+        ({"repetition_penalty": 1.0, "do_sample": False, "num_beams": 1, "use_cache": False}, []),
+        ({"temperature": 0.6, "transformers_version": "4.50.0", "pad_token_id": 0}, []),  # greedy all the same
+    ],
+)
+def test_what_generate_would_do_otherwise_is_named(
+    session: ModelSession, copy: Path, fields: dict[str, object], named: list[str]
+) -> None:
+    edit_json(copy / "generation_config.json", lambda config: config.update(fields))
+    found = [remark.saw for remark in opened(copy, session).remarks if remark.check == "generation config"]
+    assert bool(found) == bool(named)
+    assert all(field in found[0] for field in named)
+    assert not found or not any(field in found[0] for field in ("use_cache", "pad_token"))
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "null", '{"eos_token_id": {"a": 1}}', '"text"'])
+def test_a_generation_config_that_cannot_be_read_is_named(session: ModelSession, copy: Path, content: str) -> None:
+    (copy / "generation_config.json").write_text(content)
+    assert [remark.check for remark in opened(copy, session).remarks if remark.suspicious] == ["generation config"]
+
+
+def test_without_a_generation_config_that_of_the_config_counts(session: ModelSession, copy: Path) -> None:
+    (copy / "generation_config.json").unlink()
+    assert not any(remark.suspicious for remark in opened(copy, session).remarks)
+    edit_json(copy / "config.json", lambda config: config.update(eos_token_id=5))
+    (said,) = [remark.saw for remark in opened(copy, session).remarks if remark.suspicious]
+    assert "eos_token_id" in said
 
 
 def tokenizer_json(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
