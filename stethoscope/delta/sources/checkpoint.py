@@ -13,9 +13,15 @@ from torch import Tensor
 
 from stethoscope.delta.sources.base import Base, Remark, described, left_out, two_saves
 from stethoscope.delta.sources.delta_file import DELTA_FILE
-from stethoscope.delta.sources.likeness import ends_text, other_forward_pass
+from stethoscope.delta.sources.likeness import (
+    GENERATION_FILE,
+    POSITIONS,
+    generation_config,
+    other_forward_pass,
+    other_generation,
+)
 from stethoscope.delta.sources.stored import quantised
-from stethoscope.model.checkpoint import read_config
+from stethoscope.model.checkpoint import first_line, read_config
 from stethoscope.model.weights import INDEX_FILE, SINGLE_FILE, read_json
 from stethoscope.records import TaskVectorRef
 
@@ -43,14 +49,15 @@ class CheckpointSource:
     def __init__(self, path: Path, ref: TaskVectorRef, base: Base) -> None:
         self._base = base
         title = f"checkpoint {ref.tuned}"
-        config = read_json(path / "config.json", title)
         self._tensors = base.open(path, ref.tuned)
-        _check_config(config, base, title)
-        _check_forward_pass(path, base, title)
+        _check_config(read_json(path / "config.json", title), base, title)
+        config = read_config(title, path)
+        _check_forward_pass(config, base, title)
         self.description = f"checkpoint {described(ref)}"
         self.remarks = (
             base.compare_tokens(path, title),
-            *_ends(path, base),
+            *_positions(config, base),
+            *_generation(path, config, base),
             *two_saves(self._tensors.files),
             *self._extra_tensors(),
         )
@@ -154,10 +161,10 @@ def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
             raise base.refusal(title, got=f"{field} {text.get(field)}", expected=expected)
 
 
-def _check_forward_pass(path: Path, base: Base, title: str) -> None:
+def _check_forward_pass(config: Any, base: Base, title: str) -> None:
     """Raise `CheckpointError` where the fine-tune's config runs another forward pass over the same shapes."""
     own = base.session.model.config.get_text_config()
-    differing = other_forward_pass(read_config(title, path).get_text_config(), own)
+    differing = other_forward_pass(config.get_text_config(), own)
     other = {field: pair for field, pair in differing.items() if field not in SAME_FIELDS}
     if not other:
         return
@@ -171,17 +178,46 @@ def _check_forward_pass(path: Path, base: Base, title: str) -> None:
     )
 
 
-def _ends(path: Path, base: Base) -> tuple[Remark, ...]:
-    theirs, ours = ends_text(path), ends_text(base.session.folder)
-    other = [name for name in theirs if name in ours and theirs[name] != ours[name]]
-    if not other:
+def _positions(config: Any, base: Base) -> tuple[Remark, ...]:
+    """Return the remark that the fine-tune is meant for texts of another length, which changes no prediction."""
+    theirs = getattr(config.get_text_config(), POSITIONS, None)
+    ours = getattr(base.session.model.config.get_text_config(), POSITIONS, None)
+    if theirs == ours:
         return ()
     return (
         Remark(
-            "end of text",
-            f"it ends a text with tokens {theirs[other[0]]} by its {other[0]}",
+            "positions",
+            f"its config names {theirs} positions ({POSITIONS})",
             suspicious=True,
-            expected=f"{ours[other[0]]}, as the base",
-            next_step="Answers end where the base's would: by itself the fine-tune may stop elsewhere.",
+            expected=f"{ours}, as the base",
+            next_step="Its RoPE does not depend on them. Keep prompts and answers within the smaller number.",
+        ),
+    )
+
+
+def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
+    """Return the remark that `generate` would write otherwise with the fine-tune's settings than with the base's."""
+    try:
+        differing = other_generation(generation_config(path, config), base.session.model.generation_config)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # as transformers meets other JSON
+        return (
+            Remark(
+                "generation config",
+                f"its {GENERATION_FILE} cannot be read: {first_line(error)}",
+                suspicious=True,
+                expected="a JSON object as transformers writes it",
+                next_step="Answers are written and ended by the base's settings. Mend or remove the file.",
+            ),
+        )
+    if not differing:
+        return ()
+    said = ", ".join(f"{field} {theirs}" for field, (theirs, _) in differing.items())
+    return (
+        Remark(
+            "generation config",
+            f"generate would follow other settings: {said}",
+            suspicious=True,
+            expected=", ".join(f"{field} {ours}" for field, (_, ours) in differing.items()) + ", as the base",
+            next_step="Here every answer is greedy and ends as the base's; the fine-tune itself may not.",
         ),
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from stethoscope.hub import TOKENIZER
 from stethoscope.model.checkpoint import TOKENIZER_FILES
@@ -29,7 +29,6 @@ INDIFFERENT = frozenset(
         "id2label",
         "initializer_range",
         "label2id",
-        "max_position_embeddings",
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
@@ -42,6 +41,68 @@ INDIFFERENT = frozenset(
         "use_cache",
     ]
 )
+POSITIONS = "max_position_embeddings"
+OF_POSITIONS = frozenset(["dynamic", "yarn", "longrope"])  # RoPE that is computed from max_position_embeddings
+GENERATION_FILE = "generation_config.json"
+UNREAD = frozenset(  # by `generate`, when it chooses tokens
+    [
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_ensemble_weight",
+        "assistant_lookbehind",
+        "bos_token_id",
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "continuous_batching_config",
+        "decoder_start_token_id",
+        "disable_compile",
+        "is_assistant",
+        "low_memory",
+        "max_cache_len",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "pad_token_id",
+        "prefill_chunk_size",
+        "prompt_lookup_num_tokens",
+        "return_dict_in_generate",
+        "speculation_type",
+        "target_lookbehind",
+        "transformers_version",
+        "use_cache",
+        "use_mtp",
+    ]
+)
+OF_SAMPLING = frozenset(
+    ["epsilon_cutoff", "eta_cutoff", "min_p", "temperature", "top_h", "top_k", "top_p", "typical_p"]
+)
+OF_BEAMS = frozenset(["diversity_penalty", "early_stopping", "length_penalty", "num_beam_groups"])
+TAKEN_WITHOUT: Mapping[str, object] = {
+    "do_sample": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+    "repetition_penalty": 1.0,
+    "temperature": 1.0,
+    "token_healing": False,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
 SECTIONS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
 TEXTS = (
     "Find the remainder when $17^{23} + 4\\cdot 10^3$ is divided by 7.",
@@ -52,24 +113,66 @@ TEXTS = (
 
 
 def other_forward_pass(tuned: Any, base: Any) -> dict[str, tuple[object, object]]:
-    """Return the fields by which two text configs of one class run another forward pass: theirs, and the base's."""
+    """Return the fields by which two text configs of one class run another forward pass: theirs, and the base's.
+
+    max_position_embeddings is one of them where RoPE is computed from it.
+    """
     theirs, ours = tuned.to_dict(), base.to_dict()
     compared = [field for field in type(base)().to_dict() if field not in INDIFFERENT and not field.startswith("_")]
     if ours.get("tie_word_embeddings"):
         compared.remove("tie_word_embeddings")  # whether the two are one tensor shows in the files
+    if not (_rope_kinds(theirs) | _rope_kinds(ours)) & OF_POSITIONS:
+        compared = [field for field in compared if field != POSITIONS]
     return {field: (theirs.get(field), ours.get(field)) for field in compared if theirs.get(field) != ours.get(field)}
 
 
-def ends_text(folder: Path) -> dict[str, object]:
-    """Return the tokens that end a text by the folder's configs, by file."""
-    found: dict[str, object] = {}
-    for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        text = content.get("text_config", content)
-        if (eos := text.get("eos_token_id", content.get("eos_token_id"))) is not None:
-            found[name] = sorted(eos) if isinstance(eos, list) else [eos]
+def _rope_kinds(config: Mapping[str, Any]) -> set[str]:
+    """Return the kinds of RoPE of a config; a Gemma 3 has one for each kind of layer."""
+    rope = config.get("rope_parameters") or {}
+    return {str(one.get("rope_type")) for one in (rope, *rope.values()) if isinstance(one, dict)}
+
+
+def generation_config(folder: Path, config: Any) -> GenerationConfig:
+    """Return what `generate` is told by `folder`: its generation_config.json, or else its model's `config`.
+
+    Raises whatever transformers raises on a file that it cannot read.
+    """
+    if not (folder / GENERATION_FILE).is_file():
+        return GenerationConfig.from_model_config(config)
+    found = GenerationConfig.from_pretrained(folder)
+    _end_ids(found)
     return found
+
+
+def other_generation(tuned: GenerationConfig, base: GenerationConfig) -> dict[str, tuple[object, object]]:
+    """Return the fields by which `generate` writes another text with the same weights: theirs, and the base's.
+
+    A field left out counts as what `generate` then takes. What sampling or beams alone read counts where one has them.
+    """
+    compared = GenerationConfig().to_dict().keys() - UNREAD
+    if not (tuned.do_sample or base.do_sample):
+        compared -= OF_SAMPLING
+    if (tuned.num_beams or 1) == (base.num_beams or 1) == 1:
+        compared -= OF_BEAMS
+    found: dict[str, tuple[object, object]] = {}
+    for field in sorted(name for name in compared if not name.startswith("_")):
+        theirs, ours = (
+            _end_ids(one) if field == "eos_token_id" else getattr(one, field, None) for one in (tuned, base)
+        )
+        default = TAKEN_WITHOUT.get(field)
+        theirs, ours = (default if value is None else value for value in (theirs, ours))
+        if theirs != ours:
+            found[field] = (theirs, ours)
+    return found
+
+
+def _end_ids(config: GenerationConfig) -> list[int] | None:
+    """Return the ids of the tokens that end a text, in order; ValueError where they are no ids."""
+    eos = config.eos_token_id
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(token, int) for token in ids):
+        raise ValueError(f"eos_token_id {eos!r} is no token's id")
+    return sorted(ids) or None
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
