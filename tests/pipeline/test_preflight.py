@@ -1,5 +1,6 @@
 """Preflight passes what is a fine-tune of the base, fails what cannot be, and warns of what looks wrong."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from stethoscope import pipeline
 from stethoscope.delta.moments import base_moments, delta_moments
 from stethoscope.pipeline.context import Context
+from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import Dtype, ModelRef, PreflightSpec, TaskVectorRef
 from stethoscope.results import PreflightCheck, PreflightResult
@@ -36,6 +38,31 @@ def check(pico_folder: Path, tmp_path: Path) -> Check:
     return run
 
 
+def test_a_tokenizer_that_reads_the_profile_s_texts_otherwise_fails(
+    pico_profile: Profile, pico_tuned_folder: Path, context: Context, tmp_path: Path
+) -> None:
+    ref, problems = TaskVectorRef(name="t", tuned=str(tmp_path / "tuned")), pico_profile.problems
+    shutil.copytree(pico_tuned_folder, ref.tuned)
+    tokenizer = Path(ref.tuned, "tokenizer.json")
+    content = json.loads(tokenizer.read_text())
+    for pattern, outcome in (("zebra", "pass"), ("prime divisor", "fail")):  # in no text; in every problem
+        rule = {"type": "Replace", "pattern": {"String": pattern}, "content": "?"}
+        tokenizer.write_text(json.dumps(content | {"normalizer": rule}))
+        spec = PreflightSpec(model=pico_profile.model, task_vector=ref, problems=problems)
+        result = pipeline.run(spec, context, Progress()).result
+        assert isinstance(result, PreflightResult)
+        assert of(result, "texts").outcome == outcome
+        assert result.usable == (outcome == "pass")
+    gone = problems.model_copy(update={"problems": str(tmp_path / "x" / "gone.jsonl")})
+    result = pipeline.run(spec.model_copy(update={"problems": gone}), context, Progress()).result
+    assert isinstance(result, PreflightResult)
+    assert of(result, "texts").outcome == "warn"
+
+
+def test_texts_are_read_of_files_that_differ_only(check: Check, pico_tuned_folder: Path) -> None:
+    assert not any(found.name == "texts" for found in check(pico_tuned_folder).checks)
+
+
 def of(result: PreflightResult, name: str) -> PreflightCheck:
     return next(check for check in result.checks if check.name == name)
 
@@ -58,6 +85,7 @@ def test_a_fine_tune_passes(check: Check, pico_tuned_folder: Path) -> None:
         "revision",
         "tokenizer",
         "finite",
+        "full fine-tune",
         "size",
         "direction",
         "evenness",
