@@ -18,7 +18,7 @@ EXACT = 0.9995  # above this cosine there is nothing to see in a chart
 def report(profile: Profile) -> None:
     """Ask for the preflight of the chosen task vector and draw it."""
     ref = profile.task_vector(st.session_state["task_vector"])
-    spec = PreflightSpec(model=profile.model, task_vector=ref)
+    spec = PreflightSpec(model=profile.model, task_vector=ref, problems=profile.problems)
     with _ui.card(f"Preflight of the task vector {ref.name}", key="preflight"):
         view = _jobs.ask("preflight", spec, title=f"Preflight of {ref.name}")
         _watch.standing(view, "preflight", "Check the task vector")
@@ -93,7 +93,7 @@ def add_own(profile: Profile) -> None:
 def check(profile: Profile, ref: TaskVectorRef) -> None:
     """Check `ref` against the base, fetching both where they are the hub's; it is added where it is usable."""
     _session.ask_to_load()
-    spec = PreflightSpec(model=profile.model, task_vector=ref)
+    spec = PreflightSpec(model=profile.model, task_vector=ref, problems=profile.problems)
     _jobs.begin("own-preflight", spec, title=f"Preflight of {ref.name}", interactive=True)
     st.session_state["own-candidate"] = ref.model_dump()
 

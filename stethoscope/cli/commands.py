@@ -174,7 +174,8 @@ class Commands:
     def preflight(self) -> dict[str, object]:
         """Checks of a task vector; one that fails a check is a mistake of the caller's."""
         ref = self.profile.task_vector(self.options.task_vector)
-        result = self.result(PreflightSpec(model=self.profile.model, task_vector=ref))
+        spec = PreflightSpec(model=self.profile.model, task_vector=ref, problems=self.profile.problems)
+        result = self.result(spec)
         assert isinstance(result, PreflightResult)
         for check in result.checks:
             if check.outcome == "fail":

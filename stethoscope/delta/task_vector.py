@@ -6,6 +6,7 @@ tensors stay on disk until they are asked for, and NaN and infinity are found th
 """
 
 import math
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from stethoscope.delta.sources.adapter import AdapterSource
 from stethoscope.delta.sources.base import Base, Remark
 from stethoscope.delta.sources.checkpoint import CheckpointSource
 from stethoscope.delta.sources.delta_file import DELTA_FILE, DeltaFileSource
+from stethoscope.delta.sources.likeness import read_otherwise
 from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import ADAPTER, CHECKPOINT, fetch_folder
 from stethoscope.locations import local_path
@@ -99,6 +101,16 @@ class TaskVector:
     def holds_weights(self, name: str) -> bool:
         """Tell whether the source holds the fine-tuned weights of parameter `name`, from which tau is a difference."""
         return self.moves(name) and self._reader.holds_weights(name)
+
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Tell whether a tokenizer lies beside it in other files than the base's."""
+        return self._base.other_tokenizer is not None
+
+    def read_otherwise(self, texts: Iterable[str]) -> str | None:
+        """Return the first of `texts` that its tokenizer encodes otherwise than the base's, None where none is."""
+        theirs = self._base.other_tokenizer
+        return None if theirs is None else read_otherwise(theirs, self._session.tokenizer, texts)
 
     def as_stored(self, name: str) -> Tensor | None:
         """Return the base's numbers of parameter `name` as its files hold them, None where the live ones are exact.

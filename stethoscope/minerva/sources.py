@@ -9,6 +9,7 @@ split only.
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -82,6 +83,25 @@ def load_corpus(problems: ProblemsRef, name: str, split: Split) -> list[Problem]
     """Return all problems of the split of the file that holds the subject or control corpus called `name`."""
     location, revision = _place(problems, name)
     return load_problems(location, split, revision=revision)
+
+
+def sample_texts(problems: ProblemsRef, n: int, *, seed: int = 0) -> list[str]:
+    """Return `n` seeded texts (problem, then solution) of every subject and control corpus, or all that there are.
+
+    They come from every split that there is, so that they are for looking at, and nothing may be chosen on them.
+
+    Raises:
+        CorpusError: no such place, or a line that cannot be read. HubError: the data set cannot be fetched.
+    """
+    texts: list[str] = []
+    for name in (*problems.subjects, *problems.control_names):
+        path = _folder(*_place(problems, name))
+        of_name = [problem for split in SPLITS for problem in _of_split(path, split) or () if problem.subject == name]
+        if not of_name:
+            load_corpus(problems, name, "test")  # says what is missing
+        drawn = random.Random(f"texts-{seed}-{name}").sample(of_name, min(n, len(of_name)))
+        texts += [f"{problem.problem}\n{problem.solution}" for problem in drawn]
+    return texts
 
 
 def _place(problems: ProblemsRef, name: str) -> tuple[str, str | None]:

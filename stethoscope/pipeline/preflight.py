@@ -14,11 +14,12 @@ from stethoscope.delta.sources.base import Remark, two_saves
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import CheckpointError, NotFiniteError, TiedApartError, UserError
 from stethoscope.locations import local_path
+from stethoscope.minerva.sources import sample_texts
 from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.recipes import shown_layers
-from stethoscope.records import PreflightSpec, TaskVectorRef
+from stethoscope.records import PreflightSpec, ProblemsRef, TaskVectorRef
 from stethoscope.results import PreflightCheck, PreflightResult, PreflightRow
 
 LARGE = 0.5  # relative norm over all edited matrices
@@ -26,6 +27,8 @@ LOW_COSINE = 0.9  # of tuned and base weights
 UNEVEN = 10.0  # the largest over the median relative norm of the layers
 WILD_EMBEDDINGS = 3.0  # relative norm of the embeddings over that of the matrices
 REALISED = 0.9  # cosine of the realised and the intended delta
+TEXTS_PER_SUBJECT = 32
+TEXT_SHOWN = 120
 ANOTHER_BASE = "Make sure that the fine-tune started from this very base, not from another version of it."
 
 Measured = dict[tuple[int | None, str], tuple[DeltaMoments, bool]]
@@ -48,6 +51,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
         _fits(task_vector, session),
         _pinned(ref),
         *_remarks((*two_saves(session.checkpoint.files, "base's "), *task_vector.remarks)),
+        *_texts(task_vector, spec.problems),
         *_readable(task_vector, broken),
     ]
     if all(isinstance(error, TiedApartError) for error in broken):
@@ -194,6 +198,31 @@ def _remarks(remarks: Iterable[Remark]) -> list[PreflightCheck]:
             next_step=remark.next_step,
         )
         for remark in remarks
+    ]
+
+
+def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[PreflightCheck]:
+    """Return the check that a tokenizer of its own reads the profile's texts as the base's does."""
+    if problems is None or not task_vector.brings_tokenizer:
+        return []
+    try:
+        texts = sample_texts(problems, TEXTS_PER_SUBJECT)
+    except UserError as error:
+        return [_failed("texts", error).model_copy(update={"outcome": "warn"})]
+    text = task_vector.read_otherwise(texts)
+    if text is None:
+        what = f"its tokenizer reads {len(texts)} of the profile's texts as the base's does"
+        return [PreflightCheck(name="texts", outcome="pass", what=what)]
+    return [
+        PreflightCheck(
+            name="texts",
+            outcome="fail",
+            what="its tokenizer reads a text of the profile otherwise than the base's",
+            got=repr(text[:TEXT_SHOWN]) + "…" * (len(text) > TEXT_SHOWN),
+            expected="the base's tokens",
+            next_step="It was trained on other tokens than it would be asked with. Take a fine-tune with the base's "
+            "tokenizer.",
+        )
     ]
 
 

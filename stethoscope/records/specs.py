@@ -160,10 +160,14 @@ class ProblemsSpec(Record):
 
 
 class PreflightSpec(Record):
-    """Does this task vector fit the base, and does it survive the rounding to the base's dtype?"""
+    """Does this task vector fit the base, and does it survive the rounding to the base's dtype?
+
+    `problems`: whose texts a tokenizer of the task vector's own has to read as the base's does; None: no such texts.
+    """
 
     model: ModelRef
     task_vector: TaskVectorRef
+    problems: ProblemsRef | None = None
 
 
 class MemorySpec(Record):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from stethoscope.delta.sources import likeness
 from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms
@@ -56,6 +57,7 @@ class Base:
                 first[id(parameter)] = name
         self.names = tuple(first.values())
         self._compared: set[str] = set()
+        self.other_tokenizer: PreTrainedTokenizerBase | None = None  # that `compare_tokens` found in files of its own
 
     @cached_property
     def _of_stored(self) -> dict[str, str]:
@@ -177,6 +179,7 @@ class Base:
                 expected="a tokenizer as transformers writes it",
                 next_step="Save it again, or remove its files: the base's is then used.",
             ) from error
+        self.other_tokenizer = None if theirs is ours else theirs
         if theirs is None:
             return Remark("tokenizer", "it brings no tokenizer, so the base's is used")
         vocab, base = theirs.get_vocab(), ours.get_vocab()
@@ -186,7 +189,7 @@ class Base:
                 got=f"token {token!r} with id {vocab.get(token)}",
                 expected=f"id {base.get(token)}, as in the base's tokenizer",
             )
-        if (text := likeness.read_otherwise(theirs, ours)) is not None:
+        if (text := likeness.read_otherwise(theirs, ours, likeness.TEXTS)) is not None:
             raise self.refusal(title, got=f"a tokenizer that splits {text!r} otherwise", expected="the base's tokens")
         if parts := likeness.other_parts(theirs, ours):
             return Remark(

@@ -7,7 +7,7 @@ default; what cannot change a prediction is passed over.
 
 import filecmp
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,13 +202,13 @@ def differing_token(theirs: Mapping[str, int], ours: Mapping[str, int]) -> str |
     return next(token for token in (*theirs, *ours) if theirs.get(token) != ours.get(token))
 
 
-def read_otherwise(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> str | None:
-    """Return a text that the two tokenizers encode into other ids, None where they agree on all of `TEXTS`."""
+def read_otherwise(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """Return the first of `texts` that the two tokenizers encode into other ids, None where they agree on all."""
 
     def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    return next((text for text in TEXTS if ids(theirs, text) != ids(ours, text)), None)
+    return next((text for text in texts if ids(theirs, text) != ids(ours, text)), None)
 
 
 def other_parts(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> list[str]:
