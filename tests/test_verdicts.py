@@ -18,7 +18,7 @@ from stethoscope.records import (
     TaskVectorRef,
 )
 from stethoscope.results import BenchItem, BenchResult, RankedSet, RankResult, RankRow
-from stethoscope.verdicts import points, referee_text, too_few_pairs
+from stethoscope.verdicts import points, referee_text, shown_verdict
 
 Table = tuple[int, int, int, int]
 PROBLEMS = ProblemsRef(
@@ -67,7 +67,7 @@ def planted(tables: dict[str, Table], *, split: str = "test", complete: bool = T
 
 def ranked(as_good: int, matched: int, *, recipe_id: str = "recipe", n: int = 99) -> RankResult:
     row = RankRow(subject="all", n=112, gain=0.01, ci_low=0.0, ci_high=0.02, as_good=as_good, p=(1 + as_good) / (1 + n),
-                  as_good_matched=matched, p_matched=(1 + matched) / (1 + n))  # fmt: skip
+                  as_good_matched=matched, p_matched=(1 + matched) / (1 + n), cannot_be_significant=n < 20)  # fmt: skip
     one = RankedSet(layers=(1, 2), norm=1.0, scale=1.0, gains={"all": 0.0}, matched={"all": 0.0})
     return RankResult(spec=RankSpec(recipe=RECIPE, problems=PROBLEMS), recipe_id=recipe_id, n_layers=10, layers=(4, 5),
                       norm=1.0, rows=(row,), sets=(one,) * n, n_possible=44 if n == 44 else 209,
@@ -186,12 +186,30 @@ def test_a_rank_that_could_not_be_significant_is_no_finding(n: int, stated: bool
     said = referee_text(planted({"algebra": GAIN}), ranked(0, 0, n=n))[-1]
     assert ("above chance in both" in said) == stated
     assert "not shown to be better" not in said
-    assert (f"{n} sets allow no p below .05" in said) != stated
+    assert ("cannot be significant at this size" in said) != stated
 
 
-@pytest.mark.parametrize(
-    ("n10", "n01", "few"), [(0, 0, True), (3, 2, True), (5, 0, True), (6, 0, False), (3, 3, False)]
-)
-def test_a_comparison_that_could_not_be_significant_says_so(n10: int, n01: int, few: bool) -> None:
-    row = planted({"algebra": GAIN}).comparisons[0].model_copy(update={"n10": n10, "n01": n01})
-    assert bool(too_few_pairs(row)) == few
+@pytest.mark.parametrize(("gained", "lost", "cannot"), [(0, 0, True), (5, 0, True), (6, 0, False), (3, 3, False)])
+def test_a_comparison_that_could_not_be_significant_says_so(gained: int, lost: int, cannot: bool) -> None:
+    result = planted({"algebra": (60, gained, lost, 40)})
+    (row,) = result.comparisons
+    assert row.cannot_be_significant == cannot
+    assert ("cannot be significant at this size" in shown_verdict(row)) == cannot
+    assert ("cannot be significant at this size" in referee_text(result, None)[1]) == cannot
+
+
+def test_the_family_counts_for_what_could_have_been_significant() -> None:
+    """Seven pairs are enough alone; among seven subjects without another difference nine are needed."""
+    few = {f"s{i}": (40, 7, 0, 53) for i in range(7)}
+    assert all(row.cannot_be_significant for row in planted(few).comparisons)
+    assert not any(row.cannot_be_significant for row in planted(dict(list(few.items())[:2])).comparisons)
+    beside = planted({**few, **{f"s{i}": (10, 60, 0, 30) for i in range(1, 7)}})
+    first = next(row for row in beside.comparisons if row.subject == "s0")
+    assert (first.cannot_be_significant, first.verdict) == (False, "better"), "the others' steps are passed before"
+
+
+def test_a_claim_on_three_problems_cannot_be_significant() -> None:
+    for n, cannot in ((3, True), (20, False)):
+        (claim,) = planted({"algebra": (0, n, 0, 0)}, draws=3, draw=(0, 0, n, 0)).layer_claims
+        assert claim.cannot_be_significant == cannot
+        assert ("cannot be significant at this size" in shown_verdict(claim)) == cannot

@@ -389,7 +389,8 @@ def test_rank_prints_the_recipe_among_sets_of_equal_size(run: Run, tmp_path: Pat
     assert "Layers 1, 2 among 5 other sets" in shown
     assert f"{1 + whole['as_good']} of 6" in shown
     assert f"{1 + whole['as_good_matched']} of 6" in shown
-    assert "no smaller than 0.167" in shown
+    assert "no smaller than 0.167: cannot be significant at this size" in shown
+    assert {row["cannot_be_significant"] for row in every["rows"]} == {True}
     assert "2 random sets" in " ".join(run("rank", str(recipe), "--n", "2", "--n-sets", "2")[1].split())
 
 

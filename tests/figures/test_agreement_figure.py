@@ -80,6 +80,30 @@ def test_the_caption_says_what_the_numbers_say(result: GainResult) -> None:
     assert unknown == "Mean rate difference does not tell the layers apart here."
 
 
+def test_a_tau_over_few_layers_is_said_to_be_unable_and_idle_layers_are_named(result: GainResult) -> None:
+    rows = [
+        row.model_copy(update={"n_layers": 4, "cannot_be_significant": row.predictor != "probe_auroc"})
+        for row in result.agreement
+    ]
+    cells = [
+        cell.model_copy(update={"gain": None, "ci_low": None, "ci_high": None} if cell.layer < 6 else {})
+        for cell in result.cells
+    ]
+    few = result.model_copy(
+        update={"agreement": tuple(rows), "cells": tuple(cells), "idle": tuple(range(6)), "top_n": 2}
+    )
+    said = agreement.caption(few, "all")
+    assert "cannot be significant at this size" in agreement.verdict(few, "all")
+    assert "not measurably" not in said
+    assert "layers 0-5" in said
+    assert "4 layers injected one at a time" in said
+    assert [text for trace in agreement.scatter(few, "all", [7]).data for text in trace.text] == [
+        "<b>6</b>", "<b>8</b>", "<b>9</b>", "<b>7</b>"
+    ]  # fmt: skip
+    assert {mark for trace in agreement.forest(few, "all").data for mark in trace.marker.symbol} == {"x-thin-open"}
+    assert {mark for trace in agreement.forest(result, "all").data for mark in trace.marker.symbol} == {"circle"}
+
+
 def test_harm_to_control_text_is_said_only_where_the_interval_is_clear_of_zero(result: GainResult) -> None:
     assert "No layer makes control text clearly less likely." in agreement.caption(result, "all")
     cells = tuple(
@@ -94,4 +118,6 @@ def test_harm_to_control_text_is_said_only_where_the_interval_is_clear_of_zero(r
 
 def test_sets_are_ranked_in_words(result: GainResult) -> None:
     said = agreement.sets_caption(result, "all")
-    assert "top 4 by mean rate difference (3, 6, 7, 9) gain +0.0136; 20 of 99 random sets do as well." in said
+    assert (
+        "top 4 by mean rate difference (3, 6, 7, 9) gain +0.0136; 20 of 99 random sets do as well (p = .210)." in said
+    )

@@ -12,6 +12,7 @@ from hypothesis import strategies as some
 
 from stethoscope import arms
 from stethoscope.figures import accuracy_dose, evidence, flips, forest, maths
+from stethoscope.figures.bench_tables import differences
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
 from stethoscope.results import ArmRow, BenchItem, BenchResult, ComparisonRow, TotalRow
@@ -25,13 +26,14 @@ def recipe(alpha: float = 1.0) -> EditRecipe:
 
 
 def comparison(
-    arm: str, subject: str, *, n10: int = 12, n01: int = 4, n: int = 50, holm_p: float = 0.5
+    arm: str, subject: str, *, n10: int = 12, n01: int = 4, n: int = 50, holm_p: float = 0.5, cannot: bool = False
 ) -> ComparisonRow:
     difference = (n10 - n01) / n
     return ComparisonRow(
         arm=arm, reference="base", subject=subject, n11=10, n10=n10, n01=n01, n00=n - 10 - n10 - n01,
         difference=difference, ci_low=difference - 0.18, ci_high=difference + 0.14, mcnemar_p=0.08, holm_p=holm_p,
         z_unpooled=1.5, e_value=1.4 if n10 - n01 < 15 else 60.0, verdict="inconclusive",
+        cannot_be_significant=cannot,
     )  # fmt: skip
 
 
@@ -118,11 +120,16 @@ def test_a_mark_stands_at_the_difference_with_its_interval_and_is_filled_by_holm
         assert part in figure.data[0].text[0]
 
 
-def test_a_comparison_with_too_few_discordant_pairs_has_no_open_circle() -> None:
-    rows = (comparison("recipe", "algebra", n10=3, n01=2), comparison("recipe", "geometry", n10=6, n01=0))
-    figure = forest.paired_differences(result(comparisons=rows, totals=()), SUBJECTS, 0.03)
+def test_a_comparison_that_could_not_be_significant_has_no_open_circle_and_says_so() -> None:
+    rows = (comparison("recipe", "algebra", n10=3, n01=2, cannot=True), comparison("recipe", "geometry", n10=6, n01=0))
+    found = result(comparisons=rows, totals=())
+    figure = forest.paired_differences(found, SUBJECTS, 0.03)
     assert [symbol for symbol, *_ in marks(figure)] == ["x-thin-open", "circle-open"]
-    assert "5 discordant pairs allow no p below .05" in figure.data[0].text[0]
+    said = [text for trace in figure.data for text in trace.text]
+    assert ["5 discordant pairs" in text for text in said] == [True, False]
+    assert ["cannot be significant at this size" in text for text in said] == [True, False]
+    shown = [str(row["verdict"]) for row in differences(found)]
+    assert ["cannot be significant at this size" in text for text in shown] == [True, False]
 
 
 def test_totals_have_macro_above_micro() -> None:

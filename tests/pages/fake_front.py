@@ -301,7 +301,7 @@ def gain(spec: r.GainSpec) -> R.GainResult:
         sets=(
             R.SetGain(
                 kind="top", predictor="mean_rate_difference", subject="all", layers=(3, 6, 7, 9), n=112, gain=0.0136,
-                ci_low=0.01, ci_high=0.02, as_good=20, n_random=99,
+                ci_low=0.01, ci_high=0.02, as_good=20, n_random=99, p=0.21, cannot_be_significant=False,
             ),
         ),
         random_sets=(R.RandomSet(layers=(0, 1, 2, 3), gains={"all": 0.009}),),

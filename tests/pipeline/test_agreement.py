@@ -65,7 +65,7 @@ def test_what_is_constant_or_missing_has_no_tau_and_no_nan() -> None:
     assert [cell.value is None for cell in cells] == [False, True, True, True, True, False]
     assert [cell.ci_low is None for cell in cells] == [False, True, True, True, True, False]
     assert Predictor("x", values).order(0) == [5, 0]
-    assert not Predictor("x", np.ones_like(GAIN)).tells_apart(0)
+    assert not Predictor("x", np.ones_like(GAIN)).tells_apart(0, range(6))
 
 
 def test_the_mean_over_subjects_misses_what_one_of_them_misses() -> None:

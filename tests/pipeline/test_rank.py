@@ -68,6 +68,7 @@ def test_every_gain_is_the_probes_and_every_match_has_the_recipes_norm(pico_prof
     assert row.as_good_matched == sum((found.matched["all"] or 0) >= row.gain for found in result.sets)
     assert row.p_matched == pytest.approx((1 + row.as_good_matched) / 6)
     assert [row.subject for row in result.rows] == ["all", *pico_profile.problems.subjects]
+    assert {row.cannot_be_significant for row in result.rows} == {True}, "five sets allow no p below 1/6"
 
 
 def test_a_planted_layer_ranks_first_where_it_helps_and_last_where_it_harms(
@@ -101,6 +102,8 @@ def test_a_set_that_does_as_well_counts_and_each_rank_has_its_own_gains() -> Non
         for n, (drawn, matched) in enumerate(gains)
     ]
     row = rank._row("geometry", np.array([1, 3]), np.array([9.0, 0.25, 9.0, 0.75]), sets)
+    enough = rank._row("geometry", np.array([1, 3]), np.array([9.0, 0.25, 9.0, 0.75]), sets * 5)
+    assert (row.cannot_be_significant, enough.cannot_be_significant) == (True, False)
     assert (row.n, row.gain) == (2, 0.5)
     assert (row.as_good, row.p) == (1, 2 / 5)
     assert (row.as_good_matched, row.p_matched) == (2, 3 / 5)
@@ -211,6 +214,7 @@ def test_the_figure_marks_the_recipe_among_the_sets(pico_profile: Profile, conte
     assert f"p = {result.row().p:.3f}".replace("0.", ".") in said
     assert "16 dev problems" not in said
     assert "8 dev problems" in said
+    assert "cannot be significant at this size" in said
     geometry = figure.strip(result, "geometry").data
     assert list(geometry[2].x) == [result.row("geometry").gain] * 2
     fewer = result.model_copy(update={"n_possible": 209, "complete": False})
