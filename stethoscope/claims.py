@@ -12,7 +12,14 @@ import numpy as np
 from stethoscope.arms import LAYER_CONTROLS, LayerControl, layer_control, role_of
 from stethoscope.records import BenchArm, BenchSpec, GradeStatus
 from stethoscope.results import BenchItem, LayerClaim
-from stethoscope.statistics import difference_to_draws, holm, verdict
+from stethoscope.statistics import (
+    cannot_reach,
+    difference_to_draws,
+    holm,
+    smallest_holm_p,
+    smallest_p_to_draws,
+    verdict,
+)
 
 FEWEST_DRAWS = 2
 Key = tuple[str, str]
@@ -69,7 +76,7 @@ def claims_of(
     arm: BenchArm, controls: Mapping[LayerControl, Collection[str]], answers: Answers, decide: Decide
 ) -> tuple[LayerClaim, ...]:
     """Return one claim per control with common problems; one random draw says nothing about the next and gets none."""
-    tested = []
+    tested, smallest = [], []
     for kind, names in controls.items():
         if kind == "random" and len(names) < FEWEST_DRAWS:
             continue
@@ -83,8 +90,11 @@ def claims_of(
         draws = {
             subject: np.array([[answers[name][key] for key in of] for name in names]) for subject, of in keys.items()
         }
+        sizes = {subject: len(of) for subject, of in keys.items()}
         tested.append((kind, len(names), len(common), difference_to_draws(ours, draws)))
-    corrected = holm([found.p for *_, found in tested]).tolist()
+        smallest.append(smallest_p_to_draws(sizes, len(names)))
+    p = [found.p for *_, found in tested]
+    corrected, floors = holm(p).tolist(), smallest_holm_p(p, smallest)
     return tuple(
         LayerClaim(
             arm=arm.name,
@@ -97,6 +107,7 @@ def claims_of(
             p=found.p,
             p_holm=p_holm,
             verdict=decide(found.low, found.high, p_holm),
+            cannot_be_significant=cannot_reach(floor),
         )
-        for (kind, n_draws, n, found), p_holm in zip(tested, corrected, strict=True)
+        for (kind, n_draws, n, found), p_holm, floor in zip(tested, corrected, floors, strict=True)
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes import layers_text
 from stethoscope.records import EditRecipe, NormMatchedArm, ProjectedArm, RandomSubspaceArm, SaeRef, ServedArm, Site
 from stethoscope.results import Ground, MovedWeights, Reach
 
@@ -118,8 +118,7 @@ def in_words(found: Reach) -> str:
         where = f": {_grouped(moved)}" if moved else ""
         said.append(f"Moves {n} of {whole} matrices{where}; no SAE serves {_grouped(found.lacks)}.")
     if found.idle:
-        plural = "s" if len(found.idle) > 1 else ""
-        said.append(f"The task vector moves nothing of layer{plural} {shown_layers(found.idle)} that the recipe edits.")
+        said.append(f"The task vector moves nothing of {layers_text(found.idle)} that the recipe edits.")
     if found.nothing:
         said.insert(0, "Changes nothing: its weights are the base's.")
     return " ".join(said)
@@ -137,7 +136,4 @@ def _grouped(rows: Sequence[MovedWeights]) -> str:
     layers: dict[tuple[str, ...], list[int]] = {}
     for layer, of_layer in names.items():
         layers.setdefault(of_layer, []).append(layer)
-    return "; ".join(
-        f"{', '.join(of_layer)} in layer{'s' if len(where) > 1 else ''} {shown_layers(where)}"
-        for of_layer, where in layers.items()
-    )
+    return "; ".join(f"{', '.join(of_layer)} in {layers_text(where)}" for of_layer, where in layers.items())

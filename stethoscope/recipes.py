@@ -83,6 +83,12 @@ def shown_layers(layers: Iterable[int]) -> str:
     return ", ".join(", ".join(map(str, span)) if len(span) < 3 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
+def layers_text(layers: Iterable[int]) -> str:
+    """Return layers with the word: `layer 3`, `layers 0-3, 7`."""
+    shown = shown_layers(layers)
+    return f"layer {shown}" if shown.isdecimal() else f"layers {shown}"
+
+
 def to_link(recipe: EditRecipe) -> str:
     """Return the whole recipe as text for an address: "z." and URL-safe base64 of its deflated JSON.
 

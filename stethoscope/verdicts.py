@@ -7,8 +7,17 @@ difference to equal-size random draws and from the rank on the probe. What was n
 from collections.abc import Iterable, Sequence
 
 from stethoscope.reach import in_words
-from stethoscope.results import ArmRow, BenchResult, ComparisonRow, LayerClaim, RankResult
-from stethoscope.statistics import BETTER, INCONCLUSIVE, NOT_WORSE, SIGNIFICANCE, WORSE, mcnemar_exact
+from stethoscope.recipes import layers_text
+from stethoscope.results import ArmRow, BenchResult, ComparisonRow, GainResult, LayerClaim, RankResult
+from stethoscope.statistics import (
+    BETTER,
+    CANNOT_BE_SIGNIFICANT,
+    FEWEST_RANDOM_SETS,
+    INCONCLUSIVE,
+    NOT_WORSE,
+    SIGNIFICANCE,
+    WORSE,
+)
 
 SMOKE_TEST_BELOW = 100
 EVIDENCE_AT = 20  # an e-value of 20 keeps the error at 5%, however often one looks
@@ -126,20 +135,42 @@ def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
 
 def _difference(row: ComparisonRow) -> str:
     interval = _interval(row.ci_low, row.ci_high)
-    few = f"; {too_few_pairs(row)}" if too_few_pairs(row) else ""
+    few = f"; {pairs_text(row)}: {CANNOT_BE_SIGNIFICANT}" if row.cannot_be_significant else ""
     return f"{_names([row.subject])} ({points(row.difference)} points {interval}, Holm {_p(row.holm_p)}{few})"
 
 
-def too_few_pairs(row: ComparisonRow) -> str | None:
-    """Return that no answer could have made the comparison significant, for want of discordant pairs; else None."""
+def pairs_text(row: ComparisonRow) -> str:
+    """Return how many problems only one of the two arms has right."""
     pairs = row.n10 + row.n01
-    if mcnemar_exact(pairs, 0) < SIGNIFICANCE:
-        return None
-    return f"{pairs} discordant {'pair allows' if pairs == 1 else 'pairs allow'} no p below {_level()}"
+    return f"{pairs} discordant {'pair' if pairs == 1 else 'pairs'}"
 
 
-def _level() -> str:
-    return f"{SIGNIFICANCE:g}".removeprefix("0")
+def shown_verdict(row: ComparisonRow | LayerClaim) -> str:
+    """Return the verdict of a comparison, or that there is none, and whether it could have been significant at all."""
+    word = row.verdict or "no verdict"
+    return f"{word}; {CANNOT_BE_SIGNIFICANT}" if row.cannot_be_significant else word
+
+
+def gain_limits(result: GainResult, subject: str) -> tuple[str, ...]:
+    """Return what limits a study of single layers, in sentences: layers without a gain, tests that are too small."""
+    said: list[str] = []
+    if result.idle:
+        said.append(
+            f"Not moved by the task vector: {layers_text(result.idle)}. They have no gain and are in no tau and no set."
+        )
+    n_moved = result.n_layers - len(result.idle)
+    if n_moved < result.top_n:
+        said.append(f"No sets of {result.top_n} layers: the task vector moves only {n_moved}.")
+    few = sorted({row.n_layers for row in result.agreement if row.subject == subject and row.cannot_be_significant})
+    if few:
+        sizes = " and ".join(map(str, few))
+        said.append(f"Kendall's tau over {sizes} layers {CANNOT_BE_SIGNIFICANT}: a random order is as good too often.")
+    rows = [row for row in result.sets if row.subject == subject]
+    if rows and rows[0].cannot_be_significant:
+        said.append(
+            f"A rank among {rows[0].n_random} sets {CANNOT_BE_SIGNIFICANT}: {FEWEST_RANDOM_SETS} sets are needed."
+        )
+    return tuple(said)
 
 
 def _without_verdict(row: ComparisonRow, result: BenchResult) -> str:
@@ -204,11 +235,10 @@ def _layers(result: BenchResult, rank: RankResult | None) -> str:
 
 
 def _claim(claim: LayerClaim) -> str:
-    verdict = "no verdict" if claim.verdict is None else claim.verdict
     return (
         f"the difference of {claim.arm} to the mean of {claim.draws} equal-size random draws is "
         f"{points(claim.difference)} points {_interval(claim.ci_low, claim.ci_high)} (Holm over the controls "
-        f"{_p(claim.p_holm)}, n = {claim.n}, other draws allowed for): {verdict}."
+        f"{_p(claim.p_holm)}, n = {claim.n}, other draws allowed for): {shown_verdict(claim)}."
     )
 
 
@@ -217,8 +247,8 @@ def _rank(rank: RankResult) -> str:
     which = f"all {n} other sets" if rank.exhaustive else f"{n} random sets"
     best = max(row.p, row.p_matched)
     found = "above chance in both" if best < SIGNIFICANCE else "not shown to be better than random layers"
-    if 1 / (1 + n) >= SIGNIFICANCE:
-        found = f"no statement, for {n} sets allow no p below {_level()}"
+    if row.cannot_be_significant:
+        found = f"{CANNOT_BE_SIGNIFICANT} ({n} sets; {FEWEST_RANDOM_SETS} are needed)"
     partial = "" if rank.complete else " (stopped early)"
     return (
         f"On {row.n} {rank.spec.split} problems of the likelihood probe {row.as_good} of {which} of equal size do as "

@@ -15,7 +15,7 @@ from stethoscope.cli.tables import Cell, print_table
 from stethoscope.errors import UserError
 from stethoscope.progress import Progress, counted, pace, size_text
 from stethoscope.reach import in_words
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes import layers_text
 from stethoscope.records import BenchSpec, sample_size
 from stethoscope.results import (
     BenchPlanResult,
@@ -32,6 +32,8 @@ from stethoscope.results import (
     SpecificityCell,
     StabilityResult,
 )
+from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
+from stethoscope.verdicts import gain_limits, shown_verdict
 
 FILE_S = 10.0  # between two lines of progress where stderr is no terminal
 
@@ -101,7 +103,7 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
         f"{title}: {model.id}, {model.n_layers} layers, d_model {model.d_model}, "
         f"{model.parameters:,} parameters, {model.dtype} on {model.device}\n"
         + (
-            f"{len(result.saes)} SAEs of {_layers(row.layer for row in result.saes)} at {site}, width "
+            f"{len(result.saes)} SAEs of {layers_text(row.layer for row in result.saes)} at {site}, width "
             f"{', '.join(map(str, sorted({row.d_sae for row in result.saes})))}"
             if result.saes
             else "no SAEs"
@@ -121,16 +123,10 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
     _print_lines(console, (row.not_the_fine_tune for row in result.task_vectors if row.not_the_fine_tune))
 
 
-def _layers(layers: Iterable[int]) -> str:
-    """Return layers in words: `layer 3`, `layers 0-2, 7`."""
-    shown = shown_layers(layers)
-    return f"layer {shown}" if shown.isdecimal() else f"layers {shown}"
-
-
 def _without_sae(n_layers: int, heard: Iterable[int]) -> str:
     """Return which layers have no SAE, in words; nothing where all have one."""
     silent = sorted(set(range(n_layers)) - set(heard))
-    return f"No SAE: {_layers(silent)}." if silent else ""
+    return f"No SAE: {layers_text(silent)}." if silent else ""
 
 
 def print_memory(console: Console, result: MemoryResult) -> None:
@@ -271,11 +267,11 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 def print_gain(console: Console, result: GainResult, subject: str) -> None:
     """Draw what injecting each layer alone does to `subject`, and how well each predictor orders the layers."""
-    rows = [
-        (str(cell.layer), f"{cell.gain:+.4f}", f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}")
-        for cell in result.cells
-        if cell.subject == subject
-    ]
+    rows: list[tuple[str, ...]] = []
+    for cell in result.cells:
+        if cell.subject == subject:
+            interval = "" if cell.ci_low is None else f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}"
+            rows.append((str(cell.layer), "not moved" if cell.gain is None else f"{cell.gain:+.4f}", interval))
     title = f"Gain of {result.task_vector} in one layer alone, {subject}"
     print_table(console, ("layer", "gain", "95% interval"), rows, title=title)
     rows = []
@@ -284,9 +280,12 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
             known = row.kendall_tau is not None
             interval = f"{row.ci_low:+.2f} to {row.ci_high:+.2f}" if row.ci_low is not None else ""
             tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("undefined", "")
+            p += f" ({CANNOT_BE_SIGNIFICANT})" * row.cannot_be_significant
             rows.append((row.predictor, str(row.n_layers), tau, interval, p))
     columns = ("predictor", "layers", "Kendall tau", "95% interval", "p")
     print_table(console, columns, rows, title="Does it order the layers by gain?")
+    for limit in gain_limits(result, subject):
+        console.print(limit)
     console.print(
         f"Gains in nats per solution token, n = {result.n} {result.split} problems a subject, alpha {result.alpha:g}; "
         f"{result.n_edits} edits, {'each taken off again' if result.verified else 'NOT VERIFIED'}."
@@ -312,9 +311,16 @@ def print_rank(console: Console, result: RankResult) -> None:
     ]
     title = f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of equally many"
     print_table(console, columns, rows, title=title)
+    if 0 < len(result.movable) < result.n_layers:
+        console.print(f"The sets are of those that such an edit can move: {layers_text(result.movable)}.")
     console.print(
         f"Gains in nats per solution token on {result.spec.split} problems; rank 1: no set is as good. "
-        f"p = rank / (sets + 1), so no smaller than {1 / (1 + n_sets):.3f}."
+        f"p = rank / (sets + 1), so no smaller than {smallest_rank_p(n_sets):.3f}"
+        + (
+            f": {CANNOT_BE_SIGNIFICANT}, {FEWEST_RANDOM_SETS} sets are needed."
+            if result.row().cannot_be_significant
+            else "."
+        )
     )
 
 
@@ -356,7 +362,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.difference:+.3f}",
             f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
             f"{row.holm_p:.4f}",
-            "changes nothing" if row.arm in result.idle else row.verdict or "none",
+            "changes nothing" if row.arm in result.idle else shown_verdict(row),
         )
         for row in result.comparisons
     ]

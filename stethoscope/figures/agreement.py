@@ -12,6 +12,8 @@ import plotly.graph_objects as go
 from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, pretty, shown_p, signed
 from stethoscope.results import AgreementRow, GainCell, GainResult, PredictorCell
 from stethoscope.results.gain import POOLED
+from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, SIGNIFICANCE
+from stethoscope.verdicts import gain_limits
 
 NAMES = {
     "mean_rate_difference": "specificity: mean rate difference",
@@ -62,18 +64,20 @@ def describe_layer(score: PredictorCell, gain: GainCell) -> str:
 
 
 def scatter(result: GainResult, subject: str, picked: Collection[int]) -> go.Figure:
-    """Return score against measured gain for `subject` ("all": pooled), one labelled point a layer."""
-    gains = {cell.layer: cell for cell in result.cells if cell.subject == subject}
+    """Return score against measured gain for `subject` ("all": pooled), one labelled point per layer that has both."""
+    gains = {cell.layer: cell for cell in result.cells if cell.subject == subject and cell.gain is not None}
     scores = {c.layer: c for c in result.predictors if c.subject == subject and c.predictor == result.score}
     figure = go.Figure()
     for is_picked, colour, name in ((False, BLUE, "other layers"), (True, ORANGE, "picked layers")):
         layers = [
-            layer for layer, cell in sorted(scores.items()) if cell.value is not None and (layer in picked) == is_picked
+            layer
+            for layer, cell in sorted(scores.items())
+            if cell.value is not None and layer in gains and (layer in picked) == is_picked
         ]
         if not layers:
             continue
         x = [scores[layer].value or 0.0 for layer in layers]
-        y = [gains[layer].gain for layer in layers]
+        y = [gains[layer].gain or 0.0 for layer in layers]
         figure.add_trace(
             go.Scatter(
                 x=x,
@@ -121,6 +125,7 @@ def describe_agreement(row: AgreementRow) -> str:
             f"95% CI [{signed(row.ci_low, 2)}, {signed(row.ci_high, 2)}], documents and problems resampled together",
             f"p {shown_p(row.p)} against a random order "
             f"(95% of which lie in [{signed(row.null_low, 2)}, {signed(row.null_high, 2)}])",
+            *([CANNOT_BE_SIGNIFICANT] if row.cannot_be_significant else []),
         )
     )
 
@@ -138,7 +143,11 @@ def forest(result: GainResult, subject: str) -> go.Figure:
                 y=[name_of(row.predictor) for row in shown],
                 error_x=_error(taus, [row.ci_low for row in shown], [row.ci_high for row in shown], colour),
                 mode="markers",
-                marker={"size": 9, "color": colour},
+                marker={
+                    "size": 9,
+                    "color": colour,
+                    "symbol": ["x-thin-open" if row.cannot_be_significant else "circle" for row in shown],
+                },
                 hovertext=[describe_agreement(row) for row in shown],
                 hovertemplate="%{hovertext}<extra></extra>",
             )
@@ -180,7 +189,12 @@ def verdict(result: GainResult, subject: str) -> str:
     if score.kendall_tau is None or score.p is None:
         return f"{label.capitalize()} does not tell the layers apart here."
     tau = f"(τ {signed(score.kendall_tau, 2)}, p {shown_p(score.p)})"
-    if score.p >= 0.05:
+    if score.cannot_be_significant:
+        heard = (
+            f"Over {score.n_layers} layers it cannot be told whether {label} orders them by their gain: "
+            f"{CANNOT_BE_SIGNIFICANT} {tau}"
+        )
+    elif score.p >= SIGNIFICANCE:
         heard = f"{label.capitalize()} orders the layers by their gain not measurably better than chance {tau}"
     else:
         heard = (
@@ -188,6 +202,8 @@ def verdict(result: GainResult, subject: str) -> str:
         )
     if depth.kendall_tau is None:
         return f"{heard}."
+    if score.cannot_be_significant:
+        return f"{heard}; depth has τ {signed(depth.kendall_tau, 2)}."
     closer = "closer" if score.kendall_tau > abs(depth.kendall_tau) else "no closer"
     return f"{heard}, and {closer} to it than depth does (τ {signed(depth.kendall_tau, 2)})."
 
@@ -200,8 +216,9 @@ def caption(result: GainResult, subject: str) -> str:
     parts = [verdict(result, subject)]
     if best is not None and best.predictor != result.score:
         parts.append(f"Closest to the gain: {name_of(best.predictor)} (τ {signed(best.kendall_tau, 2)}).")
+    parts += gain_limits(result, subject)
     parts.append(
-        f"n = {n} {result.split} problems, {result.n_layers} layers injected one at a time "
+        f"n = {n} {result.split} problems, {result.n_layers - len(result.idle)} layers injected one at a time "
         f"({pretty(result.task_vector)}, alpha {result.alpha:g}), {result.n_documents} documents; 95% intervals. "
         "Gain: decrease of the NLL per token of gold solutions, paired."
     )
@@ -214,10 +231,10 @@ def _harm(result: GainResult) -> str:
     cells = [cell for cell in result.cells if cell.is_control]
     if not cells:
         return ""
-    harmful = [cell for cell in cells if cell.ci_high < 0]
+    harmful = [cell for cell in cells if cell.ci_high is not None and cell.ci_high < 0]
     if not harmful:
         return "No layer makes control text clearly less likely."
-    worst = min(harmful, key=lambda cell: cell.gain)
+    worst = min(harmful, key=lambda cell: cell.gain or 0.0)
     layers = ", ".join(map(str, sorted({cell.layer for cell in harmful})))
     return (
         f"Control text becomes less likely in layers {layers} (at worst {signed(worst.gain, 4)} nats per token, "
@@ -236,6 +253,7 @@ def sets_caption(result: GainResult, subject: str) -> str:
             layers = ", ".join(map(str, row.layers))
             parts.append(
                 f"Injected together, the {name} ({layers}) gain {signed(row.gain, 4)}; "
-                f"{row.as_good} of {row.n_random} random sets do as well."
+                f"{row.as_good} of {row.n_random} random sets do as well (p {shown_p(row.p)}"
+                f"{f'; {CANNOT_BE_SIGNIFICANT}' if row.cannot_be_significant else ''})."
             )
     return " ".join(parts)

@@ -2,6 +2,7 @@
 
 from stethoscope.figures.theme import percent, pretty, shown_p, signed
 from stethoscope.results import BenchResult, ComparisonRow
+from stethoscope.verdicts import shown_verdict
 
 
 def interval(low: float, high: float) -> str:
@@ -15,7 +16,7 @@ def differences(result: BenchResult) -> list[dict[str, object]]:
         {
             "arm": row.arm,
             "subject": pretty(row.subject),
-            "verdict": "changes nothing" if row.arm in result.idle else row.verdict or "none",
+            "verdict": "changes nothing" if row.arm in result.idle else shown_verdict(row),
             "n": row.n11 + row.n10 + row.n01 + row.n00,
             "difference": signed(100 * row.difference, 1),
             "95% CI, points": interval(row.ci_low, row.ci_high),

@@ -28,10 +28,10 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
-from stethoscope.verdicts import sizes_text, too_few_pairs
+from stethoscope.verdicts import pairs_text, shown_verdict, sizes_text
 
 SMOKE_TEST_BELOW = 100
-TOO_FEW = "x-thin-open"  # no open circle: it could not have been significant
+CANNOT = "x-thin-open"  # no open circle: it could not have been significant
 SIGNIFICANT = 0.05  # below it, as in a verdict
 TOTALS = "all subjects"
 FADED = 0.45
@@ -56,8 +56,8 @@ def describe_comparison(row: ComparisonRow) -> str:
             f"95% CI [{signed(100 * row.ci_low, 1)}, {signed(100 * row.ci_high, 1)}] (Newcombe, paired)",
             f"gained {row.n10}, lost {row.n01}, both right {row.n11}, both wrong {row.n00} · n = {n}",
             f"exact McNemar p {shown_p(row.mcnemar_p)}, Holm p {shown_p(row.holm_p)}",
-            *([few] if (few := too_few_pairs(row)) else []),
-            f"<b>{row.verdict or 'no verdict'}</b>",
+            *([f"only {pairs_text(row)}"] if row.cannot_be_significant else []),
+            f"<b>{shown_verdict(row)}</b>",
         )
     )
 
@@ -141,7 +141,9 @@ def paired_differences(
 def _subject(result: BenchResult, subject: str, arms: Sequence[str], shade: float) -> list[go.Scatter]:
     rank = {arm: index for index, arm in enumerate(arms)}
     rows = [row for row in result.comparisons if row.subject == subject and row.arm in rank]
-    marks = ["circle" if row.holm_p < SIGNIFICANT else TOO_FEW if too_few_pairs(row) else "circle-open" for row in rows]
+    marks = [
+        "circle" if row.holm_p < SIGNIFICANT else CANNOT if row.cannot_be_significant else "circle-open" for row in rows
+    ]
     text = [describe_comparison(row) for row in rows]
     return _by_colour(rows, colours(result.spec.arms), rank, marks, text, shade)
 
@@ -229,7 +231,7 @@ def caption(result: BenchResult, margin: float) -> str:
     parts = [
         f"Paired differences to {reference}, n = {sizes_text(row.n for row in result.arms)} problems per subject, the "
         "same in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects below .05; "
-        "cross: too few discordant pairs for any p below .05. "
+        "cross: too few discordant pairs, cannot be significant at this size. "
         f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
     ]
     if result.spec.model.dtype == "bfloat16":

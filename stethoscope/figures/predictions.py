@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis, shown_p, signed
 from stethoscope.results import LayerClaim
+from stethoscope.verdicts import shown_verdict
 
 CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "last layers", "all": "all layers"}
 
@@ -15,7 +16,7 @@ def describe(row: LayerClaim) -> str:
     what = f"the mean of {row.draws} random draws" if row.control == "random" else CONTROL_NAMES[row.control]
     return (
         f"{signed(100 * row.difference, 1)} points against {what}, 95% CI [{signed(100 * row.ci_low, 1)}, "
-        f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {row.verdict or 'no verdict'}"
+        f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {shown_verdict(row)}"
     )
 
 

@@ -7,8 +7,10 @@ p is the share of sets, the recipe included, that are at least as good.
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, pretty, row_axis, shown_p, signed
+from stethoscope.recipes import layers_text
 from stethoscope.results import RankedSet, RankResult
 from stethoscope.results.gain import POOLED
+from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, smallest_rank_p
 
 VERSIONS = ("as drawn", "same edit norm")
 SPREAD = 0.62  # of a row's height
@@ -69,20 +71,26 @@ def caption(result: RankResult, subject: str = POOLED) -> str:
     """Return what stands under the picture: which sets, on how many problems, both ranks with their p."""
     own, n_sets, size = result.row(subject), len(result.sets), len(result.layers)
     if result.exhaustive:
-        which = f"all {n_sets} other sets of {size} layers that the model has"
+        which = f"all {n_sets} other sets of {size} layers that such an edit can move"
     elif result.complete:
         which = f"{n_sets} random sets of {size} layers (seed {result.spec.seed})"
     else:
         which = f"{n_sets} of {result.spec.n_sets} random sets so far"
+    if 0 < len(result.movable) < result.n_layers:
+        which += f", drawn among {layers_text(result.movable)},"
     where = "all subjects" if subject == POOLED else pretty(subject)
     broken = sum(_gain(found, row, subject) is None for found in result.sets for row in range(2))
-    lost = f" {broken} edits broke the model and count as worse." if broken else ""
-    return (
+    unable = f", so the rank {CANNOT_BE_SIGNIFICANT}" if own.cannot_be_significant else ""
+    parts = [
         f"Layers {_layers(result.layers)} among {which}, {where}, {own.n} {result.spec.split} problems: "
         f"{own.as_good} sets are as good or better as drawn (p {shown_p(own.p)}), {own.as_good_matched} at the "
-        f"recipe's edit norm (p {shown_p(own.p_matched)}). The smallest possible p is {1 / (1 + n_sets):.2g}. Bars: "
-        f"the recipe's paired 95% t-interval over problems; the blue line is the base.{lost}"
-    )
+        f"recipe's edit norm (p {shown_p(own.p_matched)}).",
+        f"The smallest possible p is {smallest_rank_p(n_sets):.2g}{unable}.",
+        "Bars: the recipe's paired 95% t-interval over problems; the blue line is the base.",
+    ]
+    if broken:
+        parts.append(f"{broken} edits broke the model and count as worse.")
+    return " ".join(parts)
 
 
 def _gain(found: RankedSet, row: int, subject: str) -> float | None:

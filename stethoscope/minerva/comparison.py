@@ -18,11 +18,14 @@ from stethoscope.records import BenchSpec, GradeStatus, finite_or_none
 from stethoscope.results import ArmRow, BenchItem, ComparisonRow, LayerClaim, Sensitivity, TotalRow
 from stethoscope.statistics import (
     PairedDifference,
+    cannot_reach,
     discordant_e_value,
     holm,
     lm_eval_stderr,
     mcnemar_exact,
     newcombe_paired,
+    smallest_holm_p,
+    smallest_mcnemar_p,
     stratified_paired_bootstrap,
     unpooled_z,
     wilson,
@@ -269,21 +272,23 @@ def _paired(
 
 
 class _Tested(NamedTuple):
-    """One table of a family: the difference, McNemar's p alone and after Holm, the verdict."""
+    """One table of a family: the difference, McNemar's p alone and after Holm, and what these allow one to say."""
 
     table: Table
     paired: PairedDifference
     p: float
     holm_p: float
+    cannot_be_significant: bool
     verdict: str | None
 
 
 def _test(family: list[Table], decide: Decide) -> list[_Tested]:
     p_values = [mcnemar_exact(n10, n01) for _, n10, n01, _ in family]
+    floors = smallest_holm_p(p_values, [smallest_mcnemar_p(n10 + n01) for _, n10, n01, _ in family])
     tested: list[_Tested] = []
-    for table, p, holm_p in zip(family, p_values, holm(p_values).tolist(), strict=True):
+    for table, p, holm_p, floor in zip(family, p_values, holm(p_values).tolist(), floors, strict=True):
         paired = newcombe_paired(*table)
-        tested.append(_Tested(table, paired, p, holm_p, decide(paired.low, paired.high, holm_p)))
+        tested.append(_Tested(table, paired, p, holm_p, cannot_reach(floor), decide(paired.low, paired.high, holm_p)))
     return tested
 
 
@@ -312,6 +317,7 @@ def _comparison_rows(arm: str, reference: str, family: Mapping[str, _Pairs], dec
                 z_unpooled=finite_or_none(unpooled_z(n11 + n01, n, n11 + n10, n).z),
                 e_value=discordant_e_value(n10, n01),
                 verdict=found.verdict,
+                cannot_be_significant=found.cannot_be_significant,
                 sensitivity=_sensitivity(pairs.unscored, low, high) if pairs.unscored else None,
             )
         )

@@ -47,7 +47,7 @@ class Dev:
     def gains(self) -> Float[np.ndarray, "rows n_layers"]:
         """Measured gains on dev: subjects, then all."""
         of = {(cell.subject, cell.layer): cell.gain for cell in self.result.cells}
-        return np.array([[of[row, layer] for layer in range(self.result.n_layers)] for row in ROWS])
+        return np.array([[of[row, layer] for layer in range(self.result.n_layers)] for row in ROWS], dtype=np.float64)
 
 
 def study_dev(spec: GainSpec, context: Context) -> Dev:
@@ -115,7 +115,10 @@ def gain_tables(dev: Dev) -> list[str]:
     cells = {(cell.subject, cell.layer): cell for cell in result.cells}
     for layer in range(result.n_layers):
         shown = [cells[name, layer] for name in (POOLED, *result.control_names)]
-        row = " | ".join(f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})" for cell in shown)
+        row = " | ".join(
+            "not moved" if cell.gain is None else f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})"
+            for cell in shown
+        )
         lines.append(f"| {layer} | {row} |")
     lines += [
         "",

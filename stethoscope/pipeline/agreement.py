@@ -3,7 +3,8 @@
 A predictor is a number a layer and subject. Bootstrap draws of predictors (over documents or problems) and of gains
 (over problems) are paired draw by draw, so that tau's interval carries both; noise in either pulls draws of tau towards
 zero, which makes the interval cautious. The null permutes layer labels: a random order. The last row of every table is
-the mean over the subjects. A layer without a value (no SAE there) is left out of that predictor's tau.
+the mean over the subjects. A layer without a value (no SAE there) is left out of that predictor's tau, and a layer that
+the task vector does not move is left out of every tau: nothing was injected there, so it has no gain.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Float
 
 from stethoscope.records import finite_or_none
 from stethoscope.results import AgreementRow, PredictorCell
-from stethoscope.statistics import kendall_tau, percentile_interval
+from stethoscope.statistics import cannot_reach, kendall_tau, kendall_test, percentile_interval
 
 PERMUTATIONS = 1999
 MIN_LAYERS = 3  # two layers are in one of two orders: no rank correlation to speak of
@@ -53,9 +54,10 @@ class Predictor:
         """Return a predictor from its values by subject, with their mean appended."""
         return cls(name, with_mean(values), None if draws is None else with_mean(draws))
 
-    def tells_apart(self, row: int) -> bool:
-        """Return whether any two layers have different values."""
-        values = self.values[row][~np.isnan(self.values[row])]
+    def tells_apart(self, row: int, layers: Sequence[int]) -> bool:
+        """Return whether any two of `layers` have different values."""
+        values = self.values[row, list(layers)]
+        values = values[~np.isnan(values)]
         return bool((values != values[:1]).any())
 
     def order(self, row: int) -> list[int]:
@@ -66,7 +68,10 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class Gains:
-    """Measured gain of each layer, rows as in `Predictor`, and its bootstrap draws over problems."""
+    """Measured gain of each layer, rows as in `Predictor`, and its bootstrap draws over problems.
+
+    Both are NaN for layers that the task vector does not move.
+    """
 
     values: Float[np.ndarray, "rows n_layers"]
     draws: Float[np.ndarray, "draws rows n_layers"]
@@ -97,32 +102,30 @@ def predictor_cells(predictors: Sequence[Predictor], subjects: Sequence[str]) ->
 
 def agreement_row(predictor: Predictor, gains: Gains, row: int, subject: str, *, seed: int) -> AgreementRow:
     """Return Kendall's tau of a predictor with the gains of one row, its joint interval and its permutation p."""
-    known = ~np.isnan(predictor.values[row])
+    known = ~np.isnan(predictor.values[row]) & ~np.isnan(gains.values[row])
     n_layers = int(known.sum())
     undefined = AgreementRow(
         predictor=predictor.name, subject=subject, n_layers=n_layers, kendall_tau=None, ci_low=None, ci_high=None,
-        p=None, null_low=None, null_high=None,
+        p=None, null_low=None, null_high=None, cannot_be_significant=False,
     )  # fmt: skip
     if n_layers < MIN_LAYERS:
         return undefined
     values, gain = predictor.values[row, known], gains.values[row, known]
-    tau = float(kendall_tau(values, gain))
-    if np.isnan(tau):
+    tested = kendall_test(values, gain, permutations=PERMUTATIONS, seed=[seed, n_layers])
+    if np.isnan(tested.tau):
         return undefined
     drawn = values if predictor.draws is None else predictor.draws[:, row, known]
     interval = percentile_interval(kendall_tau(drawn, gains.draws[:, row, known]))
-    generator = np.random.default_rng([seed, n_layers])
-    shuffled = generator.permuted(np.tile(np.arange(n_layers), (PERMUTATIONS, 1)), axis=1)
-    null = kendall_tau(values[shuffled], gain)
-    band = percentile_interval(null)
+    band = percentile_interval(tested.null)
     return AgreementRow(
         predictor=predictor.name,
         subject=subject,
         n_layers=n_layers,
-        kendall_tau=tau,
+        kendall_tau=tested.tau,
         ci_low=finite_or_none(interval.low),
         ci_high=finite_or_none(interval.high),
-        p=float((1 + (np.abs(null) >= abs(tau) - 1e-9).sum()) / (1 + PERMUTATIONS)),
+        p=tested.p,
         null_low=band.low,
         null_high=band.high,
+        cannot_be_significant=cannot_reach(tested.smallest_p),
     )

@@ -25,13 +25,13 @@ from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, pred
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gold import ProbeSet, gold_pairs
 from stethoscope.pipeline.probe import edited_nll, probe_set
-from stethoscope.pipeline.rate import tell_estimate
+from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
 from stethoscope.results.gain import POOLED
 from stethoscope.sae.scores import SCORES
-from stethoscope.statistics import paired_mean_interval
+from stethoscope.statistics import cannot_reach, paired_mean_interval, smallest_rank_p
 from stethoscope.store.measured import get_measured, put_measured
 
 GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
@@ -43,7 +43,7 @@ Items = Int[np.ndarray, "_"]  # positions of problems or control texts in the sa
 class Injector:
     """Scores the gold solutions under injections of whole layers, each checked to be taken off again.
 
-    `active` are the layers that the task vector touches; injecting any other changes nothing and costs nothing.
+    `active` are the layers that the task vector moves; the others change nothing when injected, and cost nothing.
     """
 
     spec: GainSpec
@@ -56,12 +56,10 @@ class Injector:
     _known: dict[tuple[frozenset[int], int], float] = field(default_factory=dict)
 
     def gain(self, layers: Sequence[int], items: Int[np.ndarray, " n"], progress: Progress) -> Float[np.ndarray, " n"]:
-        """Return the gain of injecting `layers` together on each of `items`, in nats per solution token."""
+        """Return the gain of injecting `layers` (all `active`) on each of `items`, in nats per solution token."""
         progress.check_cancel()
-        touched = frozenset(layers) & self.active
-        if not touched:
-            progress.skip(len(items))
-            return np.zeros(len(items))
+        touched = frozenset(layers)
+        assert touched <= self.active, f"layers {sorted(touched - self.active)} are not moved"
         missing = [item for item in items.tolist() if (touched, item) not in self._known]
         progress.skip(len(items) - len(missing))
         if missing:
@@ -126,6 +124,8 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
     rows = [*items, np.concatenate(items)]  # a subject each, then all
     subjects = (*problems.subjects, POOLED)
     tell_estimate(spec.diagnosis.model, "The study", most_texts(spec, injector), context, progress)
+    if drawn := draw_sets(sorted(injector.active), spec.top_n, spec.random_sets, spec.seed):
+        tell_too_few_sets(len(drawn), progress)
     found = measured_predictors(spec, injector, items, context, progress)
     gains = single_layer_gains(injector, progress)  # [n_items, n_layers]
     weights = problem_weights(spec, len(items))
@@ -151,6 +151,7 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
         subjects=problems.subjects,
         control_names=problems.control_names,
         n_layers=n_layers,
+        idle=tuple(layer for layer in range(n_layers) if layer not in injector.active),
         top_n=spec.top_n,
         cells=gain_cells(spec, injector, gains, rows[-1]),
         predictors=predictor_cells(found, subjects),
@@ -223,10 +224,13 @@ def measured_predictors(
 
 
 def single_layer_gains(injector: Injector, progress: Progress) -> Float[np.ndarray, "n_items n_layers"]:
-    """Return the gain of injecting each layer alone on every item, control texts included."""
+    """Return the gain of injecting each layer alone on every item, control texts included; NaN where tau is 0."""
     n_layers, everything = injector.session.layout.n_layers, np.arange(len(injector.probes.rows))
-    progress.start("Injecting single layers", n_layers * len(everything))
-    return np.stack([injector.gain([layer], everything, progress) for layer in range(n_layers)], axis=1)
+    gains = np.full((len(everything), n_layers), np.nan)
+    progress.start("Injecting single layers", len(injector.active) * len(everything))
+    for layer in sorted(injector.active):
+        gains[:, layer] = injector.gain([layer], everything, progress)
+    return gains
 
 
 def gain_cells(
@@ -241,7 +245,8 @@ def gain_cells(
     cells = []
     for subject, items in (groups | {POOLED: pooled}).items():
         for layer in range(gains.shape[1]):
-            interval = paired_mean_interval(gains[items, layer])
+            moved = layer in injector.active
+            interval = paired_mean_interval(gains[items, layer]) if moved else None
             cells.append(
                 GainCell(
                     layer=layer,
@@ -249,9 +254,9 @@ def gain_cells(
                     is_control=subject in problems.control_names,
                     n=len(items),
                     base_nll=float(injector.probes.base[items].mean()),
-                    gain=interval.mean,
-                    ci_low=interval.low,
-                    ci_high=interval.high,
+                    gain=None if interval is None else interval.mean,
+                    ci_low=None if interval is None else interval.low,
+                    ci_high=None if interval is None else interval.high,
                 )
             )
     return tuple(cells)
@@ -268,7 +273,7 @@ def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, la
     for row in range(n_rows):
         for predictor in predictors:
             order = [layer for layer in predictor.order(row) if layer in layers]
-            if len(order) >= n and predictor.tells_apart(row):
+            if len(order) >= n and predictor.tells_apart(row, layers):
                 choices.append(Choice("top", predictor.name, row, tuple(sorted(order[:n]))))
                 choices.append(Choice("bottom", predictor.name, row, tuple(sorted(order[-n:]))))
         choices.append(Choice("last", None, row, tuple(layers[-n:])))
@@ -316,11 +321,13 @@ def set_gains(
     for choice in sorted(choices, key=lambda choice: -choice.row):  # all problems first: subjects then find theirs
         gains_of_set = injector.gain(choice.layers, rows[choice.row], progress)
         interval, subject = paired_mean_interval(gains_of_set), subjects[choice.row]
+        as_good = sum(row.gains[subject] >= interval.mean for row in random_sets)
         sets.append(
             SetGain(
                 kind=choice.kind, predictor=choice.predictor, subject=subject, layers=choice.layers,
                 n=len(gains_of_set), gain=interval.mean, ci_low=interval.low, ci_high=interval.high,
-                as_good=sum(row.gains[subject] >= interval.mean for row in random_sets), n_random=len(random_sets),
+                as_good=as_good, n_random=len(random_sets), p=(1 + as_good) / (1 + len(random_sets)),
+                cannot_be_significant=cannot_reach(smallest_rank_p(len(random_sets))),
             )
         )  # fmt: skip
     return tuple(sets), tuple(random_sets)

@@ -24,13 +24,13 @@ from stethoscope.pipeline.editing import edit_norm, ground_of
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
-from stethoscope.pipeline.rate import tell_estimate
+from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
 from stethoscope.progress import Progress
 from stethoscope.recipes import shown_layers
 from stethoscope.records import EditRecipe, RankSpec
 from stethoscope.results import RankedSet, RankResult, RankRow
 from stethoscope.results.gain import POOLED
-from stethoscope.statistics import paired_mean_interval
+from stethoscope.statistics import cannot_reach, paired_mean_interval, smallest_rank_p
 from stethoscope.store.ids import content_id
 
 
@@ -61,6 +61,7 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
     drawn = draw_sets(layers, size, spec.n_sets, spec.seed, without=own)
     n_texts = (2 * len(drawn) + 1) * len(probes.rows)
     tell_estimate(recipe.model, "The ranking", n_texts, context, progress)
+    tell_too_few_sets(len(drawn), progress)
     progress.start("Ranking among random sets", n_texts)
     gains = probes.base - edited_nll(recipe, probes, context, progress)
     sets: list[RankedSet] = []
@@ -131,6 +132,7 @@ def _row(subject: str, items: np.ndarray, own: Float[np.ndarray, " n"], sets: li
         p=(1 + as_good) / (1 + len(sets)),
         as_good_matched=as_good_matched,
         p_matched=(1 + as_good_matched) / (1 + len(sets)),
+        cannot_be_significant=cannot_reach(smallest_rank_p(len(sets))),
     )
 
 

@@ -9,6 +9,7 @@ from statistics import median
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress, duration_text
 from stethoscope.records import BenchSpec, ModelRef
+from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, cannot_reach, smallest_rank_p
 from stethoscope.store.ids import content_id
 from stethoscope.store.measured import get_measured, put_measured
 
@@ -35,6 +36,15 @@ def tell_estimate(model: ModelRef, what: str, n_texts: int, context: Context, pr
     rate = _median(context, _scored_key(model, context))
     time_text = f"about {duration_text(n_texts / rate)}" if rate else "an unknown time: nothing was measured"
     progress.note(f"{what} scores at most {n_texts:,} texts, {time_text}. A stop loses one pass.")
+
+
+def tell_too_few_sets(n_sets: int, progress: Progress) -> None:
+    """Tell before the work that a rank among so few random sets cannot be significant; nothing where it can."""
+    if cannot_reach(smallest_rank_p(n_sets)):
+        progress.note(
+            f"A rank among {n_sets} sets {CANNOT_BE_SIGNIFICANT}: its smallest p is {smallest_rank_p(n_sets):.3f}, and "
+            f"{FEWEST_RANDOM_SETS} sets are needed."
+        )
 
 
 def _note(context: Context, key: str, n: int, elapsed_s: float) -> None:

@@ -105,6 +105,8 @@ class ComparisonRow(Record):
     n10 = arm right, reference wrong; n01 = arm wrong, reference right; ci = Newcombe's paired interval;
     holm_p is corrected over the subjects of the arm; e_value may be looked at while the benchmark runs, the others
     may not. `verdict` is None where the benchmark gives none (`BenchResult.no_verdict` says why).
+    `cannot_be_significant`: whichever way the n10 + n01 discordant pairs had fallen, holm_p beside the other subjects'
+    p would not be below .05.
     """
 
     arm: str
@@ -122,6 +124,7 @@ class ComparisonRow(Record):
     z_unpooled: float | None
     e_value: float
     verdict: str | None
+    cannot_be_significant: bool = False
     sensitivity: Sensitivity | None = None
 
 
@@ -149,6 +152,8 @@ class LayerClaim(Record):
         difference, ci_low, ci_high, p: arm minus mean of the draws; the interval allows for other problems and, with
             two draws or more, for other draws.
         p_holm: corrected over the controls of the arm.
+        cannot_be_significant: with so few problems no answers could bring p_holm, beside the other controls' p, below
+            .05.
     """
 
     arm: str
@@ -161,6 +166,7 @@ class LayerClaim(Record):
     p: float
     p_holm: float
     verdict: str | None
+    cannot_be_significant: bool = False
 
 
 class BenchResult(Record):

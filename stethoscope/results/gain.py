@@ -11,7 +11,8 @@ class GainCell(Record):
     """Measured gain of injecting one layer alone: the decrease of the NLL per solution token, in nats.
 
     Mean over `n` problems, paired with the base, with Student's t interval. `subject` is a subject, a control corpus
-    (where a negative gain is harm), or "all": the subjects' problems together.
+    (where a negative gain is harm), or "all": the subjects' problems together. `gain` and its interval are None for a
+    layer that the task vector does not move: nothing was injected there.
     """
 
     layer: int
@@ -19,9 +20,9 @@ class GainCell(Record):
     is_control: bool
     n: int
     base_nll: float
-    gain: float
-    ci_low: float
-    ci_high: float
+    gain: float | None
+    ci_low: float | None
+    ci_high: float | None
 
 
 class PredictorCell(Record):
@@ -42,8 +43,10 @@ class PredictorCell(Record):
 class AgreementRow(Record):
     """Kendall's tau-b between a predictor and the measured gain over `n_layers` layers; None where one is constant.
 
-    The interval resamples documents and problems together. `p` is two-sided, over permuted layer labels, whose tau
-    lies between `null_low` and `null_high` in 95% of permutations: a random order.
+    The layers are those that have a value and that the task vector moves. The interval resamples documents and problems
+    together. `p` is two-sided, over permuted layer labels, whose tau lies between `null_low` and `null_high` in 95% of
+    permutations: a random order. `cannot_be_significant`: no order of these values has p < .05. Two of n! orders are
+    the most extreme, so this holds for up to four layers.
     """
 
     predictor: str
@@ -55,12 +58,14 @@ class AgreementRow(Record):
     p: float | None
     null_low: float | None
     null_high: float | None
+    cannot_be_significant: bool = False
 
 
 class SetGain(Record):
     """Gain of injecting a set of layers together, and how many of `n_random` random sets do as well or better.
 
     `kind` says how it was chosen: the `predictor`'s largest or smallest values, the last layers, or a window.
+    p = (1 + as_good) / (1 + n_random); `cannot_be_significant`: too few sets for p < .05.
     """
 
     kind: Literal["top", "bottom", "last", "window"]
@@ -73,6 +78,8 @@ class SetGain(Record):
     ci_high: float
     as_good: int
     n_random: int
+    p: float
+    cannot_be_significant: bool
 
 
 class RandomSet(Record):
@@ -85,6 +92,7 @@ class RandomSet(Record):
 class GainResult(Record):
     """Measured gains beside their predictors; `score` is the predictor on trial, `scores` all specificity scores.
 
+    `idle` are the layers that the task vector does not move: they have no gain, and are left out of every tau and set.
     `verified` says that after each of `n_edits` injections the touched weights hashed to the base's again.
     """
 
@@ -99,6 +107,7 @@ class GainResult(Record):
     subjects: tuple[str, ...]
     control_names: tuple[str, ...]
     n_layers: int
+    idle: tuple[int, ...] = ()
     top_n: int
     cells: tuple[GainCell, ...]
     predictors: tuple[PredictorCell, ...]

@@ -25,7 +25,8 @@ class RankedSet(Record):
 class RankRow(Record):
     """The recipe's gain on a subject with its paired 95% t interval, and its rank among the sets.
 
-    p = (1 + sets that are as good or better) / (1 + sets), as drawn and matched on edit norm.
+    p = (1 + sets that are as good or better) / (1 + sets), as drawn and matched on edit norm. `cannot_be_significant`
+    says that these are too few sets for p < .05: 20 are needed.
     """
 
     subject: str
@@ -37,6 +38,7 @@ class RankRow(Record):
     p: float
     as_good_matched: int
     p_matched: float
+    cannot_be_significant: bool = False
 
 
 class RankResult(Record):

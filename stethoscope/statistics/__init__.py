@@ -8,9 +8,17 @@ n10 (only the arm right), n01 (only the reference right) and n00 (both wrong). T
 Fractions stay in [0, 1]. Counts that cannot be are programmer mistakes and assert.
 """
 
+from stethoscope.statistics.attainable import (
+    CANNOT_BE_SIGNIFICANT,
+    FEWEST_RANDOM_SETS,
+    cannot_reach,
+    smallest_holm_p,
+    smallest_mcnemar_p,
+    smallest_rank_p,
+)
 from stethoscope.statistics.bootstrap import stratified_paired_bootstrap
 from stethoscope.statistics.corrections import benjamini_hochberg, fdr_threshold, holm, step_down_max_t
-from stethoscope.statistics.draws import TestedDifference, difference_to_draws
+from stethoscope.statistics.draws import TestedDifference, difference_to_draws, smallest_p_to_draws
 from stethoscope.statistics.intervals import (
     Interval,
     MeanInterval,
@@ -45,13 +53,24 @@ from stethoscope.statistics.power import (
 from stethoscope.statistics.ranks import (
     Midranks,
     RankTest,
+    TauTest,
     kendall_tau,
+    kendall_test,
     mann_whitney_auroc,
     mann_whitney_p,
     midranks,
 )
 
 __all__ = [
+    "CANNOT_BE_SIGNIFICANT",
+    "FEWEST_RANDOM_SETS",
+    "TauTest",
+    "cannot_reach",
+    "kendall_test",
+    "smallest_holm_p",
+    "smallest_mcnemar_p",
+    "smallest_p_to_draws",
+    "smallest_rank_p",
     "n_for_margin",
     "mcnemar_power",
     "expected_found",

@@ -70,6 +70,14 @@ def difference_to_draws(
     return TestedDifference(mean, max(mean - half, -1.0), min(mean + half, 1.0), 2 * critical.tail(abs(mean) / error))
 
 
+def smallest_p_to_draws(n_by_stratum: Mapping[str, int], n_draws: int) -> float:
+    """Return the smallest p of `difference_to_draws` at these sizes: ours right everywhere, every draw wrong."""
+    return difference_to_draws(
+        {stratum: np.ones(n, dtype=bool) for stratum, n in n_by_stratum.items()},
+        {stratum: np.zeros((n_draws, n), dtype=bool) for stratum, n in n_by_stratum.items()},
+    ).p
+
+
 @dataclass(frozen=True, slots=True)
 class _CriticalValue:
     """t' = (1 - share) t_V + share t_W as a function of the upper tail, and its inverse."""
