@@ -1,5 +1,6 @@
 """Fetching from a hub on loopback: what is fetched, what is not, resuming, checking, cancelling, and every refusal."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -268,8 +269,10 @@ def test_a_cached_file_that_was_cut_off_since_is_fetched_anew(hub: LoopbackHub) 
 def test_cancel_stops_between_two_lots_of_bytes_and_keeps_them(hub: LoopbackHub) -> None:
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(pause_s=0.05)  # 3 s for the whole file
+    progress = Counting(cancel_at=50_000)
     with pytest.raises(Cancelled):
-        fetch_folder(REPO, progress=Counting(cancel_at=50_000))
+        fetch_folder(REPO, progress=progress)
+    assert [count >= 50_000 for count in progress.counts].index(True) == len(progress.counts) - 1, "no look later"
     kept = [file.stat().st_size for file in Path(constants.HF_HUB_CACHE).rglob("*.incomplete")]
     assert len(kept) == 1
     assert 0 < kept[0] < len(WEIGHTS)
@@ -277,6 +280,50 @@ def test_cancel_stops_between_two_lots_of_bytes_and_keeps_them(hub: LoopbackHub)
     hub.asked.clear()
     assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.sent("model.safetensors")[0].range == f"bytes={kept[0]}-"
+
+
+def blob_of(hub: LoopbackHub, folder: Path) -> transfer.Blob:
+    """What `fetch_folder` would fetch of `REPO`'s weights, kept in `folder`."""
+    commit = hub.add(REPO, FILES)
+    url = f"{hub.endpoint}/{REPO}/resolve/{commit}/model.safetensors"
+    return transfer.Blob("weights", url, folder / hashlib.sha256(WEIGHTS).hexdigest(), folder / "lock", len(WEIGHTS))
+
+
+def test_not_one_lot_of_bytes_is_taken_after_a_stop(hub: LoopbackHub, tmp_path: Path) -> None:
+    blob, stop, lots = blob_of(hub, tmp_path), threading.Event(), list[int]()
+
+    def received(n_bytes: int) -> None:
+        lots.append(n_bytes)
+        if sum(lots) >= 50_000:
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        transfer.fetch_blob(blob, stop, received)
+    assert sum(lots[:-1]) < 50_000 <= sum(lots) == blob.kept_bytes < len(WEIGHTS)
+    transfer.fetch_blob(blob, threading.Event(), lots.append)
+    assert (sum(lots), blob.path.read_bytes()) == (len(WEIGHTS), WEIGHTS)
+
+
+def test_a_stop_reaches_the_checksum_of_what_came(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob, lots, looks = blob_of(hub, tmp_path), list[int](), list[int]()
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 1 << 16)  # 16 pieces
+
+    class AtThirdPiece(threading.Event):
+        def is_set(self) -> bool:
+            if sum(lots) == len(WEIGHTS):
+                looks.append(1)
+            return len(looks) >= 3
+
+    with pytest.raises(Cancelled):
+        transfer.fetch_blob(blob, AtThirdPiece(), lots.append)
+    assert len(looks) == 3, "the other 13 pieces are not hashed"
+    assert (blob.path.exists(), blob.kept_bytes) == (False, len(WEIGHTS))
+    asked = len(hub.asked)
+    transfer.fetch_blob(blob, threading.Event(), lots.append)
+    assert blob.path.read_bytes() == WEIGHTS
+    assert len(hub.asked) == asked, "nothing is fetched twice"
 
 
 def test_two_that_want_the_same_file_fetch_it_once(hub: LoopbackHub) -> None:
