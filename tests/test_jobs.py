@@ -1,5 +1,6 @@
 """The worker: order, cancel, errors that leave it alive, and the base verified after every job."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from stethoscope import pipeline
 from stethoscope.errors import StethoscopeError
+from stethoscope.job import Job, JobProgress
 from stethoscope.jobs import JobFront, JobSnapshot
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
@@ -40,6 +42,59 @@ def idle(front: JobFront) -> None:
     deadline = time.monotonic() + 600
     while front.status().state != "idle" and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+class Held:
+    """Holds every batch job that has finished `at` items, between two of its steps, until `release`.
+
+    Others pass ahead of it there, it sees pause and cancel there, and it goes back into the queue from there.
+    """
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+        self._give_way = JobProgress.give_way
+
+    def release(self) -> None:
+        self.at = None
+
+    def give_way(self, progress: JobProgress) -> None:
+        self._give_way(progress)
+        while progress.pass_ahead is not None and self.at is not None and progress.total and progress.done >= self.at:
+            time.sleep(0.002)
+            self._give_way(progress)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    found = Held()
+    monkeypatch.setattr(JobProgress, "give_way", lambda progress: found.give_way(progress))
+    return found
+
+
+@pytest.fixture
+def until_all_wait(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A worker that loads no model, and so does nothing, until this is called."""
+    called, load = threading.Event(), pipeline.RUNNERS[InfoSpec]
+
+    def wait(*arguments: object) -> object:
+        assert called.wait(600)
+        return load(*arguments)
+
+    monkeypatch.setitem(pipeline.RUNNERS, InfoSpec, wait)
+    return called.set
+
+
+@pytest.fixture
+def endings(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of the jobs that have ended, in that order."""
+    ended, finish = list[str](), front._finish
+
+    def noting(job: Job, *arguments: object, **fields: object) -> None:
+        ended.append(job.job_id)
+        finish(job, *arguments, **fields)
+
+    monkeypatch.setattr(front, "_finish", noting)
+    return ended
 
 
 def probe_spec(profile: Profile, alpha: float) -> ProbeSpec:
@@ -104,19 +159,19 @@ def test_our_own_error_carries_its_traceback(
     assert front.status().base_verified is True
 
 
-def test_interactive_jobs_overtake_waiting_batch_jobs(front: JobFront, pico_profile: Profile) -> None:
-    front.warm_up(pico_profile)
+def test_interactive_jobs_overtake_waiting_batch_jobs(
+    front: JobFront, pico_profile: Profile, until_all_wait: Callable[[], None], endings: list[str]
+) -> None:
+    loading = front.warm_up(pico_profile)
     batch = [front.submit(probe_spec(pico_profile, alpha), interactive=False) for alpha in (0.1, 0.2, 0.3)]
     quick = front.submit(probe_spec(pico_profile, 0.9))
-    finished(front, quick)
-    last = front.snapshot(batch[-1])
-    assert last is not None
-    assert last.active
-    assert all(finished(front, job_id).state == "done" for job_id in batch)
+    until_all_wait()
+    assert all(finished(front, job_id).state == "done" for job_id in [*batch, quick])
+    assert endings == [loading, quick, *batch]
 
 
 def long_bench(profile: Profile, layers: tuple[int, ...] = (1,)) -> BenchSpec:
-    """A benchmark of several seconds whose second arm is edited."""
+    """A benchmark of 32 answers, whose first arm is edited."""
     recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers=dict.fromkeys(layers, 1.0))
     return BenchSpec(
         model=profile.model,
@@ -129,8 +184,9 @@ def long_bench(profile: Profile, layers: tuple[int, ...] = (1,)) -> BenchSpec:
     )
 
 
-def running_with(front: JobFront, spec: BenchSpec, items: int) -> str:
-    """Start `spec` as a batch job and wait until `items` are answered."""
+def running_with(front: JobFront, held: Held, spec: BenchSpec, items: int) -> str:
+    """Start `spec` as a batch job and wait until `items` are answered; it is held there."""
+    held.at = items
     job_id = front.submit(spec, interactive=False)
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
@@ -152,20 +208,21 @@ def solo(spec: BenchSpec | ProbeSpec, folder: Path) -> BenchResult | ProbeResult
 
 
 def test_an_interactive_job_passes_ahead_of_a_running_batch_job_and_neither_sees_the_other(
-    front: JobFront, pico_profile: Profile, tmp_path: Path
+    front: JobFront, held: Held, pico_profile: Profile, tmp_path: Path
 ) -> None:
     bench, probes = long_bench(pico_profile), [probe_spec(pico_profile, alpha) for alpha in (0.5, 1.5)]
-    batch = running_with(front, bench, 1)
+    batch = running_with(front, held, bench, 1)
     for probe in probes:
         found = finished(front, front.submit(probe))
-        held = front.snapshot(batch)
-        assert held is not None
-        assert held.active, "the probe waited for the whole benchmark"
+        passed = front.snapshot(batch)
+        assert passed is not None
+        assert passed.active, "the probe waited for the whole benchmark"
         assert isinstance(found.result, ProbeResult), found.error
         alone = solo(probe, tmp_path / "solo")
         assert isinstance(alone, ProbeResult)
         assert found.result.rows == alone.rows
         assert found.result.certificate == alone.certificate
+    held.release()
     job = finished(front, batch)
     assert job.state == "done", job.error
     alone = solo(bench, tmp_path / "bench")
@@ -177,8 +234,10 @@ def test_an_interactive_job_passes_ahead_of_a_running_batch_job_and_neither_sees
     assert front.status().base_verified is True
 
 
-def test_a_failing_and_a_cancelled_job_leave_the_batch_job_alone(front: JobFront, pico_profile: Profile) -> None:
-    batch = running_with(front, long_bench(pico_profile), 1)
+def test_a_failing_and_a_cancelled_job_leave_the_batch_job_alone(
+    front: JobFront, held: Held, pico_profile: Profile
+) -> None:
+    batch = running_with(front, held, long_bench(pico_profile), 1)
     beyond = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vector(), layers={9: 1.0})
     failing = finished(front, front.submit(ProbeSpec(recipe=beyond, problems=pico_profile.problems, n=4)))
     assert failing.state == "failed"
@@ -186,6 +245,7 @@ def test_a_failing_and_a_cancelled_job_leave_the_batch_job_alone(front: JobFront
     stopped = front.submit(probe_spec(pico_profile, 0.3))
     front.cancel(stopped)
     assert finished(front, stopped).state in ("cancelled", "done")
+    held.release()
     job = finished(front, batch)
     assert job.state == "done", job.error
     idle(front)
@@ -193,16 +253,17 @@ def test_a_failing_and_a_cancelled_job_leave_the_batch_job_alone(front: JobFront
 
 
 def test_a_job_for_another_model_waits_for_the_batch_job(
-    front: JobFront, pico_profile: Profile, make_pico: Callable[..., Path]
+    front: JobFront, held: Held, pico_profile: Profile, make_pico: Callable[..., Path]
 ) -> None:
     other = ModelRef(id=str(make_pico(seed=5)))
-    batch = running_with(front, long_bench(pico_profile), 1)
+    batch = running_with(front, held, long_bench(pico_profile), 1)
     load = front.submit(InfoSpec(model=other, saes=pico_profile.saes, task_vectors=()))
     assert finished(front, front.submit(probe_spec(pico_profile, 0.5))).state == "done"
     waiting, running = front.snapshot(load), front.snapshot(batch)
     assert waiting is not None
     assert running is not None
     assert (waiting.state, running.state) == ("queued", "running")
+    held.release()
     assert finished(front, batch).state == "done"
     assert finished(front, load).state == "done"
     idle(front)
@@ -213,9 +274,9 @@ def test_a_job_for_another_model_waits_for_the_batch_job(
 
 
 def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base(
-    front: JobFront, pico_profile: Profile, monkeypatch: pytest.MonkeyPatch
+    front: JobFront, held: Held, pico_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = running_with(front, long_bench(pico_profile), 1)
+    batch = running_with(front, held, long_bench(pico_profile), 1)
 
     def misbehave(spec: ProbeSpec, context: Context, _: Progress) -> ProbeResult:
         assert context.loaded is not None
@@ -225,6 +286,7 @@ def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base
 
     monkeypatch.setitem(pipeline.RUNNERS, ProbeSpec, misbehave)
     finished(front, front.submit(probe_spec(pico_profile, 0.5)))
+    held.release()
     job = finished(front, batch)
     assert job.state == "failed"
     assert job.error is not None
@@ -233,8 +295,8 @@ def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base
     assert front.status().base_verified is True
 
 
-def test_a_shared_job_stops_when_its_last_owner_withdraws(front: JobFront, pico_profile: Profile) -> None:
-    batch = running_with(front, long_bench(pico_profile), 1)
+def test_a_shared_job_stops_when_its_last_owner_withdraws(front: JobFront, held: Held, pico_profile: Profile) -> None:
+    batch = running_with(front, held, long_bench(pico_profile), 1)
     probe = probe_spec(pico_profile, 0.2)
     shared = front.submit(probe, interactive=False, owner="one")
     assert front.submit(probe, interactive=False, owner="two") == shared
@@ -250,21 +312,21 @@ def test_a_shared_job_stops_when_its_last_owner_withdraws(front: JobFront, pico_
     assert again != shared, "a stopped job does not stand for a new one"
     assert front.submit(probe, owner="two") == again
     assert finished(front, again).state == "done"
-    held = front.snapshot(batch)
-    assert held is not None
-    assert held.active, "asked for interactively, the waiting batch job passes ahead"
+    passed = front.snapshot(batch)
+    assert passed is not None
+    assert passed.active, "asked for interactively, the waiting batch job passes ahead"
     front.cancel(batch)
     assert finished(front, batch).state == "cancelled"
 
 
 def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
-    front: JobFront, pico_profile: Profile, tmp_path: Path
+    front: JobFront, held: Held, pico_profile: Profile, tmp_path: Path
 ) -> None:
     spec = long_bench(pico_profile).model_copy(update={"block_size": 4})
-    batch = running_with(front, spec, 9)
-    held = front.snapshot(batch)
-    assert held is not None
-    assert held.may_pause
+    batch = running_with(front, held, spec, 9)
+    paused = front.snapshot(batch)
+    assert paused is not None
+    assert paused.may_pause
     front.pause(batch, "a stranger")
     front.pause(batch)
     job = finished(front, batch)
@@ -275,27 +337,32 @@ def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
     assert front.store.get_run(job.run_id).state == "paused"
     again = front.submit(spec, interactive=False)
     assert again != batch, "a paused job does not stand for the one that goes on"
-    paused = job.run_id
+    first = job.run_id
+    held.release()
     job = finished(front, again)
     assert job.state == "done", job.error
-    assert job.run_id == paused, "the run goes on; it is no second one"
+    assert job.run_id == first, "the run goes on; it is no second one"
     assert job.result == solo(spec, tmp_path / "bench")
     idle(front)
     assert front.status().base_verified is True
 
 
 @pytest.mark.parametrize("state", ["paused", "cancelled"])
-def test_a_benchmark_stopped_in_its_first_block_says_how(front: JobFront, pico_profile: Profile, state: str) -> None:
+def test_a_benchmark_stopped_in_its_first_block_says_how(
+    front: JobFront, held: Held, pico_profile: Profile, state: str
+) -> None:
     spec = long_bench(pico_profile)
-    batch = running_with(front, spec.model_copy(update={"block_size": 24}), 1)
+    batch = running_with(front, held, spec.model_copy(update={"block_size": 24}), 1)
     (front.pause if state == "paused" else front.cancel)(batch)
     job = finished(front, batch)
     assert (job.state, job.result) == (state, None)
     assert front.store.list_runs("bench")[0].state == state
 
 
-def test_only_benchmarks_pause_and_one_that_waits_does_so_at_once(front: JobFront, pico_profile: Profile) -> None:
-    batch = running_with(front, long_bench(pico_profile), 1)
+def test_only_benchmarks_pause_and_one_that_waits_does_so_at_once(
+    front: JobFront, held: Held, pico_profile: Profile
+) -> None:
+    batch = running_with(front, held, long_bench(pico_profile), 1)
     probe = front.submit(probe_spec(pico_profile, 0.2), interactive=False)
     waiting = front.submit(long_bench(pico_profile, (2,)), interactive=False, owner="one")
     front.pause(probe)
@@ -310,6 +377,7 @@ def test_only_benchmarks_pause_and_one_that_waits_does_so_at_once(front: JobFron
     snapshot = front.snapshot(waiting)
     assert snapshot is not None
     assert snapshot.state == "paused"
+    held.release()
     front.cancel(batch)
     assert finished(front, probe).state == "done"
 
@@ -332,30 +400,14 @@ def test_the_rate_counts_neither_pauses_nor_what_was_found(monkeypatch: pytest.M
     assert progress.rate == 1.0
 
 
-def test_cancel_stops_a_benchmark_and_a_waiting_job(
-    front: JobFront, pico_profile: Profile, make_pico: Callable[..., Path]
-) -> None:
-    recipe = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vector(), layers={1: 1.0})
-    spec = BenchSpec(
-        model=pico_profile.model,
-        problems=pico_profile.problems,
-        arms=(BenchArm(name="base"), BenchArm(name="recipe", recipe=recipe)),
-        subjects=pico_profile.problems.subjects,
-        n=20,
-        max_new_tokens=48,
-        batch_size=2,
-    )
-    running = front.submit(spec, interactive=False)
+def test_cancel_stops_a_benchmark_and_a_waiting_job(front: JobFront, held: Held, pico_profile: Profile) -> None:
+    spec = long_bench(pico_profile)
+    running = running_with(front, held, spec, 2)
     waiting = front.submit(probe_spec(pico_profile, 0.4), interactive=False)
     front.cancel(waiting)
     assert finished(front, waiting).state == "cancelled"
-    while (snapshot := front.snapshot(running)) is not None and snapshot.active:
-        if snapshot.stage == "Answering problems" and snapshot.done >= 2:
-            break
-        time.sleep(0.01)
     front.cancel(running)
-    job = finished(front, running)
-    assert job.state == "cancelled"
+    assert finished(front, running).state == "cancelled"
     idle(front)
     assert front.status().base_verified is True
     assert front.submit(spec) != running
@@ -392,43 +444,44 @@ def test_a_model_that_gave_way_to_another_is_loaded_again(front: JobFront, pico_
 
 
 def curve(profile: Profile) -> DoseSpec:
-    """A curve of many alphas, which takes some seconds."""
+    """A curve of 60 alphas."""
     recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0})
     return DoseSpec(recipe=recipe, problems=profile.problems, alphas=tuple(round(i / 50, 2) for i in range(60)), n=8)
 
 
 @pytest.mark.parametrize("interactive", [False, True])
 def test_work_that_nobody_asked_for_gives_way_to_anything_asked_and_ends_later(
-    front: JobFront, pico_profile: Profile, interactive: bool
+    front: JobFront, held: Held, pico_profile: Profile, endings: list[str], interactive: bool
 ) -> None:
-    finished(front, front.warm_up(pico_profile))
+    loading = finished(front, front.warm_up(pico_profile)).job_id
+    held.at = 40
     background = front.submit(curve(pico_profile), interactive=False, background=True)
-    deadline = time.monotonic() + 60
-    while (seen := front.snapshot(background)) is not None and seen.done < 40 and time.monotonic() < deadline:
+    while (seen := front.snapshot(background)) is not None and seen.done < 40:
         assert seen.active
         time.sleep(0.005)
     asked = front.submit(probe_spec(pico_profile, 0.9), interactive=interactive)
     assert finished(front, asked).state == "done"
-    waiting = front.snapshot(background)
-    assert waiting is not None
-    assert waiting.active, "the curve is not over: it was set back"
+    held.release()
     assert finished(front, background).state == "done"
+    assert endings == [loading, asked, background], "the curve was set back"
     (run,) = front.store.list_runs("dose")
     assert run.state == "done"
 
 
-def test_what_was_asked_for_runs_ahead_of_what_was_not(front: JobFront, pico_profile: Profile) -> None:
-    front.warm_up(pico_profile)
+def test_what_was_asked_for_runs_ahead_of_what_was_not(
+    front: JobFront, pico_profile: Profile, until_all_wait: Callable[[], None], endings: list[str]
+) -> None:
+    loading = front.warm_up(pico_profile)
     unasked = front.submit(curve(pico_profile), interactive=False, background=True)
     asked = front.submit(probe_spec(pico_profile, 0.2), interactive=False)
-    finished(front, asked)
-    waiting = front.snapshot(unasked)
-    assert waiting is not None
-    assert waiting.active
+    until_all_wait()
+    assert finished(front, unasked).state == "done"
+    assert endings == [loading, asked, unasked]
 
 
-def test_work_in_the_background_is_stopped_for_good(front: JobFront, pico_profile: Profile) -> None:
+def test_work_in_the_background_is_stopped_for_good(front: JobFront, held: Held, pico_profile: Profile) -> None:
     finished(front, front.warm_up(pico_profile))
+    held.at = 0
     job_id = front.submit(curve(pico_profile), interactive=False, background=True, owner="me")
     front.cancel(job_id, "me")
     assert finished(front, job_id).state == "cancelled"

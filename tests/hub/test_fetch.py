@@ -130,7 +130,8 @@ def test_a_long_listing_comes_in_pages(hub: LoopbackHub) -> None:
     assert sum("/tree/" in ask.path for ask in hub.asked) == 3, "a commit's listing is asked for once"
 
 
-def test_progress_counts_files_and_bytes(hub: LoopbackHub) -> None:
+def test_progress_counts_files_and_bytes(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stethoscope.hub.fetch.LOOK_S", 0.01)
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(pause_s=0.02)
     progress = Counting()

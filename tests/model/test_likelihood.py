@@ -1,6 +1,7 @@
 """Batched NLL and log-probabilities equal a plain forward pass on each text alone; KL is the textbook sum."""
 
-import time
+import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -54,7 +55,8 @@ def test_two_batches_abreast_change_nothing_and_let_nobody_pass_meanwhile(
 
     def enter(*_: object) -> None:
         running.append(1)
-        time.sleep(0.05)
+        if next(entered) < abreast.parties:  # those that come first wait for each other
+            abreast.wait(600)
         most.append(len(running))
 
     def leave(*_: object) -> None:
@@ -70,6 +72,7 @@ def test_two_batches_abreast_change_nothing_and_let_nobody_pass_meanwhile(
     try:
         for cores in (1, 2):
             most.clear()
+            abreast, entered = threading.Barrier(cores), itertools.count()
             monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
             found.append(solution_nll(pico_session, pairs, batch_size=1, progress=Watching()))
             assert max(most) == cores
