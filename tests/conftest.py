@@ -33,6 +33,14 @@ from tests.tokens import pico_tokenizer
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The job worker gives torch all cores but one, for the whole process: the next test has one thread again."""
+    yield
+    torch.set_num_threads(1)
+
+
 PICO_LAYERS = 4
 PICO_D_MODEL = 32
 PICO_WINDOW = 8
