@@ -10,7 +10,7 @@ from stethoscope.figures import agreement
 from stethoscope.records import GainSpec
 from stethoscope.results import GainResult
 from stethoscope.results.gain import POOLED
-from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.fingerprints import known_fingerprints
 
 SLOT = "gain"
 
@@ -26,16 +26,19 @@ def spec_from_session() -> GainSpec:
 
 
 def _view(spec: GainSpec) -> _jobs.View:
-    """Return the view of `spec`: its job, or a stored result of the same spec, weights and problems; starts nothing."""
+    """Return the view of `spec`: its job, or a stored result of the same spec, weights and problems; starts nothing.
+
+    Weights that the worker has not hashed yet are not hashed here: the button's job finds what is stored, too.
+    """
     held = st.session_state["slots"].get(SLOT, {})
     if held.get("spec") == _jobs.spec_key(spec):
         view = _jobs.look(SLOT)
         if view.result is not None or view.job is not None or view.error:
             return view
     store: Any = _jobs.front().store
-    if any(_is_of(run, spec) for run in store.list_runs("gain")):  # only then are the weights hashed
-        found = store.find_result(spec, extra=record_fingerprints(spec))
-        if found is not None:
+    if any(_is_of(run, spec) for run in store.list_runs("gain")):
+        known = known_fingerprints(spec)
+        if known is not None and (found := store.find_result(spec, extra=known)) is not None:
             _jobs.hold(SLOT, run=found.run_id, spec=spec)
             return _jobs.look(SLOT)
     return _jobs.View()

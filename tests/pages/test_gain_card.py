@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from stethoscope.profiles import MINI
 from stethoscope.records import GainSpec
+from stethoscope.store import fingerprints
 from stethoscope.store.fingerprints import record_fingerprints
 
 Open = Callable[..., AppTest]
@@ -71,6 +72,22 @@ def test_a_stored_result_of_the_same_spec_is_shown_at_once(same: bool, front: Fa
     assert not asked(front)
     assert ("not measurably better than chance" in said(app)) == same
     assert ("gain-start" in keys(app)) != same
+
+
+def test_the_page_hashes_no_weights_and_shows_the_result_once_the_worker_has(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = front.store.start_run(SPEC, extra=record_fingerprints(SPEC))
+    front.store.finish_run(run_id, state="done", result=gain(SPEC), elapsed_s=1.0)
+    monkeypatch.setattr(fingerprints, "_known", {})
+    monkeypatch.setattr(fingerprints, "PIECE_BYTES", 1 << 16)  # the mini's weights are large then
+    app = open_page("diagnose")
+    assert "gain-start" in keys(app)
+    weights = [key for key in fingerprints._known if key[0].endswith(".safetensors")]
+    assert not weights
+    record_fingerprints(SPEC)
+    assert "gain-start" not in keys(app.run())
+    assert not asked(front)
 
 
 def test_results_of_other_weights_are_not_shown(front: FakeFront, open_page: Open) -> None:

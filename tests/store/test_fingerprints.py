@@ -8,7 +8,7 @@ from stethoscope.errors import Cancelled
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, ProblemsRef, Record, SaeRef, TaskVectorRef
 from stethoscope.store import fingerprints
-from stethoscope.store.fingerprints import PIECE_BYTES, SAES, fingerprint, record_fingerprints
+from stethoscope.store.fingerprints import PIECE_BYTES, SAES, fingerprint, known_fingerprints, record_fingerprints
 
 
 def checkpoint(folder: Path) -> Path:
@@ -82,3 +82,16 @@ def test_a_stop_reaches_the_walk_of_every_kind_of_folder(record: Record, tmp_pat
     progress.cancel()
     with pytest.raises(Cancelled):
         record_fingerprints(here, progress)
+
+
+def test_what_was_hashed_before_is_known_and_nothing_large_is_hashed_to_know_it(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "large")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(2 * PIECE_BYTES)
+    record = ModelRef(id=str(folder))
+    assert known_fingerprints(record) is None
+    assert known_fingerprints(record) is None, "asking is not hashing"
+    assert record_fingerprints(record) == known_fingerprints(record)
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert known_fingerprints(record) is None
