@@ -42,6 +42,6 @@ with _session.drawing():
     with strip, _ui.guarded():
         _status.draw()
     with _ui.guarded():
-        if "warmed" not in st.session_state and _session.profile().model.id.startswith("embedded:"):
+        if "warmed" not in st.session_state and _session.may_load():
             _jobs.front().warm_up(_session.profile())
             st.session_state["warmed"] = True

@@ -12,7 +12,7 @@ import streamlit as st
 from pages import _energy, _gain, _jobs, _plan, _recipe, _session, _ui
 from pages._session import LATENTS, MAX_ALPHA, SEEDS
 from stethoscope.errors import CorpusError, RecipeError, StethoscopeError, StoreError
-from stethoscope.recipes import LINK_PREFIX, differences, from_link, parse_recipe
+from stethoscope.recipes import LINK_PREFIX, differences, from_link, parse_recipe, setup_from_link
 from stethoscope.records import (
     BenchSpec,
     CompareTextSpec,
@@ -48,7 +48,7 @@ DIFFERENCES_SHOWN = 3
 
 
 def from_address() -> None:
-    """Once per session, restore what the address names (profile, layers, subject, recipe, run, job).
+    """Once per session, restore what the address names (profile, its changes, layers, subject, recipe, run, job).
 
     A failure stays on show until it is dismissed, and a profile that cannot be read for as long as it is so.
     """
@@ -57,6 +57,8 @@ def from_address() -> None:
         if name := st.query_params.get("profile"):
             _session.choose_profile(name)
         try:
+            if setup := st.query_params.get("setup"):
+                _session.take_setup(setup_from_link(setup))
             _follow()
         except StethoscopeError as error:
             st.session_state["link_error"] = error
@@ -74,7 +76,7 @@ def _follow() -> None:
     if subject := parameters.get("subject"):
         st.session_state["subject"] = known_subject(subject)
     if layers := parameters.get("layers"):
-        _session.set_layers(linked_layers(layers), seed=linked_seed(parameters.get("seed")))
+        take_layers(linked_layers(layers), linked_seed(parameters.get("seed")))
     if named := parameters.get("recipe"):
         take_recipe(from_link(named) if named.startswith(LINK_PREFIX) else front.store.get_recipe(named))
     if run_id := parameters.get("run"):
@@ -98,10 +100,25 @@ def known_subject(name: str) -> str:
 
 
 def linked_layers(text: str) -> list[int]:
-    """Return the layers of "3,4,8"; those beyond the model's are told where it is loaded."""
+    """Return the layers of "3,4,8"."""
     if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3}){0,199}", text):
         raise RecipeError("the link's layers cannot be read", got=repr(text[:60]), expected="for example 3,4,8")
     return [int(layer) for layer in text.split(",")]
+
+
+def take_layers(layers: list[int], seed: int | None) -> None:
+    """Pick the layers of a link, all or none; they wait until the number of the model's layers is known.
+
+    Raises:
+        RecipeError: the model has fewer layers.
+    """
+    if (n_layers := _recipe.known_layers()) is None:
+        st.session_state["layers_waiting"] = (layers, seed)
+        return
+    if beyond := [layer for layer in layers if layer >= n_layers]:
+        raise RecipeError("the link names layers that the model does not have", got=", ".join(map(str, beyond)),
+                          expected=f"0 to {n_layers - 1}", next_step="Pick layers on the Diagnose page.")  # fmt: skip
+    _session.set_layers(layers, seed=seed)
 
 
 def linked_seed(text: str | None) -> int | None:
@@ -244,13 +261,17 @@ def _check_within(name: str, value: int, bounds: tuple[int, int]) -> None:
 
 
 def _take_waiting() -> None:
-    """Take the recipe that waits for its model, once that is loaded."""
-    if (body := st.session_state.get("recipe_waiting")) is not None and _recipe.known_layers() is not None:
-        del st.session_state["recipe_waiting"]
-        try:
-            take_recipe(parse_recipe(body.encode(), source="of the link"))
-        except RecipeError as error:
-            st.session_state["link_error"] = error
+    """Take the layers and the recipe that wait for the model, once that is loaded."""
+    if _recipe.known_layers() is None:
+        return
+    layers, recipe = (st.session_state.pop(name, None) for name in ("layers_waiting", "recipe_waiting"))
+    try:
+        if layers is not None:
+            take_layers(*layers)
+        if recipe is not None:
+            take_recipe(parse_recipe(recipe.encode(), source="of the link"))
+    except RecipeError as error:
+        st.session_state["link_error"] = error
 
 
 def _check_model(what: str, model: ModelRef) -> None:

@@ -14,9 +14,10 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from stethoscope.errors import ProfileError, UserError
-from stethoscope.locations import EMBEDDED_PREFIX
+from stethoscope.locations import EMBEDDED_PREFIX, is_here
 from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
-from stethoscope.records import SCORE_NAMES, DiagnoseSpec, ModelRef, SaeRef, TaskVectorRef
+from stethoscope.recipes import to_link
+from stethoscope.records import SCORE_NAMES, DiagnoseSpec, ModelRef, SaeRef, SetupChange, TaskVectorRef
 
 PAGE = "page"
 PAST_PICKS = 50
@@ -176,10 +177,42 @@ def is_changed() -> bool:
     return profile().name in st.session_state.get("changed", {})
 
 
+def setup_change() -> SetupChange:
+    """Return what this visitor changed in the session's profile and added to it."""
+    change = st.session_state.get("changed", {}).get(profile().name, {})
+    return SetupChange.model_validate({**change, "task_vectors": own_task_vectors()})
+
+
+def take_setup(change: SetupChange) -> None:
+    """Change the session's profile as `change` says, and choose the last of its task vectors; nothing is loaded.
+
+    Raises:
+        ProfileError: a task vector is called as another one is.
+    """
+    own = () if change.model and change.model.id != profile().model.id else profile().task_vectors
+    names = [ref.name for ref in (*own, *change.task_vectors)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ProfileError(
+            "the link adds a task vector under a name that is taken",
+            got=", ".join(twice),
+            expected="a name of its own for each",
+            next_step="Add it on the Setup page under another name.",
+        )
+    if change.model is not None:
+        change_profile(change.model, change.saes)
+    for ref in change.task_vectors:
+        add_task_vector(ref)
+
+
 def may_load() -> bool:
-    """Tell whether the profile's model may be loaded: it is shipped, or this session asked for it by a button."""
+    """Tell whether the profile's model may be loaded, with its SAEs and task vectors.
+
+    The model is shipped and nothing would be fetched, or this session asked for it by a button.
+    """
     chosen = profile()
-    return chosen.model.id.startswith(EMBEDDED_PREFIX) or st.session_state.get("load_asked") == _parts(chosen)
+    named = [ref.tuned for ref in chosen.task_vectors] + ([chosen.saes.location] if chosen.saes else [])
+    shipped = chosen.model.id.startswith(EMBEDDED_PREFIX) and all(map(is_here, named))
+    return shipped or st.session_state.get("load_asked") == _parts(chosen)
 
 
 def ask_to_load() -> None:
@@ -301,9 +334,12 @@ def _copy_layers(key: str) -> None:
 
 
 def address(**ids: str | None) -> dict[str, str]:
-    """Return what an address says: `ids`, and the session's profile where that is not the mini."""
-    name = st.session_state["profile"]
-    return {key: value for key, value in ids.items() if value} | ({} if name == MINI.name else {"profile": name})
+    """Return what an address says: `ids`, the session's profile where that is not the mini, and changes of it."""
+    name, change = st.session_state["profile"], setup_change()
+    setup = {} if name == MINI.name else {"profile": name}
+    if change != SetupChange():
+        setup["setup"] = to_link(change)
+    return {key: value for key, value in ids.items() if value and key not in ("profile", "setup")} | setup
 
 
 def link(**ids: str | None) -> None:
@@ -314,5 +350,5 @@ def link(**ids: str | None) -> None:
 
 
 def keep_profile_in_address() -> None:
-    """Put the profile into the address, whatever else stands there: a page may wait before it writes its own."""
-    link(**{name: value for name, value in st.query_params.to_dict().items() if name != "profile"})
+    """Put the profile and its changes into the address, whatever else stands there: a page may wait with its own."""
+    link(**st.query_params.to_dict())

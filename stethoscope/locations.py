@@ -3,6 +3,7 @@
 Records keep the name, never an absolute path of one machine, so that a recipe made with the mini opens anywhere.
 """
 
+import contextlib
 from pathlib import Path
 
 from stethoscope.errors import LocationError
@@ -32,3 +33,10 @@ def local_path(location: str) -> Path | None:
         return next((root / name for root in EMBEDDED_ROOTS if (root / name).exists()), EMBEDDED_ROOTS[0] / name)
     path = Path(location).expanduser()
     return path if path.exists() or location.startswith((".", "/", "~")) else None
+
+
+def is_here(location: str) -> bool:
+    """Return whether `location` is shipped or on this machine, so that reading it fetches nothing."""
+    with contextlib.suppress(LocationError):
+        return local_path(location) is not None
+    return True

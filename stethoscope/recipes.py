@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from stethoscope.errors import RecipeError
-from stethoscope.records import EditRecipe, LayerAlpha, Record
+from stethoscope.errors import ProfileError, RecipeError
+from stethoscope.records import EditRecipe, LayerAlpha, Record, SetupChange
 
 LINK_PREFIX = "z."
 MAX_LINK_BYTES = 1_000_000
@@ -89,31 +89,52 @@ def layers_text(layers: Iterable[int]) -> str:
     return f"layer {shown}" if shown.isdecimal() else f"layers {shown}"
 
 
-def to_link(recipe: EditRecipe) -> str:
-    """Return the whole recipe as text for an address: "z." and URL-safe base64 of its deflated JSON.
+def to_link(record: Record) -> str:
+    """Return the whole record as text for an address: "z." and URL-safe base64 of its deflated JSON.
 
-    The link needs no store: whoever opens it gets the recipe itself, not its name.
+    The link needs no store: whoever opens it gets the record itself, not its name.
     """
-    packed = zlib.compress(recipe.model_dump_json().encode(), 9)
+    packed = zlib.compress(record.model_dump_json(exclude_defaults=isinstance(record, SetupChange)).encode(), 9)
     return LINK_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def from_link(text: str) -> EditRecipe:
     """Return the recipe in `text`, which `to_link` made; raise `RecipeError` where it is cut, altered or too large."""
-    body = text.removeprefix(LINK_PREFIX)
     try:
-        packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
-        unpacker = zlib.decompressobj()
-        content = unpacker.decompress(packed, MAX_LINK_BYTES)
-        if not unpacker.eof:
-            raise ValueError("cut off, or too large")
-    except (ValueError, zlib.error) as error:
+        content = _unpacked(text)
+    except ValueError as error:
         raise RecipeError(
             "the link's recipe cannot be read",
             got=error,
             next_step="Copy the whole link again, or use the recipe file.",
         ) from error
     return parse_recipe(content, source="in the link")
+
+
+def setup_from_link(text: str) -> SetupChange:
+    """Return the changed setup in `text`, which `to_link` made; raise `ProfileError` where it cannot be read."""
+    try:
+        return SetupChange.model_validate_json(_unpacked(text))
+    except ValueError as error:
+        raise ProfileError(
+            "the link's setup cannot be read",
+            got=first_problem(error) if isinstance(error, ValidationError) else error,
+            next_step="Copy the whole link again, or name the model, SAEs and task vectors on the Setup page.",
+        ) from error
+
+
+def _unpacked(text: str) -> bytes:
+    """Return the JSON in `text`, which `to_link` made; raise `ValueError` where it is cut, altered or too large."""
+    body = text.removeprefix(LINK_PREFIX)
+    packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(packed, MAX_LINK_BYTES)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not unpacker.eof:
+        raise ValueError("cut off, or too large")
+    return content
 
 
 @dataclass(frozen=True, slots=True)

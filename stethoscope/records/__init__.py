@@ -39,7 +39,7 @@ from stethoscope.records.recipe import (
     RawArm,
     ServedArm,
 )
-from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, SetupChange, TaskVectorRef
 from stethoscope.records.specs import (
     BenchArm,
     BenchPlanSpec,
@@ -96,6 +96,7 @@ __all__ = [
     "ADD_SAES",
     "SCORE_NAMES",
     "SaeRef",
+    "SetupChange",
     "SampleSize",
     "ScoreName",
     "Site",

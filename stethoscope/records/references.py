@@ -69,6 +69,17 @@ class TaskVectorRef(Record):
     revision: str | None = None
 
 
+class SetupChange(Record):
+    """What a visitor changed in a profile: a model and SAEs named instead of its own, and task vectors added to it.
+
+    `model` None: the profile's own model and SAEs. With a model, `saes` None means that there are none.
+    """
+
+    model: ModelRef | None = None
+    saes: SaeRef | None = None
+    task_vectors: tuple[TaskVectorRef, ...] = ()
+
+
 class ProblemsRef(Record):
     """Problems in MATH's format, control texts of the same form, and the shots of the prompt.
 

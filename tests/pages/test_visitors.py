@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages import _profile
 from stethoscope.profiles import MINI
-from stethoscope.recipes import from_link, to_link
+from stethoscope.recipes import from_link, setup_from_link, to_link
 from stethoscope.records import (
     BenchArm,
     BenchSpec,
@@ -17,9 +17,13 @@ from stethoscope.records import (
     EditRecipe,
     ExportSpec,
     LayerAlpha,
+    ModelRef,
     NormMatchedArm,
     ProbeSpec,
     RandomSubspaceArm,
+    SaeRef,
+    SetupChange,
+    TaskVectorRef,
 )
 
 Open = Callable[..., AppTest]
@@ -105,6 +109,82 @@ def test_a_link_to_a_job_brings_its_profile_and_its_question(front: FakeFront, o
     assert [spec for spec in front.submitted if isinstance(spec, DiagnoseSpec)] == [asked], "nothing else is asked"
     assert app.number_input(key="top-k").value == 32
     assert not front.cancelled
+
+
+ADDED = TaskVectorRef(name="second", tuned="embedded:math-lora")
+OTHER = ModelRef(id=MINI.model.id, dtype="bfloat16")
+CHANGES = {
+    "another model and no SAEs": SetupChange(model=OTHER),
+    "other SAEs": SetupChange(model=MINI.model, saes=SaeRef(location="embedded:saes", site="mlp_out")),
+    "a task vector": SetupChange(task_vectors=(ADDED,)),
+    "both": SetupChange(model=OTHER, saes=MINI.saes, task_vectors=(ADDED,)),
+}
+
+
+def shown(app: AppTest) -> tuple[object, ...]:
+    """What the visitor changed and added, and the task vector that is chosen."""
+    state = app.session_state
+    changed, added = (state[name] if name in state else {} for name in ("changed", "own_task_vectors"))  # noqa: SIM401
+    return changed.get("mini"), added.get("mini"), state["task_vector"]
+
+
+@pytest.mark.parametrize(
+    ("page", "change"), [("setup", name) for name in CHANGES] + [(page, "both") for page in ON_EVERY_PAGE[1:]]
+)
+def test_what_a_visitor_changed_and_added_outlives_a_reload_of_every_page(
+    page: str, change: str, front: FakeFront, open_page: Open
+) -> None:
+    wanted = CHANGES[change]
+    app = open_page(page, query={"setup": to_link(wanted)})
+    assert not app.error
+    assert setup_from_link(address(app, "setup")) == wanted
+    changed, added, chosen = shown(app)
+    model = None if wanted.model is None else wanted.model_dump(mode="json", include={"model", "saes"})
+    assert changed == model
+    assert added == ([ADDED.model_dump()] if wanted.task_vectors else None)
+    assert chosen == ("second" if wanted.task_vectors else MINI.task_vectors[0].name)
+
+
+def test_a_change_by_name_and_an_added_task_vector_stand_in_the_address(front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup")
+    app.text_input(key="change-location").set_value("").run()
+    app.button(key="change-use").click().run()
+    assert setup_from_link(address(app, "setup")) == SetupChange(model=MINI.model)
+    app.button(key="change-back").click().run()
+    assert "setup" not in app.query_params
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["z.AAAA", "z.", "nonsense", to_link(recipe()), to_link(SetupChange(task_vectors=(ADDED, ADDED))),
+     to_link(SetupChange(task_vectors=MINI.task_vectors[:1]))],
+)  # fmt: skip
+def test_a_setup_that_cannot_be_read_or_taken_is_refused_whole(broken: str, front: FakeFront, open_page: Open) -> None:
+    app = open_page("setup", query={"setup": broken})
+    assert len(app.error) == 1
+    assert "Next step" in app.error[0].value
+    assert shown(app) == (None, None, MINI.task_vectors[0].name)
+
+
+def test_nothing_of_the_hubs_is_loaded_by_a_link_though_the_model_is_shipped(front: FakeFront, open_page: Open) -> None:
+    added = SetupChange(task_vectors=(TaskVectorRef(name="far", tuned="somebody/tuned"),))
+    app = open_page("setup", query={"setup": to_link(added)})
+    assert not app.error
+    named = [str(spec.model_dump()) for spec in front.submitted]
+    assert not [spec for spec in named if "somebody/tuned" in spec]
+    app.button(key="info-load").click().run()
+    assert [spec for spec in front.submitted if "somebody/tuned" in str(spec.model_dump())]
+
+
+@pytest.mark.parametrize("page", ["diagnose", "edit", "benchmark"])
+def test_layers_that_the_model_does_not_have_are_refused_and_none_is_picked(
+    page: str, front: FakeFront, open_page: Open
+) -> None:
+    app = open_page(page, query={"layers": "3,40"})
+    assert "40" in errors(app)
+    assert app.session_state["layers"] == []
+    assert "40" in errors(app.run()), "and the word stays"
+    assert open_page(page, query={"layers": "3,9"}).session_state["layers"] == [3, 9]
 
 
 def test_a_job_that_is_forgotten_is_a_message(open_page: Open) -> None:
@@ -199,6 +279,18 @@ def test_a_link_waits_for_the_model_before_it_is_refused(front: FakeFront, open_
     front.worker = FakeFront(front.store).worker  # the model is there again
     app.run()
     assert "40" in errors(app)
+
+
+def test_layers_wait_for_the_model_before_they_are_refused(front: FakeFront, open_page: Open) -> None:
+    front.unload()
+    app = AppTest.from_file(APP, default_timeout=600)
+    app.query_params["layers"] = "3,40"
+    app.switch_page("pages/edit.py").run()
+    assert not app.error
+    front.worker = FakeFront(front.store).worker
+    app.run()
+    assert "40" in errors(app)
+    assert app.session_state["layers"] == []
 
 
 def test_a_stored_run_that_a_page_would_ask_anew_is_refused(front: FakeFront, open_page: Open) -> None:
