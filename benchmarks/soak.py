@@ -1,27 +1,104 @@
-"""Does the server's memory level off? Browsers come, move a slider and go, and the resident set is read after each.
+"""Does the server's memory level off? Visitors come, use the pages of the mini and go; the resident set is read after.
 
-Every browser opens the Edit page of the shipped mini with a recipe of its own layers, so that each move is an edit and
-a probe that the server has not answered before. The curve is printed as it grows; at the end stands how much the last
-third added to what was there. Streamlit keeps a closed session for a while (two minutes by default), so the curve rises
-until the first ones are let go.
-Run: python -m benchmarks.soak [--browsers 50] [--moves 20]      (50 x 20 are 1,000 operations, about an hour)
+A visitor is a connection of its own that speaks to the server as the browser does, without drawing. Each one opens the
+Edit page on a recipe of its own layers (which draws a dose curve), moves the slider to new alphas, looks at the energy
+of a subject on Diagnose, runs a benchmark of n = 2, and opens Runs. Each of these is one operation, so that 50 visitors
+with two moves are 300. The curve is printed every 25 operations; at the end stands what its last third added, beside
+the scatter around that line. Streamlit keeps a closed session for two minutes, so the curve rises until the first ones
+are let go.
+Run: python -m benchmarks.soak [--visitors 50] [--moves 2]        (about 40 minutes on two cores)
 """
 
 import argparse
 import itertools
-import shutil
+import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from playwright.sync_api import Browser, Page, sync_playwright
+import numpy as np
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
-from benchmarks.startup import FLAGS, ROOT, start_server
+from benchmarks.startup import ROOT, start_server
+from stethoscope.figures.theme import pretty
 from stethoscope.profiles import MINI
 from stethoscope.recipes import to_link
 from stethoscope.records import EditRecipe, LayerAlpha
 
 N_LAYERS = 10  # of the mini
+PROTOCOL = Subprotocol("streamlit")
+STEP = 25  # operations between two lines
+PATIENCE_S = 1800.0  # for one answer: only a hang takes that long
+LOOK_S = 1.0
+
+
+class Point(NamedTuple):
+    """One reading: operations so far, visitors so far, and the server's resident set in MB."""
+
+    operations: int
+    visitors: int
+    resident_mb: float
+
+
+class Visitor:
+    """One session of the dashboard, at `page`; it knows the widgets that it was sent by their keys."""
+
+    def __init__(self, connection: ClientConnection, page: str, query: str) -> None:
+        self._connection = connection
+        self._widgets: dict[str, str] = {}
+        self._shown = ""
+        self._page, self._query = page, query
+        self.draw()
+
+    def open(self, page: str) -> None:
+        """Go to another page, as a click in the sidebar does."""
+        self._page, self._query = page, ""
+        self.draw()
+
+    def draw(self, key: str | None = None, **value: object) -> None:
+        """Ask for the page, with a new value of the widget `key` (one field of Streamlit's WidgetState)."""
+        message = BackMsg()
+        message.rerun_script.page_name, message.rerun_script.query_string = self._page, self._query
+        if key is not None:
+            state = message.rerun_script.widget_states.widgets.add(id=self._widgets[key])
+            for field, given in value.items():
+                if isinstance(given, list):
+                    getattr(state, field).data.extend(given)
+                else:
+                    setattr(state, field, given)
+        self._connection.send(message.SerializeToString())
+        shown = []
+        while True:
+            raw = self._connection.recv(timeout=PATIENCE_S)
+            assert isinstance(raw, bytes)
+            answer = ForwardMsg.FromString(raw)
+            shown.append(raw.decode("utf-8", "replace"))
+            if answer.WhichOneof("type") == "page_info_changed":
+                self._query = answer.page_info_changed.query_string
+            if answer.WhichOneof("type") == "script_finished" and answer.script_finished in (
+                ForwardMsg.FINISHED_SUCCESSFULLY,
+                ForwardMsg.FINISHED_EARLY_FOR_RERUN,
+            ):
+                break
+        self._shown = "\n".join(shown)
+        self._widgets |= {found[1]: found[0] for found in re.finditer(r"\$\$ID-[0-9a-f]+-([\w.-]+)", self._shown)}
+
+    def wait_for(self, *patterns: str, button: str | None = None) -> None:
+        """Draw the page until all `patterns` are on it; where `button` is, what is waited for has to be asked for."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(re.search(pattern, self._shown) for pattern in patterns):
+            assert time.monotonic() < deadline, f"{patterns} did not come on {self._page}"
+            if button is not None and (asked := re.search(rf"\$\$ID-[0-9a-f]+-{button}\b", self._shown)):
+                self._widgets[button] = asked[0]
+                self.draw(button, trigger_value=True)
+            else:
+                time.sleep(LOOK_S)
+                self.draw()
 
 
 def resident_mb(pid: int) -> float:
@@ -30,61 +107,76 @@ def resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6
 
 
-def visit(browser: Browser, url: str, layers: tuple[int, ...], moves: int) -> None:
-    """Open a browser with storage of its own on the Edit page of a recipe, move the slider, and close it."""
+def visit(url: str, layers: tuple[int, ...], *, number: int, moves: int) -> Iterator[str]:
+    """Come, and yield the name of each operation once its answer is on the page; then go."""
     strengths = {layer: LayerAlpha() for layer in layers}
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers=strengths)
-    visitor = browser.new_context(viewport={"width": 1500, "height": 1200})
-    page = visitor.new_page()
-    page.goto(f"{url}/edit?recipe={to_link(recipe)}")
-    page.locator(".st-key-certificate", has_text="alpha 1 ·").first.wait_for(timeout=600_000)
-    for step in range(1, moves + 1):
-        move(page, f"{1 - 0.05 * step:.2f}".rstrip("0").rstrip("."))
-    visitor.close()
+    address = f"{url.replace('http', 'ws')}/_stcore/stream"
+    with connect(address, subprotocols=[PROTOCOL], max_size=None, open_timeout=PATIENCE_S) as connection:
+        visitor = Visitor(connection, "edit", f"recipe={to_link(recipe)}")
+        visitor.wait_for(r"alpha 1\b", "dose-csv", button="dose-ask")
+        yield "dose"
+        for step in range(1, moves + 1):
+            alpha = round(1 - 0.05 * step, 2)
+            visitor.draw("master-alpha", double_array_value=[alpha])
+            visitor.wait_for(rf"alpha {alpha:g}\b")
+            yield "edit"
+        visitor.open("diagnose")
+        visitor.wait_for("subject-select")
+        subject = MINI.problems.subjects[number % len(MINI.problems.subjects)]
+        visitor.draw("subject-select", string_value=pretty(subject))
+        visitor.wait_for("retention-csv", button="energy-ask")
+        yield "energy"
+        visitor.open("benchmark")
+        visitor.wait_for("bench-tokens")
+        visitor.draw("bench-n", int_value=2)
+        visitor.draw("bench-tokens", int_value=16)
+        visitor.wait_for("run-bench")
+        visitor.draw("run-bench", trigger_value=True)
+        visitor.wait_for("95% CI")
+        yield "benchmark"
+        visitor.open("runs")
+        visitor.wait_for("open-run")
+        yield "runs"
 
 
-def move(page: Page, alpha: str) -> None:
-    """Move the slider down to `alpha` and wait until the strip names it: keys that a redraw swallows are sent again."""
-    answered = page.locator(".st-key-certificate", has_text=f"alpha {alpha} ·").first
-    while not answered.is_visible():
-        thumb = page.locator(".st-key-master-alpha input[type='range']").first
-        if abs(float(thumb.input_value()) - float(alpha)) > 1e-6:
-            thumb.press("ArrowLeft")
-        page.wait_for_timeout(300)
+def last_third(curve: list[Point]) -> tuple[float, float]:
+    """Return the slope of the curve's last third in MB per 100 operations, and the scatter around it in MB (one sd)."""
+    third = curve[-max(3, len(curve) // 3) :]
+    x, y = np.array([point.operations for point in third]), np.array([point.resident_mb for point in third])
+    slope, start = np.polyfit(x, y, 1)
+    return 100 * float(slope), float(np.std(y - (slope * x + start), ddof=2))
 
 
 def main() -> None:
-    """Print the curve and what the last third of it added."""
+    """Print the curve and what its last third added."""
     parser = argparse.ArgumentParser(description="Measure the server's memory over many sessions and edits.")
-    parser.add_argument("--browsers", type=int, default=50)
-    parser.add_argument("--moves", type=int, default=20, help="slider moves of each browser, at most 20")
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--moves", type=int, default=2, help="slider moves of each visitor, at most 20")
     options = parser.parse_args()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "a Chromium is needed"
     recipes = itertools.cycle(itertools.combinations(range(N_LAYERS), 3))
-    curve: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    curve: list[Point] = []
+    with tempfile.TemporaryDirectory() as folder:
         server, url = start_server(ROOT / "app.py", Path(folder) / "home")
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         started = time.perf_counter()
         try:
-            print(f"   0 browsers     0 operations {resident_mb(server.pid):8.0f} MB")
-            for number, layers in zip(range(1, options.browsers + 1), recipes, strict=False):
-                visit(browser, url, layers, options.moves)
-                curve.append(resident_mb(server.pid))
-                seconds = time.perf_counter() - started
-                print(
-                    f"{number:4} browsers {number * options.moves:5} operations {curve[-1]:8.0f} MB, {seconds:.0f} s",
-                    flush=True,
-                )
+            print(f"   0 operations,  0 visitors {resident_mb(server.pid):6.0f} MB", flush=True)
+            for number, layers in zip(range(1, options.visitors + 1), recipes, strict=False):
+                for _ in visit(url, layers, number=number, moves=options.moves):
+                    point = Point(len(curve) + 1, number, resident_mb(server.pid))
+                    curve.append(point)
+                    if point.operations % STEP == 0:
+                        seconds = time.perf_counter() - started
+                        print(
+                            f"{point.operations:4} operations, {number:2} visitors {point.resident_mb:6.0f} MB,"
+                            f" {seconds:.0f} s",
+                            flush=True,
+                        )
         finally:
-            browser.close()
             server.terminate()
             server.wait()
-    third = max(1, len(curve) // 3)
-    before, last = curve[-2 * third : -third] or curve, curve[-third:]
-    added = sum(last) / len(last) - sum(before) / len(before)
-    print(f"the last third lies {added:+.0f} MB beside the third before it")
+    slope, scatter = last_third(curve)
+    print(f"last third: {slope:+.1f} MB per 100 operations, scatter {scatter:.1f} MB")
 
 
 if __name__ == "__main__":
