@@ -265,51 +265,14 @@ def test_percentile_interval_leaves_undefined_draws_out() -> None:
     assert math.isnan(S.percentile_interval([math.nan]).low)
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 10_000), st.sampled_from([0.01, 0.05, 0.5]))
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 10_000))
 @settings(max_examples=60, deadline=None)
-def test_fdr_threshold_rejects_what_benjamini_hochberg_rejects(n: int, rows: int, seed: int, level: float) -> None:
+def test_benjamini_hochberg_is_scipys(n: int, rows: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     p = generator.random((rows, n)) ** generator.integers(1, 9)
     p = np.round(p, int(generator.integers(2, 9)))  # ties
-    rejected = p <= S.fdr_threshold(p, level)[:, None]
     for row in range(rows):
-        np.testing.assert_array_equal(rejected[row], stats.false_discovery_control(p[row]) <= level)
         np.testing.assert_allclose(S.benjamini_hochberg(p[row]), stats.false_discovery_control(p[row]), atol=1e-12)
-
-
-@given(st.integers(1, 8), st.integers(1, 30), st.integers(1, 6), st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_midranks_are_scipys(rows: int, n: int, levels: int, seed: int) -> None:
-    values = np.random.default_rng(seed).integers(0, levels, (rows, n)) / levels
-    ranked = S.midranks(values)
-    np.testing.assert_array_equal(ranked.ranks, stats.rankdata(values, axis=1))
-    sizes = [np.unique(row, return_counts=True)[1].astype(float) for row in values]
-    np.testing.assert_array_equal(ranked.tie_sum, [(size**3 - size).sum() for size in sizes])
-
-
-@pytest.mark.parametrize("levels", [3, 1000])
-def test_mann_whitney_is_scipy(levels: int) -> None:
-    generator = np.random.default_rng(0)
-    x = generator.integers(0, levels, (23, 11)) / levels
-    y = generator.integers(0, levels, (31, 11)) / levels
-    ours = S.mann_whitney_auroc(x, y)
-    theirs = stats.mannwhitneyu(x, y, method="asymptotic", axis=0)
-    assert ours.auroc == pytest.approx(theirs.statistic / (23 * 31))
-    assert ours.p == pytest.approx(theirs.pvalue)
-
-
-def test_mann_whitney_of_a_constant_and_of_a_perfect_column() -> None:
-    x = np.array([[0.0, 5.0], [0.0, 6.0], [0.0, 7.0]])
-    y = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]])
-    test = S.mann_whitney_auroc(x, y)
-    assert test.auroc.tolist() == [0.5, 1.0]
-    assert test.p[0] == 1.0
-
-
-def test_mann_whitney_p_is_uniform_under_the_null() -> None:
-    generator = np.random.default_rng(3)
-    p = S.mann_whitney_auroc(generator.normal(size=(40, 2000)), generator.normal(size=(40, 2000))).p
-    assert stats.kstest(p, "uniform").pvalue > 0.001
 
 
 def test_e_value_reference() -> None:

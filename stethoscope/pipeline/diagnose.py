@@ -1,12 +1,11 @@
 """Use case: which layers are specific to which subject?"""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
-from threadpoolctl import threadpool_limits
+import torch
 
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.listening import firing_rates, start_listening, top_latents
+from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
@@ -14,11 +13,14 @@ from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.scores import SCORES
 from stethoscope.sae.specificity import specificity
 
-SCORING_THREADS = 2  # subjects side by side, one BLAS thread each: threads inside threads would wait for each other
-
 
 def _cells(
-    spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates, progress: Progress
+    spec: DiagnoseSpec,
+    subject: str,
+    domain: FiringRates,
+    control: FiringRates,
+    device: torch.device,
+    progress: Progress,
 ) -> list[SpecificityCell]:
     rows = specificity(
         domain,
@@ -31,6 +33,7 @@ def _cells(
         n_bootstrap=spec.n_bootstrap,
         n_permutations=spec.n_permutations,
         seed=spec.seed,
+        device=device,
         progress=progress,
     )
     return [SpecificityCell(subject=subject, **asdict(row)) for row in rows]
@@ -68,21 +71,16 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
     domains = {subject: firing_rates(spec, subject, context, progress) for subject in subjects}
-    progress.start("Scoring layers", len(subjects))
+    progress.start("Scoring layers", len(subjects) * len(control.layers))
     cells: list[SpecificityCell] = []
     latents: list[SelectedLatent] = []
     order: dict[str, tuple[int, ...]] = {}
-
-    def score_subject(subject: str) -> list[SpecificityCell]:
-        return _cells(spec, subject, domains[subject], control, progress)
-
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(SCORING_THREADS) as executor:
-        for subject, rows in zip(subjects, executor.map(score_subject, subjects), strict=True):
-            progress.check_cancel()
-            cells.extend(rows)
-            order[subject] = order_layers(tuple(row.layer for row in rows), tuple(row.score for row in rows))
-            latents.extend(_selected(spec, subject, domains[subject], control))
-            progress.advance()
+    for subject in subjects:
+        progress.detail = subject.replace("_", " ")
+        rows = _cells(spec, subject, domains[subject], control, scoring_device(session), progress)
+        cells.extend(rows)
+        order[subject] = order_layers(tuple(row.layer for row in rows), tuple(row.score for row in rows))
+        latents.extend(_selected(spec, subject, domains[subject], control))
     score = SCORES[spec.score]
     return DiagnosisResult(
         score=spec.score,

@@ -78,6 +78,11 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
     )
 
 
+def scoring_device(session: ModelSession) -> torch.device:
+    """Return where draws of documents are scored: the model's GPU, or the CPU (MPS lacks float64)."""
+    return session.device if session.device.type == "cuda" else torch.device("cpu")
+
+
 def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
     """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
     return {

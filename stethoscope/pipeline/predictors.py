@@ -5,13 +5,14 @@ the problems that the gain is measured on; the relative update ||tau_l|| / ||the
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.pipeline.agreement import Predictor
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.linear_probe import auroc_with_draws, document_means, held_out_scores
-from stethoscope.pipeline.listening import firing_rates, start_listening
+from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.sae.rates import FiringRates
@@ -34,9 +35,11 @@ def specificity_predictors(
     start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
     domains = [firing_rates(spec, subject, context, progress) for subject in subjects]
-    progress.start("Scoring layers", len(subjects) * len(SCORES))
+    progress.start("Scoring layers", 2 * len(subjects) * len(SCORES) * len(control.layers))  # as they are, and draws
+    device = scoring_device(context.session(spec.model, progress))
     return tuple(
-        _specificity_predictor(spec, name, domains, control, n_layers=n_layers, progress=progress) for name in SCORES
+        _specificity_predictor(spec, name, domains, control, n_layers=n_layers, device=device, progress=progress)
+        for name in SCORES
     )
 
 
@@ -47,6 +50,7 @@ def _specificity_predictor(
     control: FiringRates,
     *,
     n_layers: int,
+    device: torch.device,
     progress: Progress,
 ) -> Predictor:
     values = np.full((len(domains), n_layers), np.nan)
@@ -56,12 +60,12 @@ def _specificity_predictor(
         progress.check_cancel()
         cuts = {
             "live_share": spec.live_share, "dense_rate": spec.dense_rate, "n_splits": spec.n_splits, "seed": spec.seed,
+            "device": device, "progress": progress,
         }  # fmt: skip
         values[row, layers] = observed_scores(domain, control, [Variant(score, spec.top_k)], **cuts)[0]
         draws[:, row, layers] = score_draws(
-            domain, control, score=score, top_k=spec.top_k, n_bootstrap=spec.n_bootstrap, progress=progress, **cuts
+            domain, control, score=score, top_k=spec.top_k, n_bootstrap=spec.n_bootstrap, **cuts
         )
-        progress.advance()
     return Predictor.of_subjects(score, values, draws)
 
 

@@ -4,16 +4,15 @@ Kendall's tau-b of each variant's scores with those of the reference diagnosis, 
 Observed scores only: one number a layer, no bootstrap, no permutation.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
-from threadpoolctl import threadpool_limits
 
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.diagnose import SCORING_THREADS, order_layers
-from stethoscope.pipeline.listening import firing_rates, start_listening
+from stethoscope.pipeline.diagnose import order_layers
+from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES, StabilitySpec, finite_or_none
 from stethoscope.results import StabilityResult, StabilityRow
@@ -25,7 +24,12 @@ Kind = Literal["score", "k", "control"]
 
 
 def _rows(
-    spec: StabilitySpec, subject: str, domain: FiringRates, controls: dict[str, FiringRates]
+    spec: StabilitySpec,
+    subject: str,
+    domain: FiringRates,
+    controls: dict[str, FiringRates],
+    device: torch.device,
+    progress: Progress,
 ) -> list[StabilityRow]:
     """Score every variant of one subject; the reference is among the variants of each kind."""
     diagnosis = spec.diagnosis
@@ -43,6 +47,8 @@ def _rows(
             dense_rate=diagnosis.dense_rate,
             n_splits=diagnosis.n_splits,
             seed=diagnosis.seed,
+            device=device,
+            progress=progress,
         )
 
     own = observed(diagnosis.control, [*scores, *ks])
@@ -87,22 +93,17 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
     start_listening(diagnosis, len(subjects) + len(names), context, progress)
     controls = {name: firing_rates(diagnosis, name, context, progress) for name in names}
     domains = {subject: firing_rates(diagnosis, subject, context, progress) for subject in subjects}
-    progress.start("Comparing orders", len(subjects))
-
-    def compare(subject: str) -> list[StabilityRow]:
-        progress.check_cancel()
-        return _rows(spec, subject, domains[subject], controls)
-
+    layers = tuple(sorted(controls[diagnosis.control].layers))
+    progress.start("Comparing orders", len(subjects) * len(names) * len(layers))
     rows: list[StabilityRow] = []
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(SCORING_THREADS) as executor:
-        for of_subject in executor.map(compare, subjects):
-            rows.extend(of_subject)
-            progress.advance()
+    for subject in subjects:
+        progress.detail = subject.replace("_", " ")
+        rows.extend(_rows(spec, subject, domains[subject], controls, scoring_device(session), progress))
     return StabilityResult(
         score=diagnosis.score,
         top_k=diagnosis.top_k,
         control=diagnosis.control,
         n_layers=session.layout.n_layers,
-        layers=tuple(sorted(controls[names[0]].layers)),
+        layers=layers,
         rows=tuple(rows),
     )

@@ -30,13 +30,23 @@ def matched_latents(
     """
     generator = np.random.default_rng(list(seed))
     free = np.setdiff1d(candidates, selected)
+    taken = selected[: len(free)]
+    nearby = [_by_distance(rates[free], float(rates[latent]), NEAREST + len(taken)) for latent in taken]
     sets: list[np.ndarray] = []
     for _ in range(draws):
-        left, chosen = free.copy(), []
-        for latent in selected[: len(free)]:
-            nearest = np.argsort(np.abs(rates[left] - rates[latent]), kind="stable")[:NEAREST]
-            place = generator.choice(nearest)
-            chosen.append(left[place])
-            left = np.delete(left, place)
-        sets.append(np.array(chosen, dtype=np.int64))
+        chosen: list[int] = []
+        for places in nearby:
+            unused = places[~np.isin(places, chosen)][:NEAREST]
+            chosen.append(int(generator.choice(unused)))
+        sets.append(free[chosen])
     return sets
+
+
+def _by_distance(rates: Float[np.ndarray, " n"], rate: float, count: int) -> Int[np.ndarray, " at_most_count"]:
+    """Return the places of the `count` rates closest to `rate`, closest first, equal distances by place."""
+    distance = np.abs(rates - rate)
+    if count < len(distance):
+        within = np.flatnonzero(distance <= np.partition(distance, count - 1)[count - 1])
+    else:
+        within = np.arange(len(distance))
+    return within[np.argsort(distance[within], kind="stable")][:count]

@@ -7,84 +7,63 @@ p_j, q_j: mean firing rate of latent j over domain / control documents. Three of
 because selecting and scoring on the same documents is above 0 on pure noise. Dense latents (q_j > dense_rate on the
 selecting half) are not selected; latents tied at the k-th place share its slots. Every score is 0 on average where
 domain and control do not differ. Which part of a score is published and which is ours stands in its `source`.
+
+Most latents fire too rarely to be among the k largest of any draw. They are left out by a bound (`sample.Ordered`):
+the k-th largest of the first columns is at most the k-th largest of all, so a latent whose p_j cannot reach it cannot
+be selected. The scores are those of all latents.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from stethoscope.progress import Progress
-from stethoscope.sae.resampling import Bootstrap, Design, Draws, Half, Observed, Permuted
-from stethoscope.statistics import Midranks, fdr_threshold, mann_whitney_p, midranks
+from stethoscope.sae.ranks import Ranked, mann_whitney_spread, mann_whitney_z, rejected_by_fdr, two_sided_p
+from stethoscope.sae.resampling import Bootstrap, Design, Draws, Observed, Permuted
+from stethoscope.sae.sample import LayerSample, Ordered
+from stethoscope.sae.top_k import SAME_RATE, SPARE, Selection
 
 FDR = 0.05
 RARE_RATE = 0.01  # a latent that passes for specific_share fires on fewer control tokens than this
-SAME_RATE = 1e-6  # mean rates closer than this are equal: float32 sums of shares of tokens, which are 1e-4 apart
-PAIR_BLOCK = 64  # latents whose pairs of documents are compared at once
+FIRST_COLUMNS = 1024  # latents looked at before a bound is known
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}  # rows x latents held at once, 4 bytes each: a cache, a GPU's memory
+Z_LIMIT = 1.95  # below this |z|, p is above FDR
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSample:
-    """The live latents of one layer: one row a document, domain documents first.
+class Judged:
+    """What the selected latents are worth on the other half of their split.
 
     Attributes:
-        rates: share of the document's kept tokens on which each latent fires, float32.
-        mass: mean activation per kept token times the norm of the decoder row; None where the score needs none.
-        total_mass: the same, summed over all latents of the layer, dead ones included.
-        floor: e of the log-ratio, half a firing in all control tokens.
+        sample: the layer's live latents.
+        ordered: its latents in the order of the columns.
+        weights: weights of the judging half of each row.
+        chosen: the latents that the other half selected.
+        delta: their p - q on the judging half.
     """
 
-    rates: Float[np.ndarray, "n latents"]
-    mass: Float[np.ndarray, "n latents"] | None
-    total_mass: Float[np.ndarray, " n"] | None
-    top_k: int
-    dense_rate: float
-    floor: float
+    sample: LayerSample
+    ordered: Ordered
+    weights: Float[Tensor, "rows n"]
+    chosen: Selection
+    delta: Float[Tensor, "rows places"]
 
+    @property
+    def sides(self) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]]:
+        """Weights of the domain documents and of the control documents; each row of either sums to 1."""
+        return self.weights.clamp(min=0), (-self.weights).clamp(min=0)
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The selected latents of each draw, as a list of hits.
-
-    Attributes:
-        weight: 1 for a hit, less for those tied at the last places, which share what slots are left.
-        n_slots: latents selected in each draw: k, or fewer where fewer can be.
-    """
-
-    draws: Int[np.ndarray, " hits"]
-    latents: Int[np.ndarray, " hits"]
-    weight: Float[np.ndarray, " hits"]
-    n_slots: Int[np.ndarray, " draws"]
-
-    @classmethod
-    def largest(cls, delta: Float[np.ndarray, "draws latents"], k: int) -> "Selection":
-        """Select the k largest finite `delta` of each row (all, where there are fewer); ties share the last slots."""
-        n_draws, width = delta.shape
-        k = min(k, width)
-        if k == 0:
-            nothing = np.zeros(0, dtype=np.int64)
-            return cls(nothing, nothing, np.zeros(0), np.zeros(n_draws, dtype=np.int64))
-        kth = np.partition(delta, width - k, axis=1)[:, width - k]
-        lowest = np.maximum(kth - SAME_RATE, np.finfo(delta.dtype).min)  # minus infinity is never selected
-        draws, latents = np.divmod(np.flatnonzero(delta >= lowest[:, None]), width)
-        tied = delta[draws, latents] <= kth[draws] + SAME_RATE
-        n_tied = np.bincount(draws[tied], minlength=n_draws)
-        n_above = np.bincount(draws[~tied], minlength=n_draws)
-        slots = np.where(n_tied > 0, k - n_above, 0)
-        weight = np.where(tied, (slots / np.maximum(n_tied, 1))[draws], 1.0)
-        return cls(draws, latents, weight, n_above + slots)
-
-    def sum(self, values: Float[np.ndarray, " hits"]) -> Float[np.ndarray, " draws"]:
-        """Return the sum of the hits' values in each draw: NaN where nothing was selected."""
-        total = np.bincount(self.draws, weights=self.weight * values, minlength=len(self.n_slots))
-        return np.where(self.n_slots > 0, total, np.nan)
-
-    def mean(self, values: Float[np.ndarray, " hits"]) -> Float[np.ndarray, " draws"]:
-        """Return the mean of the hits' values in each draw: NaN where nothing was selected."""
-        return self.sum(values) / np.maximum(self.n_slots, 1)
+    def distinct(self) -> tuple[Int[Tensor, " some"], Int[Tensor, "rows places"]]:
+        """Return the distinct columns that were selected, and where each is among them."""
+        selected = torch.where(self.chosen.weight > 0, self.chosen.columns, self.chosen.columns[:, :1])
+        columns, where = selected.unique(return_inverse=True)
+        return columns, where
 
 
 class LayerScore(ABC):
@@ -118,12 +97,12 @@ class CrossFitted(LayerScore):
     """Selects the k largest p - q on one half and takes `effect` of them on the other."""
 
     @abstractmethod
-    def effect(self, sample: LayerSample, judge: Half, chosen: Selection) -> Float[np.ndarray, " draws"]:
+    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
         """Return what the selected latents are worth on the judging half."""
 
     def observed(self, sample: LayerSample, design: Design) -> float:
         """Return the score on the documents as they are."""
-        return float(self._average(sample, Observed(design), Progress())[0])
+        return float(self._average(sample, Observed(design, sample.rates.device), Progress())[0])
 
     def bootstrap(self, sample: LayerSample, draws: Bootstrap, progress: Progress) -> Float[np.ndarray, " draws"]:
         """Return the scores of resampled documents, each copy in its document's half."""
@@ -135,18 +114,65 @@ class CrossFitted(LayerScore):
 
     def _average(self, sample: LayerSample, draws: Draws, progress: Progress) -> Float[np.ndarray, " draws"]:
         """Average over splits and halves; a half in which nothing can be selected does not count."""
-        total, counted = np.zeros(draws.size), np.zeros(draws.size)
-        for rows in draws.blocks(sample.rates.shape[1]):
-            for a, b in draws.halves(sample.rates, rows):
-                progress.check_cancel()
-                for select, judge in ((a, b), (b, a)):
-                    delta = select.p - select.q
-                    delta[select.q > sample.dense_rate] = -np.inf
-                    values = self.effect(sample, judge, Selection.largest(delta, sample.top_k))
-                    known = ~np.isnan(values)
-                    total[rows] += np.where(known, values, 0.0)
-                    counted[rows] += known
-        return np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+        if sample.n_latents == 0 or draws.size == 0:
+            return np.full(draws.size, np.nan)
+        values = torch.cat([self.effect(judged) for judged in _judged(sample, draws, progress)])
+        return values.view(draws.size, draws.design.n_halves).nanmean(1).cpu().numpy()
+
+
+def _judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[Judged]:
+    """Yield the selections of all draws in order, a block of draws at a time, with their values on the other half."""
+    ordered = Ordered(
+        sample,
+        domain=draws.domain,
+        control=draws.control,
+        largest_weight=draws.largest_weight,
+        dtype=draws.dtype,
+    )
+    k, spare = min(sample.top_k, len(ordered)), SPARE
+    n_columns = min(max(FIRST_COLUMNS, 2 * k, ordered.n_may_be_dense), len(ordered))
+    buffer = torch.empty(0)  # a fresh table for every block would cost as much as the product
+    start = 0
+    while start < draws.size:
+        progress.check_cancel()
+        rows = slice(start, min(start + _draws_at_once(draws, n_columns), draws.size))
+        weights = draws.weights(rows)
+        if len(buffer) < len(weights) * n_columns:
+            buffer = weights.new_empty(len(weights) * n_columns)
+        delta = buffer[: len(weights) * n_columns].view(len(weights), n_columns)
+        torch.mm(weights, ordered.rates(n_columns), out=delta)
+        chosen = _select(delta, weights, ordered, sample.dense_rate, k, spare)
+        needed = ordered.reaching(chosen.least - 2 * SAME_RATE)
+        if needed > n_columns:
+            n_columns = needed
+        elif not chosen.complete:
+            spare *= 4
+        else:
+            other = torch.arange(len(delta), device=delta.device)[:, None] ^ 1  # half B of half A, A of B
+            yield Judged(sample, ordered, weights[other[:, 0]], chosen, delta[other, chosen.columns])
+            start = rows.stop
+
+
+def _draws_at_once(draws: Draws, n_columns: int) -> int:
+    """Return how many draws keep a table of rows x latents in bounds."""
+    return max(_elements(draws.device) // (draws.design.n_halves * max(n_columns, draws.design.n_documents)), 1)
+
+
+def _select(
+    delta: Float[Tensor, "rows latents"],
+    weights: Float[Tensor, "rows n"],
+    ordered: Ordered,
+    dense_rate: float,
+    k: int,
+    spare: int,
+) -> Selection:
+    """Select the largest `delta` among latents that are not dense on the half that selects; `delta` stays as it is."""
+    dense, kept = delta[:, : ordered.n_may_be_dense], delta[:, : ordered.n_may_be_dense].clone()
+    control = (-weights).clamp(min=0) @ ordered.rates(ordered.n_may_be_dense)
+    dense.masked_fill_(control > dense_rate + SAME_RATE, -torch.inf)
+    chosen = Selection.largest(delta, k, spare)
+    dense.copy_(kept)
+    return chosen
 
 
 class MeanRateDifference(CrossFitted):
@@ -156,10 +182,9 @@ class MeanRateDifference(CrossFitted):
     formula = "mean of p_j - q_j over the k latents with the largest difference, cross-fitted"
     source = "p_j - q_j: latent separation, Ferrando et al., arXiv 2411.14257; top-k mean and cross-fitting are ours"
 
-    def effect(self, sample: LayerSample, judge: Half, chosen: Selection) -> Float[np.ndarray, " draws"]:
+    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
         """Return the mean of p - q."""
-        at = chosen.draws, chosen.latents
-        return chosen.mean(judge.p[at] - judge.q[at])
+        return judged.chosen.mean(judged.delta)
 
 
 class LogRatio(CrossFitted):
@@ -169,11 +194,12 @@ class LogRatio(CrossFitted):
     formula = "mean of log((p_j + e) / (q_j + e)) over the same k latents, cross-fitted; e = 1 / (2 control tokens)"
     source = "ours: the log of the ratio of rates, with half a firing added to each side"
 
-    def effect(self, sample: LayerSample, judge: Half, chosen: Selection) -> Float[np.ndarray, " draws"]:
+    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
         """Return the mean of log((p + e) / (q + e))."""
-        at = chosen.draws, chosen.latents
-        p, q = (side[at].astype(np.float64) for side in (judge.p, judge.q))
-        return chosen.mean(np.log((p + sample.floor) / (q + sample.floor)))
+        columns, where = judged.distinct()
+        table, floor = judged.ordered.rates(int(columns.max()) + 1)[:, columns], judged.sample.floor
+        p, q = ((side @ table).gather(1, where).double() for side in judged.sides)
+        return judged.chosen.mean(torch.log((p + floor) / (q + floor)))
 
 
 class ActivationMass(CrossFitted):
@@ -187,16 +213,17 @@ class ActivationMass(CrossFitted):
     source = "ours; weighting an activation by the norm of its decoder row is common practice"
     needs_mass = True
 
-    def effect(self, sample: LayerSample, judge: Half, chosen: Selection) -> Float[np.ndarray, " draws"]:
+    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
         """Return the share of mass on the domain minus that on the control."""
-        assert sample.mass is not None
-        assert sample.total_mass is not None
+        assert judged.sample.total_mass is not None, "a sample without activation mass"
+        columns, where = judged.distinct()
+        table = judged.ordered.masses(columns)
         shares = []
-        for side in (judge.domain, judge.control):
-            carried = side.means_at(sample.mass, chosen.draws, chosen.latents)
-            total = (side.sums(sample.total_mass[:, None]) / side.mass())[:, 0]
-            shares.append(carried / np.maximum(total, np.finfo(np.float32).tiny)[chosen.draws])
-        return chosen.sum(shares[0] - shares[1])
+        for side in judged.sides:
+            carried = (side @ table).gather(1, where)
+            total = side @ judged.sample.total_mass.to(side.dtype)
+            shares.append(carried / total.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
+        return judged.chosen.sum(shares[0] - shares[1])
 
 
 class SpecificShare(LayerScore):
@@ -208,61 +235,98 @@ class SpecificShare(LayerScore):
 
     def observed(self, sample: LayerSample, design: Design) -> float:
         """Return the share on the documents as they are."""
-        is_domain = np.zeros((1, len(sample.rates)), dtype=np.float32)
+        is_domain = torch.zeros(1, sample.n_documents, device=sample.rates.device)
         is_domain[0, : design.n_domain] = 1
-        return float(self._from_labels(sample, midranks(sample.rates.T), is_domain)[0])
+        return float(_Table.of(sample).shares(is_domain)[0])
 
     def bootstrap(self, sample: LayerSample, draws: Bootstrap, progress: Progress) -> Float[np.ndarray, " draws"]:
         """Return the shares of resampled documents (the variance's tie correction is the sample's)."""
-        n_domain, n_control = draws.design.n_domain, draws.design.n_control
+        ranked, n_domain, n_control = Ranked.of(sample), draws.design.n_domain, draws.design.n_control
         w_domain, w_control = draws.counts[:, :n_domain], draws.counts[:, n_domain:]
-        domain, control = sample.rates[:n_domain], sample.rates[n_domain:]
-        u = np.empty((draws.size, sample.rates.shape[1]), dtype=np.float32)
-        for start in range(0, u.shape[1], PAIR_BLOCK):
+        u = w_domain.new_empty(sample.n_latents, draws.size)
+        for latents, of_latents in ranked.weighted_u(w_domain, w_control, _elements(draws.device)):
             progress.check_cancel()
-            chunk = slice(start, start + PAIR_BLOCK)
-            x, y = domain[:, chunk].T[:, :, None], control[:, chunk].T[:, None, :]
-            wins = (x > y).astype(np.float32) + np.float32(0.5) * (x == y)  # [latents, n_domain, n_control]
-            u[:, chunk] = np.einsum("lrc,rc->rl", w_domain @ wins, w_control, optimize=True)
-        tie_sum = midranks(sample.rates.T).tie_sum
-        shares = [np.zeros(0)]
-        for rows in draws.blocks(u.shape[1]):
-            q = w_control[rows] @ control / np.float32(n_control)
-            shares.append(_specific_share(u[rows], q, n_domain, n_control, tie_sum))
-        return np.concatenate(shares)
+            u[latents] = of_latents
+        columns = torch.arange(sample.n_latents, device=draws.device)
+        rates = sample.spread(sample.rates, columns, sample.n_latents, torch.float32)[n_domain:]
+        shares = [torch.zeros(0, dtype=torch.float64, device=draws.device)]
+        for rows in _blocks(draws.size, sample.n_latents, draws.device):
+            progress.check_cancel()
+            q = w_control[rows] @ rates / n_control
+            shares.append(_specific_share(u[:, rows].T, q, n_domain, n_control, ranked.tie_sum))
+        return torch.cat(shares).cpu().numpy()
 
     def permuted(self, sample: LayerSample, draws: Permuted, progress: Progress) -> Float[np.ndarray, " draws"]:
         """Return the shares of documents whose labels were shuffled."""
-        ranked = midranks(sample.rates.T)
-        shares = [np.zeros(0)]
-        for rows in draws.blocks(sample.rates.shape[1]):
+        table, shares = _Table.of(sample), [torch.zeros(0, dtype=torch.float64, device=draws.device)]
+        for rows in _blocks(draws.size, sample.n_latents, draws.device):
             progress.check_cancel()
-            shares.append(self._from_labels(sample, ranked, draws.weigh(rows, draws.design.domain).weights))
-        return np.concatenate(shares)
+            shares.append(table.shares(draws.is_domain(rows)))
+        return torch.cat(shares).cpu().numpy()
 
-    def _from_labels(
-        self, sample: LayerSample, ranked: Midranks, is_domain: Float[np.ndarray, "draws n"]
-    ) -> Float[np.ndarray, " draws"]:
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """All live latents of a layer: rates, and midranks as sums that are exact in float32 below 2^24."""
+
+    rates: Float[Tensor, "n latents"]
+    above_silent: Float[Tensor, "n latents"]
+    ranked: Ranked
+
+    @classmethod
+    def of(cls, sample: LayerSample) -> "_Table":
+        columns, ranked = torch.arange(sample.n_latents, device=sample.rates.device), Ranked.of(sample)
+        rates = sample.spread(sample.rates, columns, sample.n_latents, torch.float32)
+        return cls(rates, ranked.spread(torch.float32), ranked)
+
+    def shares(self, is_domain: Float[Tensor, "draws n"]) -> Float[Tensor, " draws"]:
         """Score the labels that each draw gives the documents: U from midranks of all documents."""
         n_domain = round(float(is_domain[0].sum()))
-        n_control = len(sample.rates) - n_domain
-        u = is_domain @ ranked.ranks.T - n_domain * (n_domain + 1) / 2
-        return _specific_share(u, (1 - is_domain) @ sample.rates / n_control, n_domain, n_control, ranked.tie_sum)
+        n_control = is_domain.shape[1] - n_domain
+        silent = (self.ranked.silent * n_domain - n_domain * (n_domain + 1) / 2).to(torch.float32)
+        u = is_domain @ self.above_silent + silent
+        q = (1 - is_domain) @ self.rates / n_control
+        return _specific_share(u, q, n_domain, n_control, self.ranked.tie_sum)
+
+
+def _elements(device: torch.device) -> int:
+    return BLOCK_ELEMENTS.get(device.type, BLOCK_ELEMENTS["cpu"])
+
+
+def _blocks(n_draws: int, n_latents: int, device: torch.device) -> Iterator[slice]:
+    """Yield the draws in blocks that keep a table of draws x latents in bounds."""
+    height = max(_elements(device) // max(n_latents, 1), 1)
+    for start in range(0, n_draws, height):
+        yield slice(start, min(start + height, n_draws))
 
 
 def _specific_share(
-    u: Float[np.ndarray, "draws latents"],
-    q: Float[np.ndarray, "draws latents"],
+    u: Float[Tensor, "draws latents"],
+    q: Float[Tensor, "draws latents"],
     n_domain: int,
     n_control: int,
-    tie_sum: Float[np.ndarray, " latents"],
-) -> Float[np.ndarray, " draws"]:
-    """Turn Mann-Whitney's U into p-values and return the share of latents that pass; NaN without a latent."""
-    if u.shape[1] == 0:
-        return np.full(len(u), np.nan)
-    p = mann_whitney_p(u, n_domain, n_control, tie_sum)
-    passing = p <= fdr_threshold(p, FDR)[:, None]
-    return (passing & (u > n_domain * n_control / 2) & (q < RARE_RATE)).mean(1)
+    tie_sum: Float[Tensor, " latents"],
+) -> Float[Tensor, " draws"]:
+    """Turn Mann-Whitney's U into p-values and return the share of latents that pass; NaN without a latent.
+
+    p-values are computed, in float64, where a float32 U leaves it open whether p is below the FDR.
+    """
+    n_draws, n_latents = u.shape
+    if n_latents == 0:
+        return torch.full((n_draws,), torch.nan, dtype=torch.float64, device=u.device)
+    half, spread = n_domain * n_control / 2, mann_whitney_spread(n_domain, n_control, tie_sum)
+    draws, latents = ((u - half).abs_() > (Z_LIMIT * spread + 0.5).to(u.dtype)).nonzero(as_tuple=True)
+    z = mann_whitney_z(u[draws, latents].double(), n_domain, n_control, spread[latents])
+    own = (u[draws, latents] > half) & (q[draws, latents] < RARE_RATE)
+    counts = torch.bincount(draws, minlength=n_draws)
+    place = torch.arange(len(draws), device=u.device) - (counts.cumsum(0) - counts)[draws]
+    by_draw = z.new_full((n_draws, int(counts.max())), -torch.inf)  # [draws, latents left open]
+    by_draw[draws, place] = z
+    p = two_sided_p(by_draw.sort(dim=1, descending=True).values)
+    rejected = rejected_by_fdr(p, n_latents, FDR)
+    last = p.gather(1, (rejected - 1).clamp(min=0)[:, None])[:, 0] if p.shape[1] else p.sum(1)
+    passing = own & (rejected[draws] > 0) & (two_sided_p(z) <= last[draws])
+    return torch.bincount(draws, weights=passing.double(), minlength=n_draws) / n_latents
 
 
 SCORES: dict[str, LayerScore] = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stethoscope.sae.rates import FiringRates
-from stethoscope.statistics import benjamini_hochberg, mann_whitney_auroc
-
-BLOCK_LATENTS = 2048  # latents ranked at once: about 10 MB a table at 256 documents
+from stethoscope.sae.ranks import Ranked
+from stethoscope.sae.rates import FiringRates, stack_tables
+from stethoscope.sae.sample import LayerSample
+from stethoscope.statistics import benjamini_hochberg
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,9 @@ def latent_statistics(
     p_j, q_j = domain.mean_rate(layer), control.mean_rate(layer)
     live = live_latents(domain, control, layer, live_share)
     auroc, p, q_value = (np.full(len(live), np.nan) for _ in range(3))
-    of_live = np.flatnonzero(live)
-    for start in range(0, len(of_live), BLOCK_LATENTS):
-        block = of_live[start : start + BLOCK_LATENTS]
-        test = mann_whitney_auroc(domain.dense(layer, block), control.dense(layer, block))
-        auroc[block], p[block] = test.auroc, test.p
+    pooled = stack_tables([rates.tables[layer] for rates in (domain, control)])
+    test = Ranked.of(LayerSample.of_table(pooled, np.flatnonzero(live))).test(domain.n_documents)
+    auroc[live], p[live] = test.auroc.numpy(), test.p.numpy()
     q_value[live] = benjamini_hochberg(p[live])
     return LatentStatistics(
         domain_rate=p_j,

@@ -5,25 +5,30 @@ document gives the interval and P(top-1), the share of draws in which a layer co
 
     p = (1 + draws with a score at least as high) / (1 + draws),
 
-corrected over the layers by step-down max-T from the same draws, which all layers share. Layers are worked off one
-after the other: what is held is one layer's live latents and a block of draws, however many layers there are.
+corrected over the layers by step-down max-T from the same draws, which all layers share. A layer needs its live
+latents and a block of draws. A CPU works on one layer per core, other devices on one layer at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from stethoscope.errors import CorpusError
 from stethoscope.progress import Progress
-from stethoscope.sae.rates import FiringRates
+from stethoscope.sae.rates import FiringRates, stack_tables
 from stethoscope.sae.resampling import Bootstrap, Design, Permuted
-from stethoscope.sae.scores import SCORES, LayerSample
+from stethoscope.sae.sample import LayerSample
+from stethoscope.sae.scores import SCORES
 from stethoscope.sae.selection import live_latents
 from stethoscope.statistics import SIGNIFICANCE, percentile_interval, step_down_max_t
 
 MIN_DOCUMENTS = 20
+Found = TypeVar("Found")
 SAME_SCORE = 1e-6  # a permuted score this far below the observed one, of its size, equals it: float32 sums
 
 
@@ -76,11 +81,13 @@ def specificity(
     n_permutations: int = 299,
     seed: int = 0,
     cross_fit: bool = True,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[LayerSpecificity]:
-    """Score every layer for one subject, in layer order.
+    """Score every layer for one subject, in layer order; counts each on `progress`, which the caller has started.
 
-    `cross_fit=False` selects and scores on the same documents (biased; for comparison only).
+    `cross_fit=False` selects and scores on the same documents (biased; for comparison only). The draws are computed on
+    `device`; they are the same on every device, their scores within 1e-6.
 
     Raises:
         CorpusError: fewer than 20 documents on either side.
@@ -89,18 +96,23 @@ def specificity(
     progress = progress or Progress()
     design = _design(domain, control, n_splits if cross_fit else 0, seed)
     method = SCORES[score]
-    bootstrap, permuted = Bootstrap(design, n_bootstrap), Permuted(design, n_permutations)
+    bootstrap, permuted = Bootstrap(design, n_bootstrap, device), Permuted(design, n_permutations, device)
     layers = sorted(domain.layers)
-    observed = np.full(len(layers), np.nan)
-    draws, null = np.full((n_bootstrap, len(layers)), np.nan), np.full((n_permutations, len(layers)), np.nan)
-    n_live: list[int] = []
-    for i, layer in enumerate(layers):
+
+    def score_layer(layer: int) -> _LayerDraws:
         sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=top_k,
-                         with_mass=method.needs_mass)  # fmt: skip
-        n_live.append(sample.rates.shape[1])
-        observed[i] = method.observed(sample, design)
-        draws[:, i] = method.bootstrap(sample, bootstrap, progress)
-        null[:, i] = method.permuted(sample, permuted, progress)
+                         with_mass=method.needs_mass, device=device)  # fmt: skip
+        return _LayerDraws(
+            sample.n_latents,
+            method.observed(sample, design),
+            method.bootstrap(sample, bootstrap, progress),
+            method.permuted(sample, permuted, progress),
+        )
+
+    found = _map_layers(score_layer, layers, device, progress)
+    observed = np.array([row.observed for row in found])
+    draws, null = (np.stack(columns, axis=1) for columns in zip(*((row.draws, row.null) for row in found), strict=True))
+    n_live = [row.n_live for row in found]
     draws, null = _or_null(draws, method.null), _or_null(null, method.null)
     return _rows(layers, n_live, design.n_domain, observed, draws, null, method.null)
 
@@ -116,9 +128,12 @@ def score_draws(
     n_splits: int = 8,
     n_bootstrap: int = 200,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "draws n_layers"]:
     """Return the bootstrap draws of every layer's score behind `specificity`'s intervals, layers in order.
+
+    Counts each layer on `progress`, which the caller has started.
 
     A row is one draw of the documents, the same for every layer. A layer without a latent to select is NaN in all rows.
 
@@ -127,15 +142,17 @@ def score_draws(
         Cancelled: asked to stop.
     """
     design = _design(domain, control, n_splits, seed)
-    method, bootstrap = SCORES[score], Bootstrap(design, n_bootstrap)
-    columns = []
-    for layer in sorted(domain.layers):
+    method, bootstrap = SCORES[score], Bootstrap(design, n_bootstrap, device)
+    progress = progress or Progress()
+
+    def draw_layer(layer: int) -> Float[np.ndarray, " draws"]:
         sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=top_k,
-                         with_mass=method.needs_mass)  # fmt: skip
-        drawn = method.bootstrap(sample, bootstrap, progress or Progress())
+                         with_mass=method.needs_mass, device=device)  # fmt: skip
+        drawn = method.bootstrap(sample, bootstrap, progress)
         known = not np.isnan(method.observed(sample, design))
-        columns.append(_or_null(drawn, method.null) if known else np.full(n_bootstrap, np.nan))
-    return np.stack(columns, axis=1)
+        return _or_null(drawn, method.null) if known else np.full(n_bootstrap, np.nan)
+
+    return np.stack(_map_layers(draw_layer, sorted(domain.layers), device, progress), axis=1)
 
 
 def observed_scores(
@@ -147,22 +164,55 @@ def observed_scores(
     dense_rate: float = 0.10,
     n_splits: int = 8,
     seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "n_variants n_layers"]:
     """Return the scores of every layer, in order, for each variant, without their uncertainty; NaN where undefined.
+
+    Counts each layer on `progress`, which the caller has started.
 
     Raises:
         CorpusError: fewer than 20 documents on either side.
     """
     design = _design(domain, control, n_splits, seed)
-    layers = sorted(domain.layers)
-    scores = np.empty((len(variants), len(layers)))
+    progress = progress or Progress()
     with_mass = any(SCORES[variant.score].needs_mass for variant in variants)
-    for i, layer in enumerate(layers):
+
+    def score_layer(layer: int) -> list[float]:
         sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=1,
-                         with_mass=with_mass)  # fmt: skip
-        for row, variant in enumerate(variants):
-            scores[row, i] = SCORES[variant.score].observed(replace(sample, top_k=variant.top_k), design)
-    return scores
+                         with_mass=with_mass, device=device)  # fmt: skip
+        progress.check_cancel()
+        return [SCORES[variant.score].observed(replace(sample, top_k=variant.top_k), design) for variant in variants]
+
+    return np.array(_map_layers(score_layer, sorted(domain.layers), device, progress)).T
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerDraws:
+    """One layer's score, on the documents as they are and on draws of them."""
+
+    n_live: int
+    observed: float
+    draws: Float[np.ndarray, " draws"]
+    null: Float[np.ndarray, " permutations"]
+
+
+def _map_layers(
+    work: Callable[[int], Found], layers: Sequence[int], device: torch.device | str, progress: Progress
+) -> list[Found]:
+    """Return `work` of each layer, counted on `progress`: on a CPU side by side, with one thread of torch each."""
+    n_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    found: list[Found] = []
+    with ThreadPoolExecutor(n_threads, initializer=lambda: torch.set_num_threads(1)) as executor:
+        try:
+            for of_layer in executor.map(work, layers) if n_threads > 1 else map(work, layers):
+                progress.check_cancel()
+                found.append(of_layer)
+                progress.advance()
+        finally:
+            torch.set_num_threads(torch.get_num_threads())  # threads that start later take the caller's number again
+            executor.shutdown(cancel_futures=True)
+    return found
 
 
 def _design(domain: FiringRates, control: FiringRates, n_splits: int, seed: int) -> Design:
@@ -187,17 +237,17 @@ def _sample(
     dense_rate: float,
     top_k: int,
     with_mass: bool,
+    device: torch.device | str,
 ) -> LayerSample:
     """Take the live latents of one layer, domain documents first."""
-    live = np.flatnonzero(live_latents(domain, control, layer, live_share))
-    both = (domain, control)
-    return LayerSample(
-        rates=np.concatenate([rates.dense(layer, live) for rates in both]),
-        mass=np.concatenate([rates.mass(layer, live) for rates in both]) if with_mass else None,
-        total_mass=np.concatenate([rates.total_mass(layer) for rates in both]) if with_mass else None,
+    return LayerSample.of_table(
+        stack_tables([rates.tables[layer] for rates in (domain, control)]),
+        np.flatnonzero(live_latents(domain, control, layer, live_share)),
+        with_mass=with_mass,
         top_k=top_k,
         dense_rate=dense_rate,
         floor=1 / (2 * float(control.n_tokens.sum())),
+        device=device,
     )
 
 

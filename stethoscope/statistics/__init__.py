@@ -17,7 +17,7 @@ from stethoscope.statistics.attainable import (
     smallest_rank_p,
 )
 from stethoscope.statistics.bootstrap import stratified_paired_bootstrap
-from stethoscope.statistics.corrections import benjamini_hochberg, fdr_threshold, holm, step_down_max_t
+from stethoscope.statistics.corrections import benjamini_hochberg, holm, step_down_max_t
 from stethoscope.statistics.draws import TestedDifference, difference_to_draws, smallest_p_to_draws
 from stethoscope.statistics.intervals import (
     Interval,
@@ -50,16 +50,7 @@ from stethoscope.statistics.power import (
     mcnemar_power,
     n_for_margin,
 )
-from stethoscope.statistics.ranks import (
-    Midranks,
-    RankTest,
-    TauTest,
-    kendall_tau,
-    kendall_test,
-    mann_whitney_auroc,
-    mann_whitney_p,
-    midranks,
-)
+from stethoscope.statistics.ranks import TauTest, kendall_tau, kendall_test
 
 __all__ = [
     "CANNOT_BE_SIGNIFICANT",
@@ -84,23 +75,17 @@ __all__ = [
     "WORSE",
     "Interval",
     "MeanInterval",
-    "Midranks",
     "PairedDifference",
-    "RankTest",
     "TestedDifference",
     "Verdict",
     "ZTest",
     "benjamini_hochberg",
     "difference_to_draws",
     "discordant_e_value",
-    "fdr_threshold",
     "holm",
     "kendall_tau",
     "lm_eval_stderr",
-    "mann_whitney_auroc",
-    "mann_whitney_p",
     "mcnemar_exact",
-    "midranks",
     "newcombe_paired",
     "paired_mean_interval",
     "percentile_interval",

@@ -61,13 +61,3 @@ def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
-
-
-def fdr_threshold(p: Float[np.ndarray, "*draws n"], level: float) -> Float[np.ndarray, "*draws"]:
-    """Return the largest p that Benjamini-Hochberg rejects at `level` along the last axis, -1 where it rejects none.
-
-    p <= fdr_threshold(p, level) says the same as benjamini_hochberg(p) <= level, for many families at once.
-    """
-    ordered = np.sort(p, axis=-1)
-    passing = ordered <= level * np.arange(1, p.shape[-1] + 1) / p.shape[-1]
-    return np.where(passing, ordered, -1.0).max(axis=-1, initial=-1.0)

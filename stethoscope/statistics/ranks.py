@@ -1,4 +1,4 @@
-"""Ranks: Kendall's tau-b and the Mann-Whitney test, many columns or draws at once."""
+"""Kendall's tau-b, many draws at once, and its permutation test."""
 
 import itertools
 import math
@@ -7,25 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Real
-from scipy import special
 
 ROUNDING = 1e-9  # two values of tau this close are equal
-
-
-@dataclass(frozen=True, slots=True)
-class RankTest:
-    """Per column: area under the ROC curve (.5 = no separation) and the two-sided Mann-Whitney p."""
-
-    auroc: Float[np.ndarray, " j"]
-    p: Float[np.ndarray, " j"]
-
-
-@dataclass(frozen=True, slots=True)
-class Midranks:
-    """Ranks along each row, equal values sharing their mean rank; `tie_sum` is the sum of t^3 - t over ties of t."""
-
-    ranks: Float[np.ndarray, "j n"]
-    tie_sum: Float[np.ndarray, " j"]
 
 
 def kendall_tau(
@@ -91,52 +74,3 @@ def kendall_test(
     if np.isnan(tau):
         return TauTest(tau, math.nan, math.nan, null)
     return TauTest(tau, share(abs(tau)), share(sizes.max()), null)
-
-
-def midranks(values: Real[np.ndarray, "j n"]) -> Midranks:
-    """Return the ranks 1..n along each row, ties sharing the mean of theirs."""
-    values = np.ascontiguousarray(values)
-    n = values.shape[1]
-    order = np.argsort(values, axis=1)
-    ordered = np.take_along_axis(values, order, axis=1)
-    begins = np.ones(values.shape, dtype=bool)  # where a run of equal values begins
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    begin = np.flatnonzero(begins)
-    size = np.diff(np.append(begin, values.size)).astype(np.float64)
-    shared = np.repeat(begin % n + (size + 1) / 2, size.astype(np.int64)).reshape(values.shape)
-    ranks = np.empty_like(shared)
-    np.put_along_axis(ranks, order, shared, axis=1)
-    tie_sum = np.bincount(begin // n, weights=size**3 - size, minlength=len(values))
-    return Midranks(ranks, tie_sum.astype(np.float64))  # without a row, bincount counts in integers
-
-
-def mann_whitney_p(
-    u: Float[np.ndarray, "*draws j"], n1: int, n2: int, tie_sum: Float[np.ndarray, " j"]
-) -> Float[np.ndarray, "*draws j"]:
-    """Return the two-sided p of Mann-Whitney's U: normal approximation with tie and continuity correction.
-
-    Source: Hollander & Wolfe 1999, section 4.1. A column of n1 + n2 equal values has p 1.
-    """
-    n = n1 + n2
-    variance = n1 * n2 / 12 * ((n + 1) - tie_sum / (n * max(n - 1, 1)))
-    varies = variance > 1e-9
-    excess = np.maximum(np.abs(u - n1 * n2 / 2) - 0.5, 0.0)
-    z = np.where(varies, excess / np.sqrt(np.where(varies, variance, 1.0)), 0.0)
-    return np.minimum(2 * special.ndtr(-z), 1.0)
-
-
-def mann_whitney_auroc(x: Real[np.ndarray, "n1 j"], y: Real[np.ndarray, "n2 j"]) -> RankTest:
-    """Return P(x > y) + P(x = y)/2 per column, and its two-sided Mann-Whitney p, all columns at once.
-
-    A column that is constant over both samples has AUROC .5 and p 1.
-
-    Args:
-        x: [n1, j] values of the first sample (documents of the domain), one column a variable.
-        y: [n2, j] values of the second sample.
-    """
-    assert x.shape[1:] == y.shape[1:] == (x.shape[-1],), f"shapes {x.shape} and {y.shape} do not match"
-    assert min(len(x), len(y)) > 0, "an empty sample has no ranks"
-    n1, n2 = len(x), len(y)
-    ranked = midranks(np.concatenate([x, y]).T)
-    u = ranked.ranks[:, :n1].sum(axis=1) - n1 * (n1 + 1) / 2  # [j]
-    return RankTest(u / (n1 * n2), mann_whitney_p(u, n1, n2, ranked.tie_sum))

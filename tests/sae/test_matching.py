@@ -35,3 +35,19 @@ def test_a_set_is_shorter_where_candidates_run_out() -> None:
     assert sorted(chosen) == [4, 5]
     (nothing,) = matched_latents(RATES, SELECTED, SELECTED, draws=1, seed=(0,))
     assert len(nothing) == 0
+
+
+def test_the_nearest_are_those_of_a_full_sort_with_equal_rates_in_order() -> None:
+    """Each draw written out: all free latents sorted by distance, one of the first eight taken and struck off."""
+    rng = np.random.default_rng(2)
+    rates = rng.integers(0, 12, 300) / 12  # about 25 latents share each rate
+    selected = rng.choice(300, 20, replace=False)
+    candidates = np.setdiff1d(np.arange(300), rng.choice(300, 60, replace=False))
+    generator = np.random.default_rng([4, 2])
+    for chosen in matched_latents(rates, selected, candidates, draws=6, seed=(4, 2)):
+        left, expected = np.setdiff1d(candidates, selected), []
+        for latent in selected:
+            place = generator.choice(np.argsort(np.abs(rates[left] - rates[latent]), kind="stable")[:NEAREST])
+            expected.append(left[place])
+            left = np.delete(left, place)
+        assert chosen.tolist() == expected

@@ -1,11 +1,11 @@
-"""Halves, bootstrap and permutation: what a draw weighs, that copies stay in their half, what blocks hold."""
+"""Halves, bootstrap and permutation: what a draw weighs, and that copies stay in their half."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stethoscope.sae import resampling
 from stethoscope.sae.resampling import Bootstrap, Design, Draws, Observed, Permuted
 
 N_DOMAIN, N_CONTROL = 30, 25
@@ -34,35 +34,47 @@ def test_every_split_parts_all_documents_into_equal_halves(n_domain: int, n_cont
 
 @pytest.mark.parametrize("draws", [Observed(a_design()), Bootstrap(a_design(), 5)], ids=["observed", "bootstrap"])
 def test_resamples_stay_in_their_half(draws: Draws) -> None:
-    """Marking half A's documents with 1 shows where every draw's weight comes from."""
+    """A half's weights lie on its own documents: they sum to 1 over its domain's and to -1 over its control's."""
+    weights = draws.weights(slice(0, draws.size)).view(draws.size, -1, N_DOMAIN + N_CONTROL).numpy()
+    assert weights.shape[1] == draws.design.n_halves == 6
     for i, split in enumerate(draws.design.splits):
-        marked = np.zeros((N_DOMAIN + N_CONTROL, 2), dtype=np.float32)
-        marked[split.domain[0]] = marked[split.control[0]] = 1
-        first, second = list(draws.halves(marked, slice(0, draws.size)))[i]
-        for half, expected in ((first, 1.0), (second, 0.0)):
-            np.testing.assert_allclose(half.p, expected, atol=1e-6)
-            np.testing.assert_allclose(half.q, expected, atol=1e-6)
+        for half in range(2):
+            own = weights[:, 2 * i + half]
+            np.testing.assert_allclose(own[:, split.domain[half]].sum(1), 1, rtol=1e-6)
+            np.testing.assert_allclose(own[:, split.control[half]].sum(1), -1, rtol=1e-6)
+            assert not own[:, split.domain[1 - half]].any()
+            assert not own[:, split.control[1 - half]].any()
 
 
 @pytest.mark.parametrize("kind", [Bootstrap, Permuted])
-def test_halves_are_the_weighted_means_of_their_documents(kind: type[Bootstrap] | type[Permuted]) -> None:
-    """Against a loop over draws and documents, in float64; the hits that `means_at` takes are the same numbers."""
+def test_a_row_of_weights_is_the_difference_of_the_halfs_means(kind: type[Bootstrap] | type[Permuted]) -> None:
+    """Against a loop over draws and documents, in float64."""
     design, table = a_design(), a_table()
     draws = kind(design, 6)
-    for split, halves in zip(design.splits, draws.halves(table, slice(0, 6)), strict=True):
-        for h, half in enumerate(halves):
-            for side, means, weights in (
-                (split.domain[h], half.p, half.domain),
-                (split.control[h], half.q, half.control),
-            ):
-                for draw in range(6):
+    got = (draws.weights(slice(0, 6)) @ torch.from_numpy(table)).view(6, design.n_halves, -1).numpy()
+    for draw in range(6):
+        for i, split in enumerate(design.splits):
+            for half in range(2):
+                means = []
+                for side in (split.domain[half], split.control[half]):
                     if isinstance(draws, Permuted):
-                        expected = table[draws.order[draw, side]].mean(0)
+                        means.append(table[draws.order[draw, side]].astype(np.float64).mean(0))
                     else:
-                        expected = np.average(table[side], axis=0, weights=draws.counts[draw, side])
-                    np.testing.assert_allclose(means[draw], expected, atol=1e-6)
-                at = np.repeat(np.arange(6), 7), np.tile(np.arange(7), 6)
-                np.testing.assert_allclose(weights.means_at(table, *at), means[at], atol=1e-6)
+                        copies = draws.counts[draw].numpy()[side]
+                        means.append(np.average(table[side].astype(np.float64), axis=0, weights=copies))
+                np.testing.assert_allclose(got[draw, 2 * i + half], means[0] - means[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Bootstrap, Permuted])
+def test_no_domain_weight_exceeds_the_largest(kind: type[Bootstrap] | type[Permuted]) -> None:
+    """The bound that leaves latents out of a selection rests on it, and on which documents may be domain's."""
+    for design in (a_design(), a_design(0)):
+        draws = kind(design, 40)
+        weights = draws.weights(slice(0, 40))
+        assert draws.largest_weight == pytest.approx(float(weights.max()))
+        positive, negative = (weights > 0).any(0).nonzero()[:, 0], (weights < 0).any(0).nonzero()[:, 0]
+        assert draws.domain.start <= int(positive.min()) <= int(positive.max()) < draws.domain.stop
+        assert draws.control.start <= int(negative.min()) <= int(negative.max()) < draws.control.stop
 
 
 def test_a_permutation_shuffles_domain_with_control_and_keeps_every_document() -> None:
@@ -71,37 +83,23 @@ def test_a_permutation_shuffles_domain_with_control_and_keeps_every_document() -
     from_control = (draws.order[:, :N_DOMAIN] >= N_DOMAIN).mean()
     expected = N_CONTROL / (N_DOMAIN + N_CONTROL)
     assert from_control == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / (200 * N_DOMAIN)))
-    table = a_table()
-    for split, (a, b) in zip(draws.design.splits, draws.halves(table, slice(0, 200)), strict=True):
-        sums = [len(split.domain[0]) * a.p, len(split.domain[1]) * b.p]
-        sums += [len(split.control[0]) * a.q, len(split.control[1]) * b.q]
-        np.testing.assert_allclose(sum(sums), np.tile(table.sum(0), (200, 1)), rtol=1e-4)
+    weights = draws.weights(slice(0, 200)).view(200, 3, 2, -1)
+    assert bool(((weights != 0).sum(2) == 1).all()), "every document is in one half of every split"
+    labels = draws.is_domain(slice(0, 200))
+    assert bool(((weights > 0).any(2) == (labels > 0)[:, None]).all())
 
 
 def test_a_bootstrap_draws_as_many_documents_as_there_are_from_each_side() -> None:
-    counts = Bootstrap(a_design(), 400).counts
+    counts = Bootstrap(a_design(), 400).counts.numpy()
     assert set(counts[:, :N_DOMAIN].sum(1)) == {N_DOMAIN}
     assert set(counts[:, N_DOMAIN:].sum(1)) == {N_CONTROL}
     assert counts.var() == pytest.approx(1 - 1 / 27.5, rel=0.05)  # of a multinomial with 25 to 30 equal cells
 
 
-def test_blocks_cover_the_draws_and_keep_a_table_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = Bootstrap(a_design(), 300)
-    for n_latents in (0, 1, 500, 16_384, 262_144):
-        blocks = list(draws.blocks(n_latents))
-        assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(300))
-        assert all((block.stop - block.start) * n_latents <= 2**21 for block in blocks)
-    whole = [half.p for pair in draws.halves(a_table(), slice(0, 300)) for half in pair]
-    monkeypatch.setattr(resampling, "BLOCK_ELEMENTS", 7 * 64)
-    assert len(list(draws.blocks(7))) == 5
-    parts = [
-        np.concatenate(column)
-        for column in zip(
-            *([half.p for pair in draws.halves(a_table(), rows) for half in pair] for rows in draws.blocks(7)),
-            strict=True,
-        )
-    ]
-    np.testing.assert_allclose(parts, whole, atol=1e-6)
+def test_some_draws_are_the_same_rows_as_all() -> None:
+    for draws in (Bootstrap(a_design(), 9), Permuted(a_design(), 9)):
+        parts = torch.cat([draws.weights(slice(0, 4)), draws.weights(slice(4, 9))])
+        assert torch.equal(parts, draws.weights(slice(0, 9)))
 
 
 def test_draws_depend_on_seed_and_counts_alone() -> None:

@@ -1,25 +1,32 @@
 """Each score against its definition, written out slowly; ties, constants and too few latents; every draw alike."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES
-from stethoscope.sae import resampling
+from stethoscope.sae import resampling, scores
+from stethoscope.sae.rates import LayerTable
 from stethoscope.sae.resampling import Bootstrap, Design, Permuted
-from stethoscope.sae.scores import SCORES, CrossFitted, LayerSample, Selection
-from stethoscope.statistics import benjamini_hochberg, mann_whitney_auroc
+from stethoscope.sae.sample import LayerSample
+from stethoscope.sae.scores import SCORES, CrossFitted
+from stethoscope.sae.top_k import Selection, largest_of_rows
+from stethoscope.statistics import benjamini_hochberg
+from tests.sae import reference
+from tests.sae.reference import DenseSample, mann_whitney_auroc
 
 N_DOMAIN, N_CONTROL = 24, 28
 DESIGN = Design.of(N_DOMAIN, N_CONTROL, n_splits=3, seed=5)
 
 
-def a_sample(seed: int = 0, *, latents: int = 40, top_k: int = 4, dense_rate: float = 0.3) -> LayerSample:
+def a_sample(seed: int = 0, *, latents: int = 40, top_k: int = 4, dense_rate: float = 0.3) -> DenseSample:
     """Rates of 20 tokens with a few domain latents, and masses that go with them."""
     rng = np.random.default_rng(seed)
     rate = rng.uniform(0.02, 0.2, latents)
@@ -28,7 +35,7 @@ def a_sample(seed: int = 0, *, latents: int = 40, top_k: int = 4, dense_rate: fl
     rates += rng.uniform(0, 1e-3, rates.shape) * (rates > 0)  # no ties but those of zeros
     mass = rates * rng.uniform(0.5, 2, size=rates.shape)
     total = mass.sum(1) * 1.5
-    return LayerSample(
+    return DenseSample(
         rates=rates.astype(np.float32),
         mass=mass.astype(np.float32),
         total_mass=total,
@@ -38,7 +45,27 @@ def a_sample(seed: int = 0, *, latents: int = 40, top_k: int = 4, dense_rate: fl
     )
 
 
-def by_definition(score: str, sample: LayerSample, design: Design) -> float:
+def sparse(sample: DenseSample) -> LayerSample:
+    """The same latents as the product holds them."""
+    assert sample.mass is not None
+    assert sample.total_mass is not None
+    documents, latents = np.nonzero(sample.rates)
+    table = LayerTable.of_entries(
+        sample.rates.shape[1],
+        len(sample.rates),
+        documents=documents,
+        latents=latents,
+        rates=sample.rates[documents, latents],
+        masses=sample.mass[documents, latents],
+    )
+    taken = LayerSample.of_table(
+        table, np.arange(sample.rates.shape[1]), with_mass=True, top_k=sample.top_k, dense_rate=sample.dense_rate,
+        floor=sample.floor,
+    )  # fmt: skip
+    return replace(taken, total_mass=torch.from_numpy(sample.total_mass))
+
+
+def by_definition(score: str, sample: DenseSample, design: Design) -> float:
     """The cross-fitted scores of method, one split and half at a time, in float64 (no ties in these samples)."""
     rates = sample.rates.astype(np.float64)
     values = []
@@ -64,7 +91,9 @@ def by_definition(score: str, sample: LayerSample, design: Design) -> float:
 @pytest.mark.parametrize("score", ["mean_rate_difference", "log_ratio", "activation_mass"])
 def test_cross_fitted_scores_are_their_definition(score: str) -> None:
     sample = a_sample()
-    assert SCORES[score].observed(sample, DESIGN) == pytest.approx(by_definition(score, sample, DESIGN), rel=1e-6)
+    assert SCORES[score].observed(sparse(sample), DESIGN) == pytest.approx(
+        by_definition(score, sample, DESIGN), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -72,22 +101,22 @@ def test_a_draw_is_the_score_of_the_documents_that_it_stands_for(score: str) -> 
     """Permuting documents and scoring them anew gives the permuted draw: labels move for domain and control alike."""
     sample = a_sample()
     permuted = Permuted(DESIGN, 3)
-    drawn = SCORES[score].permuted(sample, permuted, Progress())
+    drawn = SCORES[score].permuted(sparse(sample), permuted, Progress())
     for draw in range(3):
         order = permuted.order[draw]
-        moved = LayerSample(
+        moved = DenseSample(
             sample.rates[order], sample.mass[order], sample.total_mass[order], 4, sample.dense_rate, sample.floor
         )
-        assert drawn[draw] == pytest.approx(SCORES[score].observed(moved, DESIGN), rel=1e-4, abs=1e-6)
+        assert drawn[draw] == pytest.approx(SCORES[score].observed(sparse(moved), DESIGN), rel=1e-4, abs=1e-6)
 
 
 def test_a_bootstrap_draw_is_the_score_of_copied_documents() -> None:
     """Copying the documents of a draw, each into its own half, and selecting and judging by plain means."""
     sample, bootstrap = a_sample(), Bootstrap(DESIGN, 4)
     for score in ("mean_rate_difference", "log_ratio", "activation_mass"):
-        drawn = SCORES[score].bootstrap(sample, bootstrap, Progress())
+        drawn = SCORES[score].bootstrap(sparse(sample), bootstrap, Progress())
         for draw in range(4):
-            copies = np.repeat(np.arange(len(sample.rates)), bootstrap.counts[draw].astype(int))
+            copies = np.repeat(np.arange(len(sample.rates)), bootstrap.counts[draw].numpy().astype(int))
             position = {old: np.flatnonzero(copies == old) for old in range(len(sample.rates))}
 
             def moved(documents: np.ndarray, where: dict[int, np.ndarray] = position) -> np.ndarray:
@@ -97,7 +126,7 @@ def test_a_bootstrap_draw_is_the_score_of_copied_documents() -> None:
                 resampling.Split(tuple(map(moved, split.domain)), tuple(map(moved, split.control)))
                 for split in DESIGN.splits
             )
-            copied = LayerSample(
+            copied = DenseSample(
                 sample.rates[copies], sample.mass[copies], sample.total_mass[copies], 4, sample.dense_rate, sample.floor
             )
             design = Design(N_DOMAIN, N_CONTROL, splits, False, 0)
@@ -113,17 +142,17 @@ def test_specific_share_is_mann_whitney_with_benjamini_hochberg() -> None:
     above = p.statistic / (N_DOMAIN * N_CONTROL) > 0.5
     expected = np.mean(passing & above & (control.mean(0) < 0.01))
     assert expected == pytest.approx(2 / 40)
-    assert SCORES["specific_share"].observed(sample, DESIGN) == pytest.approx(expected)
+    assert SCORES["specific_share"].observed(sparse(sample), DESIGN) == pytest.approx(expected)
 
 
 def test_specific_shares_bootstrap_counts_pairs_of_copied_documents() -> None:
     sample, bootstrap = a_sample(3), Bootstrap(DESIGN, 12)
     sample.rates[N_DOMAIN:, :3] = 0
-    drawn = SCORES["specific_share"].bootstrap(sample, bootstrap, Progress())
+    drawn = SCORES["specific_share"].bootstrap(sparse(sample), bootstrap, Progress())
     ties = mann_whitney_auroc(sample.rates[:N_DOMAIN], sample.rates[N_DOMAIN:])
     assert ties.p[0] < 1e-3
     for draw in range(12):
-        copies = np.repeat(np.arange(len(sample.rates)), bootstrap.counts[draw].astype(int))
+        copies = np.repeat(np.arange(len(sample.rates)), bootstrap.counts[draw].numpy().astype(int))
         domain, control = sample.rates[copies[:N_DOMAIN]], sample.rates[copies[N_DOMAIN:]]
         test = mann_whitney_auroc(domain, control)  # with the draw's own ties: p differs in the third digit
         expected = np.mean((benjamini_hochberg(test.p) <= 0.05) & (test.auroc > 0.5) & (control.mean(0) < 0.01))
@@ -141,8 +170,9 @@ def test_names_formulas_and_sources_are_told() -> None:
 
 
 def as_mean(delta: np.ndarray, effect: np.ndarray, k: int) -> np.ndarray:
-    chosen = Selection.largest(delta, k)
-    return chosen.mean(effect[chosen.draws, chosen.latents])
+    chosen = Selection.largest(torch.from_numpy(delta), k, spare=delta.shape[1])
+    assert chosen.complete
+    return chosen.mean(torch.from_numpy(effect).gather(1, chosen.columns)).numpy()
 
 
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 10_000), st.integers(2, 8))
@@ -172,40 +202,95 @@ def test_top_k_of_a_row_does_not_hang_on_the_other_rows() -> None:
     got = as_mean(delta, effect, 2)
     assert got[[0, 2]] == pytest.approx([(10 + 2) / 2, 4])
     assert np.isnan(got[1])
-    assert Selection.largest(delta, 2).n_slots.tolist() == [2, 0, 1]
+    assert Selection.largest(torch.from_numpy(delta), 2).n_slots.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_constant_latents_score_nothing(score: str) -> None:
     rates = np.full((N_DOMAIN + N_CONTROL, 6), 0.05, dtype=np.float32)
-    sample = LayerSample(rates, rates, rates.sum(1, dtype=np.float64), 2, 0.3, 0.01)
-    assert SCORES[score].observed(sample, DESIGN) == pytest.approx(0, abs=1e-7)
-    assert SCORES[score].permuted(sample, Permuted(DESIGN, 5), Progress()) == pytest.approx(0, abs=1e-6)
+    sample = DenseSample(rates, rates, rates.sum(1, dtype=np.float64), 2, 0.3, 0.01)
+    assert SCORES[score].observed(sparse(sample), DESIGN) == pytest.approx(0, abs=1e-7)
+    assert SCORES[score].permuted(sparse(sample), Permuted(DESIGN, 5), Progress()) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_no_latents_is_no_score_and_few_latents_are_all_taken(score: str) -> None:
     none = a_sample(latents=3)
-    empty = LayerSample(none.rates[:, :0], none.mass[:, :0], none.total_mass, 4, 0.3, 0.01)
-    assert np.isnan(SCORES[score].observed(empty, DESIGN))
-    assert np.isnan(SCORES[score].bootstrap(empty, Bootstrap(DESIGN, 3), Progress())).all()
-    assert np.isnan(SCORES[score].permuted(empty, Permuted(DESIGN, 3), Progress())).all()
+    empty = DenseSample(none.rates[:, :0], none.mass[:, :0], none.total_mass, 4, 0.3, 0.01)
+    assert np.isnan(SCORES[score].observed(sparse(empty), DESIGN))
+    assert np.isnan(SCORES[score].bootstrap(sparse(empty), Bootstrap(DESIGN, 3), Progress())).all()
+    assert np.isnan(SCORES[score].permuted(sparse(empty), Permuted(DESIGN, 3), Progress())).all()
     if isinstance(SCORES[score], CrossFitted):
         few, all_of_them = a_sample(latents=5, top_k=500), a_sample(latents=5, top_k=5)
-        assert SCORES[score].observed(few, DESIGN) == SCORES[score].observed(all_of_them, DESIGN)
+        assert SCORES[score].observed(sparse(few), DESIGN) == SCORES[score].observed(sparse(all_of_them), DESIGN)
         dense = a_sample(dense_rate=0.0)
         dense.rates[:, :] = np.maximum(dense.rates, 0.05)
-        assert np.isnan(SCORES[score].observed(dense, DESIGN)), "dense latents are not selected"
+        assert np.isnan(SCORES[score].observed(sparse(dense), DESIGN)), "dense latents are not selected"
+
+
+def a_wide_sample(seed: int, *, latents: int, top_k: int, tokens: int = 40) -> DenseSample:
+    """Rates as SAEs have them: most latents rare, a few frequent or dense, ties, some silent on one side."""
+    rng = np.random.default_rng(seed)
+    rate = np.minimum(np.exp(rng.normal(-5, 2, latents)), 0.6)
+    rate = np.tile(rate, (N_DOMAIN + N_CONTROL, 1))
+    rate[:N_DOMAIN, rng.choice(latents, latents // 20, replace=False)] *= 4
+    rates = (rng.binomial(tokens, np.minimum(rate, 0.9)) / tokens).astype(np.float32)
+    mass = rates * rng.uniform(0.5, 2, rates.shape).astype(np.float32)
+    return DenseSample(rates, mass, mass.sum(1, dtype=np.float64) * 1.5, top_k, 0.2, 1 / 1120)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize(("latents", "top_k"), [(3000, 16), (3000, 1), (200, 150), (40, 4)])
+def test_every_draw_is_that_of_a_dense_computation(score: str, latents: int, top_k: int) -> None:
+    """All latents of all draws in plain numpy, against bounds, blocks and sparse tables: within 1e-6."""
+    sample = a_wide_sample(latents + top_k, latents=latents, top_k=top_k)
+    ours, theirs, taken = SCORES[score], reference.SCORES[score], sparse(sample)
+    assert ours.observed(taken, DESIGN) == pytest.approx(theirs.observed(sample, DESIGN), abs=1e-9)
+    pairs = [
+        (ours.bootstrap(taken, Bootstrap(DESIGN, 30), Progress()),
+         theirs.bootstrap(sample, reference.Bootstrap(DESIGN, 30))),
+        (ours.permuted(taken, Permuted(DESIGN, 30), Progress()),
+         theirs.permuted(sample, reference.Permuted(DESIGN, 30))),
+    ]  # fmt: skip
+    for got, expected in pairs:
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_few_latents_are_looked_at_and_none_that_counts_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = sparse(a_wide_sample(1, latents=6000, top_k=8))
+    drawn, looked_at = Permuted(DESIGN, 20), []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: looked_at.append(b.shape[1]) or product(a, b, out=out))
+    SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
+    assert max(looked_at) < 0.5 * sample.n_latents
+    monkeypatch.setattr(scores, "FIRST_COLUMNS", 16)
+    few = SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
+    monkeypatch.setattr(scores, "FIRST_COLUMNS", 10**6)
+    np.testing.assert_allclose(few, SCORES["mean_rate_difference"].permuted(sample, drawn, Progress()), atol=1e-6)
+    assert looked_at[-1] == sample.n_latents
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_the_largest_are_found_by_groups_and_open_ends_are_told(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    delta = torch.from_numpy(rng.integers(0, levels, (7, 1003)) / levels)
+    values, columns, beyond = largest_of_rows(delta, 12)
+    assert torch.equal(values, delta.topk(12, dim=1).values)
+    assert torch.equal(delta.gather(1, columns), values)
+    assert all(len(set(row)) == 12 for row in columns.tolist())
+    left = delta.clone().scatter_(1, columns, -1.0)
+    assert bool((left.amax(1) <= beyond).all())
+    assert Selection.largest(delta, 4, spare=8).complete == (levels == 1000)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_blocks_of_draws_change_no_score(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, bootstrap, permuted = a_sample(), Bootstrap(DESIGN, 50), Permuted(DESIGN, 50)
+    sample, bootstrap, permuted = sparse(a_sample()), Bootstrap(DESIGN, 50), Permuted(DESIGN, 50)
     whole = [
         SCORES[score].bootstrap(sample, bootstrap, Progress()),
         SCORES[score].permuted(sample, permuted, Progress()),
     ]
-    monkeypatch.setattr(resampling, "BLOCK_ELEMENTS", 40 * 7)
+    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", {"cpu": 40 * 7})
     parts = [
         SCORES[score].bootstrap(sample, bootstrap, Progress()),
         SCORES[score].permuted(sample, permuted, Progress()),

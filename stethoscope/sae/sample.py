@@ -1,0 +1,157 @@
+"""One layer's live latents as the scores read them: what fires in which document, on the device that scores.
+
+Rates are sparse (most latents fire in few documents), and most latents fire too rarely to be selected in any draw. So
+latents are put in the order of an upper bound of p_j over all draws,
+
+    p_j <= min(largest weight * sum over documents of f_ij,  max over documents of f_ij),
+
+and dense tables [documents, latents] are made of the first latents only, as many as a score can need.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stethoscope.sae.rates import LayerTable
+
+ROUNDING = 1e-5  # of a bound: float32 sums of a draw may exceed it by less
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSample:
+    """The live latents of one layer: an entry for each document and latent that fires in it, domain documents first.
+
+    Attributes:
+        starts: where each document's entries begin, and where the last one's end.
+        documents: document of each entry, ascending.
+        latents: latent of each entry, counted among the live ones.
+        rates: share of the document's kept tokens on which the latent fires, float32, above 0.
+        masses: mean activation per kept token times the norm of the decoder row; None where the score needs none.
+        total_mass: the same, summed over all latents of the layer, dead ones included.
+        n_documents: domain and control documents.
+        n_latents: live latents.
+        top_k: latents to select.
+        dense_rate: latents that fire on more control tokens than this are not selected.
+        floor: e of the log-ratio, half a firing in all control tokens.
+    """
+
+    starts: tuple[int, ...]
+    documents: Int[Tensor, " entries"]
+    latents: Int[Tensor, " entries"]
+    rates: Float[Tensor, " entries"]
+    masses: Float[Tensor, " entries"] | None
+    total_mass: Float[Tensor, " n"] | None
+    n_documents: int
+    n_latents: int
+    top_k: int
+    dense_rate: float
+    floor: float
+
+    @classmethod
+    def of_table(
+        cls,
+        table: LayerTable,
+        live: Int[np.ndarray, " latents"],
+        *,
+        with_mass: bool = False,
+        top_k: int = 0,
+        dense_rate: float = 1.0,
+        floor: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> "LayerSample":
+        """Take the entries of the `live` latents (ascending) of a layer's pooled table, to `device`.
+
+        Mass, top_k, dense_rate and floor are for the scores; ranking needs none of them.
+        """
+        column = np.full(table.d_sae, -1)
+        column[live] = np.arange(len(live))
+        latents = column[table.latents]
+        kept, n_documents = latents >= 0, len(table.starts) - 1
+        total = np.bincount(table.owners, weights=table.masses, minlength=n_documents).astype(np.float64)
+
+        def moved(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        owners = table.owners[kept]
+        return cls(
+            starts=tuple(np.searchsorted(owners, np.arange(n_documents + 1)).tolist()),
+            documents=moved(owners),
+            latents=moved(latents[kept]),
+            rates=moved(table.rates[kept]),
+            masses=moved(table.masses[kept]) if with_mass else None,
+            total_mass=moved(total) if with_mass else None,
+            n_documents=n_documents,
+            n_latents=len(live),
+            top_k=top_k,
+            dense_rate=dense_rate,
+            floor=floor,
+        )
+
+    def total(self, documents: slice) -> Float[Tensor, " latents"]:
+        """Return the sum of each latent's rates over some documents, in float64."""
+        latents, rates = self._entries(documents)
+        return rates.new_zeros(self.n_latents, dtype=torch.float64).index_add_(0, latents, rates.double())
+
+    def largest(self, documents: slice) -> Float[Tensor, " latents"]:
+        """Return each latent's largest rate in some documents."""
+        latents, rates = self._entries(documents)
+        return rates.new_zeros(self.n_latents).scatter_reduce_(0, latents, rates, "amax")
+
+    def _entries(self, documents: slice) -> tuple[Int[Tensor, " some"], Float[Tensor, " some"]]:
+        inside = slice(self.starts[documents.start], self.starts[documents.stop])
+        return self.latents[inside], self.rates[inside]
+
+    def spread(
+        self, values: Float[Tensor, " entries"], column: Int[Tensor, " latents"], n_columns: int, dtype: torch.dtype
+    ) -> Float[Tensor, "n columns"]:
+        """Return one value an entry as a dense table; `column` places each latent, those beyond `n_columns` nowhere."""
+        place = column[self.latents].clamp(max=n_columns)  # the last column takes what has no place
+        table = values.new_zeros(self.n_documents, n_columns + 1, dtype=dtype)
+        table.view(-1)[self.documents * (n_columns + 1) + place] = values.to(dtype)
+        return table[:, :n_columns]
+
+
+class Ordered:
+    """The latents of a sample by an upper bound of p_j, largest first, and dense tables of the first of them.
+
+    Latents that can pass the dense rate in some draw stand before all others.
+
+    Attributes:
+        n_may_be_dense: how many can.
+    """
+
+    def __init__(
+        self, sample: LayerSample, *, domain: slice, control: slice, largest_weight: float, dtype: torch.dtype
+    ) -> None:
+        total, largest = sample.total(domain), sample.largest(domain).double()
+        bound = torch.minimum(total * largest_weight, largest) * (1 + ROUNDING)
+        bound[sample.largest(control) > sample.dense_rate] = torch.inf
+        self._bound, self._latents = torch.sort(bound, descending=True, stable=True)
+        self._column = torch.empty_like(self._latents)
+        self._column[self._latents] = torch.arange(len(self._latents), device=self._latents.device)
+        self._sample, self._dtype = sample, dtype
+        self._table = torch.empty(sample.n_documents, 0, dtype=dtype, device=bound.device)
+        self.n_may_be_dense = self.reaching(torch.inf)
+
+    def __len__(self) -> int:
+        return len(self._bound)
+
+    def reaching(self, least: float) -> int:
+        """Return how many latents stand before those of which p_j is below `least` in every draw."""
+        return int((self._bound >= least).sum())
+
+    def rates(self, n_columns: int) -> Float[Tensor, "n columns"]:
+        """Return the rates of the first latents; the largest table that was asked for is kept."""
+        if self._table.shape[1] < n_columns:
+            self._table = self._sample.spread(self._sample.rates, self._column, n_columns, self._dtype)
+        return self._table[:, :n_columns]
+
+    def masses(self, columns: Int[Tensor, " some"]) -> Float[Tensor, "n some"]:
+        """Return the activation mass of the latents in some columns."""
+        assert self._sample.masses is not None, "a sample without activation mass"
+        place = torch.full_like(self._column, len(columns))
+        place[self._latents[columns]] = torch.arange(len(columns), device=columns.device)
+        return self._sample.spread(self._sample.masses, place, len(columns), self._dtype)
