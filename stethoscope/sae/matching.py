@@ -34,11 +34,13 @@ def matched_latents(
     nearby = [_by_distance(rates[free], float(rates[latent]), NEAREST + len(taken)) for latent in taken]
     sets: list[np.ndarray] = []
     for _ in range(draws):
-        chosen: list[int] = []
+        used, chosen = np.zeros(len(free), dtype=bool), []
         for places in nearby:
-            unused = places[~np.isin(places, chosen)][:NEAREST]
-            chosen.append(int(generator.choice(unused)))
-        sets.append(free[chosen])
+            unused = places[~used[places]][:NEAREST]
+            place = unused[generator.integers(len(unused))]
+            used[place] = True
+            chosen.append(place)
+        sets.append(free[np.array(chosen, dtype=np.int64)])
     return sets
 
 
