@@ -186,6 +186,8 @@ def test_random_subspace_norms_embeddings_and_a_bare_delta(run: Run, tmp_path: P
     argv = ("recipe", "--json", "--layers", "1", "--out", str(recipe), "--arm", "random-subspace-norm-matched")
     assert "--rank" in assert_one_line(run(*argv))
     made = printed(run(*argv, "--rank", "4", "--seed", "7", "--norms", "--embeddings"))["recipe"]
+    saes = made["arm"].pop("saes")
+    assert saes["site"] == "resid_post"
     assert made["arm"] == {
         "kind": "random-subspace", "rank": 4, "site": "resid_post", "seed": 7, "norm_matched": True,
     }  # fmt: skip

@@ -67,7 +67,7 @@ def test_each_score_stands_under_its_own_layer(layers: tuple[int, ...], width: i
     for cell in result.cells:
         assert found[cell.subject][str(cell.layer)] == f"{cell.score:.2f}"
     assert {int(column) for row in found.values() for column in row} == set(layers)
-    assert ("No SAE: layers 0-2, 4-14, 16-26, 28-33" in text) == (len(layers) == 3)
+    assert ("No SAE serves layers 0-2, 4-14, 16-26, 28-33" in text) == (len(layers) == 3)
 
 
 def test_energy_shows_every_number_at_80_columns() -> None:
@@ -122,17 +122,75 @@ def test_diagnose_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]
     scores = {(cell["subject"], str(cell["layer"])): cell["score"] for cell in result["cells"]}
     assert {(subject, layer) for subject, row in found.items() for layer in row} == set(scores)
     assert all(found[subject][layer] == f"{score:.2f}" for (subject, layer), score in scores.items())
-    assert "No SAE: layers 0, 1, 4, 5, 7" in text
+    assert "No SAE serves layers 0, 1, 4, 5, 7" in text
 
 
 def test_energy_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
     text, result = both("energy", "--subject", "geometry", "--k", "2,4")
     found = cells_of(text, "Energy kept", keys=2)
     assert {key: row["kept"] for key, row in found.items()} == {
-        f"{cell['layer']} {cell['k']}": "–" if cell["retention"] is None else f"{cell['retention']:.3f}"
+        f"{cell['layer']} {cell['k']}": "not moved" if cell["retention"] is None else f"{cell['retention']:.3f}"
         for cell in result["layers"]
     }
-    assert "No SAE: layers 0, 1, 5" in text
+    assert {cell["layer"] for cell in result["layers"] if cell["retention"] is None} == {2, 7}
+    assert "No SAE serves layers 0, 1, 5" in text
+
+
+def test_gain_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
+    text, result = both("gain", "--n", "4")
+    gains = {str(cell["layer"]): cell for cell in result["cells"] if cell["subject"] == "all"}
+    found = cells_of(text.partition("Does it order")[0], "in one layer alone")
+    assert set(found) == set(gains) == {str(layer) for layer in range(8)}
+    for layer, cell in gains.items():
+        moved = layer in "1346"
+        assert found[layer]["gain"] == (f"{cell['gain']:+.4f}" if moved else "not moved")
+        assert (cell["gain"] is not None) == (cell["ci_low"] is not None) == moved
+    assert result["idle"] == [0, 2, 5, 7]
+    assert "Not moved by the task vector: layers 0, 2, 5, 7." in " ".join(text.split())
+    taus = cells_of(text, "Does it order")
+    for row in result["agreement"]:
+        if row["subject"] == "all" and row["kendall_tau"] is not None:
+            shown = taus[row["predictor"]]
+            assert shown["Kendall tau"] == f"{row['kendall_tau']:+.2f}"
+            assert shown["p"] == f"{row['p']:.3f}*"
+            assert row["cannot_be_significant"]
+    moved = {layer for row in (*result["sets"], *result["random_sets"]) for layer in row["layers"]}
+    assert moved == {1, 3, 4, 6}
+
+
+def test_recipe_rank_and_bench_tell_what_is_moved(
+    both: Callable[..., tuple[str, dict]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")  # one line a row, whatever the arms are called
+    raw, projected = str(tmp_path / "raw.json"), str(tmp_path / "projected.json")
+    text, made = both("recipe", "--layers", "0,1,3,4", "--arm", "projected", "--basis-subject", "geometry", "--out",
+                      projected)  # fmt: skip
+    assert made["reach"]["layers"] == [3, 4]
+    assert made["reach"]["idle"] == [0]
+    assert {row["layer"] for row in made["reach"]["lacks"]} == {1, 4}
+    assert made["reach"]["in_words"] in " ".join(text.split())
+    subspace = both("recipe", "--layers", "0,1,3,4", "--arm", "random-subspace", "--rank", "4", "--out",
+                    str(tmp_path / "random.json"))[1]  # fmt: skip
+    assert subspace["reach"] == made["reach"], "the control moves what the projected arm moves"
+    _, whole = both("recipe", "--layers", "0,1,3", "--out", raw)
+    assert whole["reach"]["layers"] == [1, 3]
+    text, ranked = both("rank", raw, "--n", "2")
+    assert (ranked["layers"], ranked["movable"]) == ([1, 3], [1, 3, 4, 6])
+    assert {layer for found in ranked["sets"] for layer in found["layers"]} == {1, 3, 4, 6}
+    assert "Layers 1, 3 among 5 other sets" in text
+    assert "layers 1, 3, 4, 6" in text
+    text, found = both("bench", projected, "--n", "2", "--max-new-tokens", "2", "--controls")
+    assert found["reach"]["projected"]["moves"] == made["reach"]["moves"]
+    moved = {name: {row["layer"] for row in of["moves"]} for name, of in found["reach"].items()}
+    assert moved["projected"] == {3, 4}
+    assert all(layers <= {1, 3, 4, 6} for layers in moved.values())
+    for name, certificate in found["certificates"].items():
+        assert set(certificate["layers_edited"]) == moved.get(name, set())
+    rows = cells_of(text, "Paired differences", keys=2)
+    for row in found["comparisons"]:
+        shown = rows[f"{row['arm']} {row['subject']}"]
+        assert shown["difference"] == f"{row['difference']:+.3f}"
+        assert shown["verdict"] == row["verdict"] + "*" * row["cannot_be_significant"]
 
 
 def test_info_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:

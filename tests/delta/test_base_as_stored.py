@@ -26,7 +26,7 @@ from stethoscope.delta.sources.stored import StoredTensors
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
 from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, TaskVectorRef
+from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, SaeRef, ServedArm, TaskVectorRef
 
 MOVED = "model.layers.3.self_attn.q_proj.weight"
 ALONE = "model.layers.1.mlp.up_proj.weight"
@@ -94,6 +94,17 @@ def test_full_strength_is_the_fine_tune_rounded_once_and_any_strength_the_sum(
     assert torch.equal(
         build_patch(session, task_vector, recipe).tensors[MOVED], pair.theta_tuned[MOVED].to(edited.dtype)
     )
+
+
+def test_the_raw_arm_of_served_matrices_is_added_to_the_files_numbers_too(
+    pair_in: Callable[[torch.dtype], Pair],
+) -> None:
+    session, task_vector, recipe = opened(pair_in(torch.float32))
+    raw = build_patch(session, task_vector, recipe)
+    served = recipe.model_copy(update={"arm": ServedArm(saes=SaeRef(location="saes"))})
+    patch = build_patch(session, task_vector, served, sae_layers=range(4))
+    assert MOVED in patch.tensors
+    assert all(torch.equal(tensor, raw.tensors[name]) for name, tensor in patch.tensors.items())
 
 
 def test_what_the_fine_tune_left_alone_does_not_move(pair_in: Callable[[torch.dtype], Pair]) -> None:

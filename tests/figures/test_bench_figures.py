@@ -158,7 +158,7 @@ def test_recipes_and_controls_have_colours_of_their_own() -> None:
         arms.all_layers(edit, range(10)),
         *arms.random_layers(edit, range(10), draws=2),
         *arms.projected(edit, profile, "algebra", 8),
-        *arms.random_subspace(edit, 8, "resid_post"),
+        *arms.random_subspace(edit, 8, "resid_post", saes=MINI.saes),
         arms.full_fine_tune(edit, 10),
     )
     controls = [forest.GRAY] * 3 + [forest.CONTROLS["filtered"]] * 4 + [forest.CONTROLS["fine-tune"]]

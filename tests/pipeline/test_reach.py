@@ -55,6 +55,7 @@ def kinds(profile: Profile) -> dict[str, Arm]:
         "norm-matched": NormMatchedArm(**spec),
         "where projected": ServedArm(saes=profile.saes),
         "random": RandomSubspaceArm(rank=4),
+        "random, served": RandomSubspaceArm(rank=4, saes=profile.saes),
     }
 
 
@@ -85,6 +86,23 @@ def test_every_arm_changes_what_is_said(partial_profile: Profile, context: Conte
             assert kind == "norm-matched" or not found.moves
             continue
         assert changed == named(found, session), (kind, layers, in_words(found))
+
+
+def test_a_random_subspace_control_moves_the_matrices_of_the_projected_arm(
+    partial_profile: Profile, context: Context
+) -> None:
+    for layers, vector in itertools.product(LAYERS[:-1], (0, 2)):
+        own = recipe(partial_profile, layers, task_vector=partial_profile.task_vectors[vector])
+        projected = arms.projected(own, partial_profile.diagnose_spec(), "geometry", 4)[0]
+        controls = arms.random_subspace(own, 4, partial_profile.site, saes=partial_profile.saes)
+        found = reach_of_arms([projected, *controls], context, Progress())
+        assert found["projected"].moves == found["random subspace"].moves, layers
+        assert found["projected"] == found["random subspace"] == found["random subspace, norm-matched"]
+    wide = recipe(partial_profile, (3, 4), RandomSubspaceArm(rank=4, seed=5))
+    served = recipe(partial_profile, (3, 4), RandomSubspaceArm(rank=4, seed=5, saes=partial_profile.saes))
+    every, some = (patch_of(edit, context, Progress()).tensors for edit in (wide, served))
+    assert set(some) < set(every)
+    assert all(torch.equal(tensor, every[name]) for name, tensor in some.items()), "the subspace is the same"
 
 
 def test_pages_and_worker_tell_the_same(partial_profile: Profile, context: Context) -> None:
