@@ -106,7 +106,7 @@ def _offered(recipe: EditRecipe, ground: Ground) -> tuple[dict[str, list[BenchAr
             kind = arms.layer_control(arm, recipe)
             offered.setdefault(f"{kind} layers" if kind else arm.name, []).append(arm)
     if recipe.arm.kind == "raw":
-        offered[SUBSPACE] = list(arms.random_subspace(recipe, k, profile.site, seed=seed))
+        offered[SUBSPACE] = list(arms.random_subspace(recipe, k, profile.site, saes=profile.saes, seed=seed))
     return offered, standard.notes
 
 

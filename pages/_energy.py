@@ -44,7 +44,8 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
     if not layers:
         st.caption("No matrix of this model is served by these SAEs.")
         return
-    first = next((layer for layer in preferred if layer in layers), layers[0])
+    moved = {cell.layer for cell in result.layers if cell.retention is not None} or set(layers)
+    first = next((layer for layer in preferred if layer in moved), min(moved))
     if chosen.get("energy_k") not in result.k:
         chosen["energy_k"] = result.k[len(result.k) // 2]
     if chosen.get("energy_first") != first or chosen.get("energy_layer") not in layers:

@@ -92,7 +92,11 @@ def _arm(profile: Profile) -> Arm:
         return ServedArm(saes=profile.diagnose_spec().listens_with)
     if chosen["arm"] == "random-subspace":
         return RandomSubspaceArm(
-            rank=k, site=profile.site, seed=int(chosen["arm_seed"]), norm_matched=bool(chosen["arm_matched"])
+            rank=k,
+            site=profile.site,
+            saes=profile.saes,
+            seed=int(chosen["arm_seed"]),
+            norm_matched=bool(chosen["arm_matched"]),
         )
     diagnosis = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
     kind = ProjectedArm if chosen["arm"] == "projected" else NormMatchedArm

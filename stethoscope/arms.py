@@ -23,6 +23,7 @@ from stethoscope.records import (
     ProjectedArm,
     RandomSubspaceArm,
     RawArm,
+    SaeRef,
     ServedArm,
     Site,
 )
@@ -186,9 +187,15 @@ def where_projected(recipe: EditRecipe, diagnosis: DiagnoseSpec) -> BenchArm:
     return BenchArm(name=FILTERED[4], recipe=recipe.model_copy(update={"arm": arm}))
 
 
-def random_subspace(recipe: EditRecipe, rank: int, site: Site, *, seed: int = 0) -> tuple[BenchArm, BenchArm]:
-    """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm."""
-    arm = RandomSubspaceArm(rank=rank, site=site, seed=seed)
+def random_subspace(
+    recipe: EditRecipe, rank: int, site: Site, *, saes: SaeRef | None, seed: int = 0
+) -> tuple[BenchArm, BenchArm]:
+    """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm.
+
+    Args:
+        saes: those of the projected arms, so that the same matrices are moved; None where there are no such arms.
+    """
+    arm = RandomSubspaceArm(rank=rank, site=site, saes=saes, seed=seed)
     return (
         BenchArm(name=FILTERED[2], recipe=recipe.model_copy(update={"arm": arm})),
         BenchArm(

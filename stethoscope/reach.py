@@ -67,7 +67,7 @@ def saes_of(recipe: EditRecipe) -> SaeRef | None:
     match recipe.arm:
         case ProjectedArm() | NormMatchedArm() as arm:
             return arm.diagnosis.saes
-        case ServedArm() as arm:
+        case ServedArm() | RandomSubspaceArm() as arm:
             return arm.saes
         case _:
             return None

@@ -249,9 +249,9 @@ class Commands:
         if options.arm.startswith("random-subspace"):
             if options.rank is None:
                 raise RecipeError(f"--arm {options.arm} needs --rank", expected="a number of dimensions")
-            matched = options.arm.endswith("norm-matched")
-            site = options.site or profile.site
-            arm = RandomSubspaceArm(rank=options.rank, site=site, seed=options.seed, norm_matched=matched)
+            matched, site = options.arm.endswith("norm-matched"), options.site or profile.site
+            saes = next((ref for ref in profile.known_saes if ref.site == site), None)
+            arm = RandomSubspaceArm(rank=options.rank, site=site, saes=saes, seed=options.seed, norm_matched=matched)
         elif options.arm == "raw-where-projected":
             arm = ServedArm(saes=self._with_site().diagnose_spec().listens_with)
         elif options.arm != "raw":
@@ -282,8 +282,13 @@ class Commands:
         self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}")
         found = reach(recipe, ground_of(recipe, self.context, self.progress))
         if said := in_words(found):
-            self.console.print(said)
-        return {"recipe_id": content_id(recipe), "out": options.out, "recipe": recipe.model_dump(mode="json")}
+            self.console.print(said, markup=False)
+        return {
+            "recipe_id": content_id(recipe),
+            "out": options.out,
+            "recipe": recipe.model_dump(mode="json"),
+            "reach": found.model_dump(mode="json") | {"layers": found.layers, "in_words": said},
+        }
 
     def rank(self) -> dict[str, object]:
         """Rank of a recipe among random sets of layers."""

@@ -33,8 +33,9 @@ from stethoscope.results import (
     StabilityResult,
 )
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
-from stethoscope.verdicts import gain_limits, shown_verdict
+from stethoscope.verdicts import gain_limits
 
+UNABLE = "*"  # behind a p or verdict that could not be significant, with its note under the table
 FILE_S = 10.0  # between two lines of progress where stderr is no terminal
 
 
@@ -126,7 +127,7 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
 def _without_sae(n_layers: int, heard: Iterable[int]) -> str:
     """Return which layers have no SAE, in words; nothing where all have one."""
     silent = sorted(set(range(n_layers)) - set(heard))
-    return f"No SAE: {layers_text(silent)}." if silent else ""
+    return f"No SAE serves {layers_text(silent)}." if silent else ""
 
 
 def print_memory(console: Console, result: MemoryResult) -> None:
@@ -239,7 +240,7 @@ def print_energy(console: Console, result: EnergyResult) -> None:
             str(cell.k),
             str(cell.rank),
             f"{cell.rank / cell.d:.3f}",
-            _number(cell.retention),
+            _number(cell.retention) if cell.retention is not None else "no latents" if cell.rank == 0 else "not moved",
             f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
             _number(cell.enrichment, ".2f"),
             _number(cell.z, "+.1f"),
@@ -280,10 +281,12 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
             known = row.kendall_tau is not None
             interval = f"{row.ci_low:+.2f} to {row.ci_high:+.2f}" if row.ci_low is not None else ""
             tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("undefined", "")
-            p += f" ({CANNOT_BE_SIGNIFICANT})" * row.cannot_be_significant
+            p += UNABLE * row.cannot_be_significant
             rows.append((row.predictor, str(row.n_layers), tau, interval, p))
     columns = ("predictor", "layers", "Kendall tau", "95% interval", "p")
     print_table(console, columns, rows, title="Does it order the layers by gain?")
+    if any(row.cannot_be_significant for row in result.agreement):
+        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}.", markup=False)
     for limit in gain_limits(result, subject):
         console.print(limit)
     console.print(
@@ -362,7 +365,9 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.difference:+.3f}",
             f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
             f"{row.holm_p:.4f}",
-            "changes nothing" if row.arm in result.idle else shown_verdict(row),
+            "changes nothing"
+            if row.arm in result.idle
+            else (row.verdict or "none") + UNABLE * row.cannot_be_significant,
         )
         for row in result.comparisons
     ]
@@ -371,6 +376,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
         rows.append((total.arm, f"{total.kind} total", f"{total.difference:+.3f}", interval, "", ""))
     columns = ("arm", "subject", "difference", "95% interval", "Holm p", "verdict")
     print_table(console, columns, rows, keys=2, title="Paired differences")
+    if any(row.cannot_be_significant for row in result.comparisons):
+        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}: too few discordant pairs.", markup=False)
     for name, found in result.reach.items():
         if said := in_words(found):
             console.print(f"{name}: {said}", markup=False)

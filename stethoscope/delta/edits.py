@@ -121,7 +121,7 @@ class EditSource:
 
     Attributes:
         rows_of_layer: decoder rows of a layer's selected latents, best first; needed by the SAE-projected arms only.
-        sae_layers: layers with an SAE; needed by the arm that is raw where others are projected.
+        sae_layers: layers with an SAE; needed by the arms that move what others project: raw, or in a random subspace.
         directions: where directions are kept between builds.
         identity: what decides a direction besides the arm's own fields: the content of weights and SAEs.
     """
@@ -218,6 +218,8 @@ def span_of_latents(source: EditSource, arm: ProjectedArm | NormMatchedArm) -> S
 def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:
     """Return `rank` seeded random directions for each layer: rows of normal numbers, whose span is uniform (Haar).
 
+    Where the arm names SAEs, layers without one have no directions; which directions the others have does not change.
+
     Raises:
         RecipeError: more directions than the axis has dimensions.
     """
@@ -231,9 +233,11 @@ def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:
             expected=f"1 to {width} at {arm.site}",
         )
 
-    plain = arm.model_copy(update={"norm_matched": False})  # both project on the same subspace
+    plain = arm.model_copy(update={"norm_matched": False, "saes": None})  # all project on the same subspace
 
-    def rows(layer: int) -> Float[Tensor, "rank d"]:
+    def rows(layer: int) -> Float[Tensor, "rank d"] | None:
+        if arm.saes is not None and layer not in source.sae_layers:
+            return None
         generator = torch.Generator().manual_seed(int(content_id(plain, str(layer))[-12:], 16))
         return torch.randn(arm.rank, width, generator=generator, dtype=torch.float64)
 
@@ -254,7 +258,7 @@ def _raw(arm: RawArm, source: EditSource, layer: int) -> list[Edit]:
 @layer_edits.register
 def _served(arm: ServedArm, source: EditSource, layer: int) -> list[Edit]:
     return [
-        Edit(site.name, alpha, source.raw(site.name).tensor)
+        _edit(site.name, alpha, source.raw(site.name))
         for site, alpha in source.sites(layer)
         if (use := serving(site, arm.saes.site)) is not None and use.layer in source.sae_layers
     ]

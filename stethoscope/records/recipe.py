@@ -6,7 +6,7 @@ full task vector.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stethoscope.records.base import SCHEMA_VERSION, Record, Site
 from stethoscope.records.diagnosis import DiagnoseSpec
@@ -47,14 +47,22 @@ class NormMatchedArm(Record):
 class RandomSubspaceArm(Record):
     """Inject only the part of the task vector in a random subspace of `rank` dimensions: the null of the scalpel.
 
-    With `norm_matched` the part is scaled per layer back to the raw norm, as in `NormMatchedArm`.
+    With `norm_matched` the part is scaled per layer back to the raw norm, as in `NormMatchedArm`. With `saes` it moves
+    the matrices that they serve, those of a projected arm; without, all that SAEs at `site` in every layer would serve.
     """
 
     kind: Literal["random-subspace"] = "random-subspace"
     rank: int = Field(ge=1)
     site: Site = "resid_post"
+    saes: SaeRef | None = None
     seed: int = 0
     norm_matched: bool = False
+
+    @model_validator(mode="after")
+    def _same_site(self) -> "RandomSubspaceArm":
+        if self.saes is not None and self.saes.site != self.site:
+            raise ValueError(f"the subspace is at {self.site}, its SAEs at {self.saes.site}")
+        return self
 
 
 class ServedArm(Record):
