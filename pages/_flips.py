@@ -69,7 +69,7 @@ def _list(found: Sequence[Flip], at: int) -> None:
                   args=(ids[min(at + 1, len(ids) - 1)],), shortcut="alt+n")  # fmt: skip
         st.caption(f"{at + 1} of {len(ids)}", width="content")
     labels = {flip.problem_id: f"{pretty(flip.base.subject)}: {_snippet(flip.base.problem)}" for flip in shown}
-    st.radio("Problem", list(labels), format_func=lambda problem_id: maths.literal(labels[problem_id]),
+    st.radio("Problem", list(labels), format_func=lambda problem_id: _ui.escape(labels[problem_id]),
              label_visibility="collapsed", **_session.mirror("flip_at", f"flip-list-{page}"))  # fmt: skip
     last = (len(ids) - 1) // PER_PAGE
     if last:
@@ -101,9 +101,9 @@ def _grade(item: BenchItem) -> None:
 def _answer(item: BenchItem, diverges_at: int | None, key: str) -> None:
     """Draw one answer: how it was graded, what was read out of it, and the text itself, escaped."""
     with st.container(border=True, key=key):
-        st.markdown(f"**{maths.literal(item.arm)}**")
+        st.markdown(f"**{_ui.escape(item.arm)}**")
         _grade(item)
-        read = maths.literal(item.grade.answer) if item.grade.answer else "nothing"
+        read = _ui.escape(item.grade.answer) if item.grade.answer else "nothing"
         st.markdown(f"Read out of it: {read} · {item.n_tokens} tokens")
         st.html(flips.answer_html(item.completion, diverges_at))
 

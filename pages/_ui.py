@@ -1,6 +1,5 @@
 """What pages draw alike: headings, cards, charts with captions, downloads, empty states and error banners."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import streamlit as st
 
 from pages import _session
 from stethoscope.errors import StethoscopeError
+from stethoscope.figures.maths import escape as escape
 from stethoscope.figures.tables import to_csv
 from stethoscope.figures.theme import text_only
 from stethoscope.jobs import describe_error
@@ -101,16 +101,6 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
         csv_button("Numbers as CSV", rows, f"{key}.csv", f"{key}-csv")
         for label, others in more.items():
             csv_button(f"{label} as CSV", others, f"{key}_{label.lower().replace(' ', '_')}.csv", f"{key}-{label}-csv")
-
-
-def escape(text: str) -> str:
-    """Return `text` as markdown that shows it letter by letter: every string from a file goes through here.
-
-    Backslashes do not reach the names of icons and emoji (:smile:); a space of no width parts those.
-    """
-    literal = re.sub(r"[\\`*_\[\]$<>~#|!&]", r"\\\g<0>", text)
-    literal = re.sub(r"(?m)^(\s*)([-+=]|\d+(?=[.)]))", lambda m: f"{m[1]}\u200b{m[2]}", literal)
-    return re.sub(r":(?=[\w+/-]+:)", ":\u200b", literal)
 
 
 def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
