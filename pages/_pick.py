@@ -56,14 +56,12 @@ def row(result: DiagnosisResult, subject: str) -> None:
         st.button("Clear", key="pick-none", type="tertiary", on_click=_session.set_layers, args=((),))
 
 
-def drop_unknown(n_layers: int) -> None:
-    """Say once which layers of a link the model does not have, and leave them out."""
-    beyond = [layer for layer in st.session_state["layers"] if layer >= n_layers]
-    if beyond:
-        _session.set_layers(layer for layer in st.session_state["layers"] if layer < n_layers)
-        st.session_state["link_error"] = RecipeError("the link names layers that the model does not have",
-                                                     got=", ".join(map(str, beyond)),
-                                                     expected=f"0 to {n_layers - 1}")  # fmt: skip
+def take_linked(n_layers: int) -> None:
+    """Pick the layers that the link named; a stored diagnosis is on show before its model is loaded."""
+    try:
+        _session.take_linked_layers(n_layers)
+    except RecipeError as error:
+        st.session_state["link_error"] = error
         st.rerun()
 
 
@@ -77,7 +75,7 @@ def _other(spec: DiagnoseSpec | None) -> list[DiagnosisResult]:
 def draw(result: DiagnosisResult, spec: DiagnoseSpec | None, address: dict[str, str | None]) -> None:
     """Draw what changes with a pick; `spec` is that of `result` (None: out of date), `address` the page's link."""
     with _ui.guarded():
-        drop_unknown(result.n_layers)
+        take_linked(result.n_layers)
         subject, layers = st.session_state["subject"], st.session_state["layers"]
         with _ui.card("Specificity by subject and layer"):
             _ui.chart(

@@ -76,7 +76,9 @@ def _follow() -> None:
     if subject := parameters.get("subject"):
         st.session_state["subject"] = known_subject(subject)
     if layers := parameters.get("layers"):
-        take_layers(linked_layers(layers), linked_seed(parameters.get("seed")))
+        st.session_state["layers_waiting"] = (linked_layers(layers), linked_seed(parameters.get("seed")))
+        if (n_layers := _recipe.known_layers()) is not None:
+            _session.take_linked_layers(n_layers)
     if named := parameters.get("recipe"):
         take_recipe(from_link(named) if named.startswith(LINK_PREFIX) else front.store.get_recipe(named))
     if run_id := parameters.get("run"):
@@ -104,21 +106,6 @@ def linked_layers(text: str) -> list[int]:
     if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3}){0,199}", text):
         raise RecipeError("the link's layers cannot be read", got=repr(text[:60]), expected="for example 3,4,8")
     return [int(layer) for layer in text.split(",")]
-
-
-def take_layers(layers: list[int], seed: int | None) -> None:
-    """Pick the layers of a link, all or none; they wait until the number of the model's layers is known.
-
-    Raises:
-        RecipeError: the model has fewer layers.
-    """
-    if (n_layers := _recipe.known_layers()) is None:
-        st.session_state["layers_waiting"] = (layers, seed)
-        return
-    if beyond := [layer for layer in layers if layer >= n_layers]:
-        raise RecipeError("the link names layers that the model does not have", got=", ".join(map(str, beyond)),
-                          expected=f"0 to {n_layers - 1}", next_step="Pick layers on the Diagnose page.")  # fmt: skip
-    _session.set_layers(layers, seed=seed)
 
 
 def linked_seed(text: str | None) -> int | None:
@@ -262,12 +249,11 @@ def _check_within(name: str, value: int, bounds: tuple[int, int]) -> None:
 
 def _take_waiting() -> None:
     """Take the layers and the recipe that wait for the model, once that is loaded."""
-    if _recipe.known_layers() is None:
+    if (n_layers := _recipe.known_layers()) is None:
         return
-    layers, recipe = (st.session_state.pop(name, None) for name in ("layers_waiting", "recipe_waiting"))
+    recipe = st.session_state.pop("recipe_waiting", None)
     try:
-        if layers is not None:
-            take_layers(*layers)
+        _session.take_linked_layers(n_layers)
         if recipe is not None:
             take_recipe(parse_recipe(recipe.encode(), source="of the link"))
     except RecipeError as error:

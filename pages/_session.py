@@ -13,7 +13,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
-from stethoscope.errors import ProfileError, UserError
+from stethoscope.errors import ProfileError, RecipeError, UserError
 from stethoscope.locations import EMBEDDED_PREFIX, is_here
 from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
 from stethoscope.recipes import to_link
@@ -309,6 +309,25 @@ def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | 
         past = [*st.session_state["past_layers"], (st.session_state["layers"], st.session_state["picked_seed"])]
         st.session_state["past_layers"] = past[-PAST_PICKS:]
     st.session_state.update(layers=wanted, picked_seed=seed, anchor=anchor, picks=st.session_state["picks"] + 1)
+
+
+def take_linked_layers(n_layers: int) -> None:
+    """Pick the layers of a link that wait for the number of the model's layers, all or none.
+
+    Raises:
+        RecipeError: the model has fewer layers.
+    """
+    if (waiting := st.session_state.pop("layers_waiting", None)) is None:
+        return
+    layers, seed = waiting
+    if beyond := [layer for layer in layers if layer >= n_layers]:
+        raise RecipeError(
+            "the link names layers that the model does not have",
+            got=", ".join(map(str, beyond)),
+            expected=f"0 to {n_layers - 1}",
+            next_step="Pick layers on the Diagnose page.",
+        )
+    set_layers(layers, seed=seed)
 
 
 def undo_pick() -> None:

@@ -86,7 +86,7 @@ def test_a_link_that_does_not_fit_is_a_message(query: dict[str, str], said: str,
     app = open_page("diagnose", query=query)
     assert not app.exception
     assert said in texts(app)
-    assert app.session_state["layers"] == ([3] if "77" in query.get("layers", "") else [])
+    assert app.session_state["layers"] == []
     assert app.get("plotly_chart")
 
 

@@ -293,6 +293,17 @@ def test_layers_wait_for_the_model_before_they_are_refused(front: FakeFront, ope
     assert app.session_state["layers"] == []
 
 
+def test_a_stored_diagnosis_shows_the_links_layers_before_its_model_is_loaded(
+    front: FakeFront, open_page: Open
+) -> None:
+    run_id = str(front.snapshot(front.submit(MINI.diagnose_spec())).run_id)  # type: ignore[union-attr]
+    front.unload()
+    assert open_page("diagnose", query={"run": run_id, "layers": "3,9"}).session_state["layers"] == [3, 9]
+    refused = open_page("diagnose", query={"run": run_id, "layers": "3,40"})
+    assert "40" in errors(refused)
+    assert refused.session_state["layers"] == []
+
+
 def test_a_stored_run_that_a_page_would_ask_anew_is_refused(front: FakeFront, open_page: Open) -> None:
     spec = MINI.diagnose_spec(seed=3)
     run_id = front.snapshot(front.submit(spec)).run_id  # type: ignore[union-attr]
