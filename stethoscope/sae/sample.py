@@ -133,7 +133,7 @@ class Ordered:
         self._column = torch.empty_like(self._latents)
         self._column[self._latents] = torch.arange(len(self._latents), device=self._latents.device)
         self._sample, self._dtype = sample, dtype
-        self._table = torch.empty(sample.n_documents, 0, dtype=dtype, device=bound.device)
+        self._rates = self._masses = torch.empty(sample.n_documents, 0, dtype=dtype, device=bound.device)
         self.n_may_be_dense = self.reaching(torch.inf)
 
     def __len__(self) -> int:
@@ -145,13 +145,16 @@ class Ordered:
 
     def rates(self, n_columns: int) -> Float[Tensor, "n columns"]:
         """Return the rates of the first latents; the largest table that was asked for is kept."""
-        if self._table.shape[1] < n_columns:
-            self._table = self._sample.spread(self._sample.rates, self._column, n_columns, self._dtype)
-        return self._table[:, :n_columns]
+        self._rates = self._widened(self._rates, self._sample.rates, n_columns)
+        return self._rates[:, :n_columns]
 
-    def masses(self, columns: Int[Tensor, " some"]) -> Float[Tensor, "n some"]:
-        """Return the activation mass of the latents in some columns."""
+    def masses(self, n_columns: int) -> Float[Tensor, "n columns"]:
+        """Return the activation mass of the first latents; the largest table that was asked for is kept."""
         assert self._sample.masses is not None, "a sample without activation mass"
-        place = torch.full_like(self._column, len(columns))
-        place[self._latents[columns]] = torch.arange(len(columns), device=columns.device)
-        return self._sample.spread(self._sample.masses, place, len(columns), self._dtype)
+        self._masses = self._widened(self._masses, self._sample.masses, n_columns)
+        return self._masses[:, :n_columns]
+
+    def _widened(self, table: Tensor, values: Tensor, n_columns: int) -> Tensor:
+        if table.shape[1] >= n_columns:
+            return table
+        return self._sample.spread(values, self._column, n_columns, self._dtype)

@@ -47,6 +47,7 @@ class Judged:
         weights: weights of the judging half of each row.
         chosen: the latents that the other half selected.
         delta: their p - q on the judging half.
+        n_columns: the first latents of `ordered`, which hold all chosen ones.
     """
 
     sample: LayerSample
@@ -54,6 +55,7 @@ class Judged:
     weights: Float[Tensor, "rows n"]
     chosen: Selection
     delta: Float[Tensor, "rows places"]
+    n_columns: int
 
     @property
     def sides(self) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]]:
@@ -151,7 +153,7 @@ def _judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[J
             spare *= 4
         else:
             other = torch.arange(len(delta), device=delta.device)[:, None] ^ 1  # half B of half A, A of B
-            yield Judged(sample, ordered, weights[other[:, 0]], chosen, delta[other, chosen.columns])
+            yield Judged(sample, ordered, weights[other[:, 0]], chosen, delta[other, chosen.columns], n_columns)
             start = rows.stop
 
 
@@ -199,7 +201,7 @@ class LogRatio(CrossFitted):
     def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
         """Return the mean of log((p + e) / (q + e))."""
         columns, where = judged.distinct()
-        table, floor = judged.ordered.rates(int(columns.max()) + 1)[:, columns], judged.sample.floor
+        table, floor = judged.ordered.rates(judged.n_columns)[:, columns], judged.sample.floor
         p, q = ((side @ table).gather(1, where).double() for side in judged.sides)
         return judged.chosen.mean(torch.log((p + floor) / (q + floor)))
 
@@ -219,7 +221,7 @@ class ActivationMass(CrossFitted):
         """Return the share of mass on the domain minus that on the control."""
         assert judged.sample.total_mass is not None, "a sample without activation mass"
         columns, where = judged.distinct()
-        table = judged.ordered.masses(columns)
+        table = judged.ordered.masses(judged.n_columns)[:, columns]
         shares = []
         for side in judged.sides:
             carried = (side @ table).gather(1, where)
