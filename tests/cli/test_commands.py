@@ -1,5 +1,6 @@
 """The command line: fixed JSON, exit codes, one clear line for each mistake."""
 
+import html
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from stethoscope.cli import main, terminal
 from stethoscope.errors import RecipeError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import parse_layers
+from stethoscope.store.home import runs_dir
 from stethoscope.store.runs import RunStore
 
 Run = Callable[..., tuple[int, str, str]]
@@ -179,6 +181,32 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     assert {total["kind"] for total in bench["totals"]} == {"macro", "micro"}
     exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "edited")))
     assert exported["max_abs_difference"] == 0.0
+
+
+def test_a_plan_says_what_would_be_asked_and_its_benchmark_asks_that(run: Run, tmp_path: Path) -> None:
+    recipe, page = str(tmp_path / "r.json"), tmp_path / "report.html"
+    assert run("recipe", "--layers", "1", "--out", recipe)[0] == 0
+    bench = ("bench", recipe, "--n", "3", "--subjects", "geometry", "--max-new-tokens", "4")
+    plan = printed(run(*bench, "--plan", "--json"))
+    assert plan["available"] == {"geometry": 24}
+    assert plan["stored"] == {"base": 0, "r": 0}
+    assert plan["first_prompt"].startswith(
+        "<bos>Problem:\n1 + 7?\n\nSolution: 8.\n\nProblem:\ngeometry prime divisor: "
+    )
+    assert plan["first_prompt"].endswith("\n\nSolution:")
+    assert 0 < plan["first_prompt_tokens"] <= len(plan["first_prompt"])
+    assert not RunStore(runs_dir()).list_runs("bench"), "a plan is no run"
+    shown = run(*bench, "--plan")[1]
+    assert plan["first_prompt"] in shown
+    assert "6 answers, 0 of them in the store already." in shown
+    found = printed(run(*bench, "--json"))
+    assert [kept.run_id for kept in RunStore(runs_dir()).list_runs("bench")] == [found["run_id"]]
+    assert found["first_prompt"] == plan["first_prompt"]
+    assert printed(run(*bench, "--plan", "--json"))["stored"] == {"base": 3, "r": 3}
+    every = printed(run("bench", recipe, "--n", "all", "--plan", "--json"))
+    assert every["available"] == {"number_theory": 24, "geometry": 24}
+    assert main(["runs", "report", str(found["run_id"]), "--out", str(page)]) == 0
+    assert f'<pre class="prompt">{html.escape(plan["first_prompt"])}</pre>' in page.read_text(encoding="utf-8")
 
 
 def test_random_subspace_norms_embeddings_and_a_bare_delta(run: Run, tmp_path: Path) -> None:

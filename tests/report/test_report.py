@@ -123,6 +123,18 @@ class Elements(HTMLParser):
             self.data[str(self._inside[-1][1])] = self.data.get(str(self._inside[-1][1]), "") + data
 
 
+def test_each_problem_is_converted_once_however_many_arms_answered_it(
+    result: BenchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve arms and 5,000 problems took 120,000 conversions of a millisecond each."""
+    converted: list[str] = []
+    monkeypatch.setattr("stethoscope.report.document.text_html", lambda text: (converted.append(text), text)[1])
+    report_html(result, FACTS)
+    problems = {item.problem_id for item in result.items}
+    assert len(result.items) == 3 * len(problems)
+    assert len(converted) == 2 * len(problems), "its text and its gold answer"
+
+
 def test_nothing_is_fetched(result: BenchResult) -> None:
     page = Elements(report_html(result, FACTS))
     assert not {tag for tag, _ in page.found} & {"link", "img", "iframe", "object", "embed", "base", "form", "a"}
