@@ -25,6 +25,7 @@ from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import not_the_fine_tunes, patch_of, reach_of_arms
+from stethoscope.pipeline.prompts import as_read
 from stethoscope.pipeline.rate import note_rate
 from stethoscope.pipeline.tuning import left_out
 from stethoscope.progress import Progress
@@ -86,6 +87,7 @@ class _Finished:
     excluded: dict[str, int]
     database: Path
     reach: dict[str, Reach]
+    first_prompt: str
     not_the_fine_tune: dict[str, str]
     done: int = 0
     items: dict[str, list[BenchItem]] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class _Finished:
             asked=self.asked,
             excluded=self.excluded,
             reach=self.reach,
+            first_prompt=self.first_prompt,
             not_the_fine_tune=self.not_the_fine_tune,
             configurations_tried=tried.configurations,
             damaged_rows=tried.damaged + tuned_on(self.database, self.spec.model.id, answered).damaged,
@@ -178,6 +181,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         excluded={subject: len(ids) for subject, ids in without.items()},
         database=context.store.database,
         reach=reach,
+        first_prompt=as_read(session, context.prompts(spec, problems[:1])[problems[0].problem_id]),
         not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress),
     )
     for number, block in enumerate(blocks, start=1):

@@ -31,6 +31,11 @@ def prompt_id_of(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(token_ids, dtype="<i4").tobytes()).hexdigest()[:16]
 
 
+def as_read(session: ModelSession, prompt: Prompt) -> str:
+    """Return the text of a prompt as the model reads it, with special tokens."""
+    return str(session.tokenizer.decode(prompt.token_ids.tolist(), clean_up_tokenization_spaces=False))
+
+
 def encode_prompts(
     session: ModelSession, problems: Sequence[Problem], shots: Sequence[tuple[str, str]], *, chat_template: bool
 ) -> dict[str, Prompt]:

@@ -85,13 +85,15 @@ def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None
         _section("Every answer", (HERE / "flips.html").read_text(encoding="utf-8")),
         _section("Arms and recipes", _recipes(result)),
         _section("Which weights answered", _certificates(result)),
+        _section("The first prompt, as the model reads it", _prompt(result)),
         _section("Settings", _settings(result, facts.settings)),
         _section(
             "Raw record", '<p><button id="save">Save the record as JSON</button> It is embedded in this file.</p>'
         ),
     ]
-    problems = {item.problem_id: text_html(item.problem) for item in result.items}
-    golds = {item.problem_id: text_html(item.gold) for item in result.items}
+    asked = {item.problem_id: item for item in result.items}  # one of the arms' answers: all have the same problem
+    problems = {problem_id: text_html(item.problem) for problem_id, item in asked.items()}
+    golds = {problem_id: text_html(item.gold) for problem_id, item in asked.items()}
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -262,6 +264,10 @@ def _certificates(result: BenchResult) -> str:
             for name, certificate in result.certificates.items()
         ]
     )
+
+
+def _prompt(result: BenchResult) -> str:
+    return f'<pre class="prompt">{_text(result.first_prompt)}</pre>' if result.first_prompt else ""
 
 
 def _settings(result: BenchResult, settings: RunSettings | None) -> str:

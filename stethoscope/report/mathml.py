@@ -7,6 +7,7 @@ converted, or is not well-formed, is shown as it is written.
 
 import html
 import xml.etree.ElementTree as ET
+from functools import lru_cache
 
 from stethoscope.figures.maths import Piece, pieces
 
@@ -34,6 +35,7 @@ def _piece_html(piece: Piece) -> str:
     return f"<code>{html.escape(piece.source)}</code>" if piece.code else html.escape(piece.source)
 
 
+@lru_cache(maxsize=20_000)  # short ones come again and again: numbers, single letters
 def _mathml(formula: str, *, display: bool) -> str | None:
     """Return a formula as MathML of known elements and attributes; None where it cannot be converted."""
     from latex2mathml.converter import convert

@@ -179,6 +179,8 @@ class BenchResult(Record):
         no_verdict: why no verdict is given; None where they are.
         excluded: problems left out because something was chosen on them, by subject.
         reach: which weights each arm's recipe changes, and which it names without changing them, by arm.
+        first_prompt: the first prompt as the model reads it, special tokens and shots included; empty in results of
+            older versions.
         not_the_fine_tune: why no edit makes the base into the fine-tuned model, by task vector; only where so.
         damaged_rows: stored records of what was chosen on and of what was tried that are not as they were written:
             problems may be missing from `excluded`, and each unreadable configuration counts as tried.
@@ -202,6 +204,7 @@ class BenchResult(Record):
     configurations_tried: int | None = None
     damaged_rows: int = 0
     reach: dict[str, Reach] = {}
+    first_prompt: str = ""
     not_the_fine_tune: dict[str, str] = {}
 
     @property
