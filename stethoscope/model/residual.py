@@ -44,6 +44,29 @@ def listen_residual(
         yield
 
 
+class _AllHeard(Exception):
+    """Ends a forward pass of which nobody needs the rest."""
+
+
+@contextlib.contextmanager
+def up_to_layer(session: ModelSession, last: int) -> Iterator[None]:
+    """Run one forward pass of the decoder in the body, which ends there when layer `last` is done."""
+
+    def stop(*_: object) -> None:
+        raise _AllHeard
+
+    if last + 1 >= session.layout.n_layers:
+        yield
+        return
+    following = session.model.get_submodule(f"{session.layout.layers}.{last + 1}")
+    handle = following.register_forward_pre_hook(stop)
+    try:
+        with contextlib.suppress(_AllHeard):
+            yield
+    finally:
+        handle.remove()
+
+
 @contextlib.contextmanager
 def listen_inputs(
     session: ModelSession, names: Sequence[str], receive: Callable[[str, Tensor], None]

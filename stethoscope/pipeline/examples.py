@@ -42,9 +42,9 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
             expected=f"0 to {d_sae - 1}",
             next_step="Name one of these.",
         )
-    start_listening(diagnosis, 2, context, progress)
-    corpora = (spec.subject, diagnosis.control)
-    rates = {corpus: firing_rates(diagnosis, corpus, context, progress) for corpus in corpora}
+    corpora, layers = (spec.subject, diagnosis.control), (spec.layer,)
+    start_listening(diagnosis, 2, context, progress, layers=layers)
+    rates = {corpus: firing_rates(diagnosis, corpus, context, progress, layers=layers) for corpus in corpora}
     progress.start("Reading examples", 2 * spec.n)
     examples = [
         found for corpus in corpora for found in _strongest(spec, corpus, rates[corpus], session, bank, progress)

@@ -27,9 +27,10 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
     session = context.session(diagnosis.model, progress)
     bank = context.bank(diagnosis.listens_with, session, progress)
     check_layers(session, bank, [spec.layer])
-    start_listening(diagnosis, 2, context, progress)
-    domain = firing_rates(diagnosis, spec.subject, context, progress)
-    control = firing_rates(diagnosis, diagnosis.control, context, progress)
+    layers = (spec.layer,)  # what a person looks at does not wait for the other layers
+    start_listening(diagnosis, 2, context, progress, layers=layers)
+    domain = firing_rates(diagnosis, spec.subject, context, progress, layers=layers)
+    control = firing_rates(diagnosis, diagnosis.control, context, progress, layers=layers)
     rows = _rows(spec, domain, control)
     return LatentsResult(
         layer=spec.layer,

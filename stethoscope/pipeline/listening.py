@@ -30,8 +30,12 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
     return [Document(problem=problem.problem, solution=problem.solution, subject=corpus) for problem in sample]
 
 
-def start_listening(spec: DiagnoseSpec, n_corpora: int, context: Context, progress: Progress) -> None:
+def start_listening(
+    spec: DiagnoseSpec, n_corpora: int, context: Context, progress: Progress, *, layers: tuple[int, ...] | None = None
+) -> None:
     """Load the model, bring its SAEs to this machine, and start counting the documents of `n_corpora` corpora.
+
+    Only the SAEs of `layers` are brought; all of them where None.
 
     Raises:
         SaeError: SAEs that do not fit the model, known before the first is downloaded where their files' names or
@@ -40,15 +44,18 @@ def start_listening(spec: DiagnoseSpec, n_corpora: int, context: Context, progre
     session = context.session(spec.model, progress)
     bank = context.bank(spec.listens_with, session, progress)
     check_layers(session, bank, bank.layers)
-    bank.fetch(bank.layers, progress)
+    bank.fetch(bank.layers if layers is None else layers, progress)
     progress.start("Listening", n_corpora * spec.documents)
 
 
-def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress) -> FiringRates:
+def firing_rates(
+    spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress, *, layers: tuple[int, ...] | None = None
+) -> FiringRates:
     """Return the firing rates and mass of every SAE's latents on a corpus, per document.
 
-    Independent of the score, of top-k and of the cuts, so that changing those listens to nothing again. Counts the
-    documents on `progress`, which the caller has started with `start_listening`.
+    With `layers`, only these are listened to, unless all layers have been heard already. Independent of the score, of
+    top-k and of the cuts, so that changing those listens to nothing again. Counts the documents on `progress` (which
+    the caller has started with `start_listening`).
     """
     session = context.session(spec.model, progress)
     neutral = DiagnoseSpec(
@@ -62,6 +69,8 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
         seed=spec.seed,
     )
     key = context.identity(neutral)
+    if layers is not None and key not in context.rates.entries:
+        key = f"{key} layers {layers}"
     if key in context.rates.entries:
         progress.skip(spec.documents)
     return context.rates.get_or_make(
@@ -70,6 +79,7 @@ def firing_rates(spec: DiagnoseSpec, corpus: str, context: Context, progress: Pr
             session,
             context.bank(spec.listens_with, session, progress),
             corpus_documents(spec, corpus),
+            layers=layers,
             tokens=spec.tokens,
             batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
             capture_bytes=CAPTURED_BYTES[session.device.type == "cuda"],

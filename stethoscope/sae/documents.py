@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stethoscope.errors import CheckpointError, CorpusError
-from stethoscope.model.residual import capture_residual
+from stethoscope.model.residual import capture_residual, up_to_layer
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import Site
@@ -128,7 +128,7 @@ def _capture(
 ) -> int:
     """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return how many."""
     padded = session.batch(batch)
-    with torch.no_grad(), capture_residual(session, layers, site) as heard:
+    with torch.no_grad(), capture_residual(session, layers, site) as heard, up_to_layer(session, max(layers)):
         session.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
     kept = padded.attention_mask.bool()
     kept[:, : session.skipped_tokens] = False

@@ -166,3 +166,31 @@ def test_the_link_is_that_of_cfg_json(
     result = pipeline.run(spec, context, Progress()).result
     assert isinstance(result, LatentsResult)
     assert result.link == link
+
+
+def test_one_layer_is_listened_to_alone_until_all_have_been_heard(
+    diagnosis: DiagnoseSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are those of all layers; no later layer runs, and nothing is heard again after a whole diagnosis."""
+    context = Context(RunStore(tmp_path), device="cpu")
+    session = context.session(diagnosis.model, Progress())
+    ran: list[int] = []
+    for layer in range(4):
+        module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
+        module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    spec = LatentsSpec(diagnosis=diagnosis, subject="geometry", layer=1)
+    alone = pipeline.run(spec, context, Progress()).result
+    assert set(ran) == {0, 1}
+    again = LatentExamplesSpec(diagnosis=diagnosis, subject="geometry", layer=1, latent=3, n=2)
+    ran.clear()
+    pipeline.run(again, context, Progress())
+    assert len(ran) <= 2 * 2 * 4, "examples read single documents; nothing is counted again"
+    pipeline.run(diagnosis, context, Progress())
+    assert set(ran) == {0, 1, 2, 3}
+    ran.clear()
+    whole = pipeline.run(spec.model_copy(update={"layer": 2}), context, Progress()).result
+    assert not ran
+    assert isinstance(whole, LatentsResult)
+    other = Context(RunStore(tmp_path / "other"), device="cpu")
+    pipeline.run(diagnosis, other, Progress())
+    assert pipeline.run(spec, other, Progress()).result == alone
