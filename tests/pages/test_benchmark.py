@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from test_pages import asked, recipe, texts
 
 from stethoscope.profiles import MINI
-from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, Grade, GradeStatus, RankSpec
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, GoldReading, Grade, GradeStatus, RankSpec
 from stethoscope.report import of_run
 from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.runs import RunStore
@@ -519,7 +519,7 @@ def test_numbers_of_an_earlier_benchmark_do_not_stand_under_one_that_failed(fron
     assert not app.get("plotly_chart")
 
 
-def planted_flips(store: RunStore) -> str:
+def planted_flips(store: RunStore, golds: Sequence[GoldReading | None] = (None, None, None)) -> str:
     """Store a benchmark of two arms and two subjects in which every answer says whose it is; return its run."""
     edited = recipe({3: 1.0})
     arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=edited), BenchArm(name=ODD_ARM, recipe=edited))
@@ -533,7 +533,7 @@ def planted_flips(store: RunStore) -> str:
             problem=f"*Problem* {number} <b>", completion=f"{arm.name} says {number}", truncated=False,
             diverges_at=0 if arm.recipe else None,
             grade=Grade(exact_match=exact[arm.name][number], math_verify=verified[arm.name][number], marked=True,
-                        answer=f"*{number}* of {arm.name}"),
+                        answer=f"*{number}* of {arm.name}", gold=golds[number]),
         )
         for arm in arms for number in range(3)
     )  # fmt: skip
@@ -574,6 +574,24 @@ def test_a_flip_is_of_the_arm_the_score_and_the_subject_that_were_chosen(front: 
     assert ":gray-badge[exact match: timeout]" in marked()
     app.selectbox(key="flip-subject").set_value(MINI.problems.subjects[0]).run()
     assert app.segmented_control(key="flip-kind").options[-1] == "all (2)"
+
+
+def test_gold_answers_at_risk_are_counted_chosen_and_shown_as_written(front: FakeFront, open_page: Open) -> None:
+    golds = (GoldReading.WHOLE, GoldReading.DOUBTFUL, GoldReading.UNREAD)
+    app = open_page("benchmark", query={"run": planted_flips(front.store, golds)})
+    box = app.selectbox(key="flip-golds")
+    assert list(box.options) == ["all golds (3)", "read whole (1)", "at risk (2)"]
+    assert "gold answer at risk" not in texts(app)
+    box.set_value("at risk").run()
+    assert app.segmented_control(key="flip-kind").options[-1] == "all (2)"
+    app.segmented_control(key="flip-kind").set_value("all").run()
+    assert app.session_state["flip_at"] == f"{1:016x}"
+    assert "exact_match can accept a wrong answer. As written: 7" in texts(app)
+    app.button(key="flip-next").click().run()
+    assert app.session_state["flip_at"] == f"{2:016x}"
+    assert "only the same text is an exact match. As written: 7" in texts(app)
+    older = open_page("benchmark", query={"run": planted_flips(front.store)})
+    assert list(older.selectbox(key="flip-golds").options) == ["all golds (3)", "read whole (0)", "at risk (0)"]
 
 
 def test_a_link_opens_one_flip(front: FakeFront, open_page: Open) -> None:
