@@ -1,5 +1,6 @@
 """The flip browser: the problems on which an arm and the reference part, one at a time, both answers side by side."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import streamlit as st
@@ -35,12 +36,16 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
     one.selectbox("Arm", arms, **_session.mirror("flip_arm", "flip-arm"))
     two.selectbox("Subject", subjects, format_func=pretty, **_session.mirror("flip_subject", "flip-subject"))
     three.selectbox("Score", METRICS, format_func=pretty, **_session.mirror("flip_metric", "flip-metric"))
-    five.selectbox("Gold answers", GOLDS, **_session.mirror("flip_golds", "flip-golds"),
+    answered = flips.pairs(result, chosen["flip_arm"])
+    of_golds = Counter(flip.golds for flip in answered)
+    of_golds["all golds"] = len(answered)
+    five.selectbox("Gold answers", GOLDS, format_func=lambda golds: f"{golds} ({of_golds[golds]})",
+                   **_session.mirror("flip_golds", "flip-golds"),
                    help="At risk: lm-eval reads it not at all, in part, or as another number.")  # fmt: skip
     four.text_input("Search in problems and answers", **_session.mirror("flip_search", "flip-search", "value"))
     subject = None if chosen["flip_subject"] == EVERY_SUBJECT else chosen["flip_subject"]
     everything = flips.chosen(
-        flips.pairs(result, chosen["flip_arm"]),
+        answered,
         kind="all",
         metric=chosen["flip_metric"],
         golds=chosen["flip_golds"],
@@ -113,7 +118,8 @@ def _detail(flip: Flip) -> None:
         st.markdown(maths.markdown(flip.base.problem))
         st.markdown(f"**Gold:** {maths.markdown(flip.base.gold)}")
         if flip.golds == "at risk":
-            st.badge("gold answer at risk", color="orange", help=AT_RISK[flip.base.grade.gold])
+            st.badge("gold answer at risk", color="orange")
+            st.caption(f"{AT_RISK[flip.base.grade.gold]} As written: {_ui.escape(flip.base.gold)}")
     left, right = st.columns(2)
     with left:
         _answer(flip.base, flip.arm.diverges_at, "flip-base")
@@ -137,7 +143,7 @@ def browser(result: BenchResult) -> None:
         return
     found = _filters(result, arms)
     if not found:
-        st.caption("No problem fits. Choose another kind, subject or score, or empty the search.")
+        st.caption("No problem fits. Choose another kind, subject, score or kind of gold answer, or empty the search.")
         return
     ids = [flip.problem_id for flip in found]
     if st.session_state.get("flip_at") not in ids:
