@@ -81,7 +81,7 @@ def test_sharded_checkpoints_are_read_by_their_index(session: ModelSession, copy
     sharded = open_at(copy, session)
     assert all(torch.equal(sharded.delta(name), delta) for name, delta in expected.items())
     (copy / "model-2.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-2\.safetensors .*missing"):
+    with pytest.raises(CheckpointError, match=r"has no model-2\.safetensors"):
         open_at(copy, session)
 
 
@@ -111,7 +111,7 @@ def test_missing_files(session: ModelSession, copy: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         open_at(copy, session)
     (copy / "config.json").write_text(config[:20])
-    with pytest.raises(CheckpointError, match=r"config\.json .*cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json .*is not JSON"):
         open_at(copy, session)
     (copy / "config.json").write_text(config)
     (copy / "model.safetensors").unlink()

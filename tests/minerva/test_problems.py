@@ -138,7 +138,10 @@ def test_several_malformed_lines_are_named_at_once(tmp_path: Path) -> None:
     first = told.value
     assert first.what == "line 1 of test.jsonl has no solution"
     assert first.got == f"only {', '.join(without)}"
-    assert first.next_step == "Mend 6 more besides: line 3, line 5, line 6, line 7, line 8, …."
+    assert (
+        first.next_step
+        == "Correct it, or leave it out. Mend 6 more besides: line 3, line 5, line 6, line 7, line 8, …."
+    )
     with pytest.raises(CorpusError) as told:
         load_problems(write(tmp_path, LINE, b"\xff", without), "test")
     assert told.value.next_step == "Save the file as UTF-8. Mend 1 more besides: line 3."

@@ -111,11 +111,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "foldable": (change_config(normalize_activations="expected_average_only_in"), "normalises its input.*Fold"),
     "normalised": (change_config(normalize_activations="layer_norm"), "normalises its input"),
-    "no size": (change_config(d_sae=None), "lacks d_sae in its settings; got None"),
+    "no size": (change_config(d_sae=None), "no usable d_sae; got"),
     "no cfg": (lambda folder: (folder / "cfg.json").unlink(), "has no cfg.json"),
     "bad cfg": (lambda folder: (folder / "cfg.json").write_text("{"), "cannot read cfg.json"),
     "list cfg": (lambda folder: (folder / "cfg.json").write_text("[]"), "got list; expected a JSON object"),
-    "corrupt": (truncate, "corrupt safetensors"),
+    "corrupt": (truncate, "not a safetensors file of plain arrays"),
     "no tensor": (change_tensor("threshold", None), "lacks a tensor; got no threshold"),
     "shape": (
         change_tensor("W_dec", torch.ones(10, 5)),
