@@ -474,6 +474,35 @@ def test_the_random_sets_of_gain_and_rank_are_an_option(run: Run, tmp_path: Path
     assert_one_line(run("gain", "--random-sets", "0"))
 
 
+def test_a_profile_of_a_model_and_a_task_vector_does_plain_work(
+    run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Callable[[Profile], str]
+) -> None:
+    profile, ref = str(tmp_path / "plain.toml"), pico_profile.task_vectors[0]
+    model = f'[model]\nid = "{pico_profile.model.id}"\n'
+    Path(profile).write_text(f'{model}[[task_vectors]]\nname = "{ref.name}"\ntuned = "{ref.tuned}"\n')
+    recipe = str(tmp_path / "r.json")
+    for command in (("info",), ("memory",), ("downloads",), ("preflight",),
+                    ("recipe", "--layers", "1,2", "--out", recipe),
+                    ("export", recipe, "--out", str(tmp_path / "out"))):  # fmt: skip
+        code, out, err = run(*command, "--json", profile=profile)
+        assert code == 0, err
+        json.loads(out)
+    needs = {
+        "no problems and no subjects and no shots": [("bench", recipe)],
+        "no problems and no subjects": [("problems",), ("rank", recipe)],
+        "no problems and no subjects and no controls": [("gain",)],
+        "names no SAEs": [("diagnose",)],
+    }
+    for missing, commands in needs.items():
+        for command in commands:
+            code, out, err = run(*command, profile=profile)
+            assert (code, out, len(err.splitlines())) == (2, "", 1), err
+            assert missing in err
+    shots = run("bench", recipe, "--problems", str(pico_profile.problems.problems), profile=profile)
+    assert shots[0] == 2
+    assert "names no shots" in shots[2]
+
+
 def test_a_profile_without_saes_does_all_that_needs_none(
     run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Callable[[Profile], str]
 ) -> None:

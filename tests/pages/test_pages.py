@@ -20,6 +20,7 @@ from stethoscope.records import (
     EnergySpec,
     PreflightSpec,
     ProbeSpec,
+    ProblemsRef,
     TaskVectorRef,
 )
 
@@ -354,18 +355,37 @@ def test_a_broken_task_vector_is_a_message_and_nothing_is_lost(front: FakeFront,
     assert "there is a task vector of that name already" in texts(app)
 
 
+NO_SAES = {"saes": None, "other_saes": ()}
+NO_CONTROLS = {"problems": MINI.problems.model_copy(update={"controls": None, "control_names": ()})}
+NO_PROBLEMS = {"problems": ProblemsRef()}
+
+
 @pytest.mark.parametrize("name", ["setup", "features", "diagnose", "edit", "benchmark", "runs"])
-def test_every_page_of_a_profile_without_saes(
-    name: str, open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("without", "where"),
+    [
+        (NO_SAES, {"features": "[saes]", "diagnose": "[saes]"}),
+        (NO_CONTROLS, {"features": "controls =", "diagnose": "controls ="}),
+        (NO_SAES | NO_PROBLEMS, {"features": "[saes]", "diagnose": "[saes]", "edit": "problems =",
+                                 "benchmark": "problems ="}),
+    ],
+    ids=["no SAEs", "no controls", "neither SAEs nor problems"],
+)  # fmt: skip
+def test_every_page_of_a_profile_that_names_less(
+    name: str,
+    without: dict[str, object],
+    where: dict[str, str],
+    open_page: Callable[..., AppTest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    silent = MINI.model_copy(update={"saes": None, "other_saes": ()})
-    monkeypatch.setattr(_session, "load_profile", lambda _: silent)
-    app = open_page(name, layers=[3, 5])
+    less = MINI.model_copy(update=without)
+    monkeypatch.setattr(_session, "load_profile", lambda _: less)
+    app = open_page(name, layers=[3, 5], arm="projected")
     assert not app.exception
-    said = [error.value for error in app.error]
-    if name in ("features", "diagnose"):
-        assert len(said) == 1
-        assert "names no SAEs" in said[0]
-        assert "Add [saes]" in said[0].replace("\\", "")
-    else:
-        assert not said
+    assert not [error.value for error in app.error]
+    said = [box.value.replace("\\", "") for box in app.info if "profile mini names no" in box.value]
+    assert len(said) == (name in where)
+    assert name not in where or where[name] in said[0]
+    if name == "edit":
+        assert app.session_state["arm"] == "raw"
+        assert app.button(key="run-compare")

@@ -102,7 +102,6 @@ def test_extending_replaces_fields_and_leaves_nothing_of_another_model(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OWN, "lacks problems; expected problems, controls, shots"),
         (OWN + "widht = 1" + PROBLEMS, "unknown field; got saes.widht; expected location, site, width, l0, revision."),
         ("topk = 4" + OWN + PROBLEMS, "unknown field; got topk; expected name, title, model"),
         (
@@ -123,13 +122,34 @@ def test_what_does_not_fit_is_said_in_one_line(text: str, message: str, write: C
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("left_out", ["problems", "controls", "shots", "subjects", "control_names", "location"])
+@pytest.mark.parametrize("left_out", ["id", "location"])
 def test_a_missing_field_is_named_with_what_it_would_hold(left_out: str, write: Callable[..., str]) -> None:
     text = "\n".join(line for line in (OWN + PROBLEMS).splitlines() if not line.startswith(f"{left_out} ="))
     with pytest.raises(ProfileError, match=f"lacks .*{left_out}") as caught:
         load_profile(write(text))
     assert caught.value.expected
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize("left_out", ["problems", "subjects", "shots", "controls", "control_names"])
+def test_what_cannot_be_done_without_a_field_names_it(left_out: str, write: Callable[..., str]) -> None:
+    text = "\n".join(line for line in (OWN + PROBLEMS).splitlines() if not line.startswith(f"{left_out} ="))
+    profile = load_profile(write(text))
+    whole = load_profile(write(OWN + PROBLEMS))
+    needed = {
+        "cannot_ask": left_out in ("problems", "subjects", "shots"),
+        "cannot_score": left_out in ("problems", "subjects"),
+        "cannot_listen": left_out != "shots",
+        "cannot_measure_gains": left_out != "shots",
+    }
+    for question, hinders in needed.items():
+        why = getattr(profile, question)()
+        assert (why is not None) == hinders, question
+        assert getattr(whole, question)() is None
+        assert why is None or (f"no {left_out}" in why.what and why.expected and why.next_step)
+    if needed["cannot_listen"]:
+        with pytest.raises(ProfileError, match=f"no {left_out}"):
+            profile.diagnose_spec()
 
 
 def test_a_misspelt_field_is_named_with_the_near_one(write: Callable[..., str]) -> None:
