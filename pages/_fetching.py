@@ -63,7 +63,8 @@ def draw(result: DownloadResult) -> None:
 
 
 def _on_hub(spec: DownloadSpec) -> bool:
-    assert spec.problems is not None, "a profile has problems"
-    named = (spec.model.id, spec.problems.problems, spec.problems.controls)
-    named += () if spec.saes is None else (spec.saes.location,)
-    return any(local_path(place) is None for place in (*named, *(ref.tuned for ref in spec.task_vectors)))
+    named = [spec.model.id, *(ref.tuned for ref in spec.task_vectors)]
+    named += [] if spec.saes is None else [spec.saes.location]
+    if spec.problems is not None:
+        named += [place for place in (spec.problems.problems, spec.problems.controls) if place is not None]
+    return any(local_path(place) is None for place in named)

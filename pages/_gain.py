@@ -59,7 +59,8 @@ def _measure(spec: GainSpec) -> None:
 
 def draw() -> None:
     """Draw the card: a button at first, then progress, then score against gain beside the forest of predictors."""
-    if not _session.profile().task_vectors:  # the energy above says so
+    profile = _session.profile()
+    if not profile.task_vectors or profile.cannot_measure_gains() is not None:  # said above
         return
     spec = spec_from_session()
     subject = st.session_state["subject"]

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from pages import _jobs, _session, _ui
-from stethoscope.errors import CorpusError, UserError
+from stethoscope.errors import CorpusError, ProfileError, UserError
 from stethoscope.figures.theme import pretty
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import with_problems
@@ -30,10 +30,19 @@ def in_use() -> ProblemsRef:
     return _session.profile().problems if own is None else ProblemsRef.model_validate(own["ref"])
 
 
+def cannot_ask() -> ProfileError | None:
+    """Return what is missing for a benchmark with the problems in use; None where nothing is."""
+    return _session.profile().model_copy(update={"problems": in_use()}).cannot_ask()
+
+
 def take(problems: ProblemsRef, name: str | None = None) -> None:
     """Ask `problems`, all their subjects; the profile's own are no others."""
     profile = _session.profile()
-    own = {"profile": profile.name, "ref": problems.model_dump(), "name": name or Path(problems.problems).name[:24]}
+    own = {
+        "profile": profile.name,
+        "ref": problems.model_dump(),
+        "name": name or Path(problems.problems or "").name[:24],
+    }
     st.session_state["own_problems"] = None if problems == profile.problems else own
     st.session_state["bench_subjects"] = list(problems.subjects)
 
@@ -84,7 +93,12 @@ def _use() -> None:
     except UserError as error:
         chosen["own_problems_error"] = error
     except (OSError, ValueError, RuntimeError) as error:  # no such home folder is a RuntimeError
-        chosen["own_problems_error"] = CorpusError("these problems cannot be read", got=error)
+        chosen["own_problems_error"] = CorpusError(
+            "these problems cannot be read",
+            got=error,
+            expected="a file or folder that can be opened",
+            next_step="Check the path and its permissions.",
+        )
 
 
 def _kept(name: str, content: bytes) -> tuple[str, str]:

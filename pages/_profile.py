@@ -79,7 +79,12 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
                 file.write(content)
             os.replace(file.name, path)
     except OSError as error:
-        raise ProfileError("cannot keep the profile", got=error.strerror) from error
+        raise ProfileError(
+            "cannot keep the profile",
+            got=error.strerror,
+            expected="a folder for runs that can be written to",
+            next_step="Free some space, or check the folder's permissions.",
+        ) from error
     return path
 
 

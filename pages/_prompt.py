@@ -91,7 +91,9 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
     chosen = st.session_state
     for name, start in (("prompt_kind", KINDS[0]), ("third", "nobody"), ("chat", False), ("text_tokens", 128)):
         chosen.setdefault(name, start)
-    st.segmented_control("Prompt", KINDS, required=True, **_session.mirror("prompt_kind", "prompt-kind", "default"))
+    kinds = KINDS if _session.profile().cannot_score() is None else KINDS[1:]
+    chosen["prompt_kind"] = chosen["prompt_kind"] if chosen["prompt_kind"] in kinds else kinds[0]
+    st.segmented_control("Prompt", kinds, required=True, **_session.mirror("prompt_kind", "prompt-kind", "default"))
     kind = chosen["prompt_kind"]
     question = _one_problem() if kind == KINDS[0] else _typed(kind)
     known = _recipe.ground(recipe.task_vector.name)

@@ -114,8 +114,8 @@ def controls(n_layers: int) -> None:
         "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.segmented_control("Arm", list(_session.ARMS), format_func=lambda arm: _session.ARMS[arm], required=True,
-                             **_session.mirror("arm", "arm-choice", "default"))  # fmt: skip
+        st.segmented_control("Arm", _session.possible_arms(profile), format_func=lambda arm: _session.ARMS[arm],
+                             required=True, **_session.mirror("arm", "arm-choice", "default"))  # fmt: skip
         st.checkbox("Norms, too", help="The norm weights of the picked layers move with them.",
                     **_session.mirror("norms", "edit-norms", "value"))  # fmt: skip
         st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",

@@ -97,21 +97,36 @@ def known_subject(name: str) -> str:
     """Return `name`; raise `CorpusError` when the profile has no such subject."""
     subjects = _session.profile().problems.subjects
     if name not in subjects:
-        raise CorpusError("the link names an unknown subject", got=repr(name), expected=" or ".join(subjects))
+        raise CorpusError(
+            "the link names an unknown subject",
+            got=repr(name),
+            expected=" or ".join(subjects),
+            next_step="Choose one of these on the page.",
+        )
     return name
 
 
 def linked_layers(text: str) -> list[int]:
     """Return the layers of "3,4,8"."""
     if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3}){0,199}", text):
-        raise RecipeError("the link's layers cannot be read", got=repr(text[:60]), expected="for example 3,4,8")
+        raise RecipeError(
+            "the link's layers cannot be read",
+            got=repr(text[:60]),
+            expected="for example 3,4,8",
+            next_step="Pick the layers on the page.",
+        )
     return [int(layer) for layer in text.split(",")]
 
 
 def linked_seed(text: str | None) -> int | None:
     """Return the seed of a random pick, None where the link has none."""
     if text and not re.fullmatch(r"[0-9]{1,4}", text):
-        raise RecipeError("the link's seed cannot be read", got=repr(text[:60]), expected="0 to 9999")
+        raise RecipeError(
+            "the link's seed cannot be read",
+            got=repr(text[:60]),
+            expected="0 to 9999",
+            next_step="Set the seed on the page.",
+        )
     return int(text) if text else None
 
 
@@ -210,8 +225,12 @@ def take_recipe(recipe: EditRecipe) -> None:
         st.session_state["recipe_waiting"] = recipe.model_dump_json()
         return
     if beyond := [layer for layer in recipe.layers if layer >= n_layers]:
-        raise RecipeError("the recipe names layers that the model does not have", got=", ".join(map(str, beyond)),
-                          expected=f"0 to {n_layers - 1}")  # fmt: skip
+        raise RecipeError(
+            "the recipe names layers that the model does not have",
+            got=", ".join(map(str, beyond)),
+            expected=f"0 to {n_layers - 1}",
+            next_step="Load the model that the recipe was made for, or take these layers out of it.",
+        )
     with _session.all_or_nothing(TAKEN):
         _write(recipe)
         _session.defaults()
@@ -243,8 +262,12 @@ def _write(recipe: EditRecipe) -> None:
 
 def _check_within(name: str, value: int, bounds: tuple[int, int]) -> None:
     if not bounds[0] <= value <= bounds[1]:
-        raise RecipeError(f"the recipe's {name} is outside the page's range", got=value,
-                          expected=f"{bounds[0]} to {bounds[1]}")  # fmt: skip
+        raise RecipeError(
+            f"the recipe's {name} is outside the page's range",
+            got=value,
+            expected=f"{bounds[0]} to {bounds[1]}",
+            next_step="Change it in the recipe, or use the recipe on the command line.",
+        )
 
 
 def _take_waiting() -> None:

@@ -247,6 +247,11 @@ def _keep_task_vectors(refs: list[TaskVectorRef]) -> None:
     st.session_state["own_task_vectors"] = added | held
 
 
+def possible_arms(profile: Profile) -> list[str]:
+    """Return the arms that an edit can have with what `profile` names: those with a projection need a diagnosis."""
+    return [arm for arm in ARMS if arm in ("raw", "random-subspace") or profile.cannot_listen() is None]
+
+
 def defaults() -> None:
     """Give every plain session key a value that suits the profile."""
     chosen = profile()
@@ -255,7 +260,7 @@ def defaults() -> None:
         "subject": chosen.problems.subjects,
         "control": chosen.problems.control_names,
         "score": SCORE_NAMES,
-        "arm": list(ARMS),
+        "arm": possible_arms(chosen),
     }
     for name, values in allowed.items():
         if st.session_state.get(name) not in values:

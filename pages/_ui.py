@@ -119,6 +119,11 @@ def banner(error: object) -> None:
         st.code(detail or "\n".join([what, *lines]), language=None)
 
 
+def missing(error: UserError) -> None:
+    """Show what a profile has to name for this card or page, as information: nothing went wrong."""
+    st.info(escape(str(error)), icon=":material/info:")
+
+
 def empty(text: str, button: str, key: str, action: Callable[[], None]) -> None:
     """Draw an empty state: what is missing, and one button that mends it."""
     with st.container(border=True):

@@ -11,6 +11,7 @@ from pages import (
     _outcome,
     _plan,
     _power,
+    _problems,
     _recipe,
     _response,
     _running,
@@ -93,7 +94,10 @@ def main() -> None:
     view = _jobs.look("bench")
     recipe = _recipe.from_session(_session.profile()) if _recipe.has_task_vector("a benchmark", "bench") else None
     _plan.defaults()
-    if recipe is not None:
+    if (why := _problems.cannot_ask()) is not None:
+        _ui.missing(why)
+        _problems.draw(st.session_state["bench_split"])
+    elif recipe is not None:
         plan_when_ready(recipe, busy=view.active)
     outcome(view)
     shown = isinstance(view.result, BenchResult) and not view.stale

@@ -35,8 +35,8 @@ def spec_from_controls() -> DiagnoseSpec:
 def main() -> None:
     """Draw the page."""
     _ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; the box tool picks a range.")
-    if _session.profile().saes is None:
-        _ui.banner(_session.profile().no_saes())
+    if (why := _session.profile().cannot_listen()) is not None:
+        _ui.missing(why)
         _gain.draw()
         _session.link()
         return

@@ -80,6 +80,8 @@ def main() -> None:
         _status.show_base()
         _ui.empty("No layer is picked, so the model answers as the base.", "Pick the best layers", "edit-pick",
                   pick_best)  # fmt: skip
+    elif (why := profile.cannot_score()) is not None:
+        _ui.missing(why)
     else:
         with _ui.card("Live probe: do gold solutions become more likely?"):
             live_probe(recipe)

@@ -96,6 +96,10 @@ def main() -> None:
     }.items():
         st.session_state.setdefault(name, first_layer() if value is None else value)
     _ui.heading("Features", "Which latents are task-specific? Each dot is a latent of one layer's SAE.")
+    if (why := _session.profile().cannot_listen()) is not None:
+        _ui.missing(why)
+        _session.link()
+        return
     spec = spec_from_controls()
     view = _jobs.ask("latents", spec, title=f"Latents of layer {spec.layer}")
     _status.show_base()

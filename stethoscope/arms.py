@@ -309,8 +309,10 @@ def _filtered(
     """Return the projected arms, and the raw one that moves the same matrices where the recipe moves more."""
     if not isinstance(recipe.arm, RawArm):
         return StandardSet((), (f"The recipe is {recipe.arm.kind} itself, so no projected arms beside it.",))
-    if diagnosis is None or not ground.sae_layers:
+    if not ground.sae_layers:
         return StandardSet((), ("No SAEs, so no projected arms.",))
+    if diagnosis is None:
+        return StandardSet((), ("No diagnosis is possible, so no projected arms.",))
     arms = projected(recipe, diagnosis, subject, top_k)
     assert arms[0].recipe is not None
     found = reach(arms[0].recipe, ground)

@@ -44,6 +44,12 @@ class UserError(StethoscopeError):
         return " ".join((f"{line}. {self.next_step}" if self.next_step else line).split())
 
 
+def raise_if(error: UserError | None) -> None:
+    """Raise `error`, where there is one."""
+    if error is not None:
+        raise error
+
+
 class ProfileError(UserError):
     """An unknown or broken profile."""
 

@@ -187,7 +187,9 @@ def describe_error(error: BaseException) -> ErrorInfo:
         return ErrorInfo(error.what, error.got, error.expected, error.next_step)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = ResourceError(
-            "not enough memory for this step", next_step="Use fewer documents, layers or a smaller batch and try again."
+            "not enough memory for this step",
+            next_step="Use fewer documents, layers or a smaller batch and try again.",
+            got="an allocation that failed",
         )
         return ErrorInfo(advice.what, next_step=advice.next_step, detail=traceback.format_exc())
     return ErrorInfo(

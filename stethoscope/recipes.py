@@ -55,10 +55,18 @@ def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:
             chosen = LayerAlpha(attention=alpha, mlp=alpha)
         except ValueError as error:
             raise RecipeError(
-                "cannot read --layers", got=repr(part), expected="for example 3,5=0.5 or 2-4 or all"
+                "cannot read --layers",
+                got=repr(part),
+                expected="for example 3,5=0.5 or 2-4 or all",
+                next_step="Correct this part.",
             ) from error
         if not layers or layers[-1] >= n_layers:
-            raise RecipeError("layer out of range", got=span, expected=f"0 to {n_layers - 1}")
+            raise RecipeError(
+                "layer out of range",
+                got=span,
+                expected=f"0 to {n_layers - 1}",
+                next_step="Leave these layers out of --layers.",
+            )
         strengths |= dict.fromkeys(layers, chosen)
     return strengths
 

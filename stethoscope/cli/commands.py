@@ -23,7 +23,7 @@ from stethoscope.cli.terminal import (
     print_run_ids,
     print_stability,
 )
-from stethoscope.errors import CheckpointError, Paused, RecipeError
+from stethoscope.errors import CheckpointError, Paused, RecipeError, raise_if
 from stethoscope.profiles import Profile
 from stethoscope.reach import in_words, reach
 from stethoscope.recipes import parse_layers, read_recipe
@@ -165,6 +165,7 @@ class Commands:
     def problems(self) -> dict[str, object]:
         """Problems by subject, and the gold answers that cannot be read."""
         options = self.options
+        raise_if(self.profile.cannot_score())
         spec = ProblemsSpec(problems=self.profile.problems, split=options.split, n=options.n, seed=options.seed)
         result = self.result(spec)
         assert isinstance(result, ProblemsResult)
@@ -248,15 +249,24 @@ class Commands:
         arm: Arm = RawArm()
         if options.arm.startswith("random-subspace"):
             if options.rank is None:
-                raise RecipeError(f"--arm {options.arm} needs --rank", expected="a number of dimensions")
+                raise RecipeError(
+                    f"--arm {options.arm} needs --rank",
+                    expected="a number of dimensions",
+                    next_step="Add --rank, for example --rank 16.",
+                )
             matched, site = options.arm.endswith("norm-matched"), options.site or profile.site
             saes = next((ref for ref in profile.known_saes if ref.site == site), None)
             arm = RandomSubspaceArm(rank=options.rank, site=site, saes=saes, seed=options.seed, norm_matched=matched)
         elif options.arm == "raw-where-projected":
             arm = ServedArm(saes=self._with_site().diagnose_spec().listens_with)
         elif options.arm != "raw":
+            raise_if(profile.cannot_listen())
             if options.basis_subject is None:
-                raise RecipeError(f"--arm {options.arm} needs --basis-subject", expected=profile.problems.subjects)
+                raise RecipeError(
+                    f"--arm {options.arm} needs --basis-subject",
+                    expected=profile.problems.subjects,
+                    next_step="Add --basis-subject with one of these.",
+                )
             profile = self._with_site()
             profile.check_subjects((options.basis_subject,))
             kind = ProjectedArm if options.arm == "projected" else NormMatchedArm
@@ -278,7 +288,12 @@ class Commands:
         try:
             Path(options.out).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise RecipeError(f"cannot write {options.out}", got=error.strerror) from error
+            raise RecipeError(
+                f"cannot write {options.out}",
+                got=error.strerror,
+                expected="a file that can be written",
+                next_step="Name another place with --out.",
+            ) from error
         self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}")
         found = reach(recipe, ground_of(recipe, self.context, self.progress))
         if said := in_words(found):
@@ -293,6 +308,7 @@ class Commands:
     def rank(self) -> dict[str, object]:
         """Rank of a recipe among random sets of layers."""
         options = self.options
+        raise_if(self.profile.cannot_score())
         spec = RankSpec(
             recipe=read_recipe(options.recipe),
             problems=self.profile.problems,
@@ -312,6 +328,7 @@ class Commands:
 
         options, profile = self.options, self.profile
         recipes = [(Path(path).stem, read_recipe(path)) for path in options.recipes]
+        raise_if(profile.cannot_ask())
         every = profile.problems.subjects
         subjects = every if options.subjects == "all" else profile.check_subjects(tuple(options.subjects.split(",")))
         named = [BenchArm(name=name, recipe=recipe) for name, recipe in recipes]
@@ -352,7 +369,7 @@ class Commands:
 
         assert arm.recipe is not None, "controls stand beside a recipe"
         diagnosis, order = None, None
-        if self.profile.saes is not None:
+        if self.profile.cannot_listen() is None:
             diagnosis = self.profile.diagnose_spec()
             result = self.result(diagnosis)
             assert isinstance(result, DiagnosisResult)

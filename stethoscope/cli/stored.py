@@ -98,7 +98,12 @@ def _report(store: RunStore, console: Console, options: argparse.Namespace) -> d
     try:
         Path(options.out).write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise StoreError(f"cannot write {options.out}", got=error.strerror) from error
+        raise StoreError(
+            f"cannot write {options.out}",
+            got=error.strerror,
+            expected="a file that can be written",
+            next_step="Name another place with --out.",
+        ) from error
     console.print(f"Report of {options.run}: {options.out}, {len(page) / 1e6:.1f} MB")
     return {"run_id": options.run, "out": options.out, "size_bytes": Path(options.out).stat().st_size}
 

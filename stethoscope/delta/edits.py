@@ -231,6 +231,7 @@ def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:
             "a random subspace cannot have more dimensions than its axis",
             got=f"rank {arm.rank}",
             expected=f"1 to {width} at {arm.site}",
+            next_step="Take a smaller rank.",
         )
 
     plain = arm.model_copy(update={"norm_matched": False, "saes": None})  # all project on the same subspace

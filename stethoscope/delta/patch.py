@@ -106,7 +106,12 @@ def build_patch(
     if edits_nothing(recipe):
         return Patch(recipe_id, {})
     if task_vector is None:
-        raise RecipeError("the recipe edits layers, but there is no task vector", expected=recipe.task_vector.name)
+        raise RecipeError(
+            "the recipe edits layers, but there is no task vector",
+            expected=recipe.task_vector.name,
+            got="none",
+            next_step="Open the task vector that the recipe names, and pass it.",
+        )
     source = EditSource(session, task_vector, recipe, bases, sae_layers, directions or Directions(0), identity)
     with torch.no_grad():
         tensors = {edit.name: _edited_tensor(session, edit, buffer_like) for edit in edits_of(source)}
@@ -179,6 +184,7 @@ def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: Edi
             "the recipe names another task vector",
             got=f"{task_vector.ref.name} ({task_vector.ref.tuned})",
             expected=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
+            next_step="Open the task vector that the recipe names, or make the recipe again.",
         )
     beyond = [layer for layer in recipe.layers if not 0 <= layer < session.layout.n_layers]
     if beyond:
@@ -186,6 +192,7 @@ def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: Edi
             f"the recipe edits layers that {session.ref.id} does not have",
             got=", ".join(map(str, beyond)),
             expected=f"layers 0 to {session.layout.n_layers - 1}",
+            next_step="Take these layers out of the recipe.",
         )
 
 
@@ -306,4 +313,5 @@ def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:
             f"the patch does not fit {name}",
             got=(tuple(tensor.shape), tensor.dtype, tensor.device),
             expected=(tuple(parameter.shape), parameter.dtype, parameter.device),
+            next_step="Build the patch again for the model that is loaded.",
         )

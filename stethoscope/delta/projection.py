@@ -160,7 +160,12 @@ def layer_basis(rows_of_layer: RowsOfLayer, layer: int, width: int) -> SpanBasis
             next_step="Pick SAEs that were trained on this model and site.",
         )
     if not bool(torch.isfinite(rows).all()):
-        raise SaeError(f"the SAE of layer {layer} has decoder rows that are NaN or infinite")
+        raise SaeError(
+            f"the SAE of layer {layer} has decoder rows that are NaN or infinite",
+            got="rows that are not finite",
+            expected="finite rows",
+            next_step="Fetch or write the SAE again.",
+        )
     return span_basis(rows)
 
 

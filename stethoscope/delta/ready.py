@@ -144,7 +144,12 @@ def budget_bytes(device: torch.device, asked: int | None = None, *, weights_byte
     if not text:
         return default_budget(free_bytes(device), weights_bytes)
     if not text.isdecimal():
-        raise ResourceError(f"cannot read {BUDGET_VARIABLE}", got=repr(text), expected="a whole number of MiB")
+        raise ResourceError(
+            f"cannot read {BUDGET_VARIABLE}",
+            got=repr(text),
+            expected="a whole number of MiB",
+            next_step="Correct the environment variable, or remove it.",
+        )
     return int(text) * 2**20
 
 

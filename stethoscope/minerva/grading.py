@@ -194,6 +194,7 @@ class GraderPool:
                     "a gold solution states no answer",
                     got=repr(answer.solution[:80]),
                     expected="\\boxed{...} or the final sentence, or the gold answer itself beside the solution",
+                    next_step="Correct the solution, or leave the problem out.",
                 )
             stated = answer.solution if gold == answer_of(answer.solution) else f"$\\boxed{{{gold}}}$"
             fields = {"completion": completion, "solution": stated, "gold": gold}

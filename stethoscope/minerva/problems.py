@@ -92,7 +92,7 @@ def text_field(record: dict[str, object], field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         problem = f"{where} has no {field}" if value is None else f"{where} has a bad {field}"
         got = f"only {', '.join(map(str, record))}"[:80] if value is None else repr(value)[:80]
-        raise CorpusError(problem, got=got, expected="a non-empty string")
+        raise CorpusError(problem, got=got, expected="a non-empty string", next_step="Correct it, or leave it out.")
     return value
 
 
@@ -109,7 +109,12 @@ def _given_answer(value: object, where: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise CorpusError(f"{where} has a bad answer", got=repr(value)[:80], expected="a text or a number")
+        raise CorpusError(
+            f"{where} has a bad answer",
+            got=repr(value)[:80],
+            expected="a text or a number",
+            next_step="Correct it, or remove the field: the answer is then read from the solution.",
+        )
     return _without_dollars(value.strip())
 
 
@@ -126,7 +131,12 @@ def problem_of(record: object, where: str) -> Problem:
         CorpusError: a field that is missing, empty or no text; the message begins with `where`.
     """
     if not isinstance(record, dict):
-        raise CorpusError(f"{where} is not a JSON object", got=type(record).__name__)
+        raise CorpusError(
+            f"{where} is not a JSON object",
+            got=type(record).__name__,
+            expected='an object such as {"problem": ..., "solution": ..., "type": ...}',
+            next_step="Correct it, or leave it out.",
+        )
     problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
     subject = text_field(record, "subject" if "subject" in record or "type" not in record else "type", where)
     answer = _given_answer(record.get("answer"), where)
@@ -136,12 +146,18 @@ def problem_of(record: object, where: str) -> Problem:
         raise CorpusError(
             f"{where} has no answer",
             expected="a field answer, a \\boxed{...} or the final sentence in the solution",
+            next_step="Add the answer, or leave the problem out.",
         )
     try:
         (solution + answer).encode()
         return Problem(problem, solution, subject_of(subject), answer, problem_id_of(problem))
     except UnicodeEncodeError as error:
-        raise CorpusError(f"{where} holds half a surrogate pair", got=error.reason) from error
+        raise CorpusError(
+            f"{where} holds half a surrogate pair",
+            got=error.reason,
+            expected="text that can be written as UTF-8",
+            next_step="Correct it, or leave it out.",
+        ) from error
 
 
 def asked_problems(problems: Sequence[Problem], subject: str, n: SampleSize, seed: int) -> list[Problem]:
@@ -164,7 +180,12 @@ def sample_problems(problems: Sequence[Problem], subject: str, n: int, seed: int
     found = asked_problems(problems, subject, n, seed)
     if not found:
         known = sorted({problem.subject for problem in problems})
-        raise CorpusError("no problems of that subject", got=repr(subject), expected="one of " + ", ".join(known))
+        raise CorpusError(
+            "no problems of that subject",
+            got=repr(subject),
+            expected="one of " + ", ".join(known),
+            next_step="Choose one of these.",
+        )
     if n > len(found):
         raise CorpusError(
             f"too few problems in {subject}", got=f"{len(found)}", expected=f"{n}", next_step="Ask for fewer."

@@ -48,9 +48,12 @@ def load_problems(location: str, split: Split, *, revision: str | None = None) -
             next_step="Check the path.",
         )
     if not problems:
-        cut = path.is_file() and "One file is cut 80/10/10 by its problems' text: add problems, or make it a folder's "
+        cut = "One file is cut 80/10/10 by its problems' text: add problems, or make it a folder's "
         raise CorpusError(
-            f"the {split} split at {location} holds no problems", next_step=f"{cut}{split}.jsonl." if cut else None
+            f"the {split} split at {location} holds no problems",
+            got="none",
+            expected="at least one problem",
+            next_step=f"{cut}{split}.jsonl." if path.is_file() else f"Add problems to its {split} split.",
         )
     return problems
 
@@ -105,7 +108,17 @@ def sample_texts(problems: ProblemsRef, n: int, *, seed: int = 0) -> list[str]:
 
 
 def _place(problems: ProblemsRef, name: str) -> tuple[str, str | None]:
-    return (problems.controls, None) if name in problems.control_names else (problems.problems, problems.revision)
+    is_control = name in problems.control_names
+    place, revision = (problems.controls, None) if is_control else (problems.problems, problems.revision)
+    if place is None:
+        wanted = "controls" if is_control else "problems"
+        raise CorpusError(
+            f"no {wanted} are named, so {name} has no texts",
+            got=f"no {wanted}",
+            expected="a folder, a .jsonl file or a data set of the hub",
+            next_step=f"Add {wanted} under [problems] in the profile.",
+        )
+    return place, revision
 
 
 def subjects_at(location: str, *, revision: str | None = None) -> tuple[str, ...]:
@@ -258,7 +271,12 @@ def _json(line: bytes, where: str) -> object:
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where} is not UTF-8", got=error.reason, next_step="Save the file as UTF-8.") from error
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where} is not JSON", got=error, expected="one JSON object a line") from error
+        raise CorpusError(
+            f"{where} is not JSON",
+            got=error,
+            expected="one JSON object a line",
+            next_step="Correct it, or leave it out.",
+        ) from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -270,19 +288,31 @@ def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         columns = [name for name in pq.read_schema(path).names if name in _COLUMNS]
         rows = pq.read_table(path, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path.name} is not a parquet file that can be read", got=error) from error
+        raise CorpusError(
+            f"{path.name} is not a parquet file that can be read",
+            got=error,
+            expected="a parquet file with the columns problem and solution",
+            next_step="Fetch or write it again.",
+        ) from error
     for number, row in enumerate(rows, start=1):
         yield f"row {number} of {path.parent.name}/{path.name}", partial(dict, row)
 
 
-def load_shots(location: str) -> tuple[tuple[str, str], ...]:
+def load_shots(location: str | None) -> tuple[tuple[str, str], ...]:
     """Return the few-shot examples (problem, solution) of a JSON file {"shots": [{...}, ...]}, in its order.
 
     `lm_eval:minerva_math` is the four of Lewkowycz et al. (2022), read from the installed lm-evaluation-harness.
 
     Raises:
-        CorpusError: no such file, or no list of objects with problem and solution in it.
+        CorpusError: None, no such file, or no list of objects with problem and solution in it.
     """
+    if location is None:
+        raise CorpusError(
+            "no shots are named",
+            got="none",
+            expected=f"a JSON file, or {CANONICAL_SHOTS}",
+            next_step="Add shots under [problems] in the profile.",
+        )
     if location == CANONICAL_SHOTS:
         from stethoscope.minerva.grader import lm_eval_functions  # sympy
 
@@ -297,13 +327,21 @@ def load_shots(location: str) -> tuple[tuple[str, str], ...]:
     try:
         content = json.loads(_read(path).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{path.name} is not JSON", got=error, expected="a list of examples") from error
+        raise CorpusError(
+            f"{path.name} is not JSON",
+            got=error,
+            expected="a list of examples",
+            next_step="Correct the file, or name " + CANONICAL_SHOTS + ".",
+        ) from error
     records = content.get("shots") if isinstance(content, dict) else None
     if isinstance(records, dict):
         records = records.get("shots")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise CorpusError(
-            f"{path.name} holds no list of shots", expected='{"shots": [{"problem": ..., "solution": ...}, ...]}'
+            f"{path.name} holds no list of shots",
+            expected='{"shots": [{"problem": ..., "solution": ...}, ...]}',
+            got="another form",
+            next_step="Correct the file, or name " + CANONICAL_SHOTS + ".",
         )
     return tuple(
         (

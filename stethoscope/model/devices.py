@@ -96,7 +96,9 @@ def pick_device(device: str) -> Placement:
     try:
         where = torch.device(device)
     except RuntimeError as error:
-        raise ResourceError("no device of that name", got=repr(device), expected=NAMES) from error
+        raise ResourceError(
+            "no device of that name", got=repr(device), expected=NAMES, next_step="Choose one of these."
+        ) from error
     if where.type not in ("cpu", "cuda"):
         raise ResourceError(
             f"models do not run on {where.type} here: exact edits and answers were not shown to hold on it",
@@ -108,7 +110,10 @@ def pick_device(device: str) -> Placement:
         raise ResourceError("no CUDA device on this machine", got=device, next_step="Use the device cpu or auto.")
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
-            "no CUDA device of that number", got=device, expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            "no CUDA device of that number",
+            got=device,
+            expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+            next_step="Choose one of these, or auto.",
         )
     return Placement(where, weights_in, spread)
 

@@ -112,12 +112,26 @@ def open_tensors(folder: Path, file: str, title: str) -> Any:  # safetensors has
     """Return `file` of `folder`, opened; raise `CheckpointError` where it is no whole safetensors file."""
     try:
         return safe_open(folder / file, framework="pt")
-    except (SafetensorError, OSError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(
-            f"{file} of {title} is missing, corrupt or truncated",
+            f"{title} has no {file}",
+            got="no such file",
+            expected="a whole safetensors file",
+            next_step="Fetch or write it again.",
+        ) from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} of {title} is corrupt or truncated",
             got=error,
             expected="a whole safetensors file",
             next_step="Fetch or write it again.",
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{file} of {title} cannot be read",
+            got=error.strerror or error,
+            expected="a file that can be opened",
+            next_step="Check the file and its permissions.",
         ) from error
 
 
@@ -132,9 +146,16 @@ def read_json(path: Path, title: str) -> dict[str, Any]:
             expected=path.name,
             next_step="Fetch or write it again, as a whole.",
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{path.name} of {title} cannot be read",
+            got=error.strerror or error,
+            expected="a file that can be opened",
+            next_step="Check the file and its permissions.",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} of {title} is not JSON",
             got=error,
             expected="a JSON object",
             next_step="Fetch or write it again.",

@@ -32,12 +32,12 @@ BATCH_SIZE = 8
 
 
 def prompt_texts(spec: CompareTextSpec, session: ModelSession) -> list[str]:
-    """Return the full text of every prompt: behind the shots, in the chat template, as the spec says.
+    """Return the full text of every prompt: behind the shots (if there are any), in the chat template, as asked.
 
     Raises:
         UserError: a chat template is asked for, and the tokenizer has none.
     """
-    shots = load_shots(spec.problems.shots)
+    shots = load_shots(spec.problems.shots) if spec.framed and spec.problems.shots is not None else ()
     framed = [few_shot_prompt(prompt, shots) if spec.framed else prompt for prompt in spec.prompts]
     return [session.chat_prompt(text) for text in framed] if spec.chat_template else framed
 

@@ -57,10 +57,10 @@ def _parts(spec: DownloadSpec) -> Iterator[_Part]:
             yield _Part(
                 f"task vector {ref.name}", ref.tuned, "model", _planner(ref.tuned, ref.revision, TASK_VECTOR_FILES)
             )
-    if problems is not None and local_path(problems.problems) is None:
+    if problems is not None and problems.problems is not None and local_path(problems.problems) is None:
         plan = _planner(problems.problems, problems.revision, DATA_SET_FILES, "dataset")
         yield _Part("problems", problems.problems, "dataset", plan)
-    if problems is not None and local_path(problems.controls) is None:
+    if problems is not None and problems.controls is not None and local_path(problems.controls) is None:
         yield _Part(
             "controls", problems.controls, "dataset", _planner(problems.controls, None, DATA_SET_FILES, "dataset")
         )

@@ -62,7 +62,12 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     task_vector = context.task_vector(recipe.task_vector, session, progress)
     why_not = not_for_mergekit(recipe) if spec.kind in ("all", "mergekit") else None
     if spec.kind == "mergekit" and why_not is not None:
-        raise RecipeError("there is no mergekit configuration of this recipe", got=why_not)
+        raise RecipeError(
+            "there is no mergekit configuration of this recipe",
+            got=why_not,
+            expected="a recipe that mergekit can carry out",
+            next_step="Export a checkpoint or the delta instead.",
+        )
     wants_yaml = spec.kind in ("all", "mergekit") and why_not is None
     parts = Parts(
         checkpoint=spec.kind in ("all", "checkpoint"),

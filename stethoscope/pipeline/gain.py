@@ -177,7 +177,10 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injec
         )
     if spec.top_n > session.layout.n_layers:
         raise RecipeError(
-            "a set has more layers than the model", got=spec.top_n, expected=f"at most {session.layout.n_layers}"
+            "a set has more layers than the model",
+            got=spec.top_n,
+            expected=f"at most {session.layout.n_layers}",
+            next_step="Ask for smaller sets.",
         )
     problems = spec.diagnosis.problems
     probes = probe_set(spec.diagnosis.model, problems, spec.split, spec.n, spec.seed, context, progress)

@@ -16,7 +16,10 @@ def check_subject(spec: DiagnoseSpec, subject: str) -> None:
     """Raise `CorpusError` for a subject that the problems do not have."""
     if subject not in spec.problems.subjects:
         raise CorpusError(
-            "no subject of that name", got=repr(subject), expected="one of " + ", ".join(spec.problems.subjects)
+            "no subject of that name",
+            got=repr(subject),
+            expected="one of " + ", ".join(spec.problems.subjects),
+            next_step="Choose one of these.",
         )
 
 

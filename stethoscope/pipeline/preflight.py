@@ -209,6 +209,8 @@ def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[Prefli
         texts = sample_texts(problems, TEXTS_PER_SUBJECT)
     except UserError as error:
         return [_failed("texts", error).model_copy(update={"outcome": "warn"})]
+    if not texts:
+        return []
     text = task_vector.read_otherwise(texts)
     if text is None:
         what = f"its tokenizer reads {len(texts)} of the profile's texts as the base's does"
@@ -220,8 +222,7 @@ def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[Prefli
             what="its tokenizer reads a text of the profile otherwise than the base's",
             got=repr(text[:TEXT_SHOWN]) + "…" * (len(text) > TEXT_SHOWN),
             expected="the base's tokens",
-            next_step="It was trained on other tokens than it would be asked with. Take a fine-tune with the base's "
-            "tokenizer.",
+            next_step="Take a fine-tune with the base's tokenizer.",
         )
     ]
 
@@ -251,11 +252,8 @@ def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: boo
 def _whole(task_vector: TaskVector) -> PreflightCheck:
     why = task_vector.not_the_fine_tune
     if why is None:
-        return PreflightCheck(
-            name=FINE_TUNE,
-            outcome="pass",
-            what="all layers, norms and embeddings at alpha 1 give the fine-tuned model itself",
-        )
+        what = "all layers, norms and embeddings at alpha 1 give the fine-tuned model itself"
+        return PreflightCheck(name=FINE_TUNE, outcome="pass", what=what)
     return PreflightCheck(
         name=FINE_TUNE,
         outcome="warn",

@@ -48,13 +48,19 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
     own = tuple(layer for layer in recipe.layers if layer not in kept)
     norm = edit_norm(recipe, context, progress)
     if norm == 0:
-        raise RecipeError("the recipe changes nothing, so it has no rank", expected="layers that the task vector moves")
+        raise RecipeError(
+            "the recipe changes nothing, so it has no rank",
+            expected="layers that the task vector moves",
+            got=f"layers {shown_layers(recipe.layers) or 'none'}",
+            next_step="Choose other layers, or a strength above 0.",
+        )
     n_possible = math.comb(len(layers), size) - 1
     if n_possible < 1:
         raise RecipeError(
             "there is no other set of layers to rank this recipe among",
             got=f"{size} layers, of the {len(layers)} that such an edit can move ({shown_layers(layers)})",
             expected="fewer layers than such an edit can move, and at least one",
+            next_step="Choose fewer layers.",
         )
     everything = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
     probes = everything.part(~everything.is_control)

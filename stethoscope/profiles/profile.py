@@ -2,7 +2,28 @@
 
 from stethoscope.errors import ProfileError
 from stethoscope.locations import local_path
-from stethoscope.records import ADD_SAES, DiagnoseSpec, ModelRef, ProblemsRef, Record, SaeRef, Site, TaskVectorRef
+from stethoscope.records import (
+    ADD_SAES,
+    ASKED,
+    HEARD,
+    SCORED,
+    DiagnoseSpec,
+    ModelRef,
+    ProblemField,
+    ProblemsRef,
+    Record,
+    SaeRef,
+    Site,
+    TaskVectorRef,
+)
+
+WOULD_BE: dict[ProblemField, str] = {
+    "problems": 'problems = "a folder, a .jsonl file or a data set of the hub"',
+    "subjects": "subjects = a list of the problems' subjects",
+    "shots": 'shots = "a JSON file of few-shot examples", or "lm_eval:minerva_math"',
+    "controls": 'controls = "texts of the same form", such as "embedded:corpora/controls"',
+    "control_names": 'control_names = a list of control corpora, such as ["plain_prose"]',
+}
 
 
 class Suggestion(Record):
@@ -17,8 +38,9 @@ class Profile(Record):
 
     `live_share` and `dense_rate` are the cuts of the specificity score that suit the SAEs' density;
     `top_n` is the number of layers that "pick top n" takes. `other_saes` are SAEs of the same model to choose instead
-    (another site, width or density), and `suggestions` are public task vectors. Without `saes` there is
-    nothing to listen with; raw edits, gains, benchmarks and exports need none.
+    (another site, width or density), and `suggestions` are public task vectors. `saes` and what stands in `problems`
+    may be missing: raw edits, texts and exports need neither; `cannot_listen`, `cannot_ask` and `cannot_score` say what
+    is missing for the rest.
     """
 
     name: str
@@ -28,7 +50,7 @@ class Profile(Record):
     other_saes: tuple[SaeRef, ...] = ()
     task_vectors: tuple[TaskVectorRef, ...] = ()
     suggestions: tuple[Suggestion, ...] = ()
-    problems: ProblemsRef
+    problems: ProblemsRef = ProblemsRef()
     live_share: float = 0.01
     dense_rate: float = 0.10
     top_k: int = 16
@@ -72,6 +94,32 @@ class Profile(Record):
             next_step=ADD_SAES,
         )
 
+    def cannot_listen(self) -> ProfileError | None:
+        """Return what is missing for a diagnosis; None where nothing is."""
+        return self.no_saes() if self.saes is None else self._lacking(HEARD, "a diagnosis")
+
+    def cannot_measure_gains(self) -> ProfileError | None:
+        """Return what is missing for the layers' measured gains; None where nothing is."""
+        return self._lacking(HEARD, "a layer's gain")
+
+    def cannot_ask(self) -> ProfileError | None:
+        """Return what is missing for a benchmark; None where nothing is."""
+        return self._lacking(ASKED, "a benchmark")
+
+    def cannot_score(self) -> ProfileError | None:
+        """Return what is missing for the likelihood of gold solutions; None where nothing is."""
+        return self._lacking(SCORED, "the likelihood of gold solutions")
+
+    def _lacking(self, fields: tuple[ProblemField, ...], purpose: str) -> ProfileError | None:
+        missing = self.problems.lacking(fields)
+        if not missing:
+            return None
+        return ProfileError(
+            f"profile {self.name} names no {' and no '.join(missing)}, which {purpose} needs",
+            expected="; ".join(WOULD_BE[name] for name in missing),
+            next_step="Add this under [problems] in the profile. Raw edits, texts and exports need none.",
+        )
+
     def changed(self, *, model: ModelRef, saes: SaeRef | None) -> "Profile":
         """Return the profile with another model or other SAEs; those it had stay to choose from.
 
@@ -111,10 +159,11 @@ class Profile(Record):
             silent: whether its documents and cuts are enough, without SAEs.
 
         Raises:
-            ProfileError: an unknown control corpus, or no SAEs.
+            ProfileError: an unknown control corpus; no SAEs, problems or control corpora.
         """
-        if self.saes is None and not silent:
-            raise self.no_saes()
+        why = self.cannot_measure_gains() if silent else self.cannot_listen()
+        if why is not None:
+            raise why
         control = control or self.problems.control_names[0]
         if control not in self.problems.control_names:
             raise ProfileError(
@@ -145,6 +194,7 @@ class Profile(Record):
                     f"profile {self.name} has no subject of that name",
                     got=repr(subject),
                     expected="one of " + ", ".join(known),
+                    next_step="Choose one of these.",
                 )
         return subjects
 

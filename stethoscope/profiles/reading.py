@@ -26,11 +26,6 @@ NEEDED = {  # what a missing field or table would hold
     "model": '[model] with id = "a folder or hub id"',
     "id": "a folder or hub id",
     "location": "a folder, hub id or sae_lens release",
-    "problems": "problems, controls, shots, subjects and control_names under [problems]",
-    "controls": 'texts of the same form, such as "embedded:corpora/controls"',
-    "shots": 'a JSON file of few-shot examples, or "lm_eval:minerva_math"',
-    "subjects": "a list of the problems' subjects",
-    "control_names": 'a list of control corpora, such as ["plain_prose"]',
     "tuned": "a folder, file or hub id of a fine-tune, adapter or delta",
     "name": "what it is called",
 }
@@ -101,7 +96,9 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except OSError as error:
         raise ProfileError(f"cannot read profile {path}", got=error.strerror, next_step="Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path} is not valid TOML", got=error) from error
+        raise ProfileError(
+            f"profile {path} is not valid TOML", got=error, expected="a TOML file", next_step="Correct that line."
+        ) from error
     extended = own.pop("extends", None)
     own = _located(own, path.parent)
     if extended is None:
@@ -110,7 +107,12 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return _over(PROFILES[extended].model_dump(mode="json"), own)
     below = path.parent / _path_of(str(extended))
     if below.resolve() in seen:
-        raise ProfileError(f"profile {path} extends itself", got=" -> ".join(step.name for step in (*seen, below)))
+        raise ProfileError(
+            f"profile {path} extends itself",
+            got=" -> ".join(step.name for step in (*seen, below)),
+            expected="a chain that ends",
+            next_step="Take extends out of one of these files.",
+        )
     return _over(_table(below, (*seen, below.resolve())), own)
 
 

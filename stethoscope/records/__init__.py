@@ -39,7 +39,18 @@ from stethoscope.records.recipe import (
     RawArm,
     ServedArm,
 )
-from stethoscope.records.references import MatrixRole, ModelRef, ProblemsRef, SaeRef, SetupChange, TaskVectorRef
+from stethoscope.records.references import (
+    ASKED,
+    HEARD,
+    SCORED,
+    MatrixRole,
+    ModelRef,
+    ProblemField,
+    ProblemsRef,
+    SaeRef,
+    SetupChange,
+    TaskVectorRef,
+)
 from stethoscope.records.specs import (
     BenchArm,
     BenchPlanSpec,
@@ -94,6 +105,10 @@ __all__ = [
     "Record",
     "SCHEMA_VERSION",
     "ADD_SAES",
+    "ASKED",
+    "HEARD",
+    "SCORED",
+    "ProblemField",
     "SCORE_NAMES",
     "SaeRef",
     "SetupChange",

@@ -1,8 +1,14 @@
 """Where things lie: a model, its SAEs, a task vector, problems."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from stethoscope.records.base import Dtype, Record, Site
+
+ProblemField = Literal["problems", "controls", "shots", "subjects", "control_names"]
+ASKED: tuple[ProblemField, ...] = ("problems", "subjects", "shots")  # for answers
+SCORED: tuple[ProblemField, ...] = ("problems", "subjects")  # for the likelihood of gold solutions
+HEARD: tuple[ProblemField, ...] = ("problems", "subjects", "controls", "control_names")  # for a diagnosis
 
 
 class MatrixRole(Record):
@@ -81,7 +87,7 @@ class SetupChange(Record):
 
 
 class ProblemsRef(Record):
-    """Problems in MATH's format, control texts of the same form, and the shots of the prompt.
+    """Problems in MATH's format, control texts of the same form, and the shots of the prompt; a place may be missing.
 
     Attributes:
         problems: a folder of {train,dev,test}.jsonl (without dev.jsonl, dev is a tenth of train), a folder of MATH's
@@ -93,9 +99,13 @@ class ProblemsRef(Record):
         revision: of the hub's data set.
     """
 
-    problems: str
-    controls: str
-    shots: str
-    subjects: tuple[str, ...]
-    control_names: tuple[str, ...]
+    problems: str | None = None
+    controls: str | None = None
+    shots: str | None = None
+    subjects: tuple[str, ...] = ()
+    control_names: tuple[str, ...] = ()
     revision: str | None = None
+
+    def lacking(self, fields: Iterable[ProblemField]) -> tuple[ProblemField, ...]:
+        """Return those of `fields` that are not given."""
+        return tuple(name for name in fields if not getattr(self, name))

@@ -72,9 +72,26 @@ def _open(name: str, path: Path) -> Iterator[ArrayFile]:
             with safe_open(path, framework="pt") as file:
                 yield _Safetensors(file)
     except FileNotFoundError as error:
-        raise SaeError(f"{name} has no {path.name}", next_step=AGAIN) from error
-    except (SafetensorError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SaeError(f"{name} has a corrupt {path.suffix[1:]} file", got=error, next_step=AGAIN) from error
+        raise SaeError(
+            f"{name} has no {path.name}",
+            next_step=AGAIN,
+            got="nothing there",
+            expected=f"{path.name} beside its settings",
+        ) from error
+    except OSError as error:
+        raise SaeError(
+            f"{path.name} of {name} cannot be read",
+            got=error.strerror or error,
+            expected="a file that can be opened",
+            next_step="Check the file and its permissions.",
+        ) from error
+    except (SafetensorError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SaeError(
+            f"{path.name} of {name} is not a {path.suffix[1:]} file of plain arrays",
+            got=error,
+            expected="a whole file without pickled objects",
+            next_step=AGAIN,
+        ) from error
 
 
 def read_sizes(name: str, path: Path, known: Format) -> tuple[int, int]:
@@ -142,4 +159,5 @@ def _require(name: str, file: ArrayFile, wanted: str, known: Format) -> None:
             f"{name} lacks a tensor",
             got=f"no {wanted}",
             expected=f"{', '.join(held.name for held in known.tensors.values())}, as {known.title} has",
+            next_step=f"Check the format in {known.config}, or write the SAE again.",
         )

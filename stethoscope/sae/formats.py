@@ -164,7 +164,7 @@ def _read_llama_scope(name: str, place: str, config: Mapping[str, Any]) -> State
     threshold = config.get("jump_relu_threshold")
     for field, value in (("dataset_average_activation_norm.in", norm), ("jump_relu_threshold", threshold)):
         if not isinstance(value, int | float) or not value > 0:
-            raise SaeError(f"{name} lacks {field} in its settings", got=repr(value), expected="a number above 0")
+            raise _no_setting(name, config, field, value, expected="a number above 0")
     if config.get("hook_point_out", config.get("hook_point_in")) != config.get("hook_point_in"):
         raise _transcoder(name, f"hook_point_out {config['hook_point_out']!r}")
     scale = d_in**0.5 / float(norm)  # pyright: ignore[reportArgumentType]
@@ -180,8 +180,18 @@ def _read_llama_scope(name: str, place: str, config: Mapping[str, Any]) -> State
 def _size(name: str, config: Mapping[str, Any], field: str) -> int:
     value = config.get(field)
     if not isinstance(value, int):
-        raise SaeError(f"{name} lacks {field} in its settings", got=repr(value), expected="an integer")
+        raise _no_setting(name, config, field, value, expected="an integer")
     return value
+
+
+def _no_setting(name: str, config: Mapping[str, Any], field: str, value: object, *, expected: str) -> SaeError:
+    """Return the error for a setting that is missing, or is there and is nothing to compute with."""
+    return SaeError(
+        f"the settings of {name} have no usable {field}",
+        got=f"{field} {value!r}" if value is not None else f"no {field}",
+        expected=expected,
+        next_step="Correct its settings, or write the SAE again.",
+    )
 
 
 def refuse_transcoder(name: str, place: str) -> None:

@@ -202,6 +202,7 @@ def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
             got="no folder named after a layer",
             expected="layer_0, layer_1, ..., each an SAE in one of these formats: "
             + ", ".join(known.title for known in FORMATS),
+            next_step="Check the path, or rename the folders after their layers.",
         )
     of_site = [place for place in with_layer if ref.site in (re.findall(SITE, place.id) or [ref.site])]
     if not of_site:

@@ -37,7 +37,12 @@ class BlobStore:
     def path(self, blob_id: str) -> Path:
         """Return where the blob lies (or would); raise `StoreError` when `blob_id` is no content id."""
         if not _ID.fullmatch(blob_id):
-            raise StoreError("not a content id", got=repr(blob_id), expected=f"{ID_PREFIX} and 64 hex digits")
+            raise StoreError(
+                "not a content id",
+                got=repr(blob_id),
+                expected=f"{ID_PREFIX} and 64 hex digits",
+                next_step="Copy the whole id.",
+            )
         return self.root / blob_id[len(ID_PREFIX) :][:2] / blob_id
 
     def put_bytes(self, content: bytes) -> str:
@@ -73,7 +78,12 @@ class BlobStore:
         except FileNotFoundError as error:
             raise StoreError("no such stored blob", got=blob_id, next_step="Run it again.") from error
         except OSError as error:
-            raise StoreError(f"cannot read blob {blob_id}", got=error.strerror) from error
+            raise StoreError(
+                f"cannot read blob {blob_id}",
+                got=error.strerror,
+                expected="a file that can be read",
+                next_step="Check the permissions of the runs folder.",
+            ) from error
         found = bytes_id(content)
         if found != blob_id:
             raise StoreError(
@@ -97,4 +107,6 @@ class BlobStore:
         try:
             return json.loads(self.get_bytes(blob_id))
         except ValueError as error:
-            raise StoreError(f"blob {blob_id} is not JSON", got=error) from error
+            raise StoreError(
+                f"blob {blob_id} is not JSON", got=error, expected="JSON", next_step="Run it again."
+            ) from error

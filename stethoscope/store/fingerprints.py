@@ -124,8 +124,9 @@ def meet(record: Record) -> None:
                 if (repo_id := _sae_repository(location)) is not None:
                     _meet(repo_id, revision, "model")
             case ProblemsRef(problems=problems, controls=controls, revision=revision):
-                _meet(problems, revision, "dataset")
-                _meet(controls, None, "dataset")
+                for place, commit in ((problems, revision), (controls, None)):
+                    if place is not None:
+                        _meet(place, commit, "dataset")
             case _:
                 pass
 
@@ -180,10 +181,12 @@ def record_fingerprints(record: Record, progress: Progress | None = None) -> tup
                 place = _sae_repository(location) or location
                 found[f"{location}@{revision}"] = fingerprint(place, revision, form=SAES, progress=progress)
             case ProblemsRef(problems=problems, controls=controls, shots=shots, revision=revision):
-                named = f"{problems}@{revision}" if revision else problems
-                found[named] = fingerprint(problems, revision, repo_type="dataset", form=PROBLEMS, progress=progress)
-                found[controls] = fingerprint(controls, repo_type="dataset", form=PROBLEMS, progress=progress)
-                found[shots] = fingerprint(shots) if local_path(shots) else f"lm_eval {version('lm_eval')}"
+                for place, commit in ((problems, revision), (controls, None)):
+                    if place is not None:
+                        known = fingerprint(place, commit, repo_type="dataset", form=PROBLEMS, progress=progress)
+                        found[f"{place}@{commit}" if commit else place] = known
+                if shots is not None:
+                    found[shots] = fingerprint(shots) if local_path(shots) else f"lm_eval {version('lm_eval')}"
             case _:
                 pass
     return tuple(f"{name}={found[name]}" for name in sorted(found))

@@ -107,11 +107,21 @@ class RunRecord:
             )
         spec_class = SPEC_OF_KIND.get(self.kind)
         if spec_class is None:
-            raise StoreError(f"run {self.run_id} is of an unknown kind", got=self.kind)
+            raise StoreError(
+                f"run {self.run_id} is of an unknown kind",
+                got=self.kind,
+                expected="one of " + ", ".join(SPEC_OF_KIND),
+                next_step="Open it with the version that wrote it.",
+            )
         try:
             return spec_class.model_validate_json(self.spec_json)
         except ValidationError as error:
-            raise StoreError(f"the spec of run {self.run_id} is damaged", got=error.errors()[0]["msg"]) from error
+            raise StoreError(
+                f"the spec of run {self.run_id} is damaged",
+                got=error.errors()[0]["msg"],
+                expected="a spec of this version",
+                next_step="Ask the same again: stored answers are used. Or delete the run.",
+            ) from error
 
     @property
     def about(self) -> str:

@@ -87,11 +87,20 @@ def _body(record: BenchItem | Certificate) -> str:
 def _item(row: sqlite3.Row) -> BenchItem:
     what = f"graded answer {row['problem_id']}"
     if not intact(row):
-        raise StoreError(f"{what} is damaged", next_step="Resume the benchmark: it is graded again.")
+        raise StoreError(
+            f"{what} is damaged",
+            next_step="Resume the benchmark: it is graded again.",
+            got="a row that is not as it was written",
+        )
     try:
         return BenchItem.model_validate_json(row["body"])
     except ValidationError as error:
-        raise StoreError(f"{what} does not fit this version", got=error.errors()[0]["msg"]) from error
+        raise StoreError(
+            f"{what} does not fit this version",
+            got=error.errors()[0]["msg"],
+            expected="an answer as this version writes it",
+            next_step="Resume the benchmark: it is graded again.",
+        ) from error
 
 
 def read_certificate(opened: sqlite3.Connection, digest: str) -> Certificate:

@@ -72,7 +72,16 @@ def _read(row: sqlite3.Row) -> StoredPrediction:
     try:
         prediction = Prediction.model_validate_json(row["body"])
     except ValidationError as error:
-        raise StoreError(f"prediction {prediction_id} is damaged", got=error.errors()[0]["msg"]) from error
+        raise StoreError(
+            f"prediction {prediction_id} is damaged",
+            got=error.errors()[0]["msg"],
+            expected="a prediction as this version writes it",
+            next_step="Freeze it again, under a new time.",
+        ) from error
     if content_id(prediction) != prediction_id or not intact(row):
-        raise StoreError(f"prediction {prediction_id} is damaged", next_step="Freeze it again, under a new time.")
+        raise StoreError(
+            f"prediction {prediction_id} is damaged",
+            next_step="Freeze it again, under a new time.",
+            got="a row that is not as it was written",
+        )
     return StoredPrediction(prediction_id, prediction, row["created_at"], row["runs_before"])

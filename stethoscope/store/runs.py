@@ -89,7 +89,12 @@ class RunStore:
         """
         digits = recipe_id.removeprefix(ID_PREFIX)
         if len(digits) < _SHORTEST_PREFIX or not set(digits) <= set("0123456789abcdef"):
-            raise StoreError("not a recipe id", got=repr(recipe_id), expected=f"{ID_PREFIX} and hex digits")
+            raise StoreError(
+                "not a recipe id",
+                got=repr(recipe_id),
+                expected=f"{ID_PREFIX} and hex digits",
+                next_step="Copy the id from the list of recipes.",
+            )
         with connection(self.database) as opened:
             rows = opened.execute(
                 "SELECT * FROM recipes WHERE recipe_id GLOB ? LIMIT 2", (f"{ID_PREFIX}{digits}*",)
@@ -117,9 +122,19 @@ class RunStore:
         try:
             recipe = EditRecipe.model_validate_json(row["body"])
         except ValidationError as error:
-            raise StoreError(f"recipe {row['recipe_id']} is damaged", got=error.errors()[0]["msg"]) from error
+            raise StoreError(
+                f"recipe {row['recipe_id']} is damaged",
+                got=error.errors()[0]["msg"],
+                expected="a recipe of this version",
+                next_step="Store the recipe again.",
+            ) from error
         if content_id(recipe) != row["recipe_id"]:
-            raise StoreError("stored recipe is damaged", got=f"content {content_id(recipe)}", expected=row["recipe_id"])
+            raise StoreError(
+                "stored recipe is damaged",
+                got=f"content {content_id(recipe)}",
+                expected=row["recipe_id"],
+                next_step="Store the recipe again.",
+            )
         return recipe
 
     # --- predictions ---------------------------------------------------------------------------------------------
@@ -231,7 +246,9 @@ class RunStore:
             raise _no_run(run_id)
         record = run_record(row)
         if record.state == "deleted":
-            raise StoreError(f"run {run_id} was deleted", next_step="Run it again: stored answers are used.")
+            raise StoreError(
+                f"run {run_id} was deleted", next_step="Run it again: stored answers are used.", got="a deleted run"
+            )
         _ = record.spec  # raises when damaged
         return record
 
@@ -291,7 +308,12 @@ class RunStore:
         stored = self.blobs.get_json(result_id)
         result_class = RESULT_OF_NAME.get(str(stored.get("kind"))) if isinstance(stored, dict) else None
         if not isinstance(stored, dict) or result_class is None:
-            raise StoreError(f"blob {result_id} is no result", expected="one of " + ", ".join(RESULT_OF_NAME))
+            raise StoreError(
+                f"blob {result_id} is no result",
+                expected="one of " + ", ".join(RESULT_OF_NAME),
+                got="another record",
+                next_step="Run it again.",
+            )
         try:
             return result_class.model_validate_json(json.dumps(stored.get("data")))
         except ValidationError as error:

@@ -31,5 +31,7 @@ def get_settings(database: Path, run_id: str) -> RunSettings | None:
     except ValidationError:
         pass
     raise StoreError(
-        f"the settings of run {run_id} are damaged", next_step="The result itself does not depend on them."
+        f"the settings of run {run_id} are damaged",
+        next_step="The result itself does not depend on them.",
+        got="a row that is not as it was written",
     )
