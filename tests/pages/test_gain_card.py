@@ -7,9 +7,11 @@ from fake_front import FakeFront, gain
 from streamlit.testing.v1 import AppTest
 
 from stethoscope.profiles import MINI
+from stethoscope.progress import duration_text
 from stethoscope.records import GainSpec
 from stethoscope.store import fingerprints
 from stethoscope.store.fingerprints import record_fingerprints
+from stethoscope.store.measured import put_measured, scored_key
 
 Open = Callable[..., AppTest]
 SPEC = GainSpec(diagnosis=MINI.diagnose_spec(), task_vector=MINI.task_vectors[0])
@@ -41,6 +43,16 @@ def test_it_waits_for_its_button_and_then_draws(front: FakeFront, open_page: Ope
     assert "gain-start" not in keys(app)
     app.segmented_control(key="gain-rows").set_value("the subject").run()
     assert "20 of 99" not in said(app), "the sets on show are those of the subject"
+
+
+def test_what_it_costs_stands_before_the_button_as_the_worker_tells_it(front: FakeFront, open_page: Open) -> None:
+    app = open_page("diagnose", layers=[3, 5])
+    n_texts = SPEC.most_texts(10)
+    assert f"{n_texts:,} texts" in said(app)
+    assert "has not been measured" in said(app)
+    put_measured(front.store.database, scored_key(MINI.model, "cpu"), [100.0, 50.0, 60.0])
+    app.run()
+    assert f"{n_texts:,} texts, about {duration_text(n_texts / 60)}" in said(app)
 
 
 def test_a_running_study_can_be_stopped_and_started_again(front: FakeFront, open_page: Open) -> None:
