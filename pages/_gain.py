@@ -4,13 +4,14 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _recipe, _session, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures import agreement
 from stethoscope.records import GainSpec
 from stethoscope.results import GainResult
 from stethoscope.results.gain import POOLED
 from stethoscope.store.fingerprints import known_fingerprints
+from stethoscope.store.measured import cost_text, measured_rate, scored_key
 
 SLOT = "gain"
 
@@ -57,6 +58,18 @@ def _measure(spec: GainSpec) -> None:
     st.session_state["slots"][SLOT]["spec"] = _jobs.spec_key(spec)
 
 
+def _cost(spec: GainSpec) -> str:
+    """Return what the study costs, as the worker tells it when it begins; "" before the task vector was read."""
+    model = _jobs.loaded()
+    ground = None if model is None else _recipe.ground(spec.task_vector.name)
+    if model is None or ground is None:
+        return ""
+    moved = {row.layer for row in ground.moved if row.side != "norm"}
+    key = scored_key(spec.diagnosis.model, model.device.partition(":")[0])
+    rate = measured_rate(_jobs.front().store.database, key)
+    return f"It scores {cost_text(spec.most_texts(len(moved)), rate)}."
+
+
 def draw() -> None:
     """Draw the card: a button at first, then progress, then score against gain beside the forest of predictors."""
     profile = _session.profile()
@@ -76,7 +89,7 @@ def draw() -> None:
             st.caption(
                 f"{said}Injects each layer alone and asks whether the layers that the score names are those that help: "
                 f"{spec.n} {spec.split} problems a subject, beside first-order effect, relative update, linear probe, "
-                f"depth and {spec.random_sets} random sets of {spec.top_n} layers. About a minute on the mini."
+                f"depth and {spec.random_sets} random sets of {spec.top_n} layers. {_cost(spec)}"
             )
             st.button("Measure each layer's gain", key="gain-start", type="primary", on_click=_measure, args=(spec,))
             return

@@ -35,7 +35,6 @@ from stethoscope.statistics import cannot_reach, paired_mean_interval, smallest_
 from stethoscope.store.measured import get_measured, put_measured
 
 GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
-GRADIENT_TEXTS = 3  # a forward and a backward pass take about as long as scoring three texts
 Items = Int[np.ndarray, "_"]  # positions of problems or control texts in the sample
 
 
@@ -123,7 +122,7 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
     items = [np.flatnonzero(names == subject) for subject in problems.subjects]
     rows = [*items, np.concatenate(items)]  # a subject each, then all
     subjects = (*problems.subjects, POOLED)
-    tell_estimate(spec.diagnosis.model, "The study", most_texts(spec, injector), context, progress)
+    tell_estimate(spec.diagnosis.model, "The study", spec.most_texts(len(injector.active)), context, progress)
     if drawn := draw_sets(sorted(injector.active), spec.top_n, spec.random_sets, spec.seed):
         tell_too_few_sets(len(drawn), progress)
     found = measured_predictors(spec, injector, items, context, progress)
@@ -185,16 +184,6 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injec
     problems = spec.diagnosis.problems
     probes = probe_set(spec.diagnosis.model, problems, spec.split, spec.n, spec.seed, context, progress)
     return Injector(spec, context, session, task_vector, probes, active)
-
-
-def most_texts(spec: GainSpec, injector: Injector) -> int:
-    """Return how many texts are scored at most: sets that are chosen twice, or drawn and chosen, are scored once."""
-    layers, n_pooled = sorted(injector.active), int((~injector.probes.is_control).sum())
-    drawn = len(draw_sets(layers, spec.top_n, spec.random_sets, spec.seed))
-    n_predictors = len(SCORES) + 4  # first-order effect, relative update, linear probe, depth
-    chosen = 2 * n_predictors + 1 + max(len(layers) - spec.top_n + 1, 0)  # a row: tops and bottoms, the last, windows
-    single = len(injector.active) * len(injector.probes.rows)
-    return single + (GRADIENT_TEXTS + drawn + 2 * chosen) * n_pooled  # rows: subjects together, and each
 
 
 def problem_weights(spec: GainSpec, n_subjects: int) -> list[Float[np.ndarray, "draws n"]]:

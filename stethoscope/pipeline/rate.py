@@ -4,14 +4,12 @@ Only answers that were generated count, with the time that they took: what came 
 belongs to a model, a device and how the problems are asked, not to the arms or problems.
 """
 
-from statistics import median
-
 from stethoscope.pipeline.context import Context
-from stethoscope.progress import Progress, duration_text
+from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec, ModelRef
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, cannot_reach, smallest_rank_p
 from stethoscope.store.ids import content_id
-from stethoscope.store.measured import get_measured, put_measured
+from stethoscope.store.measured import cost_text, get_measured, measured_rate, put_measured, scored_key
 
 NEWEST = 5
 
@@ -23,7 +21,7 @@ def note_rate(spec: BenchSpec, context: Context, n_answers: int, elapsed_s: floa
 
 def answer_rate(spec: BenchSpec, context: Context) -> float | None:
     """Return answers per second; None where no benchmark of the kind has generated any."""
-    return _median(context, _key(spec, context))
+    return measured_rate(context.store.database, _key(spec, context))
 
 
 def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: float) -> None:
@@ -33,9 +31,8 @@ def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: floa
 
 def tell_estimate(model: ModelRef, what: str, n_texts: int, context: Context, progress: Progress) -> None:
     """Tell how long scoring `n_texts` gold solutions, to be stored pass by pass, will take at the measured rate."""
-    rate = _median(context, _scored_key(model, context))
-    time_text = f"about {duration_text(n_texts / rate)}" if rate else "an unknown time: nothing was measured"
-    progress.note(f"{what} scores at most {n_texts:,} texts, {time_text}. A stop loses one pass.")
+    rate = measured_rate(context.store.database, _scored_key(model, context))
+    progress.note(f"{what} scores {cost_text(n_texts, rate)}. A stop loses one pass.")
 
 
 def tell_too_few_sets(n_sets: int, progress: Progress) -> None:
@@ -53,14 +50,9 @@ def _note(context: Context, key: str, n: int, elapsed_s: float) -> None:
         put_measured(context.store.database, key, [*known, n / elapsed_s][-NEWEST:])
 
 
-def _median(context: Context, key: str) -> float | None:
-    known = get_measured(context.store.database, key)
-    return median(known) if known else None
-
-
 def _scored_key(model: ModelRef, context: Context) -> str:
     assert context.loaded is not None, "the device is known when the model is loaded"
-    return f"texts scored per second: {content_id(model)}, {context.loaded.device.type}"
+    return scored_key(model, context.loaded.device.type)
 
 
 def _key(spec: BenchSpec, context: Context) -> str:

@@ -1,10 +1,14 @@
 """Did the stethoscope hear right? What decides the measured gain of each layer and its agreement with the scores."""
 
+import math
+
 from pydantic import Field
 
 from stethoscope.records.base import Record, Split
-from stethoscope.records.diagnosis import DiagnoseSpec
+from stethoscope.records.diagnosis import SCORE_NAMES, DiagnoseSpec
 from stethoscope.records.references import TaskVectorRef
+
+GRADIENT_TEXTS = 3  # a forward and a backward pass take about as long as scoring three texts
 
 
 class GainSpec(Record):
@@ -29,3 +33,17 @@ class GainSpec(Record):
     top_n: int = Field(default=4, ge=1)
     random_sets: int = Field(default=99, ge=1)
     seed: int = 0
+
+    def most_texts(self, n_moved: int) -> int:
+        """Return how many texts are scored at most, where the task vector moves `n_moved` layers.
+
+        Sets that are chosen twice, or drawn and chosen, are scored once, so that there may be fewer.
+        """
+        problems = self.diagnosis.problems
+        n_pooled = self.n * len(problems.subjects)
+        n_predictors = len(SCORE_NAMES) + 4  # first-order effect, relative update, linear probe, depth
+        windows = max(n_moved - self.top_n + 1, 0)
+        chosen = 2 * n_predictors + 1 + windows  # a row: tops and bottoms, the last ones
+        drawn = min(self.random_sets, math.comb(n_moved, self.top_n))
+        single = n_moved * self.n * (len(problems.subjects) + len(problems.control_names))
+        return single + (GRADIENT_TEXTS + drawn + 2 * chosen) * n_pooled  # rows: subjects together, and each
