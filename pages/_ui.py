@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages import _session
 from stethoscope.errors import StethoscopeError, UserError
+from stethoscope.figures.maths import escape as escape
 from stethoscope.figures.tables import to_csv
 from stethoscope.figures.theme import text_only
 from stethoscope.jobs import describe_error
