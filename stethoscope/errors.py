@@ -4,6 +4,19 @@
 parts. Everything else that escapes is ours (exit code 1). Programmer mistakes assert.
 """
 
+LONGEST_WORD = 300
+
+
+def printable(text: str) -> str:
+    """Return `text` with what no terminal shows (control characters, half a surrogate pair) as its escape."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return `text` in one line, printable, and the middle of very long words left out."""
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-50:]}" for word in text.split())
+    return printable(" ".join(words))
+
 
 class StethoscopeError(Exception):
     """Root of every error that this package raises on purpose."""
@@ -41,7 +54,7 @@ class UserError(StethoscopeError):
         if self.expected is not None:
             parts.append(f"expected {self.expected}")
         line = "; ".join(parts)
-        return " ".join((f"{line}. {self.next_step}" if self.next_step else line).split())
+        return one_line(f"{line}. {self.next_step}" if self.next_step else line)
 
 
 def raise_if(error: UserError | None) -> None:
@@ -52,6 +65,10 @@ def raise_if(error: UserError | None) -> None:
 
 class ProfileError(UserError):
     """An unknown or broken profile."""
+
+
+class OutputError(UserError):
+    """A file or folder that cannot be written, or must not be written over."""
 
 
 class LocationError(UserError):

@@ -4,11 +4,12 @@ import base64
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
-from stethoscope.errors import ProfileError, RecipeError
+from stethoscope.errors import ProfileError, RecipeError, one_line
+from stethoscope.files import read_bytes
+from stethoscope.locations import path_of
 from stethoscope.records import EditRecipe, LayerAlpha, Record, SetupChange
 
 LINK_PREFIX = "z."
@@ -16,9 +17,13 @@ MAX_LINK_BYTES = 1_000_000
 
 
 def read_recipe(path: str) -> EditRecipe:
-    """Return the recipe in the JSON file at `path`; raise `RecipeError` for anything that does not fit."""
+    """Return the recipe in the JSON file at `path`.
+
+    Raises:
+        RecipeError: no regular file, or none that holds a recipe. LocationError: no path (see `locations.path_of`).
+    """
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path_of(path))
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}", got=error.strerror, next_step="Check the path.") from error
     return parse_recipe(content, source=path)
@@ -40,7 +45,8 @@ def first_problem(error: ValidationError) -> str:
     """Return the first thing that did not fit, in one line with its field."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    return f"{first['msg']}{' at ' + field if field else ''}"
+    got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+    return one_line(f"{first['msg']}{' at ' + field if field else ''}{got}")
 
 
 def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:

@@ -10,19 +10,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stethoscope"
 
-GROUND = {"errors", "records", "results", "statistics", "locations", "progress", "releases"}
+GROUND = {"errors", "files", "records", "results", "statistics", "locations", "progress", "releases"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
     "locations": {"errors"},
+    "files": {"errors"},
     "releases": {"errors"},
     "corpora": set(),
     "hub": {"errors", "progress", "locations"},
     "records": {"errors"},
     "results": {"records"},
     "statistics": {"errors"},
-    "profiles": {"errors", "records", "locations"},
-    "recipes": {"errors", "records"},
+    "profiles": {"errors", "files", "records", "locations"},
+    "recipes": {"errors", "files", "locations", "records"},
     "reach": {"recipes", "records", "results"},
     "arms": {"reach", "recipes", "records", "results"},
     "claims": {"arms", "records", "results", "statistics"},

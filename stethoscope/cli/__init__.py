@@ -1,9 +1,11 @@
 """argv -> spec -> pipeline.run: the same specs and the same code as the dashboard.
 
 Every command takes --json and then prints one JSON object on stdout and nothing else; progress goes to stderr.
-Exit codes: 0 done, 2 the user's mistake (one line on stderr, no traceback), 1 ours, 130 interrupted.
+Exit codes: 0 done, 2 the user's mistake (one line on stderr, no traceback), 1 ours, 130 interrupted. Where stdout
+cannot be written to, all work is done and stored all the same, and the line on stderr says how to see it.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -11,8 +13,9 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from stethoscope.cli.commands import Commands
-from stethoscope.cli.parser import build_parser
+from stethoscope.cli.parser import read_options
 from stethoscope.cli.stored import run_action
+from stethoscope.cli.streams import guarded_streams, not_printed
 from stethoscope.cli.terminal import stopped_by_ctrl_c
 from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.profiles import load_profile
@@ -21,26 +24,40 @@ from stethoscope.recipes import first_problem
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = build_parser().parse_args(argv)
+    kept: list[str] = []
+    with guarded_streams() as stdout:
+        try:
+            code = _run(read_options(argv), kept)
+        except SystemExit as stop:  # --help, or a mistake in the options
+            code = int(stop.code or 0)
+        stdout.flush()
+        closed = isinstance(stdout.failure, BrokenPipeError)  # its reader had seen enough
+        if stdout.failure is not None and (kept or not closed):
+            _say(not_printed(stdout.failure, kept))
+    return code if stdout.failure is None or closed else 2
+
+
+def _run(options: argparse.Namespace, kept: list[str]) -> int:
+    """Run the command of `options`, and note in `kept` what it stored."""
     commands: Commands | None = None
     try:
         if options.command == "runs":
-            printed = run_action(options)
+            printed = run_action(options, kept)
         else:
-            commands = Commands(options, load_profile(options.profile))
+            commands = Commands(options, load_profile(options.profile), kept)
             with stopped_by_ctrl_c(commands.progress, for_now=options.command == "bench"):
                 printed = commands.run()
     except UserError as error:
-        sys.stderr.write(f"stethoscope: {error}\n")
+        _say(error)
         return 2
     except ValidationError as error:
-        sys.stderr.write(f"stethoscope: {first_problem(error)}\n")
+        _say(first_problem(error))
         return 2
     except Paused as stopped:
-        sys.stderr.write(f"stethoscope: {stopped}. The same command goes on from there.\n")
+        _say(f"{stopped}. The same command goes on from there.")
         return 130
     except (KeyboardInterrupt, Cancelled):
-        sys.stderr.write("stethoscope: interrupted; finished items are stored\n")
+        _say("interrupted; finished items are stored")
         return 130
     finally:
         if commands is not None:
@@ -48,3 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(json.dumps(printed, allow_nan=False) + "\n")
     return 0
+
+
+def _say(said: object) -> None:
+    sys.stderr.write(f"stethoscope: {said}\n")

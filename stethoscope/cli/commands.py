@@ -4,9 +4,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from stethoscope import arms
+from stethoscope.cli.tables import PlainConsole
 from stethoscope.cli.terminal import (
     StderrProgress,
     print_bench,
@@ -22,11 +21,14 @@ from stethoscope.cli.terminal import (
     print_rank,
     print_run_ids,
     print_stability,
+    show_command,
 )
-from stethoscope.errors import CheckpointError, Paused, RecipeError, raise_if
+from stethoscope.errors import CheckpointError, Paused, RecipeError, UserError, raise_if
+from stethoscope.files import write_file
+from stethoscope.locations import path_of
 from stethoscope.profiles import Profile
 from stethoscope.reach import in_words, reach
-from stethoscope.recipes import parse_layers, read_recipe
+from stethoscope.recipes import parse_layers, parse_recipe, read_recipe
 from stethoscope.records import (
     Arm,
     BenchArm,
@@ -74,9 +76,12 @@ from stethoscope.store.runs import RunStore
 
 
 class Commands:
-    """One method a command; each returns the object that --json prints, after drawing a table otherwise."""
+    """One method a command; each returns the object that --json prints, after drawing a table otherwise.
 
-    def __init__(self, options: argparse.Namespace, profile: Profile) -> None:
+    What is stored on the way is noted in `kept`, a sentence each.
+    """
+
+    def __init__(self, options: argparse.Namespace, profile: Profile, kept: list[str]) -> None:
         from stethoscope.pipeline.context import Context  # torch: not needed for --help or a mistyped option
 
         if options.problems is not None:
@@ -89,7 +94,8 @@ class Commands:
         self.context = Context(RunStore(runs_dir()), device=options.device)
         self.progress = StderrProgress()
         self.run_ids: dict[str, str] = {}  # of the kept runs, by kind
-        self.console = Console(quiet=options.json, highlight=False)
+        self.console = PlainConsole(quiet=options.json)
+        self._kept = kept
 
     def run(self) -> dict[str, object]:
         """Run the command of the options; where it keeps runs, name them at the end, its own in the object, too."""
@@ -106,6 +112,7 @@ class Commands:
         outcome = pipeline.run(spec, self.context, self.progress)
         if outcome.run_id is not None:
             self.run_ids[kind_of(spec)] = outcome.run_id
+            self._kept.append(f"Stored as run {outcome.run_id}; show it: {show_command(outcome.run_id)}.")
         return outcome.result
 
     def _with_site(self) -> Profile:
@@ -285,25 +292,27 @@ class Commands:
             embeddings=options.embeddings,
         )
         self.context.store.put_recipe(recipe)
-        try:
-            Path(options.out).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(
-                f"cannot write {options.out}",
-                got=error.strerror,
-                expected="a file that can be written",
-                next_step="Name another place with --out.",
-            ) from error
-        self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}")
+        content = f"{recipe.model_dump_json(indent=2)}\n".encode()
+        write_file(path_of(options.out), content, ours=self._is_stored_recipe, force=options.force)
+        self._kept.append(f"The recipe is written to {options.out}.")
+        self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}", soft_wrap=True)
         found = reach(recipe, ground_of(recipe, self.context, self.progress))
         if said := in_words(found):
-            self.console.print(said, markup=False)
+            self.console.print(said)
         return {
             "recipe_id": content_id(recipe),
             "out": options.out,
             "recipe": recipe.model_dump(mode="json"),
             "reach": found.model_dump(mode="json") | {"layers": found.layers, "in_words": said},
         }
+
+    def _is_stored_recipe(self, content: bytes) -> bool:
+        """Tell whether `content` is a recipe that the store holds, so that nothing is lost with the file."""
+        try:
+            self.context.store.get_recipe(content_id(parse_recipe(content, source="there")))
+        except UserError:
+            return False
+        return True
 
     def rank(self) -> dict[str, object]:
         """Rank of a recipe among random sets of layers."""
@@ -395,6 +404,7 @@ class Commands:
         kind = "delta" if options.delta_only else "all"
         result = self.result(ExportSpec(recipe=read_recipe(options.recipe), out=options.out, kind=kind, **fields))
         assert isinstance(result, ExportResult)
+        self._kept.append(f"The export is in {result.out}.")
         self.console.print(
             f"{len(result.files)} files, {result.size_bytes / 1e6:.1f} MB in {result.out}; "
             f"largest difference to the live edited model: {result.max_abs_difference}"

@@ -1,10 +1,14 @@
 """Options of every command: argv -> `argparse.Namespace`; a mistake is one line on stderr and exit code 2."""
 
 import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from stethoscope.errors import one_line
 from stethoscope.recipes import size_in_bytes
-from stethoscope.records import SCORE_NAMES
+from stethoscope.records import MOST, SCORE_NAMES
 from stethoscope.store.history import SPEC_OF_KIND
 
 EPILOG = """\
@@ -27,25 +31,59 @@ ARMS = (
     "random-subspace",
     "random-subspace-norm-matched",
 )
+FORCE = "replace a file that was not written by this command, too"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}. See {self.prog} --help.\n")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+def _unfit(text: str, expected: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"got {text[:80]!r}; expected {expected}")
+
+
+def _whole(low: int, high: int = MOST) -> Callable[[str], int]:
+    """Return what reads a whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise _unfit(text, f"a whole number from {low:,} to {high:,}")
+        return value
+
+    return read
+
+
+_positive = _whole(1)
+_seed = _whole(0, 2**32 - 1)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise _unfit(text, "a number")
     return value
 
 
-def _at_least_two(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is less than 2")
+def _gigabytes(text: str) -> float:
+    value = _number(text)
+    if not 0.001 <= value <= 1e9:
+        raise _unfit(text, "a size in GB, from 0.001 to 1,000,000,000")
     return value
+
+
+def _size(text: str) -> int:
+    try:
+        return size_in_bytes(text)
+    except ValueError as error:
+        raise _unfit(text, "a size such as 5GB or 500MB") from error
 
 
 def _sample_size(text: str) -> int | str:
@@ -60,43 +98,44 @@ def _add_diagnose_options(diagnose: argparse.ArgumentParser) -> None:
     diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
     diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
     diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
-    diagnose.add_argument("--documents", type=_positive, help="documents per subject, at least 20")
+    diagnose.add_argument("--documents", type=_whole(20), help="documents per subject, at least 20")
     diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
     diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
-    diagnose.add_argument("--seed", type=int, default=0)
+    diagnose.add_argument("--seed", type=_seed, default=0)
 
 
 def _add_gain_options(gain: argparse.ArgumentParser) -> None:
     gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
     gain.add_argument("--task-vector", help="default: the profile's first")
-    gain.add_argument("--n", type=_positive, help="dev problems per subject (default: 16)")
+    gain.add_argument("--n", type=_whole(2), help="dev problems per subject (default: 16)")
     gain.add_argument(
         "--random-sets", type=_positive, metavar="N", help="random sets that chosen ones are ranked among (default: 99)"
     )
     gain.add_argument("--control", help="control corpus of the scores (default: the profile's first)")
-    gain.add_argument("--seed", type=int, default=0)
+    gain.add_argument("--seed", type=_seed, default=0)
 
 
 def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
     recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
-    recipe.add_argument("--alpha", type=float, default=1.0, help="master alpha (default: 1)")
+    recipe.add_argument("--alpha", type=_number, default=1.0, help="master alpha (default: 1)")
     recipe.add_argument("--task-vector", help="default: the profile's first")
     recipe.add_argument("--arm", choices=ARMS, default="raw")
     recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
-    recipe.add_argument("--seed", type=int, default=0, help="of the random subspace")
+    recipe.add_argument("--seed", type=_seed, default=0, help="of the random subspace")
     recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
     recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
     recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
     recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
     recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
     recipe.add_argument("--out", required=True, help="file to write")
+    recipe.add_argument("--force", action="store_true", help=FORCE)
 
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
     bench.add_argument("--subjects", default="all", help="comma-separated, or all")
     bench.add_argument("--n", type=_sample_size, default=50, help="problems per subject, or all (default: 50)")
-    bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument("--seed", type=_seed, default=0)
     bench.add_argument("--split", choices=("dev", "test"), default="test")
     bench.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
     bench.add_argument("--chat-template", action="store_true", help="ask through the tokenizer's chat template")
@@ -110,26 +149,26 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
 
 def _add_rank_options(rank: argparse.ArgumentParser) -> None:
     rank.add_argument("recipe", metavar="RECIPE", help="recipe file")
-    rank.add_argument("--n", type=_at_least_two, default=16, help="problems per subject, at least 2 (default: 16)")
+    rank.add_argument("--n", type=_whole(2), default=16, help="problems per subject, at least 2 (default: 16)")
     rank.add_argument(
         *("--random-sets", "--n-sets"), dest="n_sets", type=_positive, default=99, metavar="N",
         help="random sets of layers (default: 99)",
     )  # fmt: skip
     rank.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
-    rank.add_argument("--seed", type=int, default=0, help="of the problems and of the sets")
+    rank.add_argument("--seed", type=_seed, default=0, help="of the problems and of the sets")
 
 
 def _add_memory_options(memory: argparse.ArgumentParser) -> None:
-    memory.add_argument("--layers", type=int, metavar="N", help="layers edited at once (default: all)")
+    memory.add_argument("--layers", type=_whole(0), metavar="N", help="layers edited at once (default: all)")
     memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts answered at once")
     memory.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the profile's")
-    memory.add_argument("--capacity-gb", type=float, metavar="GB", help="ask about a device of this size instead")
+    memory.add_argument("--capacity-gb", type=_gigabytes, metavar="GB", help="ask about a device of this size instead")
 
 
 def _add_problems_options(problems: argparse.ArgumentParser) -> None:
     problems.add_argument("--split", choices=("train", "dev", "test"), default="test")
     problems.add_argument("--n", type=_sample_size, default="all", help="problems per subject (default: all)")
-    problems.add_argument("--seed", type=int, default=0)
+    problems.add_argument("--seed", type=_seed, default=0)
 
 
 def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -150,6 +189,7 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("show", "show a run's settings and result again")
     report = add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")
     report.add_argument("--out", required=True, help="file to write")
+    report.add_argument("--force", action="store_true", help=FORCE)
     add("delete", "delete a run's result; its graded answers stay and count as looked at")
 
 
@@ -157,9 +197,7 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
     export.add_argument("--out", required=True, help="new folder")
     export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
-    export.add_argument(
-        "--shard-size", type=size_in_bytes, help="largest weights file, for example 5GB (default) or 500MB"
-    )
+    export.add_argument("--shard-size", type=_size, help="largest weights file, for example 5GB (default) or 500MB")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -205,7 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
     energy.add_argument("--control", help="control corpus (default: the profile's first)")
     energy.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
     energy.add_argument("--plain-weights", action="store_true", help="leave the norms' gains out")
-    energy.add_argument("--seed", type=int, default=0)
+    energy.add_argument("--seed", type=_seed, default=0)
 
     _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
 
@@ -216,3 +254,19 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export_options(add("export", "write the edited model as a plain checkpoint"))
     _add_runs(commands)
     return parser
+
+
+def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options in `argv` (None: of this process); a mistake leaves by `SystemExit` with code 2."""
+    parser = build_parser()
+    given = sys.argv[1:] if argv is None else argv
+    for text in given:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a name on disk in another encoding: records are JSON and cannot hold it
+            parser.error(f"argument {text!r}: got bytes that are not UTF-8; rename the file or folder")
+    options = parser.parse_args(given)
+    for name, value in vars(options).items():
+        if value == []:  # argparse takes --name=-- for no value
+            parser.error(f"argument --{name.replace('_', '-')}: got no value; expected one")
+    return options

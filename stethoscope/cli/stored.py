@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from stethoscope.cli.tables import PlainConsole
 from stethoscope.cli.terminal import (
     print_bench,
     print_diagnosis,
@@ -17,8 +18,10 @@ from stethoscope.cli.terminal import (
     print_gain,
     print_rank,
     print_stability,
+    show_command,
 )
-from stethoscope.errors import StoreError
+from stethoscope.files import write_file
+from stethoscope.locations import path_of
 from stethoscope.results import (
     BenchResult,
     DiagnosisResult,
@@ -44,10 +47,11 @@ TABLES: dict[type[Result], Callable[[Console, Any], None]] = {
 }
 
 
-def run_action(options: argparse.Namespace) -> dict[str, object]:
-    """Do what `runs` was asked for and return the object that --json prints."""
-    store, console = RunStore(runs_dir()), Console(quiet=options.json, highlight=False)
-    return {"list": _list, "show": _show, "report": _report, "delete": _delete}[options.action](store, console, options)
+def run_action(options: argparse.Namespace, kept: list[str]) -> dict[str, object]:
+    """Do what `runs` was asked for and return the object that --json prints; note what is written in `kept`."""
+    store, console = RunStore(runs_dir()), PlainConsole(quiet=options.json)
+    act = {"list": _list, "show": _show, "report": partial(_report, kept=kept), "delete": _delete}[options.action]
+    return act(store, console, options)
 
 
 def _fields(run: RunRecord) -> dict[str, object]:
@@ -78,11 +82,11 @@ def _show(store: RunStore, console: Console, options: argparse.Namespace) -> dic
     lines = [f"{run.run_id}: {run.kind}, {run.state}, started {_started(run)}{seconds}", run.title or run.about]
     lines += [] if settings is None else [f"Computed in {settings.in_words}"]
     lines += [] if run.error is None else [run.error]
-    console.print("\n".join(lines), markup=False)
+    console.print("\n".join(lines))
     if result is not None and type(result) in TABLES:
         TABLES[type(result)](console, result)
     elif result is not None:
-        console.print(f"Its result: python -m stethoscope runs show {run.run_id} --json", soft_wrap=True)
+        console.print(f"Its result: {show_command(run.run_id)} --json", soft_wrap=True)
     return {
         "run": _fields(run),
         "spec": run.spec.model_dump(mode="json"),
@@ -91,21 +95,14 @@ def _show(store: RunStore, console: Console, options: argparse.Namespace) -> dic
     }
 
 
-def _report(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
-    from stethoscope.report import of_run  # plotly
+def _report(store: RunStore, console: Console, options: argparse.Namespace, kept: list[str]) -> dict[str, object]:
+    from stethoscope.report import is_report, of_run  # plotly
 
-    page = of_run(store, options.run)
-    try:
-        Path(options.out).write_text(page, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {options.out}",
-            got=error.strerror,
-            expected="a file that can be written",
-            next_step="Name another place with --out.",
-        ) from error
-    console.print(f"Report of {options.run}: {options.out}, {len(page) / 1e6:.1f} MB")
-    return {"run_id": options.run, "out": options.out, "size_bytes": Path(options.out).stat().st_size}
+    page = of_run(store, options.run).encode()
+    write_file(path_of(options.out), page, ours=is_report, force=options.force)
+    kept.append(f"The report is written to {options.out}.")
+    console.print(f"Report of {options.run}: {options.out}, {len(page) / 1e6:.1f} MB", soft_wrap=True)
+    return {"run_id": options.run, "out": options.out, "size_bytes": len(page)}
 
 
 def _delete(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:

@@ -1,17 +1,38 @@
 """Tables on a terminal of any width: what is too wide folds, and no number is ever cut short.
 
 Every row begins with its key (a subject, a layer). Where all columns do not fit beside it, the table goes on below with
-the same keys. Keys may break over lines, other cells may not.
+the same keys. Keys may break over lines, other cells may not. Whatever is printed is text: no string is read as markup,
+an emoji's name or a command to the terminal.
 """
 
 from collections.abc import Sequence
+from typing import IO, Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stethoscope.errors import printable
+
 Cell = str | Text
+
+
+class PlainConsole(Console):
+    """A console that shows every string letter by letter; only `Text` has styles.
+
+    Args:
+        quiet: print nothing.
+        width: columns (None: the terminal's).
+        file: where to print (None: stdout).
+    """
+
+    def __init__(self, *, quiet: bool = False, width: int | None = None, file: IO[str] | None = None) -> None:
+        super().__init__(quiet=quiet, width=width, file=file, markup=False, emoji=False, highlight=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return `text` as what rich draws."""
+        return super().render_str(printable(text), **options)
 
 
 def print_table(
@@ -23,33 +44,33 @@ def print_table(
     title: str = "",
     caption: str = "",
 ) -> None:
-    """Draw `rows` under `columns`, the first `keys` of which begin every fold of the table; nothing is read as markup.
+    """Draw `rows` under `columns`, the first `keys` of which begin every fold of the table.
 
     Args:
         title, caption: lines above and below; none where empty.
     """
     if title:
-        console.print(title, style="italic", markup=False)
+        console.print(title, style="italic")
     start = keys
     while start < len(columns) or start == keys:
         end = _fold_end(console.width, columns, rows, keys, start)
         shown = [*range(keys), *range(start, end)]
         table = Table()
         for index in shown:
-            table.add_column(Text(columns[index]), no_wrap=index >= keys)
+            table.add_column(columns[index], no_wrap=index >= keys)
         for row in rows:
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in (row[index] for index in shown)))
+            table.add_row(*(row[index] for index in shown))
         console.print(table)
         start = max(end, keys + 1)
     if caption:
-        console.print(caption, style="dim", markup=False)
+        console.print(caption, style="dim")
 
 
 def _fold_end(width: int, columns: Sequence[str], rows: Sequence[Sequence[Cell]], keys: int, start: int) -> int:
     """Return the first column from `start` on that does not fit; at least one does not stay behind."""
 
     def widest(index: int) -> int:
-        cells = [columns[index], *(str(row[index]) for row in rows)]
+        cells = [printable(str(cell)) for cell in (columns[index], *(row[index] for row in rows))]
         pieces = [word for cell in cells for word in cell.split()] if index < keys else cells
         return max(map(cell_len, pieces), default=0)
 

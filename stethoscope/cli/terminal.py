@@ -110,7 +110,6 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
             else "no SAEs"
         )
         + (f", trained on {', '.join(trained)} by their files" if trained else ""),
-        markup=False,
     )
     if not result.task_vectors:
         return
@@ -162,12 +161,12 @@ def print_downloads(console: Console, result: DownloadResult) -> None:
     print_table(console, ("part", "repository", "files", "size", "here", "to fetch", "access"), rows, keys=2)
     sizes = f"{counted(result.missing_bytes, result.size_bytes, 'B')} to fetch, " if result.size_bytes else ""
     short = "" if result.fits else ": not enough, set HF_HOME to a folder on another disk"
-    console.print(f"{sizes}{size_text(result.free_bytes)} free at {result.cache}{short}", markup=False)
+    console.print(f"{sizes}{size_text(result.free_bytes)} free at {result.cache}{short}")
     if result.offline:
         console.print("HF_HUB_OFFLINE is set: what is not here cannot be fetched.")
     for refusal in result.refusals:
         said = UserError(refusal.what, got=refusal.got, expected=refusal.expected, next_step=refusal.next_step)
-        console.print(str(said), markup=False)
+        console.print(str(said))
 
 
 def print_preflight(console: Console, result: PreflightResult) -> None:
@@ -199,7 +198,7 @@ def print_problems(console: Console, result: ProblemsResult) -> None:
         rows.append((row.subject, *map(str, counts)))
     print_table(console, columns, rows, caption=result.caption)
     for gold in result.at_risk:
-        console.print(f"  {gold.subject} {gold.problem_id}, {gold.reading}: {gold.gold}", markup=False)
+        console.print(f"  {gold.subject} {gold.problem_id}, {gold.reading}: {gold.gold}")
 
 
 def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
@@ -286,7 +285,7 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
     columns = ("predictor", "layers", "Kendall tau", "95% interval", "p")
     print_table(console, columns, rows, title="Does it order the layers by gain?")
     if any(row.cannot_be_significant for row in result.agreement):
-        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}.", markup=False)
+        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}.")
     for limit in gain_limits(result, subject):
         console.print(limit)
     console.print(
@@ -339,7 +338,7 @@ def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None
         console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of earlier runs.")
     _print_lines(console, plan.not_the_fine_tune.values())
     console.print(f"The first prompt, {plan.first_prompt_tokens} tokens:")
-    console.print(plan.first_prompt, markup=False, highlight=False)
+    console.print(plan.first_prompt)
 
 
 def print_bench(console: Console, result: BenchResult) -> None:
@@ -377,10 +376,10 @@ def print_bench(console: Console, result: BenchResult) -> None:
     columns = ("arm", "subject", "difference", "95% interval", "Holm p", "verdict")
     print_table(console, columns, rows, keys=2, title="Paired differences")
     if any(row.cannot_be_significant for row in result.comparisons):
-        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}: too few discordant pairs.", markup=False)
+        console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}: too few discordant pairs.")
     for name, found in result.reach.items():
         if said := in_words(found):
-            console.print(f"{name}: {said}", markup=False)
+            console.print(f"{name}: {said}")
     _print_lines(console, result.not_the_fine_tune.values())
     for row in result.arms:
         if row.collapsed:
@@ -397,13 +396,18 @@ def print_bench(console: Console, result: BenchResult) -> None:
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
+
+
+def show_command(run_id: str) -> str:
+    """Return the command that shows a kept run again."""
+    return f"python -m stethoscope runs show {run_id}"
 
 
 def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
     """Draw under which ids runs are kept, by kind, and how to have each again."""
     for kind, run_id in run_ids.items():
-        console.print(f"{kind}: kept as run {run_id}; again: python -m stethoscope runs show {run_id}", soft_wrap=True)
+        console.print(f"{kind}: kept as run {run_id}; again: {show_command(run_id)}", soft_wrap=True)
         if kind == "bench":
             console.print(f"python -m stethoscope runs report {run_id} --out report.html", soft_wrap=True)
 

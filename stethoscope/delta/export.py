@@ -7,10 +7,7 @@ stored once.
 """
 
 import contextlib
-import glob
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from stethoscope.delta.patch import Patch, applied
 from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrapped
 from stethoscope.errors import ResourceError, StethoscopeError, UserError
+from stethoscope.files import beside, clean_stale
 from stethoscope.hub import TOKENIZER
 from stethoscope.model.loading import as_saved, quiet_transformers
 from stethoscope.model.session import ModelSession
@@ -78,7 +76,7 @@ def export_checkpoint(
     out = out.expanduser()
     _check_target(out)
     _check_space(session, patch, out, parts)
-    _clean_stale(out)
+    clean_stale(out)
     progress.start("export", 4)
     try:
         with _sibling(out) as folder:
@@ -164,29 +162,11 @@ def _check_space(session: ModelSession, patch: Patch, out: Path, parts: Parts) -
         )
 
 
-def _clean_stale(out: Path) -> None:
-    """Remove what exports to `out` left behind whose process was killed."""
-    for folder in out.absolute().parent.glob(f".{glob.escape(out.name)}.*-*.partial"):
-        process = folder.name.rsplit(".", 2)[1].partition("-")[0]
-        if process.isdecimal() and not _alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 @contextlib.contextmanager
 def _sibling(out: Path) -> Iterator[Path]:
     """Yield a new hidden folder beside `out`; where the body fails, remove it and every parent that was made for it."""
     missing = [folder for folder in out.absolute().parents if not folder.exists()]
-    folder = out.absolute().parent / f".{out.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
+    folder = beside(out)
     try:
         folder.mkdir(parents=True)
         yield folder

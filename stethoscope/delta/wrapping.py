@@ -13,6 +13,7 @@ import huggingface_hub
 from torch import Tensor
 
 from stethoscope.delta.sources.stored import CheckpointTensors
+from stethoscope.files import read_json
 from stethoscope.model.session import ModelSession
 
 COPIED = ("generation_config.json",)
@@ -44,7 +45,7 @@ def save_wrapped(session: ModelSession, folder: Path, max_shard_bytes: int) -> N
     huggingface_hub.save_torch_state_dict(
         tensors, folder, max_shard_size=max_shard_bytes, metadata={"format": "pt"}, safe_serialization=True
     )
-    config = json.loads((session.folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(session.folder / "config.json")
     for part in (config, config.get("text_config", {})):
         part.pop("torch_dtype", None)
         part["dtype"] = session.ref.dtype

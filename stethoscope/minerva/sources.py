@@ -8,13 +8,13 @@ split only.
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
 from stethoscope.errors import CorpusError
+from stethoscope.files import parse_json, read_bytes
 from stethoscope.locations import local_path
 from stethoscope.minerva.problems import Problem, problem_of, text_field
 from stethoscope.records import ProblemsRef, Split
@@ -252,7 +252,7 @@ def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem,
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, largest=LARGEST_FILE_BYTES)
     except OSError as error:
         raise CorpusError(f"cannot read {path.name}", got=error.strerror, next_step="Check the file.") from error
 
@@ -267,10 +267,10 @@ def _lines(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _json(line: bytes, where: str) -> object:
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where} is not UTF-8", got=error.reason, next_step="Save the file as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorpusError(
             f"{where} is not JSON",
             got=error,
@@ -325,8 +325,8 @@ def load_shots(location: str | None) -> tuple[tuple[str, str], ...]:
             next_step="Check the profile's locations.",
         )
     try:
-        content = json.loads(_read(path).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(_read(path).decode("utf-8"))
+    except ValueError as error:
         raise CorpusError(
             f"{path.name} is not JSON",
             got=error,

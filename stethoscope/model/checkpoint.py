@@ -5,7 +5,6 @@ A multimodal checkpoint (Gemma 3 from 4B up) is read into the class of its langu
 there is checked after loading: with other names on disk transformers would leave it silently random.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from stethoscope.errors import CheckpointError
+from stethoscope.files import read_json
 from stethoscope.hub import fetch_folder
 from stethoscope.locations import local_path
 from stethoscope.model.weights import WeightFiles, weight_files
@@ -127,8 +127,8 @@ def check_folder(name: str, folder: Path) -> None:
 def read_config(name: str, folder: Path) -> Any:
     """Return the config that transformers itself makes of config.json; code of the repository is never run."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(folder / "config.json")
+    except (OSError, ValueError) as error:
         raise _unreadable_config(name, error, expected="a JSON object") from error
     if not isinstance(content, dict):
         raise _unreadable_config(name, type(content).__name__, expected="a JSON object")

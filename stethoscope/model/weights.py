@@ -5,13 +5,13 @@
 What else lies there that is named like a model's weights is another save of it, and is told. Only headers are read.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from stethoscope import files
 from stethoscope.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -138,7 +138,7 @@ def open_tensors(folder: Path, file: str, title: str) -> Any:  # safetensors has
 def read_json(path: Path, title: str) -> dict[str, Any]:
     """Return the JSON object in `path`, a file of `title`; raise `CheckpointError` where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{title} has no {path.name}",

@@ -15,6 +15,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from stethoscope.errors import ProfileError
+from stethoscope.files import read_bytes
+from stethoscope.locations import path_of
 from stethoscope.profiles.profile import Profile
 from stethoscope.records import Record
 
@@ -29,6 +31,7 @@ NEEDED = {  # what a missing field or table would hold
     "tuned": "a folder, file or hub id of a fine-tune, adapter or delta",
     "name": "what it is called",
 }
+LARGEST_BYTES = 1 << 16  # a profile has some 2,000; tomllib takes minutes for names of many parts
 OTHER_SIZES = ("270m", "1b", "12b", "27b")
 
 
@@ -45,7 +48,7 @@ def load_profile(name: str) -> Profile:
 
 def _path_of(name: str) -> Path:
     if name.endswith(".toml"):
-        return Path(name).expanduser()
+        return path_of(name)
     raise ProfileError(
         "no profile of that name",
         got=repr(name),
@@ -92,10 +95,17 @@ def _unfit(path: Path, error: ValidationError) -> ProfileError:
 def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """Return the file's table with absolute paths, over the one that it extends."""
     try:
-        own = tomllib.loads(path.read_text(encoding="utf-8"))
+        own = tomllib.loads(read_bytes(path, largest=LARGEST_BYTES).decode("utf-8"))
     except OSError as error:
         raise ProfileError(f"cannot read profile {path}", got=error.strerror, next_step="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ProfileError(
+            f"profile {path} cannot be read",
+            got="tables or lists nested too deeply",
+            expected="a plain profile",
+            next_step="Flatten them.",
+        ) from error
+    except ValueError as error:
         raise ProfileError(
             f"profile {path} is not valid TOML", got=error, expected="a TOML file", next_step="Correct that line."
         ) from error
@@ -103,9 +113,16 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     own = _located(own, path.parent)
     if extended is None:
         return own
+    if not isinstance(extended, str):
+        raise ProfileError(
+            f"profile {path} extends what is no profile",
+            got=f"extends = {extended!r}"[:80],
+            expected="one name in quotation marks: a shipped profile, or the path of another file",
+            next_step="Write one name; that file may extend another.",
+        )
     if extended in PROFILES:
         return _over(PROFILES[extended].model_dump(mode="json"), own)
-    below = path.parent / _path_of(str(extended))
+    below = path_of(str(path.parent / _path_of(extended)))
     if below.resolve() in seen:
         raise ProfileError(
             f"profile {path} extends itself",
@@ -134,8 +151,8 @@ def _located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return `table` with paths that start with a dot, or that exist in `folder`, taken from there."""
 
     def place(value: object) -> object:
-        if isinstance(value, str) and value and (value.startswith(".") or (folder / value).exists()):
-            return str((folder / value).resolve())
+        if isinstance(value, str) and value and (value.startswith(".") or path_of(str(folder / value)).exists()):
+            return str(path_of(str(folder / value)).resolve())
         return value
 
     located = dict(table)

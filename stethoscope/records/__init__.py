@@ -5,6 +5,7 @@ A *spec* is everything that decides a result. Pages and the command line build t
 """
 
 from stethoscope.records.base import (
+    MOST,
     SCHEMA_VERSION,
     Dtype,
     Record,
@@ -68,6 +69,7 @@ from stethoscope.records.specs import (
 )
 
 __all__ = [
+    "MOST",
     "Arm",
     "BenchArm",
     "BenchPlanSpec",

@@ -11,7 +11,9 @@ SCHEMA_VERSION = 1
 Dtype = Literal["float32", "bfloat16", "float16"]
 Site = Literal["resid_post", "mlp_out", "attn_out"]
 Split = Literal["train", "dev", "test"]
-SampleSize = Literal["all"] | Annotated[int, Field(ge=1)]  # problems per subject
+MOST = 1_000_000  # of anything that is counted: problems, documents, draws, tokens
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SampleSize = Literal["all"] | Annotated[int, Field(ge=1, le=MOST)]  # problems per subject
 
 
 class Record(BaseModel):

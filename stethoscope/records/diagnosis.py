@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from stethoscope.errors import SaeError
-from stethoscope.records.base import Record, Split
+from stethoscope.records.base import MOST, Record, Seed, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 ADD_SAES = (
@@ -39,16 +39,16 @@ class DiagnoseSpec(Record):
     problems: ProblemsRef
     control: str
     score: ScoreName = "mean_rate_difference"
-    top_k: int = Field(default=16, ge=1)
-    documents: int = Field(default=128, ge=20)
+    top_k: int = Field(default=16, ge=1, le=MOST)
+    documents: int = Field(default=128, ge=20, le=MOST)
     split: Split = "train"
     tokens: Literal["prompt", "all"] = "prompt"
     live_share: float = Field(default=0.01, ge=0, le=1)
     dense_rate: float = Field(default=0.10, ge=0, le=1)
-    n_splits: int = Field(default=8, ge=1)
-    n_bootstrap: int = Field(default=200, ge=20)
-    n_permutations: int = Field(default=299, ge=20)
-    seed: int = 0
+    n_splits: int = Field(default=8, ge=1, le=MOST)
+    n_bootstrap: int = Field(default=200, ge=20, le=MOST)
+    n_permutations: int = Field(default=299, ge=20, le=MOST)
+    seed: Seed = 0
 
     @property
     def listens_with(self) -> SaeRef:
@@ -93,7 +93,7 @@ class LatentExamplesSpec(Record):
     subject: str
     layer: int = Field(ge=0)
     latent: int = Field(ge=0)
-    n: int = Field(default=4, ge=1)
+    n: int = Field(default=4, ge=1, le=MOST)
 
 
 class EnergySpec(Record):
@@ -109,7 +109,7 @@ class EnergySpec(Record):
     subject: str
     k: tuple[int, ...] = (4, 8, 16, 32, 64)
     fold_gains: bool = True
-    draws: int = Field(default=5, ge=1)
+    draws: int = Field(default=5, ge=1, le=MOST)
 
     @model_validator(mode="after")
     def _check_k(self) -> "EnergySpec":

@@ -4,7 +4,7 @@ import math
 
 from pydantic import Field
 
-from stethoscope.records.base import Record, Split
+from stethoscope.records.base import MOST, Record, Seed, Split
 from stethoscope.records.diagnosis import SCORE_NAMES, DiagnoseSpec
 from stethoscope.records.references import TaskVectorRef
 
@@ -28,11 +28,11 @@ class GainSpec(Record):
     diagnosis: DiagnoseSpec
     task_vector: TaskVectorRef
     split: Split = "dev"
-    n: int = Field(default=16, ge=2)
+    n: int = Field(default=16, ge=2, le=MOST)
     alpha: float = 1.0
-    top_n: int = Field(default=4, ge=1)
-    random_sets: int = Field(default=99, ge=1)
-    seed: int = 0
+    top_n: int = Field(default=4, ge=1, le=MOST)
+    random_sets: int = Field(default=99, ge=1, le=MOST)
+    seed: Seed = 0
 
     def most_texts(self, n_moved: int) -> int:
         """Return how many texts are scored at most, where the task vector moves `n_moved` layers.

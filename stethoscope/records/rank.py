@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stethoscope.records.base import Record, Split
+from stethoscope.records.base import MOST, Record, Seed, Split
 from stethoscope.records.recipe import EditRecipe
 from stethoscope.records.references import ProblemsRef
 
@@ -21,6 +21,6 @@ class RankSpec(Record):
     recipe: EditRecipe
     problems: ProblemsRef
     split: Split = "dev"
-    n: int = Field(default=16, ge=2)
-    n_sets: int = Field(default=99, ge=1)
-    seed: int = 0
+    n: int = Field(default=16, ge=2, le=MOST)
+    n_sets: int = Field(default=99, ge=1, le=MOST)
+    seed: Seed = 0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stethoscope.records.base import SCHEMA_VERSION, Record, Site
+from stethoscope.records.base import MOST, SCHEMA_VERSION, Record, Seed, Site
 from stethoscope.records.diagnosis import DiagnoseSpec
 from stethoscope.records.references import ModelRef, SaeRef, TaskVectorRef
 
@@ -32,7 +32,7 @@ class ProjectedArm(Record):
     kind: Literal["projected"] = "projected"
     diagnosis: DiagnoseSpec
     subject: str
-    top_k: int = Field(ge=1)
+    top_k: int = Field(ge=1, le=MOST)
 
 
 class NormMatchedArm(Record):
@@ -41,7 +41,7 @@ class NormMatchedArm(Record):
     kind: Literal["projected-norm-matched"] = "projected-norm-matched"
     diagnosis: DiagnoseSpec
     subject: str
-    top_k: int = Field(ge=1)
+    top_k: int = Field(ge=1, le=MOST)
 
 
 class RandomSubspaceArm(Record):
@@ -52,10 +52,10 @@ class RandomSubspaceArm(Record):
     """
 
     kind: Literal["random-subspace"] = "random-subspace"
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=MOST)
     site: Site = "resid_post"
     saes: SaeRef | None = None
-    seed: int = 0
+    seed: Seed = 0
     norm_matched: bool = False
 
     @model_validator(mode="after")
@@ -134,5 +134,5 @@ class Prediction(Record):
     diagnosis: DiagnoseSpec
     subject: str
     picked: Literal["top", "bottom", "random", "hand"]
-    seed: int | None = None
+    seed: Seed | None = None
     scores: tuple[float | None, ...] = ()

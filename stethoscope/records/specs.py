@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stethoscope.records.base import Record, SampleSize, Split
+from stethoscope.records.base import MOST, Record, SampleSize, Seed, Split
 from stethoscope.records.diagnosis import (
     DiagnoseSpec,
     EnergySpec,
@@ -24,8 +24,8 @@ class ProbeSpec(Record):
     recipe: EditRecipe
     problems: ProblemsRef
     split: Split = "dev"
-    n: int = Field(default=16, ge=2)
-    seed: int = 0
+    n: int = Field(default=16, ge=2, le=MOST)
+    seed: Seed = 0
 
 
 class DoseSpec(Record):
@@ -38,8 +38,8 @@ class DoseSpec(Record):
     problems: ProblemsRef
     alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     split: Split = "dev"
-    n: int = Field(default=16, ge=2)
-    seed: int = 0
+    n: int = Field(default=16, ge=2, le=MOST)
+    seed: Seed = 0
 
     @field_validator("recipe")
     @classmethod
@@ -69,7 +69,7 @@ class CompareTextSpec(Record):
     framed: bool = True
     chat_template: bool = False
     third: EditRecipe | None = None
-    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens: int = Field(default=128, ge=1, le=MOST)
 
 
 class BenchArm(Record):
@@ -97,12 +97,12 @@ class BenchSpec(Record):
     subjects: tuple[str, ...]
     n: SampleSize = 50
     split: Split = "test"
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1, le=MOST)
     chat_template: bool = False
-    batch_size: int = Field(default=32, ge=1)
-    block_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=MOST)
+    block_size: int = Field(default=64, ge=1, le=MOST)
     margin: float = Field(default=0.03, gt=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check_arms(self) -> "BenchSpec":
@@ -133,7 +133,7 @@ class ExportSpec(Record):
     recipe: EditRecipe
     out: str
     kind: Literal["all", "checkpoint", "delta", "mergekit"] = "all"
-    max_shard_bytes: int = Field(default=5 * 10**9, ge=10**4)
+    max_shard_bytes: int = Field(default=5 * 10**9, ge=10**4, le=10**18)
 
 
 class InfoSpec(Record):
@@ -156,7 +156,7 @@ class ProblemsSpec(Record):
     split: Split = "test"
     subjects: tuple[str, ...] = ()
     n: SampleSize = "all"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PreflightSpec(Record):
@@ -183,15 +183,15 @@ class MemorySpec(Record):
 
     model: ModelRef
     saes: SaeRef | None
-    capacity_bytes: int | None = Field(default=None, gt=0)
-    edited_layers: int | None = Field(default=None, ge=0)
-    documents: int = Field(default=128, ge=1)
-    document_tokens: int = Field(default=128, ge=2)
-    batch_size: int = Field(default=32, ge=1)
-    prompt_tokens: int = Field(default=900, ge=2)
-    shared_tokens: int = Field(default=700, ge=0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    solution_tokens: int = Field(default=200, ge=1)
+    capacity_bytes: int | None = Field(default=None, gt=0, le=10**18)
+    edited_layers: int | None = Field(default=None, ge=0, le=MOST)
+    documents: int = Field(default=128, ge=1, le=MOST)
+    document_tokens: int = Field(default=128, ge=2, le=MOST)
+    batch_size: int = Field(default=32, ge=1, le=MOST)
+    prompt_tokens: int = Field(default=900, ge=2, le=MOST)
+    shared_tokens: int = Field(default=700, ge=0, le=MOST)
+    max_new_tokens: int = Field(default=256, ge=1, le=MOST)
+    solution_tokens: int = Field(default=200, ge=1, le=MOST)
 
 
 class DownloadSpec(Record):

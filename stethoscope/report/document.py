@@ -25,6 +25,7 @@ from stethoscope.reach import in_words
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
 from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, RunSettings
+from stethoscope.store.ids import bytes_id
 from stethoscope.store.ranks import stored_rank
 from stethoscope.store.runs import RunStore
 from stethoscope.store.settings import get_settings
@@ -34,6 +35,7 @@ HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 PACKAGES = ("torch", "transformers", "lm_eval", "math-verify", "sympy", "sae-lens", "plotly")
 GOLDS_NAMED = 20
+MARK = b"<!-- stethoscope report "
 CLAIMS = "Is it these layers?"
 
 
@@ -71,6 +73,16 @@ def of_run(store: RunStore, run_id: str) -> str:
     return report_html(result, facts, rank=stored_rank(store, result.spec))
 
 
+def is_report(content: bytes) -> bool:
+    """Tell whether `content` is a whole report as `report_html` made it, and not a word was changed since."""
+    page, mark, digest = content.rpartition(MARK)
+    return bool(mark) and digest == _seal(page)
+
+
+def _seal(page: bytes) -> bytes:
+    return f"{bytes_id(page)} -->\n".encode()
+
+
 def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None = None) -> str:
     """Return the whole report: the verdict in words first, then pictures, tables, answers and the record."""
     spec = result.spec
@@ -94,7 +106,7 @@ def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None
     asked = {item.problem_id: item for item in result.items}  # one of the arms' answers: all have the same problem
     problems = {problem_id: text_html(item.problem) for problem_id, item in asked.items()}
     golds = {problem_id: text_html(item.gold) for problem_id, item in asked.items()}
-    return "\n".join(
+    page = "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
@@ -107,7 +119,8 @@ def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None
             _data("problems", {"problems": problems, "golds": golds, "reference": spec.arms[0].name}),
             f"<script>{_plotly()}</script>\n<script>{_asset('report.js')}</script>\n</body>\n</html>\n",
         )
-    )
+    ).encode("utf-8", "replace")
+    return (page + MARK + _seal(page)).decode()
 
 
 def _text(value: object) -> str:

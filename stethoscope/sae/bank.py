@@ -8,7 +8,6 @@ Opening reads (and fetches) the small files of settings only; weights are read w
 `cache_bytes` (at 16k latents and d_model 2560 one SAE is 335 MB).
 """
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stethoscope.errors import SaeError
+from stethoscope.files import read_json
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef, Site
 from stethoscope.results import SaeRow
@@ -222,10 +222,10 @@ def _read_config(name: str, place: Place, source: Source) -> dict[str, Any]:
         return {}
     path = source.here(place.file(file))
     try:
-        config = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        config = {} if path is None else read_json(path)
     except FileNotFoundError:
         path, config = None, {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise SaeError(f"cannot read {file} of {name}", got=error, next_step=AGAIN) from error
     if path is None and not place.known.config_optional:
         raise SaeError(f"{name} has no {file}", expected=f"{place.known.title}'s disk format", next_step=AGAIN)

@@ -3,12 +3,19 @@
 import os
 from pathlib import Path
 
+from stethoscope.locations import path_of
+
 HOME_VARIABLE = "STETHOSCOPE_HOME"
 
 
 def home() -> Path:
-    """Return the folder of runs and cache: the environment's STETHOSCOPE_HOME, else the working directory."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.cwd()).expanduser()
+    """Return the folder of runs and cache: the environment's STETHOSCOPE_HOME, else the working directory.
+
+    Raises:
+        LocationError: no path (see `locations.path_of`).
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    return path_of(named) if named else Path.cwd()
 
 
 def runs_dir() -> Path:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from stethoscope.cli import main
+from stethoscope.cli.tables import PlainConsole
 from stethoscope.cli.terminal import print_diagnosis, print_energy, print_info
 from stethoscope.profiles import Profile
 from stethoscope.results import DiagnosisResult, EnergyCell, EnergyResult, InfoResult, SpecificityCell
@@ -36,7 +36,7 @@ def cells_of(text: str, title: str, keys: int = 1) -> Cells:
 
 def drawn(draw: Callable[..., None], *args: object, width: int = 80) -> str:
     out = io.StringIO()
-    draw(Console(file=out, width=width, highlight=False), *args)
+    draw(PlainConsole(file=out, width=width), *args)
     assert all(len(line) <= width for line in out.getvalue().splitlines() if line.startswith(("┃", "│")))
     return out.getvalue()
 

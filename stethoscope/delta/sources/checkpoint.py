@@ -199,7 +199,14 @@ def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
     """Return the remark that `generate` would write otherwise with the fine-tune's settings than with the base's."""
     try:
         differing = other_generation(generation_config(path, config), base.session.model.generation_config)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # as transformers meets other JSON
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # as transformers meets other JSON
         return (
             Remark(
                 "generation config",
