@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stethoscope.errors import CorpusError, ResourceError
+from stethoscope.errors import CorpusError, ResourceError, StethoscopeError
 from stethoscope.minerva.problems import answer_of
 from stethoscope.progress import Progress
 from stethoscope.records import GoldReading, Grade, GradeStatus
@@ -265,7 +265,8 @@ class GraderPool:
         deadline = time.monotonic() + self.deadline_s
         while last not in part:
             line = child.receive(deadline - time.monotonic())
-            assert line.pop("index") == index, "the grader answered out of turn"
+            if line.pop("index") != index:
+                raise StethoscopeError("the grader answered out of turn; nothing of this was kept")
             part.update(line)
 
     @contextlib.contextmanager

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from stethoscope.errors import GenerationError
 from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.model.slots import RowSlots
@@ -200,7 +201,8 @@ class GreedyBatch:
         on_text: Callable[[int, str], None] | None = None,
     ) -> None:
         assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
-        assert all(rows), "a prompt without a token"
+        if not all(rows):
+            raise GenerationError("a prompt has no token", expected="at least one", next_step="Write a longer prompt.")
         self._session = session
         self._prefix = prefix.cut_to(rows)
         self._max_new_tokens = max_new_tokens

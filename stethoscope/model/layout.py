@@ -151,7 +151,13 @@ def layout_of(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> ModelLay
 
 def _d_model(model: nn.Module) -> int:
     embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    assert isinstance(embeddings, nn.Embedding), f"{type(model).__name__} has token embeddings"
+    if not isinstance(embeddings, nn.Embedding):
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be edited",
+            got="no table of token embeddings",
+            expected="a decoder that reads tokens",
+            next_step="Name another model.",
+        )
     return embeddings.embedding_dim
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stethoscope.errors import CorpusError
 from stethoscope.model.prefix import Prefix, right_align, share_prefix
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
@@ -136,7 +137,13 @@ def encode_solutions(session: ModelSession, pairs: Sequence[tuple[str, str]]) ->
     prompts = session.encode([prompt for prompt, _ in pairs])
     rows = session.encode([f"{prompt} {solution}" for prompt, solution in pairs])
     scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
-    assert all(n > 0 for n in scored), "a solution without a token"
+    if min(scored, default=1) < 1:
+        raise CorpusError(
+            "a solution has no token of its own",
+            got=repr(pairs[scored.index(min(scored))][1])[:80],
+            expected="text that the model's tokenizer does not leave out",
+            next_step="Correct that problem's solution.",
+        )
     return rows, scored
 
 

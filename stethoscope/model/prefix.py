@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from stethoscope.errors import StethoscopeError
+from stethoscope.errors import CheckpointError, StethoscopeError
 from stethoscope.model.session import ModelSession
 
 MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
@@ -103,7 +103,13 @@ def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys = tuple(layer.keys for layer in layers if layer.keys is not None)
     values = tuple(layer.values for layer in layers if layer.values is not None)
-    assert len(keys) == len(values) == session.layout.n_layers, "a layer without cached keys and values"
+    if not len(keys) == len(values) == session.layout.n_layers:
+        raise CheckpointError(
+            f"{session.ref.id} cannot share a prompt's beginning",
+            got=f"cached keys and values of {len(keys)} of {session.layout.n_layers} layers",
+            expected="attention with a plain cache in every layer",
+            next_step="Use a model without recurrent or cross-layer caches.",
+        )
     return Prefix(tokens[:length], session.edition, keys, values)
 
 

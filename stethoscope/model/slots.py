@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from stethoscope.errors import GenerationError, StethoscopeError
+from stethoscope.errors import CheckpointError, GenerationError, StethoscopeError
 from stethoscope.model.prefix import Prefix
 from stethoscope.model.session import ModelSession
 
@@ -240,7 +240,13 @@ def windows_of(session: ModelSession) -> list[int | None]:
     """Return each layer's sliding window (None: full attention), as transformers' own cache knows it."""
     windows: list[int | None] = []
     for layer in DynamicCache(config=session.model.config).layers:
-        assert type(layer) in (DynamicLayer, DynamicSlidingWindowLayer), f"a cache of {type(layer).__name__}"
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise CheckpointError(
+                f"{session.ref.id} cannot answer many prompts at once",
+                got=f"a cache of {type(layer).__name__}",
+                expected="full or sliding-window attention in every layer",
+                next_step="Use a model with such layers only.",
+            )
         windows.append(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
     return windows or [None] * session.layout.n_layers
 

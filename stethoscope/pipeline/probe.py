@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from stethoscope.delta.certificate import certified
+from stethoscope.errors import StethoscopeError
 from stethoscope.model.likelihood import encode_solutions, rows_nll
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
@@ -77,8 +78,10 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
         with certified(session, patch) as certifying:
             edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
         certificate = certifying.certificate
-        sound = certificate.base_intact and certificate.as_recomputed
-        assert sound, f"the weights of {content_id(recipe)} were not the recipe's"
+        if not (certificate.base_intact and certificate.as_recomputed):
+            raise StethoscopeError(
+                f"the weights that were scored are not those of {content_id(recipe)}; nothing was kept"
+            )
         if np.isfinite(edited).all():
             put_measured(context.store.database, key, edited.tolist())
         return edited

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stethoscope.errors import Cancelled, CorpusError, ResourceError
+from stethoscope.errors import Cancelled, CorpusError, ResourceError, StethoscopeError
 from stethoscope.minerva import grading
 from stethoscope.minerva.grader import Grader, lm_eval_functions
 from stethoscope.minerva.grading import Answer, GraderPool
@@ -446,7 +446,7 @@ def test_an_answer_out_of_turn_is_no_grade() -> None:
         def receive(self, timeout_s: float) -> dict[str, object]:
             return {"index": 5, "math_verify": CORRECT}
 
-    with GraderPool() as pool, pytest.raises(AssertionError, match="out of turn"):
+    with GraderPool() as pool, pytest.raises(StethoscopeError, match="out of turn"):
         pool._collect(Confused(), {}, 4, "math_verify")
 
 
