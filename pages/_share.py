@@ -1,7 +1,6 @@
 """A recipe leaves and comes back: saved, loaded, as a file, as a link, exported; and what differs from another."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -103,7 +102,7 @@ def export(recipe: EditRecipe) -> None:
                         value=st.session_state["export_out"])  # fmt: skip
     kind = st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind], key="export-kind")
     view = _jobs.look("export")
-    spec = ExportSpec(recipe=recipe, out=str(Path(out).expanduser()), kind=kind)
+    spec = ExportSpec(recipe=recipe, out=out.strip(), kind=kind)
     st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not out.strip(),
               on_click=_jobs.begin, args=("export", spec), kwargs={"title": "Export"})  # fmt: skip
     if view.error:

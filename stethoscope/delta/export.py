@@ -1,12 +1,16 @@
 """The edited model as a plain checkpoint folder: transformers loads it without this package, at no inference cost.
 
 Written into a hidden folder beside the target, read back and compared tensor by tensor with the live edited model, and
-only then renamed: an interrupted export leaves nothing, a finished one is exact. Weights are stored in the dtype that
-the session runs in (not the base's dtype on disk), so that what is loaded is what was measured; tied embeddings are
-stored once.
+only then renamed: an interrupted export leaves nothing, a finished one is exact. `export.json` in it says what was
+asked and which files were written. The same request finds a finished export by it, checks it against the live model and
+writes nothing: the process may have been killed before the run was recorded.
+
+Weights are stored in the dtype that the session runs in (not the base's dtype on disk), so that what is loaded is what
+was measured; tied embeddings are stored once.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +22,20 @@ from safetensors import SafetensorError
 from stethoscope.delta.bare_delta import delta_bytes, delta_fits, write_delta
 from stethoscope.delta.edits import EditSource
 from stethoscope.delta.patch import Patch, applied
+from stethoscope.delta.sources.delta_file import DELTA_FILE
 from stethoscope.delta.sources.stored import CheckpointTensors
 from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrapped
-from stethoscope.errors import ResourceError, StethoscopeError, UserError
-from stethoscope.files import beside, clean_stale
+from stethoscope.errors import OutputError, ResourceError, StethoscopeError, UserError
+from stethoscope.files import beside, clean_stale, read_json
 from stethoscope.hub import TOKENIZER
 from stethoscope.model.loading import as_saved, quiet_transformers
 from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm, ServedArm
 from stethoscope.results import ExportResult
+from stethoscope.store.ids import content_id
 
+RECEIPT = "export.json"
 SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
 
 
@@ -64,16 +71,20 @@ def export_checkpoint(
 ) -> ExportResult:
     """Write the model with `patch` applied to the new folder `out`, verified against the live tensors.
 
-    The patch is applied here: call it while no patch is on.
+    The patch is applied here: call it while no patch is on. Where `out` is a finished export of the same request, it is
+    verified and returned as it is.
 
     Raises:
-        UserError: `out` exists and is not an empty folder.
+        OutputError: `out` exists and is neither an empty folder nor such an export.
         ResourceError: too little disk space, or a place that cannot be written.
         Cancelled: between steps; nothing is left behind.
     """
     progress = Progress() if progress is None else progress
     session.require_in_place("an export")
-    out = out.expanduser()
+    request = _request(recipe, parts)
+    with contextlib.suppress(UserError, OSError, SafetensorError):  # damaged since: it is refused below
+        if _is_finished(out, request) and _difference(session, patch, out, parts, progress) == 0:
+            return _result(out, 0.0)
     _check_target(out)
     _check_space(session, patch, out, parts)
     clean_stale(out)
@@ -90,6 +101,8 @@ def export_checkpoint(
             (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
             card = model_card(patch, recipe, changed_weights(session, patch), parts)
             (folder / "README.md").write_text(card, encoding="utf-8")
+            receipt = {"request": request, "files": _sizes(folder)}
+            (folder / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
             progress.advance()
             progress.check_cancel()
             folder.replace(out)
@@ -100,43 +113,84 @@ def export_checkpoint(
             got=getattr(error, "strerror", None) or error,
             next_step="Choose another folder, or free some space.",
         ) from error
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return ExportResult(
-        out=str(out),
-        files=tuple(path.relative_to(out).as_posix() for path in files),
-        size_bytes=sum(path.stat().st_size for path in files),
-        max_abs_difference=difference,
-    )
+    return _result(out, difference)
+
+
+def _result(out: Path, difference: float) -> ExportResult:
+    sizes = _sizes(out)
+    return ExportResult(out=str(out), files=tuple(sizes), size_bytes=sum(sizes.values()), max_abs_difference=difference)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every file in `folder`, by its path there, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _request(recipe: EditRecipe, parts: Parts) -> dict[str, object]:
+    """Return what decides the weights and files of an export."""
+    return {
+        "recipe": content_id(recipe),
+        "checkpoint": parts.checkpoint,
+        "delta": parts.delta is not None,
+        "mergekit": parts.mergekit,
+        "max_shard_bytes": parts.max_shard_bytes,
+    }
+
+
+def _is_finished(out: Path, request: Mapping[str, object]) -> bool:
+    """Tell whether `out` is a finished export of `request` from which no file was taken or changed in size."""
+    try:
+        receipt = read_json(out / RECEIPT)
+        sizes = _sizes(out)
+    except (OSError, ValueError):
+        return False
+    sizes.pop(RECEIPT, None)
+    return receipt == {"request": request, "files": sizes}
 
 
 def _write_parts(session: ModelSession, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
     """Write weights, tokenizer and delta, read them back, and return the largest difference from the edited model."""
-    touched, difference = sorted(patch.tensors), 0.0
-    with applied(session, patch):
-        progress.check_cancel()
-        if parts.checkpoint:
+    touched = sorted(patch.tensors)
+    if parts.checkpoint:
+        with applied(session, patch):
+            progress.check_cancel()
             _save_weights(session, folder, parts.max_shard_bytes)
-        progress.advance()
-        progress.check_cancel()
-        if parts.checkpoint:
-            difference = _max_abs_difference(session, folder)
-        edited = session.digests(touched)
-        progress.advance()
+    progress.advance()
     progress.check_cancel()
     if parts.delta is not None and touched:
-        beside = folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
-        beside.mkdir(exist_ok=True)
-        if not delta_fits(write_delta(parts.delta, touched, beside), parts.delta, edited):
-            return float("inf")
-        progress.check_cancel()
+        _delta_folder(folder, parts).mkdir(exist_ok=True)
+        write_delta(parts.delta, touched, _delta_folder(folder, parts))
+    difference = _difference(session, patch, folder, parts, progress)
+    progress.advance()
     if parts.checkpoint:
         _save_tokenizer(session, folder)
     return difference
 
 
+def _delta_folder(folder: Path, parts: Parts) -> Path:
+    return folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
+
+
+def _difference(session: ModelSession, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
+    """Read an export back and return its largest difference from the edited model; infinite where its delta differs."""
+    touched, difference = sorted(patch.tensors), 0.0
+    with applied(session, patch):
+        progress.check_cancel()
+        if parts.checkpoint:
+            difference = _max_abs_difference(session, folder)
+        edited = session.digests(touched)
+    progress.check_cancel()
+    if parts.delta is not None and touched:
+        if not delta_fits(_delta_folder(folder, parts) / DELTA_FILE, parts.delta, edited):
+            return float("inf")
+        progress.check_cancel()
+    return difference
+
+
 def _check_target(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
+        raise OutputError(
             f"{out} exists already",
             got="a folder with files in it" if out.is_dir() else "a file",
             expected="a new or empty folder",

@@ -4,12 +4,11 @@ Beside it, or alone: the bare delta, and a configuration with which mergekit mak
 stored benchmarks measured for the very recipe.
 """
 
-from pathlib import Path
-
 from stethoscope.delta.edits import EditSource
 from stethoscope.delta.export import Parts, export_checkpoint
 from stethoscope.delta.mergekit import mergekit_yaml, not_for_mergekit
 from stethoscope.errors import RecipeError, StoreError
+from stethoscope.locations import path_of
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import bases_of, ground_of, patch_of, sae_layers
 from stethoscope.progress import Progress
@@ -85,5 +84,5 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
         measured=measured(spec, context),
         max_shard_bytes=spec.max_shard_bytes,
     )
-    result = export_checkpoint(session, patch, recipe, Path(spec.out), parts=parts, progress=progress)
+    result = export_checkpoint(session, patch, recipe, path_of(spec.out), parts=parts, progress=progress)
     return result.model_copy(update={"left_out": None if why_not is None else f"mergekit.yaml: {why_not}"})
