@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _restore, _session, _status, _ui
+from pages import _jobs, _restore, _session, _status, _ui, _watch
 
 HERE = Path(__file__).parent
 LOGO = str(HERE / "static" / "logo.svg")
@@ -41,6 +41,7 @@ with _session.drawing():
         st.session_state["inside_app"] = False
     with strip, _ui.guarded():
         _status.draw()
+        _watch.unkept()
     with _ui.guarded():
         if "warmed" not in st.session_state and _session.may_load():
             _jobs.front().warm_up(_session.profile())

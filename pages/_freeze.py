@@ -88,6 +88,7 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
             if used := [run for run in runs if runs_before is None or run.sequence <= runs_before]:
                 st.warning(f"This edit was benchmarked before (run {used[0].run_id}): for those problems it comes too "
                            "late to be a prediction.")  # fmt: skip
-            st.button("Freeze prediction" if runs_before is None else "Frozen", key="freeze-prediction",
-                      disabled=runs_before is not None, on_click=store.put_prediction, args=(prediction,))  # fmt: skip
+            _ui.store_button("Freeze prediction" if runs_before is None else "Frozen", key="freeze-prediction",
+                             write=store.put_prediction, args=(prediction,),
+                             disabled=runs_before is not None)  # fmt: skip
         table()

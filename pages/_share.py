@@ -47,9 +47,8 @@ def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
     """Draw save, download, upload and link, and the `saved` recipes to load."""
     store = _jobs.front().store
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Save recipe", key="save-recipe", on_click=store.put_recipe, args=(recipe,), disabled=not recipe.layers
-        )
+        _ui.store_button("Save recipe", key="save-recipe", write=store.put_recipe, args=(recipe,),
+                         disabled=not recipe.layers)  # fmt: skip
         st.download_button("Recipe JSON", recipe.model_dump_json(indent=2), "recipe.json", "application/json",
                            key="recipe-json", on_click="ignore")  # fmt: skip
     st.caption("A link to this recipe. It carries the recipe itself, so it works in another person’s dashboard, too.")

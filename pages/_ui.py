@@ -124,6 +124,26 @@ def missing(error: UserError) -> None:
     st.info(escape(str(error)), icon=":material/info:")
 
 
+def store_button(label: str, *, key: str, write: Callable[..., object], args: Sequence[object], **options: Any) -> None:
+    """Draw a button that writes to the store by `write(*args)`; where that fails, a banner says why, and all goes on.
+
+    Args:
+        options: of `st.button`.
+    """
+    failed = f"{key}-failed"
+
+    def act() -> None:
+        st.session_state.pop(failed, None)
+        try:
+            write(*args)
+        except StethoscopeError as error:
+            st.session_state[failed] = describe_error(error)
+
+    st.button(label, key=key, on_click=act, **options)
+    if (error := st.session_state.get(failed)) is not None:
+        banner(error)
+
+
 def empty(text: str, button: str, key: str, action: Callable[[], None]) -> None:
     """Draw an empty state: what is missing, and one button that mends it."""
     with st.container(border=True):

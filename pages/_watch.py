@@ -46,6 +46,14 @@ def watch(view: _jobs.View, *, key: str, draw: Callable[[Any], None] | None = No
     st.button("Stop", key=f"{key}-stop", on_click=_jobs.stop, args=(view.job.job_id,))
 
 
+def unkept() -> None:
+    """Draw why the store could not keep results that the page shows, once for each reason."""
+    jobs = [_jobs.front().snapshot(held["job"]) for held in st.session_state["slots"].values() if held.get("job")]
+    for error in dict.fromkeys(job.error for job in jobs if job is not None and job.result is not None):
+        if error is not None:
+            _ui.banner(error)
+
+
 def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
     """Tell whether a person asked for `spec`; where not, draw what the asking does, and its button.
 

@@ -61,8 +61,8 @@ def detail(run: Any) -> None:
     with st.container(horizontal=True):
         st.button("Open again", key="open-run", type="primary", disabled=run.result_id is None, on_click=open_again,
                   args=(run,))  # fmt: skip
-        st.button("Unpin" if run.pinned else "Pin", key="pin-run", on_click=store.set_pinned,
-                  args=(run.run_id, not run.pinned))  # fmt: skip
+        _ui.store_button("Unpin" if run.pinned else "Pin", key="pin-run", write=store.set_pinned,
+                         args=(run.run_id, not run.pinned))  # fmt: skip
         with _ui.guarded():
             _files(run)
 

@@ -39,6 +39,7 @@ class JobSnapshot:
         eta_s: seconds to the end of the stage at that rate.
         unit: of the items: "B" for bytes, "" for things that are counted.
         text: what was streamed so far, by channel.
+        error: why it failed; beside a result, why the store could not keep that.
         partial: the result as it stands while the job runs, where the use case shows one.
         owners: who asked for it and has not withdrawn.
         spec: what was asked.

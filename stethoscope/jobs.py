@@ -287,7 +287,8 @@ class JobFront:
         except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
             self._finish(job, "failed", error=describe_error(error))
         else:
-            self._finish(job, outcome.state, result=outcome.result, run_id=outcome.run_id)
+            unkept = None if outcome.unkept is None else describe_error(outcome.unkept)
+            self._finish(job, outcome.state, result=outcome.result, run_id=outcome.run_id, error=unkept)
 
     def _others_wait(self, job: Job) -> bool:
         """Whether `job` is in the background and something that was asked for waits."""

@@ -64,6 +64,9 @@ def _run(options: argparse.Namespace, kept: list[str]) -> int:
             commands.context.close()
     if options.json:
         sys.stdout.write(json.dumps(printed, allow_nan=False) + "\n")
+    if commands is not None and commands.unkept is not None:
+        _say(commands.unkept)
+        return 2
     return 0
 
 

@@ -76,10 +76,8 @@ from stethoscope.store.runs import RunStore
 
 
 class Commands:
-    """One method a command; each returns the object that --json prints, after drawing a table otherwise.
-
-    What is stored on the way is noted in `kept`, a sentence each.
-    """
+    """One method a command; each returns what --json prints, after drawing a table otherwise, and notes in `kept` what
+    it stored, a sentence each."""
 
     def __init__(self, options: argparse.Namespace, profile: Profile, kept: list[str]) -> None:
         from stethoscope.pipeline.context import Context  # torch: not needed for --help or a mistyped option
@@ -96,6 +94,7 @@ class Commands:
         self.run_ids: dict[str, str] = {}  # of the kept runs, by kind
         self.console = PlainConsole(quiet=options.json)
         self._kept = kept
+        self.unkept: UserError | None = None  # the first result that the store could not keep
 
     def run(self) -> dict[str, object]:
         """Run the command of the options; where it keeps runs, name them at the end, its own in the object, too."""
@@ -110,6 +109,7 @@ class Commands:
         from stethoscope import pipeline
 
         outcome = pipeline.run(spec, self.context, self.progress)
+        self.unkept = self.unkept or outcome.unkept
         if outcome.run_id is not None:
             self.run_ids[kind_of(spec)] = outcome.run_id
             self._kept.append(f"Stored as run {outcome.run_id}; show it: {show_command(outcome.run_id)}.")
@@ -208,7 +208,7 @@ class Commands:
         assert isinstance(stability, StabilityResult)
         print_diagnosis(self.console, result)
         print_stability(self.console, stability)
-        stable = stability.model_dump(mode="json") | {"run_id": self.run_ids["stability"]}
+        stable = stability.model_dump(mode="json") | {"run_id": self.run_ids.get("stability")}
         return {**result.model_dump(mode="json"), "stability": stable}
 
     def energy(self) -> dict[str, object]:
@@ -369,7 +369,7 @@ class Commands:
         print_bench(self.console, result)
         if not result.complete:
             done = f"{result.blocks_done} of {result.blocks_total} blocks are answered and stored"
-            raise Paused(f"paused, run {self.run_ids['bench']}: {done}")
+            raise Paused(f"paused, run {self.run_ids.get('bench', 'not kept')}: {done}")
         return result.model_dump(mode="json", exclude={"items"})
 
     def _standard_set(self, arm: BenchArm, subject: str) -> tuple[BenchArm, ...]:

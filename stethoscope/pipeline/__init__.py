@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from stethoscope.errors import Cancelled, Paused, UserError
+from stethoscope.errors import Cancelled, Paused, ResourceError, StoreError, UserError
 from stethoscope.pipeline import (
     bench,
     compare_text,
@@ -92,12 +92,15 @@ class Outcome:
     """A result and, where the history keeps it, the run that made it.
 
     Attributes:
+        run_id: None where it is not kept.
         state: "cancelled" and "paused" are benchmarks that were stopped half-way and show what they have.
+        unkept: why the store could not keep it all, on a full disk for example; the result is whole.
     """
 
     result: Result
     run_id: str | None
     state: EndState = "done"
+    unkept: UserError | None = None
 
 
 def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
@@ -109,14 +112,12 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     """
     if not isinstance(spec, KEPT):
         result = _within_memory(spec, context, progress)
-        tuning.remember(spec, context)
-        return Outcome(result, None)
+        return Outcome(result, None, unkept=_hindered(lambda: tuning.remember(spec, context)))
     meet(spec)
     identity = record_fingerprints(spec, progress)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
-        tuning.remember(spec, context)
-        return Outcome(result, run_id)
+        return Outcome(result, run_id, unkept=_hindered(lambda: tuning.remember(spec, context)))
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
 
@@ -130,11 +131,10 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 
     try:
         result = _within_memory(spec, context, progress)
-        if context.loaded is not None:
-            put_settings(context.store.database, run_id, settings_of(context.loaded, spec))
     except Cancelled as error:
-        finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
-        tuning.remember(spec, context)  # what was published has been seen
+        with contextlib.suppress(UserError):  # on a full disk it is found to be interrupted
+            finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
+            tuning.remember(spec, context)  # what was published has been seen
         raise
     except UserError as error:
         fail(str(error))
@@ -145,9 +145,29 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     state: EndState = "done"
     if isinstance(result, BenchResult) and not result.complete:
         state = "cancelled" if progress.cancelled else "paused"
-    finish(state, result)
-    tuning.remember(spec, context)
-    return Outcome(result, run_id, state)
+
+    def put() -> None:
+        if context.loaded is not None:
+            put_settings(context.store.database, run_id, settings_of(context.loaded, spec))
+        finish(state, result)
+
+    unkept = _hindered(put)
+    kept_as = run_id if unkept is None else None
+    return Outcome(result, kept_as, state, unkept or _hindered(lambda: tuning.remember(spec, context)))
+
+
+def _hindered(write: Callable[[], None]) -> UserError | None:
+    """Write to the store; return what hindered it, None where nothing did."""
+    try:
+        write()
+    except (ResourceError, StoreError) as error:
+        return type(error)(
+            f"the result is shown, and not everything of it could be stored: {error.what}",
+            got=error.got,
+            expected=error.expected,
+            next_step=f"Save what you need of it now. {error.next_step or ''}",
+        )
+    return None
 
 
 def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
