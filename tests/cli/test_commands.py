@@ -136,7 +136,7 @@ def test_options_of_diagnose_reach_the_scores(run: Run) -> None:
         (("--documents", "19"), "20"),
         (("--documents", "500"), "too few problems"),
         (("--control", "nothing"), "no control corpus of that name"),
-        (("--top-k", "0"), "positive whole number"),
+        (("--top-k", "0"), "whole number from 1"),
     ],
 )
 def test_bad_diagnoses_are_one_clear_line(run: Run, options: tuple[str, ...], said: str) -> None:
