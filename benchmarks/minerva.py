@@ -117,6 +117,7 @@ def write_gemma3(folder: Path) -> Path:
 def prompts_of(shots: str, n: int) -> list[str]:
     """Return `n` of the shipped test problems, every subject in turn, behind the shots."""
     by_subject: dict[str, list[str]] = {}
+    assert MINI.problems.problems is not None, "the mini's profile names its problems"
     for problem in load_problems(MINI.problems.problems, "test"):
         by_subject.setdefault(problem.subject, []).append(problem.problem)
     in_turn = [problem for together in zip(*by_subject.values(), strict=False) for problem in together]
@@ -196,6 +197,7 @@ def main() -> None:
             if model == "mini":
                 found = local_path(MINI.model.id)
                 assert found is not None
+                assert MINI.problems.shots is not None, "the mini's profile names its shots"
                 compare(found, MINI.problems.shots, options)
             else:
                 compare(write_smollm2(folder) if model == "smollm2" else write_gemma3(folder), CANONICAL_SHOTS, options)
