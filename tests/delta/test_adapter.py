@@ -271,7 +271,7 @@ def test_broken_files(session: ModelSession, plain: Path) -> None:
     refused(plain, session, f"has no weights; got {CONFIG} without {WEIGHTS}")
     (plain / WEIGHTS).write_bytes(content)
     (plain / CONFIG).write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         open_at(plain, session)
 
 

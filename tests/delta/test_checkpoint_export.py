@@ -225,7 +225,7 @@ def test_the_bare_delta_at_alpha_one_is_the_edit_bit_by_bit(
     patch = build_patch(where, tau, recipe)
     parts = Parts(checkpoint=False, delta=EditSource(where, tau, recipe))
     result = export_checkpoint(where, patch, recipe, tmp_path / "delta", parts=parts)
-    assert set(result.files) == {"delta.safetensors", "recipe.json", "README.md"}
+    assert set(result.files) == {"delta.safetensors", "recipe.json", "README.md", "export.json"}
     assert result.max_abs_difference == 0
     ref = TaskVectorRef(name="again", tuned=str(tmp_path / "delta"))
     again = make_recipe(dict.fromkeys(range(4), 1.0), model=where.ref, task_vector=ref)
