@@ -1,7 +1,7 @@
 r"""A problem's text as markdown in which only its formulas are markup.
 
 The text of a data set is not to be trusted: markdown could fetch images, draw links or imitate the page. So every
-character outside formulas is made literal (`escape`, as for every other string from a file), and a formula goes to
+character outside formulas is made literal (a backslash before each ASCII punctuation mark), and a formula goes to
 KaTeX only when it cannot leave its delimiters and uses no command that links, defines or moves out of its place;
 else it is shown as it is written. KaTeX itself is used untrusted: no links, no images.
 
@@ -9,6 +9,7 @@ Formulas are $...$, \(...\), $$...$$, \[...\], and an environment such as align 
 """
 
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ _UNSAFE = re.compile(
     r"|expandafter|futurelet|rule|raisebox|vspace|hskip|mskip|kern|mkern|smash|[lrc]lap|math[lrc]lap)(?![A-Za-z])"
     r"|\\hspace\*?\{[^}]{6,}\}"
 )
+MARKUP = "\\`*_[]$<>~#|!&"  # begins markup in Streamlit's markdown
 LONGEST = 4000
 
 
@@ -58,18 +60,17 @@ def markdown(text: str) -> str:
     return "".join(_markdown(piece) for piece in pieces(text))
 
 
-def escape(text: str) -> str:
+def escape(text: str, marks: str = MARKUP) -> str:
     """Return `text` as markdown that shows it letter by letter: every string from a file goes through here.
 
     Line breaks and the indents behind them are kept; what cannot be printed is left out. A backslash stands before all
-    that is markup in Streamlit's markdown. Backslashes do not reach the names of icons and emoji (:smile:) and bare
-    addresses (http://, www., @), which would become links; a space of no width parts those.
+    `marks`, by default what is markup in Streamlit's markdown. Backslashes do not reach the names of icons and emoji
+    (:smile:) and bare addresses (http://, www., @), which would become links; a space of no width parts those.
     """
     shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in text)
-    escaped = re.sub(r"[\\`*_\[\]$<>~#|!&]", r"\\\g<0>", shown)
-    escaped = re.sub(r"(?m)^(\s*)([-+=:]|\d+(?=[.)]))", _first_of_line, escaped)
-    escaped = re.sub(r":(?=[\w+/-]+:|//)|(?i:www)(?=\.)|@(?=\w)", "\\g<0>\u200b", escaped)
-    escaped = re.sub(r":(?=[A-Za-z])", r"\\:", escaped)  # else :red is a directive
+    parted = re.sub(r"(?m)^(\s*)([-+=:]|\d+(?=[.)]))", _first_of_line, shown)
+    parted = re.sub(r":(?=[\w+/-]+:|//)|(?i:www)(?=\.)|@(?=\w)", "\\g<0>\u200b", parted)
+    escaped = re.sub(rf"[{re.escape(marks)}]|:(?=[A-Za-z])", r"\\\g<0>", parted)  # else :red is a directive
     return re.sub(r"\n( *)", lambda found: "  \n" + "\N{NO-BREAK SPACE}" * len(found[1]), escaped)
 
 
@@ -83,7 +84,7 @@ def _markdown(piece: Piece) -> str:
         fence = "`" * (3 + max((len(run) for run in re.findall("`+", piece.source)), default=0))
         return f"\n\n{fence}text\n{piece.source}\n{fence}\n\n"
     if piece.formula is None:
-        return escape(piece.source)
+        return escape(piece.source, string.punctuation)
     return f"\n\n$$\n{piece.formula}\n$$\n\n" if piece.display else f"${piece.formula}$"
 
 
