@@ -39,7 +39,7 @@ def current(app: AppTest) -> EditRecipe:
 
 
 def test_the_address_carries_the_whole_recipe_and_restores_it(front: FakeFront, open_page: Open) -> None:
-    wanted = recipe(arm=RandomSubspaceArm(rank=12, seed=4), norms=True)
+    wanted = recipe(arm=RandomSubspaceArm(rank=12, saes=MINI.saes, seed=4), norms=True)
     app = open_page("edit", query={"recipe": to_link(wanted)})
     assert not app.exception
     assert current(app) == wanted

@@ -11,6 +11,7 @@ from pages import _profile
 from stethoscope.profiles import MINI
 from stethoscope.recipes import from_link, setup_from_link, to_link
 from stethoscope.records import (
+    Arm,
     BenchArm,
     BenchSpec,
     DiagnoseSpec,
@@ -251,13 +252,24 @@ def test_a_recipe_that_a_page_cannot_show_is_refused_and_changes_nothing(
     assert all(spec.recipe == before for spec in front.submitted if isinstance(spec, ProbeSpec))
 
 
-def test_a_negative_seed_in_a_link_is_refused(open_page: Open) -> None:
-    wrong = recipe(arm=RandomSubspaceArm(rank=8)).model_copy(
-        update={"arm": RandomSubspaceArm.model_construct(kind="random-subspace", rank=8, site="resid_post", seed=-1,
-                                                         norm_matched=False)})  # fmt: skip
-    app = open_page("edit", query={"recipe": to_link(wrong)})
+OUT_OF_BOUNDS = RandomSubspaceArm.model_construct(
+    kind="random-subspace", rank=8, site="resid_post", saes=None, seed=0, norm_matched=False
+)
+
+
+@pytest.mark.parametrize(
+    ("arm", "named"),
+    [
+        (OUT_OF_BOUNDS.model_copy(update={"seed": -1}), "-1"),
+        (OUT_OF_BOUNDS.model_copy(update={"seed": 10**20}), str(10**20)),
+        (OUT_OF_BOUNDS.model_copy(update={"rank": 10**9}), "1000000000"),
+        (projected().arm.model_copy(update={"top_k": 10**9}), "1000000000"),
+    ],
+)
+def test_a_number_out_of_bounds_in_a_link_is_refused(arm: Arm, named: str, open_page: Open) -> None:
+    app = open_page("edit", query={"recipe": to_link(recipe().model_copy(update={"arm": arm}))})
     assert "report this" not in errors(app)
-    assert "-1" in errors(app) or "greater than or equal" in errors(app)
+    assert named in errors(app)
     assert app.session_state["layers"] == []
 
 
