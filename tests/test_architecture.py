@@ -134,3 +134,12 @@ def test_pages_leave_torch_alone() -> None:
 def test_no_streamlit_below_the_pages() -> None:
     users = [path for path in PACKAGE.rglob("*.py") if "import streamlit" in path.read_text()]
     assert users == []
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_stay_readable(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or node.lineno) - node.lineno <= 60, f"{path.name}:{node.name} is too long"

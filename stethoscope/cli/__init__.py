@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from stethoscope.cli.commands import Commands
 from stethoscope.cli.parser import read_options
+from stethoscope.cli.progress import stopped_by_ctrl_c
 from stethoscope.cli.stored import run_action
 from stethoscope.cli.streams import guarded_streams, not_printed
-from stethoscope.cli.terminal import stopped_by_ctrl_c
 from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.profiles import load_profile
 from stethoscope.recipes import first_problem

@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from stethoscope import arms
+from stethoscope.cli.arms import arm_of, with_site
+from stethoscope.cli.progress import StderrProgress
 from stethoscope.cli.tables import PlainConsole
 from stethoscope.cli.terminal import (
-    StderrProgress,
     print_bench,
     print_diagnosis,
     print_downloads,
@@ -23,14 +24,13 @@ from stethoscope.cli.terminal import (
     print_stability,
     show_command,
 )
-from stethoscope.errors import CheckpointError, Paused, RecipeError, UserError, raise_if
+from stethoscope.errors import CheckpointError, Paused, UserError, raise_if
 from stethoscope.files import write_file
 from stethoscope.locations import path_of
 from stethoscope.profiles import Profile
 from stethoscope.reach import in_words, reach
 from stethoscope.recipes import parse_layers, parse_recipe, read_recipe
 from stethoscope.records import (
-    Arm,
     BenchArm,
     BenchPlanSpec,
     BenchSpec,
@@ -41,14 +41,9 @@ from stethoscope.records import (
     GainSpec,
     InfoSpec,
     MemorySpec,
-    NormMatchedArm,
     PreflightSpec,
     ProblemsSpec,
-    ProjectedArm,
-    RandomSubspaceArm,
     RankSpec,
-    RawArm,
-    ServedArm,
     Spec,
     StabilitySpec,
 )
@@ -116,8 +111,7 @@ class Commands:
         return outcome.result
 
     def _with_site(self) -> Profile:
-        saes = self.profile.saes_at(getattr(self.options, "site", None))
-        return self.profile.model_copy(update={"saes": saes})
+        return with_site(self.options, self.profile)
 
     def _n_layers(self) -> int:
         return self.context.session(self.profile.model, self.progress).layout.n_layers
@@ -253,35 +247,7 @@ class Commands:
 
         options = self.options
         profile = self.profile
-        arm: Arm = RawArm()
-        if options.arm.startswith("random-subspace"):
-            if options.rank is None:
-                raise RecipeError(
-                    f"--arm {options.arm} needs --rank",
-                    expected="a number of dimensions",
-                    next_step="Add --rank, for example --rank 16.",
-                )
-            matched, site = options.arm.endswith("norm-matched"), options.site or profile.site
-            saes = next((ref for ref in profile.known_saes if ref.site == site), None)
-            arm = RandomSubspaceArm(rank=options.rank, site=site, saes=saes, seed=options.seed, norm_matched=matched)
-        elif options.arm == "raw-where-projected":
-            arm = ServedArm(saes=self._with_site().diagnose_spec().listens_with)
-        elif options.arm != "raw":
-            raise_if(profile.cannot_listen())
-            if options.basis_subject is None:
-                raise RecipeError(
-                    f"--arm {options.arm} needs --basis-subject",
-                    expected=profile.problems.subjects,
-                    next_step="Add --basis-subject with one of these.",
-                )
-            profile = self._with_site()
-            profile.check_subjects((options.basis_subject,))
-            kind = ProjectedArm if options.arm == "projected" else NormMatchedArm
-            arm = kind(
-                diagnosis=profile.diagnose_spec(),
-                subject=options.basis_subject,
-                top_k=options.top_k or profile.top_k,
-            )
+        arm = arm_of(options, profile)
         recipe = EditRecipe(
             model=profile.model,
             task_vector=profile.task_vector(options.task_vector),

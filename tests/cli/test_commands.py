@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stethoscope.cli import main, terminal
+from stethoscope.cli import main
+from stethoscope.cli import progress as on_stderr
 from stethoscope.errors import RecipeError
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.recipes import parse_layers
@@ -445,8 +446,8 @@ def test_mistakes_of_gain_are_one_line_each(run: Run) -> None:
 def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # noqa: ANN001
     """No terminal: one whole line every ten seconds of work, without control characters; quick work says nothing."""
     now = [0.0]
-    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now[0])
-    progress = terminal.StderrProgress()
+    monkeypatch.setattr(on_stderr.time, "perf_counter", lambda: now[0])
+    progress = on_stderr.StderrProgress()
     progress.start("Injecting sets", 100)
     for _ in range(9):
         now[0] += 1

@@ -96,7 +96,7 @@ def test_a_full_stderr_stops_no_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("stethoscope.cli.terminal.FILE_S", 0.0)
+    monkeypatch.setattr("stethoscope.cli.progress.FILE_S", 0.0)
     with full() as stream, monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", stream)
         assert main([*diagnose, "--json"]) == 0
