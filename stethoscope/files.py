@@ -13,10 +13,11 @@ import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stethoscope.errors import OutputError
+from stethoscope.errors import OutputError, UserError
 
+Mistake = TypeVar("Mistake", bound=UserError)
 ELSEWHERE = "Choose another name."
 LARGEST_BYTES = 64 << 20  # of a file of settings; the index of a 400 GB checkpoint has 8 MB
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
@@ -55,6 +56,16 @@ def parse_json(content: bytes | str) -> Any:
 def read_json(path: str | Path) -> Any:
     """Return the JSON value in the regular file at `path`; raise `OSError` or `ValueError`."""
     return parse_json(read_bytes(path))
+
+
+def cannot_be_read(kind: type[Mistake], what: str, error: OSError) -> Mistake:
+    """Return what to say of a file that is there, but which the system did not let us read."""
+    return kind(
+        f"{what} cannot be read",
+        got=error.strerror or error,
+        expected="a file that can be opened",
+        next_step="Check the file and its permissions.",
+    )
 
 
 def write_file(path: Path, content: bytes, *, ours: Callable[[bytes], bool], force: bool = False) -> None:

@@ -127,12 +127,7 @@ def open_tensors(folder: Path, file: str, title: str) -> Any:  # safetensors has
             next_step="Fetch or write it again.",
         ) from error
     except OSError as error:
-        raise CheckpointError(
-            f"{file} of {title} cannot be read",
-            got=error.strerror or error,
-            expected="a file that can be opened",
-            next_step="Check the file and its permissions.",
-        ) from error
+        raise files.cannot_be_read(CheckpointError, f"{file} of {title}", error) from error
 
 
 def read_json(path: Path, title: str) -> dict[str, Any]:
@@ -147,13 +142,8 @@ def read_json(path: Path, title: str) -> dict[str, Any]:
             next_step="Fetch or write it again, as a whole.",
         ) from error
     except OSError as error:
-        raise CheckpointError(
-            f"{path.name} of {title} cannot be read",
-            got=error.strerror or error,
-            expected="a file that can be opened",
-            next_step="Check the file and its permissions.",
-        ) from error
-    except (ValueError, RecursionError) as error:
+        raise files.cannot_be_read(CheckpointError, f"{path.name} of {title}", error) from error
+    except ValueError as error:
         raise CheckpointError(
             f"{path.name} of {title} is not JSON",
             got=error,

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stethoscope.errors import SaeError
+from stethoscope.files import cannot_be_read
 from stethoscope.sae.formats import Format
 
 AGAIN = "Write or fetch this SAE again."
@@ -79,12 +80,7 @@ def _open(name: str, path: Path) -> Iterator[ArrayFile]:
             expected=f"{path.name} beside its settings",
         ) from error
     except OSError as error:
-        raise SaeError(
-            f"{path.name} of {name} cannot be read",
-            got=error.strerror or error,
-            expected="a file that can be opened",
-            next_step="Check the file and its permissions.",
-        ) from error
+        raise cannot_be_read(SaeError, f"{path.name} of {name}", error) from error
     except (SafetensorError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise SaeError(
             f"{path.name} of {name} is not a {path.suffix[1:]} file of plain arrays",

@@ -104,6 +104,11 @@ class LayerSample:
         inside = slice(self.starts[documents.start], self.starts[documents.stop])
         return self.latents[inside], self.rates[inside]
 
+    def all_rates(self) -> Float[Tensor, "n latents"]:
+        """Return the rates of all live latents in float32, 0 where a latent does not fire."""
+        columns = torch.arange(self.n_latents, device=self.rates.device)
+        return self.spread(self.rates, columns, self.n_latents, torch.float32)
+
     def spread(
         self, values: Float[Tensor, " entries"], column: Int[Tensor, " latents"], n_columns: int, dtype: torch.dtype
     ) -> Float[Tensor, "n columns"]:

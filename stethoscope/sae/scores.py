@@ -251,8 +251,7 @@ class SpecificShare(LayerScore):
         for latents, of_latents in ranked.weighted_u(w_domain, w_control, _elements(draws.device)):
             progress.check_cancel()
             u[latents] = of_latents
-        columns = torch.arange(sample.n_latents, device=draws.device)
-        rates = sample.spread(sample.rates, columns, sample.n_latents, torch.float32)[n_domain:]
+        rates = sample.all_rates()[n_domain:]
         shares = [torch.zeros(0, dtype=torch.float64, device=draws.device)]
         for rows in _blocks(draws.size, sample.n_latents, draws.device):
             progress.check_cancel()
@@ -279,9 +278,8 @@ class _Table:
 
     @classmethod
     def of(cls, sample: LayerSample) -> "_Table":
-        columns, ranked = torch.arange(sample.n_latents, device=sample.rates.device), Ranked.of(sample)
-        rates = sample.spread(sample.rates, columns, sample.n_latents, torch.float32)
-        return cls(rates, ranked.spread(torch.float32), ranked)
+        ranked = Ranked.of(sample)
+        return cls(sample.all_rates(), ranked.spread(torch.float32), ranked)
 
     def shares(self, is_domain: Float[Tensor, "draws n"]) -> Float[Tensor, " draws"]:
         """Score the labels that each draw gives the documents: U from midranks of all documents."""

@@ -6,7 +6,6 @@ No bound, no sparsity, no device: every latent of every draw. Draws, halves and 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from scipy import special
@@ -285,34 +284,7 @@ class Selection:
         return self.sum(values) / np.maximum(self.n_slots, 1)
 
 
-class LayerScore(ABC):
-    """A way to score a layer: its name, formula and source, and its values on the sample and on draws of it.
-
-    Attributes:
-        null: the value where domain and control do not differ.
-        needs_mass: reads activation mass beside firing rates.
-    """
-
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    source: ClassVar[str]
-    null: ClassVar[float] = 0.0
-    needs_mass: ClassVar[bool] = False
-
-    @abstractmethod
-    def observed(self, sample: DenseSample, design: Design) -> float:
-        """Return the score; NaN where no latent can be selected."""
-
-    @abstractmethod
-    def bootstrap(self, sample: DenseSample, draws: Bootstrap) -> np.ndarray:
-        """Return the scores of resampled documents; NaN where no latent can be selected."""
-
-    @abstractmethod
-    def permuted(self, sample: DenseSample, draws: Permuted) -> np.ndarray:
-        """Return the scores of documents whose labels were shuffled; NaN where no latent can be selected."""
-
-
-class CrossFitted(LayerScore):
+class CrossFitted(ABC):
     """Selects the k largest p - q on one half and takes `effect` of them on the other."""
 
     @abstractmethod
@@ -349,10 +321,6 @@ class CrossFitted(LayerScore):
 class MeanRateDifference(CrossFitted):
     """T = mean over S of p_j - q_j: how much more often the subject's own latents fire on it."""
 
-    name = "mean_rate_difference"
-    formula = "mean of p_j - q_j over the k latents with the largest difference, cross-fitted"
-    source = "p_j - q_j: latent separation, Ferrando et al., arXiv 2411.14257; top-k mean and cross-fitting are ours"
-
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the mean of p - q."""
         at = chosen.draws, chosen.latents
@@ -361,10 +329,6 @@ class MeanRateDifference(CrossFitted):
 
 class LogRatio(CrossFitted):
     """L = mean over S of log((p_j + e) / (q_j + e)), e = 1 / (2 control tokens): how many times more often, in nats."""
-
-    name = "log_ratio"
-    formula = "mean of log((p_j + e) / (q_j + e)) over the same k latents, cross-fitted; e = 1 / (2 control tokens)"
-    source = "ours: the log of the ratio of rates, with half a firing added to each side"
 
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the mean of log((p + e) / (q + e))."""
@@ -375,14 +339,6 @@ class LogRatio(CrossFitted):
 
 class ActivationMass(CrossFitted):
     """M = m(domain) - m(control), m = sum over S of a_j ||W_dec,j|| / sum over all latents: the mass that S carries."""
-
-    name = "activation_mass"
-    formula = (
-        "share of the activation mass a_j ||W_dec,j|| of all latents that the same k latents carry, "
-        "domain minus control, cross-fitted"
-    )
-    source = "ours; weighting an activation by the norm of its decoder row is common practice"
-    needs_mass = True
 
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the share of mass on the domain minus that on the control."""
@@ -396,12 +352,8 @@ class ActivationMass(CrossFitted):
         return chosen.sum(shares[0] - shares[1])
 
 
-class SpecificShare(LayerScore):
+class SpecificShare:
     """N = share of live latents with AUROC > .5 at FDR 5% and q_j < 1%: how many latents the subject has to itself."""
-
-    name = "specific_share"
-    formula = "share of live latents with Mann-Whitney AUROC > .5 at FDR 5% and q_j < 1%"
-    source = "ours, from the tests of Mann & Whitney (1947) and Benjamini & Hochberg (1995)"
 
     def observed(self, sample: DenseSample, design: Design) -> float:
         """Return the share on the documents as they are."""
@@ -458,6 +410,9 @@ def _specific_share(
     return (passing & (u > n_domain * n_control / 2) & (q < RARE_RATE)).mean(1)
 
 
-SCORES: dict[str, LayerScore] = {
-    score.name: score for score in (MeanRateDifference(), SpecificShare(), ActivationMass(), LogRatio())
+SCORES: dict[str, CrossFitted | SpecificShare] = {
+    "mean_rate_difference": MeanRateDifference(),
+    "specific_share": SpecificShare(),
+    "activation_mass": ActivationMass(),
+    "log_ratio": LogRatio(),
 }

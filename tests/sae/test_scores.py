@@ -270,6 +270,19 @@ def test_few_latents_are_looked_at_and_none_that_counts_is_left_out(monkeypatch:
     assert max(looked_at) == sample.n_latents
 
 
+@pytest.mark.parametrize(("elements", "draws_at_once"), [(10**3, 1), (10**5, 16)])
+def test_a_block_of_draws_keeps_its_table_in_bounds(
+    elements: int, draws_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of rows x latents has at most BLOCK_ELEMENTS numbers, or those of one draw where they are more."""
+    sample, shapes, select = sparse(a_wide_sample(2, latents=3000, top_k=8)), [], scores._select
+    monkeypatch.setattr(scores, "_select", lambda delta, *rest: shapes.append(delta.shape) or select(delta, *rest))
+    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", {"cpu": elements})
+    SCORES["mean_rate_difference"].permuted(sample, Permuted(DESIGN, 20), Progress())
+    assert max(rows for rows, _ in shapes) == draws_at_once * DESIGN.n_halves
+    assert all(rows * columns <= max(elements, DESIGN.n_halves * columns) for rows, columns in shapes)
+
+
 @pytest.mark.parametrize("levels", [2, 5, 1000])
 def test_the_largest_are_found_by_groups_and_open_ends_are_told(levels: int) -> None:
     rng = np.random.default_rng(levels)
