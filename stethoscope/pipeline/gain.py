@@ -31,7 +31,7 @@ from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
 from stethoscope.results.gain import POOLED
 from stethoscope.sae.scores import SCORES
-from stethoscope.statistics import cannot_reach, paired_mean_interval, smallest_rank_p
+from stethoscope.statistics import cannot_reach, paired_mean_interval, rank_p, smallest_rank_p
 from stethoscope.store.measured import get_measured, put_measured
 
 GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
@@ -318,7 +318,7 @@ def set_gains(
             SetGain(
                 kind=choice.kind, predictor=choice.predictor, subject=subject, layers=choice.layers,
                 n=len(gains_of_set), gain=interval.mean, ci_low=interval.low, ci_high=interval.high,
-                as_good=as_good, n_random=len(random_sets), p=(1 + as_good) / (1 + len(random_sets)),
+                as_good=as_good, n_random=len(random_sets), p=rank_p(as_good, len(random_sets)),
                 cannot_be_significant=cannot_reach(smallest_rank_p(len(random_sets))),
             )
         )  # fmt: skip

@@ -30,7 +30,7 @@ from stethoscope.recipes import shown_layers
 from stethoscope.records import EditRecipe, RankSpec
 from stethoscope.results import RankedSet, RankResult, RankRow
 from stethoscope.results.gain import POOLED
-from stethoscope.statistics import cannot_reach, paired_mean_interval, smallest_rank_p
+from stethoscope.statistics import cannot_reach, paired_mean_interval, rank_p, smallest_rank_p
 from stethoscope.store.ids import content_id
 
 
@@ -135,9 +135,9 @@ def _row(subject: str, items: np.ndarray, own: Float[np.ndarray, " n"], sets: li
         ci_low=interval.low,
         ci_high=interval.high,
         as_good=as_good,
-        p=(1 + as_good) / (1 + len(sets)),
+        p=rank_p(as_good, len(sets)),
         as_good_matched=as_good_matched,
-        p_matched=(1 + as_good_matched) / (1 + len(sets)),
+        p_matched=rank_p(as_good_matched, len(sets)),
         cannot_be_significant=cannot_reach(smallest_rank_p(len(sets))),
     )
 

@@ -18,7 +18,7 @@ from stethoscope.statistics.attainable import (
 )
 from stethoscope.statistics.bootstrap import stratified_paired_bootstrap
 from stethoscope.statistics.corrections import benjamini_hochberg, holm, step_down_max_t
-from stethoscope.statistics.draws import TestedDifference, difference_to_draws, smallest_p_to_draws
+from stethoscope.statistics.draws import TestedDifference, difference_to_draws, rank_p, smallest_p_to_draws
 from stethoscope.statistics.intervals import (
     Interval,
     MeanInterval,
@@ -61,6 +61,7 @@ __all__ = [
     "smallest_holm_p",
     "smallest_mcnemar_p",
     "smallest_p_to_draws",
+    "rank_p",
     "smallest_rank_p",
     "n_for_margin",
     "mcnemar_power",

@@ -9,6 +9,7 @@ called "not significant".
 from collections.abc import Sequence
 
 from stethoscope.statistics.corrections import holm
+from stethoscope.statistics.draws import rank_p
 from stethoscope.statistics.paired import SIGNIFICANCE, mcnemar_exact
 
 CANNOT_BE_SIGNIFICANT = "cannot be significant at this size"
@@ -27,7 +28,7 @@ def smallest_mcnemar_p(n_discordant: int) -> float:
 
 def smallest_rank_p(n_sets: int) -> float:
     """Return the p of a rank among random sets where none of them is as good: 1 / (1 + sets)."""
-    return 1 / (1 + n_sets)
+    return rank_p(0, n_sets)
 
 
 def smallest_holm_p(p: Sequence[float], smallest: Sequence[float]) -> list[float]:

@@ -111,3 +111,11 @@ class _CriticalValue:
             lambda log_tail: self.at(math.exp(log_tail)) - t, math.log(smaller), math.log(larger)
         )
         return math.exp(found)
+
+
+def rank_p(as_good: int, n_sets: int) -> float:
+    """Return the p of a rank among random sets of which `as_good` do at least as well: (1 + as_good) / (1 + n_sets).
+
+    What is ranked counts as one of the draws, so that p is never 0 (Phipson & Smyth 2010).
+    """
+    return (1 + as_good) / (1 + n_sets)
