@@ -40,7 +40,7 @@ def path_of(text: str) -> Path:
 
 def _no_path(text: str, got: object) -> LocationError:
     shown = text if len(text) <= 80 else f"{text[:77]}..."
-    return LocationError(f"{shown!r} cannot be used as a path", got=got, next_step="Name another file or folder.")
+    return LocationError(f"{shown!r} cannot be read as a path", got=got, next_step="Name another file or folder.")
 
 
 def local_path(location: str) -> Path | None:
