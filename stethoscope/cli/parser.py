@@ -74,8 +74,8 @@ def _number(text: str) -> float:
 
 def _gigabytes(text: str) -> float:
     value = _number(text)
-    if not 0.001 <= value <= 1e9:
-        raise _unfit(text, "a size in GB, from 0.001 to 1,000,000,000")
+    if not 1e-6 <= value <= 1e9:
+        raise _unfit(text, "a size in GB, from 0.000001 to 1,000,000,000")
     return value
 
 
