@@ -31,7 +31,8 @@ TEXTS_PER_SUBJECT = 32
 TEXT_SHOWN = 120
 ANOTHER_BASE = "Make sure that the fine-tune started from this very base, not from another version of it."
 
-Measured = dict[tuple[int | None, str], tuple[DeltaMoments, bool]]
+Measured = dict[tuple[int | None, str], DeltaMoments]
+Layers = dict[int, DeltaMoments]
 
 
 def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightResult:
@@ -55,7 +56,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
         *_readable(task_vector, broken),
     ]
     if all(isinstance(error, TiedApartError) for error in broken):
-        total = sum((moments for moments, _ in layers.values()), DeltaMoments())
+        total = sum(layers.values(), DeltaMoments())
         checks += [
             _whole(task_vector),
             *_saved(saved),
@@ -67,9 +68,9 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
         dtype=dtype,
         usable=not any(check.outcome == "fail" for check in checks),
         checks=tuple(checks),
-        layers=tuple(_row(layer, "matrices", *found) for layer, found in layers.items()),
-        matrices=tuple(_row(*key, *found) for key, found in measured.items() if _is_matrix(key)),
-        rest=tuple(_row(*key, *found) for key, found in measured.items() if not _is_matrix(key)),
+        layers=tuple(_row(layer, "matrices", found) for layer, found in layers.items()),
+        matrices=tuple(_row(*key, found) for key, found in measured.items() if _is_matrix(key)),
+        rest=tuple(_row(*key, found) for key, found in measured.items() if not _is_matrix(key)),
     )
 
 
@@ -80,7 +81,7 @@ def _measure(
     broken: list[UserError],
     saved: dict[str, str | None],
 ) -> Measured:
-    """Return moments and "does it move" of every part in the model's order.
+    """Return the moments of every part in the model's order.
 
     What cannot be read goes to `broken`; to `saved` every tensor that differs from the base's, with the dtype where it
     does so by having been saved in it.
@@ -91,10 +92,9 @@ def _measure(
     measured: Measured = {}
     for name in names:
         progress.check_cancel()
-        moves = task_vector.moves(name)
         base = session.parameter(name)
         try:
-            if moves:
+            if task_vector.moves(name):
                 origin, delta = task_vector.origin(name), task_vector.delta(name)
                 moments = delta_moments(origin, delta, base.dtype)
                 if moments.step.intended:
@@ -105,8 +105,7 @@ def _measure(
         except CheckpointError as error:
             broken.append(error)
         else:
-            before, moved = measured.get(part_of[name], (DeltaMoments(), False))
-            measured[part_of[name]] = (before + moments, moved or moves)
+            measured[part_of[name]] = measured.get(part_of[name], DeltaMoments()) + moments
         progress.advance()
     return measured
 
@@ -134,20 +133,20 @@ def _is_matrix(key: tuple[int | None, str]) -> bool:
     return key[0] is not None and key[1] != "norms"
 
 
-def _by_layer(measured: Measured, session: ModelSession) -> dict[int, tuple[DeltaMoments, bool]]:
-    layers: dict[int, tuple[DeltaMoments, bool]] = {}
+def _by_layer(measured: Measured, session: ModelSession) -> Layers:
+    layers: Layers = {}
     for layer in range(session.layout.n_layers):
-        found = [value for key, value in measured.items() if _is_matrix(key) and key[0] == layer]
-        layers[layer] = (sum((moments for moments, _ in found), DeltaMoments()), any(moves for _, moves in found))
+        found = [moments for key, moments in measured.items() if _is_matrix(key) and key[0] == layer]
+        layers[layer] = sum(found, DeltaMoments())
     return layers
 
 
-def _row(layer: int | None, part: str, moments: DeltaMoments, moves: bool) -> PreflightRow:
+def _row(layer: int | None, part: str, moments: DeltaMoments) -> PreflightRow:
     return PreflightRow(
         layer=layer,
         part=part,
         parameters=moments.n,
-        moves=moves,
+        moves=bool(moments.step.intended),
         relative_norm=moments.relative_norm,
         cosine_to_base=moments.cosine_to_base,
         realised_cosine=moments.realised_cosine,
@@ -290,12 +289,9 @@ def _saved(saved: dict[str, str | None]) -> list[PreflightCheck]:
     ]
 
 
-Layers = dict[int, tuple[DeltaMoments, bool]]
-
-
 def _size(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
     name, norm = "size", total.relative_norm or 0.0
-    if not any(moments.step.intended for moments, _ in measured.values()):
+    if not any(moments.step.intended for moments in measured.values()):
         return PreflightCheck(
             name=name,
             outcome="fail",
@@ -332,7 +328,7 @@ def _direction(layers: Layers, measured: Measured, total: DeltaMoments, dtype: s
 
 
 def _evenness(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
-    norms = {layer: moments.relative_norm or 0.0 for layer, (moments, _) in layers.items()}
+    norms = {layer: moments.relative_norm or 0.0 for layer, moments in layers.items()}
     moved = [norm for norm in norms.values() if norm]
     if not moved:
         return PreflightCheck(name="evenness", outcome="pass", what="no layer moves: only norms or embeddings do")
@@ -353,7 +349,7 @@ def _evenness(layers: Layers, measured: Measured, total: DeltaMoments, dtype: st
 
 
 def _embeddings(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
-    moments, _ = measured.get((None, "embeddings"), (DeltaMoments(), False))
+    moments = measured.get((None, "embeddings"), DeltaMoments())
     norm, matrices = moments.relative_norm or 0.0, total.relative_norm or 0.0
     if norm > WILD_EMBEDDINGS * matrices and matrices:
         return PreflightCheck(
@@ -369,7 +365,7 @@ def _embeddings(layers: Layers, measured: Measured, total: DeltaMoments, dtype: 
 
 
 def _rounding(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -> PreflightCheck:
-    cosines = {layer: moments.realised_cosine for layer, (moments, _) in layers.items()}
+    cosines = {layer: moments.realised_cosine for layer, moments in layers.items()}
     known = {layer: cosine for layer, cosine in cosines.items() if cosine is not None}
     if not known:
         return PreflightCheck(name="rounding", outcome="pass", what="no layer moves, so nothing is rounded there")

@@ -23,7 +23,7 @@ class PreflightRow(Record):
         layer: None outside the layers.
         part: a matrix, "matrices" (all edited ones of the layer), "norms", "embeddings", "final norm" or "other".
         parameters: numbers in it.
-        moves: whether the task vector holds anything for it.
+        moves: whether tau is not 0 everywhere in it.
         relative_norm: ||tau|| / ||theta||.
         cosine_to_base: cosine of theta + tau and theta.
         realised_cosine: cosine of round(theta + tau) - theta and tau, in the model's dtype.
