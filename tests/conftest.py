@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtypes of signatures are checked in tests
-    import stethoscope.pipeline  # noqa: F401
+    import stethoscope.pipeline
 
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
-from stethoscope.records import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
+from stethoscope.progress import Progress
+from stethoscope.records import ModelRef, ProblemsRef, SaeRef, Spec, TaskVectorRef
 from stethoscope.store.runs import RunStore
 from tests.hub.server import LoopbackHub, point_at
 from tests.tokens import pico_tokenizer
@@ -305,6 +306,22 @@ def partial_profile(
             "task_vectors": tuple(TaskVectorRef(name=name, tuned=str(path)) for name, path in tuned_at.items()),
         }
     )
+
+
+@pytest.fixture(scope="session")
+def partial_run(partial_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Spec], Any]]:
+    """Function `partial_run(spec) -> result` on the parts of `partial_profile`; each spec is run once a session."""
+    context = Context(RunStore(tmp_path_factory.mktemp("partial_runs")), device="cpu")
+    known: dict[str, Any] = {}
+
+    def run(spec: Spec) -> Any:
+        key = f"{type(spec).__name__} {spec.model_dump_json()}"
+        if key not in known:
+            known[key] = stethoscope.pipeline.run(spec, context, Progress()).result
+        return known[key]
+
+    yield run
+    context.close()
 
 
 @pytest.fixture

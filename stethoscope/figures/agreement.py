@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, pretty, shown_p, signed
+from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, empty_note, pretty, shown_p, signed
+from stethoscope.recipes import layers_text
 from stethoscope.results import AgreementRow, GainCell, GainResult, PredictorCell
 from stethoscope.results.gain import POOLED
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, SIGNIFICANCE
@@ -98,6 +99,8 @@ def scatter(result: GainResult, subject: str, picked: Collection[int]) -> go.Fig
                 hovertemplate="%{hovertext}<extra></extra>",
             )
         )
+    if not figure.data:
+        empty_note(figure, "no layer has both a score and a gain")
     apply_layout(
         figure,
         height=380,
@@ -117,7 +120,7 @@ def describe_agreement(row: AgreementRow) -> str:
     """Return the hover text of one predictor: tau with its interval, p against a random order, and over what."""
     head = f"<b>{name_of(row.predictor)} · {subject_name(row.subject)}</b>"
     if row.kendall_tau is None:
-        return f"{head}<br>no order: too few layers with a value, or the same value in all"
+        return f"{head}<br>{_without_tau(row)}"
     return "<br>".join(
         (
             head,
@@ -159,8 +162,8 @@ def forest(result: GainResult, subject: str) -> go.Figure:
     for row in rows:
         if row.kendall_tau is None:
             figure.add_annotation(
-                x=0, y=name_of(row.predictor), text="same value in every layer" if row.n_layers > 2 else "no value",
-                showarrow=False, font={"color": GRAY, "size": 12},
+                x=0, y=name_of(row.predictor), text=_without_tau(row), showarrow=False,
+                font={"color": GRAY, "size": 12},
             )  # fmt: skip
     apply_layout(figure, height=380, x_title="Kendall τ with the gain · better →")
     names = [_broken(name_of(row.predictor)) for row in rows]
@@ -177,6 +180,13 @@ def forest(result: GainResult, subject: str) -> go.Figure:
     return figure
 
 
+def _without_tau(row: AgreementRow) -> str:
+    """Return why there is no tau: two layers have no order to speak of, and equal values have none."""
+    if row.n_layers > 2:
+        return "same value in every layer"
+    return f"a value in {row.n_layers} layer{'s' if row.n_layers > 1 else ''} only" if row.n_layers else "no value"
+
+
 def _broken(name: str) -> str:
     return name.replace(": ", ":<br>", 1)
 
@@ -186,6 +196,11 @@ def verdict(result: GainResult, subject: str) -> str:
     rows = {row.predictor: row for row in _rows(result, subject)}
     score, depth = rows[result.score], rows["depth"]
     label = pretty(result.score)
+    if score.n_layers < 3:
+        return (
+            f"{label.capitalize()} has a value in only {score.n_layers} of the layers that move: too few to tell "
+            "whether it orders them."
+        )
     if score.kendall_tau is None or score.p is None:
         return f"{label.capitalize()} does not tell the layers apart here."
     tau = f"(τ {signed(score.kendall_tau, 2)}, p {shown_p(score.p)})"
@@ -217,6 +232,8 @@ def caption(result: GainResult, subject: str) -> str:
     if best is not None and best.predictor != result.score:
         parts.append(f"Closest to the gain: {name_of(best.predictor)} (τ {signed(best.kendall_tau, 2)}).")
     parts += gain_limits(result, subject)
+    if without := _without_score(result, subject):
+        parts.append(f"Without a score, so not drawn: {layers_text(without)}.")
     parts.append(
         f"n = {n} {result.split} problems, {result.n_layers - len(result.idle)} layers injected one at a time "
         f"({pretty(result.task_vector)}, alpha {result.alpha:g}), {result.n_documents} documents; 95% intervals. "
@@ -224,6 +241,14 @@ def caption(result: GainResult, subject: str) -> str:
     )
     harm = _harm(result)
     return " ".join([*parts, harm] if harm else parts)
+
+
+def _without_score(result: GainResult, subject: str) -> list[int]:
+    """Return the layers that have a gain and no value of the score on trial."""
+    rows = [row for row in result.predictors if (row.predictor, row.subject) == (result.score, subject)]
+    scored = {row.layer for row in rows if row.value is not None}
+    cells = [cell for cell in result.cells if cell.subject == subject and cell.gain is not None]
+    return [cell.layer for cell in cells if cell.layer not in scored]
 
 
 def _harm(result: GainResult) -> str:

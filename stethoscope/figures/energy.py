@@ -20,6 +20,7 @@ from stethoscope.figures.theme import (
     ORANGE,
     SERIES,
     apply_layout,
+    empty_note,
     percent,
     pretty,
     row_axis,
@@ -124,6 +125,9 @@ def retention_curves(result: EnergyResult, layer: int, k: int | None = None) -> 
     apply_layout(figure, height=380, x_title="k latents (log scale)", y_title="energy kept, %")
     figure.update_xaxes(type="log", tickmode="array", tickvals=list(result.k), ticktext=[str(k) for k in result.k])
     figure.update_yaxes(rangemode="tozero")
+    if not cells:
+        reasons = ", ".join(dict.fromkeys(_undefined(cell) for cell in layer_cells(result, layer)))
+        empty_note(figure, f"layer {layer}: {reasons}")
     if k is not None:
         figure.add_vline(x=k, line={"color": GRAY, "width": 1, "dash": "dot"})
     return figure
@@ -294,9 +298,10 @@ def caption(result: EnergyResult, k: int) -> str:
 def heatmap_caption(result: EnergyResult, k: int) -> str:
     """Return what stands under the heatmap: how many cells are clear of chance, and how the others look."""
     cells = [cell for cell in result.cells if cell.k == k and cell.enrichment is not None]
+    if not cells:
+        return f"At k = {k}, task vector {result.task_vector} moves no matrix that an SAE serves with live latents."
     weak = sum(is_chance(cell) for cell in cells)
-    low = min((cell.enrichment or 0 for cell in cells), default=None)
-    high = max((cell.enrichment or 0 for cell in cells), default=None)
+    low, high = min(cell.enrichment or 0 for cell in cells), max(cell.enrichment or 0 for cell in cells)
     return (
         f"Enrichment = retention / (r/d) at k = {k}, 1 is chance (log scale; blue above, orange below); "
         f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale cells with a dot ({weak} of "

@@ -77,12 +77,12 @@ def caption(result: RankResult, subject: str = POOLED) -> str:
     else:
         which = f"{n_sets} of {result.spec.n_sets} random sets so far"
     if 0 < len(result.movable) < result.n_layers:
-        which += f", drawn among {layers_text(result.movable)},"
+        which += f" from {layers_text(result.movable)}"
     where = "all subjects" if subject == POOLED else pretty(subject)
     broken = sum(_gain(found, row, subject) is None for found in result.sets for row in range(2))
     unable = f", so the rank {CANNOT_BE_SIGNIFICANT}" if own.cannot_be_significant else ""
     parts = [
-        f"Layers {_layers(result.layers)} among {which}, {where}, {own.n} {result.spec.split} problems: "
+        f"Layers {_layers(result.layers)} among {which}; {where}, {own.n} {result.spec.split} problems: "
         f"{own.as_good} sets are as good or better as drawn (p {shown_p(own.p)}), {own.as_good_matched} at the "
         f"recipe's edit norm (p {shown_p(own.p_matched)}).",
         f"The smallest possible p is {smallest_rank_p(n_sets):.2g}{unable}.",

@@ -8,39 +8,49 @@ from collections.abc import Collection
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, layer_axis, percent, row_axis
+from stethoscope.recipes import shown_layers
 from stethoscope.results import PreflightResult, TaskVectorRow
 
 SHADES = [(0.0, "rgba(64, 160, 200, 0.03)"), (0.55, "rgba(64, 160, 200, 0.55)"), (1.0, "rgba(20, 112, 196, 1)")]
 
 
 def relative_norms(row: TaskVectorRow, picked: Collection[int] = ()) -> go.Figure:
-    """Return bars of ||tau_l|| / ||theta_l|| in percent by layer; picked layers in the colour of the edit."""
+    """Return bars of ||tau_l|| / ||theta_l|| in percent by layer, picked layers in the colour of the edit.
+
+    A dash stands where the task vector moves nothing.
+    """
     norms = row.relative_norm_by_layer
     figure = go.Figure(
         go.Bar(
             x=list(range(len(norms))),
-            y=[100 * norm for norm in norms],
+            y=[100 * norm if norm else None for norm in norms],
             width=0.62,
             marker={"color": [ORANGE if layer in picked else BLUE for layer in range(len(norms))]},
             hovertemplate="layer %{x}: %{y:.3f}%<br><i>‖τₗ‖ / ‖θₗ‖ over the edited matrices</i><extra></extra>",
         )
     )
+    for layer in (layer for layer, norm in enumerate(norms) if not norm):
+        figure.add_annotation(x=layer, y=0, text="–", yanchor="bottom", showarrow=False, font={"color": GRAY})
     apply_layout(figure, height=250, x_title="layer", y_title="‖τ‖ / ‖θ‖, %")
-    figure.update_xaxes(tickmode="array", tickvals=list(range(len(norms))), showgrid=False)
+    layer_axis(figure, len(norms))
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
 def caption(row: TaskVectorRow, picked: Collection[int] = ()) -> str:
-    """Return what stands under the bars: the definition, n layers, the range, and what the colours mean."""
+    """Return what stands under the bars: the definition, the layers that move, the range, what the colours mean."""
     norms = row.relative_norm_by_layer
-    spread = f"{percent(min(norms), 2)} to {percent(max(norms), 2)}" if norms else "no layers"
+    moved = {layer: norm for layer, norm in enumerate(norms) if norm}
+    which = f"n = {len(norms)} layers" if len(moved) == len(norms) else f"no layer of {len(norms)} moves"
+    if 0 < len(moved) < len(norms):
+        which = f"{len(moved)} of {len(norms)} layers move ({shown_layers(moved)})"
+    spread = f", {percent(min(moved.values()), 2)} to {percent(max(moved.values()), 2)}" if moved else ""
     colours = " Orange: the picked layers." if picked else ""
-    return f"Task vector {row.name}: norm relative to the base weights, n = {len(norms)} layers, {spread}.{colours}"
+    return f"Task vector {row.name}: norm relative to the base weights, {which}{spread}.{colours}"
 
 
 def matrix_norms(result: PreflightResult) -> go.Figure:
-    """Return the layers x matrices heatmap of ||tau|| / ||theta|| in percent; a dash where nothing is held."""
+    """Return the layers x matrices heatmap of ||tau|| / ||theta|| in percent; a dash where nothing moves."""
     names = list(dict.fromkeys(row.part for row in result.matrices))
     n_layers = len(result.layers)
     z: list[list[float | None]] = [[None] * n_layers for _ in names]
@@ -88,13 +98,16 @@ def matrix_caption(result: PreflightResult) -> str:
     moved = sum(row.moves for row in result.matrices)
     return (
         f"Task vector {result.task_vector}: norm of each matrix relative to the base's, "
-        f"{moved} of {len(result.matrices)} matrices move; a dash: the task vector holds nothing there."
+        f"{moved} of {len(result.matrices)} matrices move; a dash: the task vector moves nothing there."
     )
 
 
 def realised(result: PreflightResult) -> go.Figure:
-    """Return, by layer, cosine and norm ratio of the realised delta round(theta + tau) - theta to tau."""
-    layers = [row for row in result.layers if row.realised_cosine is not None]
+    """Return, by layer, cosine and norm ratio of the realised delta round(theta + tau) - theta to tau.
+
+    A layer that does not move has neither: the lines have a gap there.
+    """
+    layers = result.layers
     x = [row.layer for row in layers]
     figure = go.Figure()
     for name, colour, symbol, values in (
@@ -115,7 +128,7 @@ def realised(result: PreflightResult) -> go.Figure:
         )
     figure.add_hline(y=1, line={"color": FAINT, "width": 1})
     apply_layout(figure, height=250, x_title="layer")
-    figure.update_xaxes(tickmode="array", tickvals=x, showgrid=False)
+    layer_axis(figure, len(layers))
     return figure
 
 

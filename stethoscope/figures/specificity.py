@@ -3,7 +3,7 @@
 A click on a plotly heatmap tells Streamlit nothing, so transparent square markers lie on the cells and carry
 (layer, subject) in `customdata`; `layers_from_selection` reads them back. Colour fades to transparent at the null:
 blue above it, orange below. A cell that is not shown to be specific (corrected p and interval) is paler and carries a
-dot; a layer without an SAE says so and is never interpolated.
+dot; a layer without an SAE, or without a live latent to score, says so and is never interpolated.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +18,7 @@ from stethoscope.figures.theme import (
     ORANGE,
     apply_layout,
     layer_axis,
+    name_columns,
     percent,
     pretty,
     row_axis,
@@ -142,7 +143,7 @@ def _score(cell: SpecificityCell | None, weak: bool) -> float | None:
 def _mark_columns(
     figure: go.Figure, result: DiagnosisResult, picked: Collection[int], listened: Collection[int]
 ) -> None:
-    """Outline the picked layers and write "no SAE" over the layers that nothing was heard from."""
+    """Outline the picked layers, and write why into the columns and cells that are empty."""
     bottom = len(result.subjects) - 0.5
     for layer in sorted(picked):
         figure.add_shape(
@@ -153,10 +154,11 @@ def _mark_columns(
             y1=bottom - 0.02,
             line={"color": ORANGE, "width": 2},
         )
-    for layer in sorted(set(range(result.n_layers)) - set(listened)):
-        figure.add_annotation(
-            x=layer, y=(bottom - 0.5) / 2, text="no SAE", textangle=-90, showarrow=False, font={"color": GRAY}
-        )
+    name_columns(figure, set(range(result.n_layers)) - set(listened), "no SAE", len(result.subjects))
+    for cell in result.cells:
+        if cell.score is None:
+            row, font = result.subjects.index(cell.subject), {"color": GRAY, "size": 11}
+            figure.add_annotation(x=cell.layer, y=row, text="no score", showarrow=False, font=font)
 
 
 def strip(
@@ -238,7 +240,8 @@ def strip_caption(result: DiagnosisResult, subject: str, other: DiagnosisResult 
 def caption(result: DiagnosisResult, subject: str) -> str:
     """Return what stands under the pictures: definition, n, how weak cells look, and the best layers of `subject`."""
     documents = max((cell.n_documents for cell in result.cells), default=0)
-    best = ", ".join(str(layer) for layer in result.order.get(subject, ())[:4]) or "none"
+    scored = {cell.layer for cell in result.cells if cell.subject == subject and cell.score is not None}
+    best = [str(layer) for layer in result.order.get(subject, ()) if layer in scored]
     return (
         f"Score: {result.formula}{_sourced(result)}. "
         f"n = {documents} documents per subject and of {pretty(result.control)}; k = {result.top_k}; "
@@ -246,7 +249,7 @@ def caption(result: DiagnosisResult, subject: str) -> str:
         "(step-down max-T). "
         f"Pale cells with a dot: {NOT_SHOWN} (corrected p not below .05, or an interval that reaches the null, "
         f"{signed(result.null)}). "
-        f"Best layers for {pretty(subject)}: {best}. {rank_confidence(result, subject)}"
+        f"Best layers for {pretty(subject)}: {', '.join(best[:4]) or 'none'}. {rank_confidence(result, subject)}"
     )
 
 

@@ -1,14 +1,15 @@
 """Stability of the layer order: one row a variant (score, k, control corpus), one column a layer, the cell its rank.
 
 A column of one tone is a layer whose rank does not hang on the choice; Kendall's tau with the reference order stands
-at the end of each row. The best rank is the strongest tone; a layer without a score or an SAE stays empty.
+at the end of each row. The best rank is the strongest tone; a layer without a score stays empty, one without an SAE
+says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, pretty, row_axis, signed
+from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, name_columns, pretty, row_axis, signed
 from stethoscope.results import StabilityResult, StabilityRow
 
 KINDS = {"score": "scores", "k": "k", "control": "control corpora"}
@@ -30,7 +31,8 @@ def is_reference(result: StabilityResult, row: StabilityRow) -> bool:
 def ranks(result: StabilityResult, row: StabilityRow) -> list[int | None]:
     """Return the rank of every layer of the model, 1 = highest score; None without a score or an SAE."""
     scored = {layer for layer, score in zip(result.layers, row.scores, strict=True) if score is not None}
-    rank_of = {layer: rank for rank, layer in enumerate(row.order, start=1) if layer in scored}
+    ranked = [layer for layer in row.order if layer in scored]  # older runs list layers without a score, too
+    rank_of = {layer: rank for rank, layer in enumerate(ranked, start=1)}
     return [rank_of.get(layer) for layer in range(result.n_layers)]
 
 
@@ -61,6 +63,7 @@ def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
     names = [f"<b>{label(row)}</b>" if is_reference(result, row) else label(row) for row in rows]
     layer_axis(figure, result.n_layers, fixed=True)
     row_axis(figure, names, fixed=True)
+    name_columns(figure, set(range(result.n_layers)) - set(result.layers), "no SAE", len(rows))
     for position, row in enumerate(rows):
         figure.add_annotation(
             x=1.0,
@@ -84,8 +87,11 @@ def _hover(result: StabilityResult, row: StabilityRow) -> Iterator[str]:
     score_of = dict(zip(result.layers, row.scores, strict=True))
     of = len([score for score in row.scores if score is not None])
     for layer, rank in enumerate(ranks(result, row)):
+        if rank is None:
+            yield f"<b>layer {layer} · {label(row)}</b><br>{'no score' if layer in score_of else 'no SAE'}"
+            continue
         yield (
-            f"<b>layer {layer} · {label(row)}</b><br>rank {rank} of {of}, score {signed(score_of.get(layer))}<br>"
+            f"<b>layer {layer} · {label(row)}</b><br>rank {rank} of {of}, score {signed(score_of[layer])}<br>"
             f"Kendall's tau-b of the row with the reference {signed(row.kendall_tau, 2)}"
         )
 

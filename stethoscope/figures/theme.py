@@ -5,7 +5,7 @@ both papers, papers are transparent, and heatmaps fade to transparent at the nul
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,20 @@ def layer_axis(figure: go.Figure, n_layers: int, *, fixed: bool = False) -> None
     figure.update_xaxes(tickmode="array", tickvals=list(range(n_layers)), range=[-0.5, n_layers - 0.5], showgrid=False)
     if fixed:
         figure.update_xaxes(fixedrange=True)
+
+
+def name_columns(figure: go.Figure, layers: Iterable[int], text: str, n_rows: int) -> None:
+    """Write `text`, why they are empty, upwards along the columns of `layers` of a figure with `n_rows` rows."""
+    for layer in sorted(layers):
+        figure.add_annotation(
+            x=layer, y=(n_rows - 1) / 2, text=text, textangle=-90, showarrow=False, font={"color": GRAY}
+        )
+
+
+def empty_note(figure: go.Figure, text: str) -> None:
+    """Write into the middle of a figure in which nothing is drawn why that is so."""
+    middle = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    figure.add_annotation(text=text, showarrow=False, font={"color": GRAY}, **middle)
 
 
 def row_axis(figure: go.Figure, labels: Sequence[str], *, fixed: bool = False) -> None:

@@ -40,9 +40,9 @@ def _cells(
 
 
 def order_layers(layers: tuple[int, ...], scores: tuple[float | None, ...]) -> tuple[int, ...]:
-    """Return the layers, best first; those without a score come last, ties by depth."""
-    ranked = sorted(zip(layers, scores, strict=True), key=lambda row: (row[1] is None, -(row[1] or 0.0), row[0]))
-    return tuple(layer for layer, _ in ranked)
+    """Return the layers that have a score, best first, ties by depth."""
+    scored = [(-score, layer) for layer, score in zip(layers, scores, strict=True) if score is not None]
+    return tuple(layer for _, layer in sorted(scored))
 
 
 def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: FiringRates) -> list[SelectedLatent]:

@@ -39,7 +39,7 @@ class SelectedLatent(Record):
 
 
 class DiagnosisResult(Record):
-    """Layer specificity by subject; `order` lists the layers of each subject, best first.
+    """Layer specificity by subject; `order` lists the layers that have a score for each subject, best first.
 
     `source` says which part of the score's formula is published, and which is ours.
     """
@@ -59,7 +59,7 @@ class DiagnosisResult(Record):
 
 
 class StabilityRow(Record):
-    """One variant of a subject's diagnosis: its order of the layers and Kendall's tau to the reference order."""
+    """One variant of a subject's diagnosis: the layers with a score, best first, and Kendall's tau to the reference."""
 
     subject: str
     kind: Literal["score", "k", "control"]
