@@ -90,5 +90,5 @@ def _geometry(result: EnergyResult, k: int) -> None:
         "along the weights, which a following norm cancels. Realised: round(θ + τ) − θ in the model's dtype, with τ."
     )
     with st.container(key="geometry"):
-        st.dataframe(frame, hide_index=True, column_config=columns, key="geometry-table", alt=note)
+        _ui.table(frame, column_config=columns, key="geometry-table", alt=note)
         st.caption(_ui.escape(note))

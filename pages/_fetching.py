@@ -59,7 +59,7 @@ def draw(result: DownloadResult) -> None:
                 for file in files
             ]
         )
-        st.dataframe(table, hide_index=True, key="download-table", alt="Files by part, with size and what is here")
+        _ui.table(table, key="download-table", alt="Files by part, with size and what is here")
 
 
 def _on_hub(spec: DownloadSpec) -> bool:

@@ -1,6 +1,5 @@
 """Freeze a prediction: the pick and the score that made it, with a time, before any benchmark."""
 
-import pandas as pd
 import streamlit as st
 
 from pages import _jobs, _outcome, _recipe, _session, _ui, _words
@@ -60,8 +59,7 @@ def table() -> None:
     ]
     if rows:
         number = {"mean score": st.column_config.NumberColumn(format="%.3f")}
-        st.dataframe(pd.DataFrame(rows), hide_index=True, key="predictions", column_config=number,
-                     alt="Frozen predictions, newest first")  # fmt: skip
+        _ui.table(rows, key="predictions", column_config=number, alt="Frozen predictions, newest first")
 
 
 def _mean(prediction: Prediction) -> float | None:

@@ -62,9 +62,8 @@ def table(result: LatentsResult, level: float) -> None:
             if chosen:
                 choose(rows[chosen[0]].latent)
 
-        st.dataframe(
+        _ui.table(
             frame,
-            hide_index=True,
             height=320,
             key=key,
             column_config=COLUMNS,

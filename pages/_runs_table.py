@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from pages import _ui
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EditRecipe
@@ -47,4 +48,4 @@ def table(runs: list[Any]) -> None:
         "about": st.column_config.TextColumn("about", width="large"),
         "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
     }
-    st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=columns, key="runs-table", alt="Stored runs")
+    _ui.table(rows, column_config=columns, key="runs-table", alt="Stored runs")

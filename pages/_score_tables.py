@@ -1,8 +1,8 @@
 """The numbers behind a benchmark's picture, behind tabs."""
 
-import pandas as pd
 import streamlit as st
 
+from pages import _ui
 from stethoscope.figures.bench_tables import accuracies, differences, means
 from stethoscope.results import BenchResult
 
@@ -15,6 +15,7 @@ def draw(result: BenchResult) -> None:
         (arms, accuracies(result), "arm-table", "Answers by arm and subject"),
         (sums, means(result), "total-table", "Macro and micro totals by arm"),
     ):
-        tab.dataframe(pd.DataFrame(rows), hide_index=True, key=key, alt=alt)
+        with tab:
+            _ui.table(rows, key=key, alt=alt)
     arms.caption("exact match and math-verify are lm-evaluation-harness’ two scores; marked: the sentence that exact "
                  "match reads is there; unparsable and timeouts have no score and count as wrong.")  # fmt: skip

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
 
-import pandas as pd
 import streamlit as st
 
 from pages import _jobs, _restore, _session, _ui, _watch
@@ -71,8 +70,8 @@ def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") 
     if not rows:
         st.caption("The two recipes are the same.")
         return
-    frame = pd.DataFrame([{"field": row.field, "before": row.before, "now": row.after} for row in rows])
-    st.dataframe(frame, hide_index=True, key=key, alt="What differs between the two recipes")
+    cells = [{"field": row.field, "before": row.before, "now": row.after} for row in rows]
+    _ui.table(cells, key=key, alt="What differs between the two recipes")
 
 
 def _keep_choice(key: str) -> None:

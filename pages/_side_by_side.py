@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from pages import _jobs, _share, _ui
@@ -68,7 +67,7 @@ def _settings(first: Any, second: Any) -> None:
     bare = [run.spec.model_copy(update={"arms": ()}) for run in (first, second)]
     rows = [{"setting": row.field, FIRST: row.before, SECOND: row.after} for row in differences(*bare)]
     if rows:
-        st.dataframe(pd.DataFrame(rows), hide_index=True, key="side-settings", alt="Settings that differ")
+        _ui.table(rows, key="side-settings", alt="Settings that differ")
     else:
         st.caption("Both runs asked the same problems in the same way.")
 
@@ -91,8 +90,7 @@ def _pairs(found: TwoRuns) -> None:
     said = [f"{SECOND} − {FIRST}, on shared problems only.", *found.notes, found.paired.no_verdict or ""]
     _ui.chart(figure, key="side-pairs", caption=" ".join(said), rows=found.paired.comparisons,
               more={"Arms": found.paired.arms, "Totals": found.paired.totals})  # fmt: skip
-    st.dataframe(pd.DataFrame(difference_rows(found.paired)), hide_index=True, key="side-table",
-                 alt="Paired differences of the two runs by subject")  # fmt: skip
+    _ui.table(difference_rows(found.paired), key="side-table", alt="Paired differences of the two runs by subject")
 
 
 def _picture(run: Any, result: BenchResult, name: str) -> None:

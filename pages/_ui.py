@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
 from pages import _session
 from stethoscope.errors import StethoscopeError, UserError
 from stethoscope.figures.maths import escape as escape
-from stethoscope.figures.tables import to_csv
+from stethoscope.figures.tables import cell_of, text_of_cell, to_csv
 from stethoscope.figures.theme import text_only
 from stethoscope.jobs import describe_error
 from stethoscope.records import Record
@@ -106,6 +107,32 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
 def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
     """Offer `rows` as a CSV file, written only when it is asked for."""
     st.download_button(label, lambda: to_csv(rows), file_name, "text/csv", key=key, on_click="ignore")
+
+
+def table(rows: pd.DataFrame | Sequence[Mapping[str, object]], *, key: str, alt: str, **options: Any) -> None:
+    """Draw `rows` as a table whose toolbar saves no formula.
+
+    The toolbar's CSV holds the values, of which text is guarded as in every other CSV file; the screen shows the text
+    itself.
+
+    Args:
+        options: of `st.dataframe`.
+    """
+    frame = pd.DataFrame(rows)
+    cells = frame.map(_toolbar_cell)
+    drawn = frame if cells.equals(frame) else cells.style.format(_shown, na_rep="None")
+    st.dataframe(drawn, hide_index=True, key=key, alt=alt, **options)
+
+
+def _toolbar_cell(value: object) -> object:
+    return cell_of(value.replace("\r", " ") if isinstance(value, str) else value)  # the toolbar does not quote a CR
+
+
+def _shown(value: object) -> str:
+    """Return a cell as Streamlit draws it, without the apostrophe that guards it."""
+    if isinstance(value, str):
+        return text_of_cell(value)
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def banner(error: object) -> None:

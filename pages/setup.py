@@ -31,7 +31,7 @@ def draw_info(info: InfoResult) -> None:
         if info.saes:
             table = pd.DataFrame([sae.model_dump() for sae in info.saes])
             names = {"d_sae": "latents", "model": "trained on"}
-            st.dataframe(table.rename(columns=names), hide_index=True, key="sae-table", alt="SAEs by layer")
+            _ui.table(table.rename(columns=names), key="sae-table", alt="SAEs by layer")
         else:
             st.caption("None are named, so there is nothing to listen with: Diagnose, Features and energy need SAEs.")
     with _ui.card("Identity"):

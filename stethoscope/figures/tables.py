@@ -2,7 +2,7 @@
 
 A spreadsheet takes text that begins with one of = + - @ or a control character for a formula. Such text has an
 apostrophe put before it, and so has text that already has one there, so that `text_of_cell` gives every text back.
-Numbers stay as they are.
+Numbers stay as they are, and so does text that is no more than a number with its sign ("-5", an answer).
 """
 
 import csv
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from stethoscope.records import Record
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_FORMULA = re.compile(r"'*(?![+-][0-9]+(?:\.[0-9]+)?\Z)[=+\-@\t\r\n＝＋－＠]")
 
 
 def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:
@@ -26,12 +26,13 @@ def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)  # lines end in CR LF (RFC 4180): with LF alone a CR in a text is not quoted
     names = list(flat[0])
-    writer.writerow(map(_cell, names))
-    writer.writerows([_cell(row[name]) for name in names] for row in flat)
+    writer.writerow(map(cell_of, names))
+    writer.writerows([cell_of(row[name]) for name in names] for row in flat)
     return stream.getvalue()
 
 
-def _cell(value: object) -> object:
+def cell_of(value: object) -> object:
+    """Return what stands in a cell for `value`: itself, but for text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from stethoscope.figures.tables import text_of_cell, to_csv
 from stethoscope.records import LayerAlpha
 
 DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")
+NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 
 
 def cells(rows: list[dict[str, object]]) -> list[list[str]]:
@@ -17,11 +19,12 @@ def cells(rows: list[dict[str, object]]) -> list[list[str]]:
 
 
 @given(st.lists(st.one_of(st.text(), st.sampled_from(DANGEROUS).flatmap(lambda c: st.text().map(lambda t: c + t)))))
+@example(["-5", "'-5", "''-5", "+1.5", "-1+1", "-5\n", "-٣", "+.5"])
 @example(["=1+1", "'=1", "''-1", "'", "-1", "@SUM(A1)", "\tx", "a=b", '"=1"', "＝1"])
 def test_no_text_is_a_formula_and_every_text_comes_back(texts: list[str]) -> None:
     rows = [{"=name": text, "n": 1} for text in texts]
     for text, (cell, number) in zip(texts, cells(rows)[1:], strict=True):  # type: ignore[arg-type]
-        assert not cell.startswith(DANGEROUS)
+        assert NUMBER.fullmatch(cell) or not cell.startswith(DANGEROUS)
         assert text_of_cell(cell) == text
         assert number == "1"
     assert all(not name.startswith(DANGEROUS) for name in (cells(rows)[0] if rows else ()))
@@ -31,3 +34,9 @@ def test_numbers_stay_as_they_are() -> None:
     assert cells([{"a": -1, "b": -2.5e-9, "c": None, "d": True}])[1] == ["-1", "-2.5e-09", "", "True"]
     (_, row) = list(csv.reader(io.StringIO(to_csv([LayerAlpha(attention=-0.5)]))))
     assert row == ["-0.5", "1.0"]
+
+
+def test_a_number_as_text_is_no_formula() -> None:
+    assert [cell for (cell,) in cells([{"answer": text} for text in ("-5", "+5.0", "'-5", "-5+1")])[1:]] == [
+        "-5", "+5.0", "'-5", "'-5+1",
+    ]  # fmt: skip
