@@ -160,3 +160,47 @@ def test_fdr_rejects_as_many_from_the_smallest_as_by_q_values(draws: int) -> Non
             rejected = rejected_by_fdr(torch.from_numpy(np.sort(p)), n, level)
             by_q = [int((S.benjamini_hochberg(row) <= level).sum()) for row in p]
             assert rejected.tolist() == by_q
+
+
+@pytest.mark.parametrize("kind", ["macro", "micro"])
+@pytest.mark.parametrize("n", [1, 5, 100, 540])
+@pytest.mark.parametrize("outcome", [(True, True), (False, False), (True, False), (False, True)])
+def test_no_total_claims_certainty(kind: str, n: int, outcome: tuple[bool, bool]) -> None:
+    """Where all pairs come out alike, other pairs could still differ."""
+    arm, reference = ({name: np.full(n, right) for name in "abc"} for right in outcome)
+    total = S.stratified_paired_bootstrap(arm, reference, kind=kind)  # type: ignore[arg-type]
+    table = (3 * n * outcome[0] * outcome[1], 3 * n * (outcome == (True, False)),
+             3 * n * (outcome == (False, True)), 3 * n * (outcome == (False, False)))  # fmt: skip
+    score = S.newcombe_paired(*table)
+    assert total.difference == score.difference
+    assert total.low <= total.difference <= total.high
+    assert total.high - total.low > 0.3 * (score.high - score.low)
+    assert total.high - total.low < 3 * (score.high - score.low)
+    assert -1 <= total.low < total.high <= 1
+
+
+def test_subjects_without_a_discordant_pair_widen_the_total() -> None:
+    """Their zero is an estimate, too: the variance of a mixed one is (2 + 1) / 52, that of one of them 1 / 52."""
+    arm, reference = np.arange(50) > 0, np.arange(50) != 1  # one pair gained, one lost
+    mixed = {f"mixed {i}": (arm, reference) for i in range(10)}
+    every = mixed | {f"same {i}": (arm, arm) for i in range(10)}
+
+    def width(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> float:
+        ours, theirs = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+        total = S.stratified_paired_bootstrap(ours, theirs, draws=40_000)
+        return len(pairs) * (total.high - total.low)
+
+    assert width(every) / width(mixed) == pytest.approx(math.sqrt(4 / 3), rel=0.05)
+
+
+def test_the_totals_spread_is_that_of_its_pairs_with_half_a_pair_in_each_cell() -> None:
+    generator = np.random.default_rng(4)
+    for n in (1, 4, 40, 400):
+        arm, reference = generator.random((2, n)) < 0.6
+        total = S.stratified_paired_bootstrap({"a": arm}, {"a": reference}, draws=40_000)
+        gained, lost = float((arm & ~reference).sum()) + 0.5, float((~arm & reference).sum()) + 0.5
+        mean = (gained - lost) / (n + 2)
+        sd = math.sqrt((((gained + lost) / (n + 2)) - mean**2) / n)
+        half = 1.96 * sd
+        assert total.low == pytest.approx(max(total.difference - half, -1), abs=0.15 * sd + 1.1 / n)
+        assert total.high == pytest.approx(min(total.difference + half, 1), abs=0.15 * sd + 1.1 / n)

@@ -17,10 +17,13 @@ def stratified_paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference:
-    """Return arm - reference over all strata with a percentile interval, pairs resampled inside each stratum.
+    """Return arm - reference over all strata with a bootstrap interval, pairs resampled inside each stratum.
 
     Macro is the mean of the strata's differences, micro the difference over all pairs. A pair is worth -1, 0 or 1,
-    so that resampling n pairs is one multinomial draw of their three counts: exact, and independent of n.
+    so that resampling n pairs is one multinomial draw of their three counts: exact, and independent of n. The counts
+    are drawn with half a pair added to each cell of a stratum's paired table (Agresti and Min 2005), so that pairs
+    which all came out alike are no certainty; the interval is the difference plus the quantiles of (drawn - expected),
+    within [-1, 1].
 
     Args:
         arm, reference: right or wrong by stratum, the same problems in the same order (bool [n] each).
@@ -36,12 +39,14 @@ def stratified_paired_bootstrap(
         n = len(ours)
         assert ours.shape == theirs.shape == (n,) > (0,), f"{stratum}: not paired, {ours.shape} and {theirs.shape}"
         gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
-        counts = generator.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], size=draws)
+        shares = np.array([gained + 0.5, lost + 0.5, n - gained - lost + 1]) / (n + 2)
+        counts = generator.multinomial(n, shares, size=draws)
         differences.append((gained - lost) / n)
-        drawn.append((counts[:, 0] - counts[:, 1]) / n)
+        drawn.append((counts[:, 0] - counts[:, 1]) / n - (shares[0] - shares[1]))
         sizes.append(n)
     weights = np.asarray(sizes, dtype=np.float64) if kind == "micro" else np.ones(len(sizes))
     weights /= weights.sum()
-    totals = np.stack(drawn, axis=1) @ weights  # [draws]
-    low, high = np.quantile(totals, [(1 - level) / 2, (1 + level) / 2])
-    return PairedDifference(float(np.dot(differences, weights)), float(low), float(high))
+    difference = float(np.dot(differences, weights))
+    errors = np.stack(drawn, axis=1) @ weights  # [draws]
+    low, high = difference + np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
+    return PairedDifference(difference, max(float(low), -1.0), min(float(high), 1.0))
