@@ -80,13 +80,18 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
 
 def _geometry(result: EnergyResult, k: int) -> None:
     """Draw the table of what the model feels of the task vector, layer by layer."""
-    frame = pd.DataFrame(energy.geometry_rows(result, k))
+    rows, left_out = energy.geometry_rows(result, k), energy.left_out(result, k)
+    if not rows:
+        st.caption(_ui.escape(left_out))
+        return
+    frame = pd.DataFrame(rows)
+    left_out += " " * bool(left_out)
     digits = {"kept, %": 1, "chance, %": 1, "z": 1, "function, %": 1, "realised cos": 4, "norm ratio": 4}
     digits |= dict.fromkeys(("enrichment", "cos²", "cos² chance", "radial, %"), 2)
     columns = {name: st.column_config.NumberColumn(format=f"%.{digit}f") for name, digit in digits.items()}
     note = (
-        f"k = {k}. Function: what the projected edit keeps of mean ‖τx‖² over {result.n_tokens} tokens x of the "
-        "subject. cos²: mean over the principal angles between the span and the top singular directions. Radial: "
+        f"k = {k}. {left_out}Function: what the projected edit keeps of mean ‖τx‖² over {result.n_tokens} tokens x of "
+        "the subject. cos²: mean over the principal angles between the span and the top singular directions. Radial: "
         "along the weights, which a following norm cancels. Realised: round(θ + τ) − θ in the model's dtype, with τ."
     )
     with st.container(key="geometry"):

@@ -79,7 +79,7 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
             st.caption("The diagnosis is being renewed; the pick can be frozen once it is there.")
         else:
             prediction = prediction_of(result, spec)
-            st.caption(_ui.escape(in_words(prediction)))
+            st.caption(_ui.escape(f"{in_words(prediction)} {_recipe.line(prediction.recipe)}".strip()))
             known = {stored.prediction_id: stored.runs_before for stored in store.list_predictions()}
             runs_before = known.get(content_id(prediction))
             runs = predictions.runs_of(prediction.recipe, _outcome.bench_runs())

@@ -55,12 +55,18 @@ def wait_for_model() -> None:
         _watch.standing(view, "info", "Load the model")
 
 
-def ground(task_vector: str) -> Ground | None:
-    """Return what the task vector of that name moves and where there are SAEs; None until it was read once."""
+def info() -> InfoResult | None:
+    """Return what the profile holds; None until it was read once."""
     profile = _session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     view = _jobs.ask("info", spec, title=f"Loading {profile.title}")
-    return view.result.ground(task_vector) if isinstance(view.result, InfoResult) and not view.stale else None
+    return view.result if isinstance(view.result, InfoResult) and not view.stale else None
+
+
+def ground(task_vector: str) -> Ground | None:
+    """Return what the task vector of that name moves and where there are SAEs; None until it was read once."""
+    found = info()
+    return None if found is None else found.ground(task_vector)
 
 
 def line(recipe: EditRecipe) -> str:
@@ -94,7 +100,7 @@ def _arm(profile: Profile) -> Arm:
         return RandomSubspaceArm(
             rank=k,
             site=profile.site,
-            saes=profile.saes,
+            saes=profile.saes if chosen["arm_served"] else None,
             seed=int(chosen["arm_seed"]),
             norm_matched=bool(chosen["arm_matched"]),
         )
@@ -129,6 +135,10 @@ def controls(n_layers: int) -> None:
         two.number_input("Dimensions", step=1, **_session.bounds("edit_k", *_session.LATENTS),
                          **_session.mirror("edit_k", "edit-k", "value"))  # fmt: skip
         two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched", "value"))
+        if profile.saes is not None:
+            one.checkbox("Only the matrices that an SAE serves",
+                         help="Those that a projected edit of these layers moves; else as if every layer had an SAE.",
+                         **_session.mirror("arm_served", "edit-served", "value"))  # fmt: skip
         return
     one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
                   **_session.mirror("subject", "edit-subject"))  # fmt: skip

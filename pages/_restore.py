@@ -42,7 +42,7 @@ PLACES: dict[type[Spec], tuple[str, str]] = {  # slot and page
 }
 TAKEN = (  # what `take_recipe` and `show` write
     *("layers", "layer_alpha", "alpha", "task_vector", "arm", "norms", "embeddings", "edit_k", "arm_seed"),
-    *("arm_matched", "strength_edits", "subject", "control", "score", "top_k", "fold_gains", "slots"),
+    *("arm_matched", "arm_served", "strength_edits", "subject", "control", "score", "top_k", "fold_gains", "slots"),
 )
 DIFFERENCES_SHOWN = 3
 
@@ -254,6 +254,7 @@ def _write(recipe: EditRecipe) -> None:
         _check_within("dimensions", arm.rank, LATENTS)
         _check_within("seed", arm.seed, SEEDS)
         st.session_state.update(edit_k=arm.rank, arm_seed=arm.seed, arm_matched=arm.norm_matched)
+        st.session_state["arm_served"] = arm.saes is not None or _session.profile().saes is None
     if isinstance(arm, ProjectedArm | NormMatchedArm):
         _check_within("latents k", arm.top_k, LATENTS)
         st.session_state.update(subject=arm.subject, edit_k=arm.top_k)

@@ -142,10 +142,14 @@ def choose_profile(name: str) -> None:
     """Make `name` the session's profile, and forget what was picked in the former one's model."""
     for key in (
         "layers",
+        "past_layers",
+        "picked_seed",
+        "anchor",
         "layer_alpha",
         "slots",
         "on_show",
         "top_k",
+        "top_n",
         "edit_k",
         "bench_subjects",
         "load_asked",
@@ -266,8 +270,15 @@ def defaults() -> None:
         if st.session_state.get(name) not in values:
             st.session_state[name] = values[0] if values else None
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
-    starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "arm_matched": False, "picture": "PNG"}
-    starts |= {"fold_gains": True, "past_layers": [], "picked_seed": None, "anchor": None, "pick_seed": 0}
+    starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "arm_matched": False, "arm_served": True}
+    starts |= {
+        "picture": "PNG",
+        "fold_gains": True,
+        "past_layers": [],
+        "picked_seed": None,
+        "anchor": None,
+        "pick_seed": 0,
+    }
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 

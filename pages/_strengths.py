@@ -29,17 +29,18 @@ def keep(wanted: dict[int, LayerAlpha]) -> None:
         _session.set_layers(wanted)
 
 
-def _best() -> tuple[int, ...]:
-    """Return the layers that were heard, best first; none before a diagnosis."""
+def _best() -> tuple[int, ...] | None:
+    """Return the layers that have a score, best first; None before a diagnosis."""
     result = _jobs.look("diagnosis").result
-    return result.order.get(st.session_state["subject"], ()) if isinstance(result, DiagnosisResult) else ()
+    return result.order.get(st.session_state["subject"]) if isinstance(result, DiagnosisResult) else None
 
 
-def too_few(order: Sequence[int], n: int) -> str | None:
-    """Return why `n` layers cannot be taken from those that were heard; None where they can."""
-    if not order:
+def too_few(order: Sequence[int] | None, n: int) -> str | None:
+    """Return why `n` layers cannot be taken from those that have a score; None where they can."""
+    if order is None:
         return "Needs a diagnosis: open Diagnose once."
-    return None if len(order) >= n else f"Only {len(order)} layers have an SAE, so that no {n} can be taken by score."
+    few = f"Only {len(order)} layer{'s have' if len(order) > 1 else ' has'}" if order else "No layer has"
+    return None if len(order) >= n else f"{few} a score, so that no {n} can be taken by it."
 
 
 def presets(n_layers: int) -> None:
@@ -47,12 +48,13 @@ def presets(n_layers: int) -> None:
     now, order, n = picked(), _best(), int(st.session_state["top_n"])
     reason = too_few(order, n)
     unknown = {} if reason is None else {"disabled": True, "help": reason}
+    best = order or ()
     everything = strengths.uniform(range(n_layers))
     with st.container(horizontal=True, key="presets", gap="small"):
         for label, key, wanted, more in (
             ("All layers", "all", everything, {}),
-            (f"Top {n}", "top", strengths.uniform(order[:n]), unknown),
-            (f"Bottom {n}", "bottom", strengths.uniform(order[-n:]), unknown),
+            (f"Top {n}", "top", strengths.uniform(best[:n]), unknown),
+            (f"Bottom {n}", "bottom", strengths.uniform(best[-n:]), unknown),
             ("Attention only", "attention", strengths.only(now, "attention"), {"disabled": not now}),
             ("MLP only", "mlp", strengths.only(now, "mlp"), {"disabled": not now}),
             ("LiNeS ramp", "ramp", strengths.ramp(now or everything, n_layers),

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _latents, _session, _status, _ui, _watch
+from pages import _jobs, _latents, _recipe, _session, _status, _ui, _watch
 from pages._fragment import fragment
 from stethoscope.figures import latents
 from stethoscope.figures.theme import percent, pretty
@@ -12,23 +12,25 @@ from stethoscope.results import DiagnosisResult, LatentsResult
 LEVELS = (0.01, 0.05, 0.10, 0.20)
 
 
-def first_layer() -> int:
-    """Return the layer to begin with: a picked one, the best of a diagnosis at hand, or layer 0."""
-    if picked := st.session_state["layers"]:
-        return picked[0]
+def first_layer(layers: tuple[int, ...]) -> int:
+    """Return the one of `layers` to begin with: a picked one, the best of a diagnosis at hand, or the first."""
     diagnosis = _jobs.look("diagnosis").result
     order = diagnosis.order.get(st.session_state["subject"], ()) if isinstance(diagnosis, DiagnosisResult) else ()
-    return order[0] if order else 0
+    return next((layer for layer in (*st.session_state["layers"], *order) if layer in layers), layers[0])
 
 
-def spec_from_controls() -> LatentsSpec:
-    """Draw the controls and return the table of latents that they describe."""
+def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
+    """Draw the controls and return the table of latents that they describe; `layers` are those with an SAE."""
     profile, chosen = _session.profile(), st.session_state
     first, second, third, fourth = st.columns([2, 1.2, 2, 1.4])
     first.selectbox(
         "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "feature-subject")
     )
-    second.number_input("Layer", 0, None, step=1, **_session.mirror("feature_layer", "feature-layer", "value"))
+    if chosen["feature_layer"] not in layers:
+        chosen["feature_layer"] = first_layer(layers)
+    second.selectbox(
+        "Layer", layers, help="Layers that have an SAE", **_session.mirror("feature_layer", "feature-layer")
+    )
     third.selectbox(
         "Control corpus",
         profile.problems.control_names,
@@ -43,7 +45,7 @@ def spec_from_controls() -> LatentsSpec:
         **_session.mirror("fdr", "feature-fdr"),
     )
     diagnosis = profile.diagnose_spec(control=chosen["control"], top_k=int(chosen["top_k"]))
-    return LatentsSpec(diagnosis=diagnosis, subject=chosen["subject"], layer=int(chosen["feature_layer"]))
+    return LatentsSpec(diagnosis=diagnosis, subject=chosen["subject"], layer=chosen["feature_layer"])
 
 
 def take_click() -> None:
@@ -94,13 +96,17 @@ def main() -> None:
         "latent_picks": 0,
         "latent_search": "",
     }.items():
-        st.session_state.setdefault(name, first_layer() if value is None else value)
+        st.session_state.setdefault(name, value)
     _ui.heading("Features", "Which latents are task-specific? Each dot is a latent of one layer's SAE.")
     if (why := _session.profile().cannot_listen()) is not None:
         _ui.missing(why)
         _session.link()
         return
-    spec = spec_from_controls()
+    if (info := _recipe.info()) is None:
+        _recipe.wait_for_model()
+        _session.link()
+        return
+    spec = spec_from_controls(tuple(sorted({row.layer for row in info.saes})))
     view = _jobs.ask("latents", spec, title=f"Latents of layer {spec.layer}")
     _status.show_base()
     _status.recorded(view)

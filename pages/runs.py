@@ -8,12 +8,15 @@ from pages import _downloads, _jobs, _restore, _running, _session, _share, _side
 from pages._runs_table import recipes_by_run, summary, table
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
-from stethoscope.records import BenchSpec
+from stethoscope.records import BenchSpec, Record
 from stethoscope.store.history import RESUMABLE, recipes_of
 from stethoscope.store.settings import get_settings
 
-KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "export")
-TABLES = ("cells", "latents", "layers", "rows", "arms", "comparisons", "totals", "items")
+KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "rank", "export")
+TABLES = (
+    *("cells", "latents", "layers", "predictors", "agreement", "rows", "sets", "arms", "comparisons", "totals"),
+    "items",
+)
 
 
 def open_again(run: Any) -> None:
@@ -47,7 +50,8 @@ def _files(run: Any) -> None:
     st.download_button("Result JSON", result.model_dump_json(indent=2), f"{run.run_id}.json",
                        "application/json", key="result-json", on_click="ignore")  # fmt: skip
     for name in TABLES:
-        if rows := getattr(result, name, ()):
+        rows = getattr(result, name, ())
+        if rows and isinstance(rows[0], Record):  # the layers of some results are numbers
             _ui.csv_button(f"{name.capitalize()} CSV", rows, f"{run.run_id}_{name}.csv", f"{name}-csv")
 
 

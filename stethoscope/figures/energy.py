@@ -26,6 +26,7 @@ from stethoscope.figures.theme import (
     row_axis,
     signed,
 )
+from stethoscope.recipes import layers_text
 from stethoscope.results import EnergyCell, EnergyResult
 
 ROWS = ("all", "o_proj", "down_proj", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # writers before readers
@@ -77,7 +78,7 @@ def shown_percentile(cell: EnergyCell) -> str:
 def headline(cell: EnergyCell) -> str:
     """Return what the retention of `cell` amounts to, against a random subspace of the same rank."""
     if cell.retention is None:
-        return f"Layer {cell.layer}: undefined, for {_undefined(cell)}."
+        return f"Layer {cell.layer}: undefined ({_undefined(cell)})."
     verdict = (
         "that is what chance gives" if is_chance(cell) else "above chance" if (cell.z or 0) > 0 else "below chance"
     )
@@ -247,11 +248,11 @@ def _gap(cell: EnergyCell | None) -> str | None:
 
 
 def _undefined(cell: EnergyCell) -> str:
-    return "no live latent stands out there" if cell.rank == 0 else "the fine-tune left it alone"
+    return "no live latent stands out" if cell.rank == 0 else "not moved by the task vector"
 
 
 def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | str | None]]:
-    """Return, layer by layer, how the span lies to the task vector and what the model feels of it (shares in %)."""
+    """Return, by layer that has any, how the span lies to the task vector and what the model feels of it (in %)."""
 
     def share(value: float | None) -> float | None:
         return None if value is None else 100 * value
@@ -272,8 +273,18 @@ def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | 
             "norm ratio": cell.realised_norm_ratio,
         }
         for cell in result.layers
-        if cell.k == k
+        if cell.k == k and cell.retention is not None
     ]
+
+
+def left_out(result: EnergyResult, k: int) -> str:
+    """Return in a sentence which layers have no row in `geometry_rows`, and why; "" where all have one."""
+    layers: dict[str, list[int]] = {}
+    for cell in result.layers:
+        if cell.k == k and cell.retention is None:
+            layers.setdefault(_undefined(cell), []).append(cell.layer)
+    named = [f"{layers_text(where)} ({why})" for why, where in layers.items()]
+    return f"Without a row: {', '.join(named)}." if named else ""
 
 
 def caption(result: EnergyResult, k: int) -> str:

@@ -232,7 +232,7 @@ def test_three_percent_by_77_of_2560_dimensions_is_called_chance() -> None:
     assert energy.headline(cell.model_copy(update={"z": -4.0})).endswith("below chance.")
     assert energy.headline(cell.model_copy(update={"z": 4.0})).endswith(": above chance.")
     undefined = cell.model_copy(update={"retention": None, "rank": 0})
-    assert energy.headline(undefined) == "Layer 9: undefined, for no live latent stands out there."
+    assert energy.headline(undefined) == "Layer 9: undefined (no live latent stands out)."
 
 
 def test_energy_captions_name_rank_chance_and_what_is_missing() -> None:

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from stethoscope import records as r
 from stethoscope import results as R
-from stethoscope.jobs import ErrorInfo, JobSnapshot, WorkerStatus
+from stethoscope.errors import UserError
+from stethoscope.jobs import ErrorInfo, JobSnapshot, WorkerStatus, describe_error
 from stethoscope.profiles import Profile
 from stethoscope.store.runs import RunStore
 from tests.grounds import ground
@@ -756,6 +757,10 @@ class FakeFront:
         self.jobs[job_id] = (snapshot, spec, time.monotonic())
         return job_id
 
+    def answer(self, spec: r.Spec) -> R.Result:
+        """Return the result of `spec`; an error of the user's fails the job."""
+        return ANSWERS[type(spec)](spec)
+
     def snapshot(self, job_id: str) -> JobSnapshot | None:
         if job_id not in self.jobs:
             return None
@@ -768,7 +773,12 @@ class FakeFront:
         if state == "done" and elapsed < self.delay_s * (8 if slow else 1):
             state = "running"
         if state == "done":
-            result = ANSWERS[type(spec)](spec)
+            try:
+                result = self.answer(spec)
+            except UserError as problem:
+                snapshot = replace(snapshot, state="failed", error=describe_error(problem))
+                self.jobs[job_id] = (snapshot, spec, started)
+                return snapshot
             run_id = None
             if not isinstance(spec, UNKEPT):
                 run_id = self.store.start_run(spec)

@@ -35,7 +35,7 @@ def test_it_asks_for_the_best_layer_of_a_diagnosis_at_hand(front: FakeFront, ope
 def test_a_picked_layer_comes_first_and_controls_ask_again(front: FakeFront, open_page: Open) -> None:
     app = open_page("features", layers=[7, 8])
     assert asked(front, LatentsSpec)[-1].layer == 7
-    app.number_input(key="feature-layer").set_value(2).run()
+    app.selectbox(key="feature-layer").set_value(2).run()
     app.selectbox(key="feature-subject").set_value("geometry").run()
     app.selectbox(key="feature-control").set_value("digits_and_codes").run()
     last = asked(front, LatentsSpec)[-1]
@@ -64,7 +64,7 @@ def test_the_first_selected_latent_opens_and_another_layer_opens_its_own(front: 
     assert asked(front, LatentExamplesSpec)[-1].latent == 17
     app.selectbox(key="feature-subject").set_value("geometry").run()
     assert asked(front, LatentExamplesSpec)[-1].latent == 17, "another subject keeps the latent"
-    app.number_input(key="feature-layer").set_value(4).run()
+    app.selectbox(key="feature-layer").set_value(4).run()
     assert asked(front, LatentExamplesSpec)[-1].latent == latents(asked(front, LatentsSpec)[-1]).rows[0].latent
 
 

@@ -162,6 +162,8 @@ def test_energy_stands_at_the_layers_that_move_and_are_served(energies: dict[str
     assert notes(figure, "no change") == {2, 7}
     assert f"over {len(drawn) - 3} matrices" in energy.heatmap_caption(result, k)
     assert_no_words_for_nothing(figure, energy.heatmap_caption(result, k), energy.caption(result, k))
+    assert [row["layer"] for row in energy.geometry_rows(result, k)] == [3, 4, 6]
+    assert energy.left_out(result, k) == "Without a row: layers 2, 7 (not moved by the task vector)."
     for row in energy.geometry_rows(result, k):
         cell = next(cell for cell in result.layers if (cell.layer, cell.k) == (row["layer"], k))
         assert (row["enrichment"], row["z"]) == (cell.enrichment, cell.z)
@@ -173,7 +175,7 @@ def test_no_curve_is_drawn_for_a_layer_that_stays_and_the_picture_says_why(energ
         figure = energy.retention_curves(result, layer, 8)
         assert not any(trace.get("x") for trace in figure.to_dict()["data"])
         assert [note["text"] for note in figure.to_dict()["layout"]["annotations"]] == [
-            f"layer {layer}: the fine-tune left it alone"
+            f"layer {layer}: not moved by the task vector"
         ]
     for layer in (3, 4, 6):
         figure = energy.retention_curves(result, layer, 8)
