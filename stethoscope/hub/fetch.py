@@ -9,7 +9,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -33,6 +32,7 @@ from stethoscope.hub.cache import cache_folder, check_space, is_offline
 from stethoscope.hub.commits import commit_of
 from stethoscope.hub.refusals import HubError, offline, refusal
 from stethoscope.hub.transfer import Blob, fetch_blob
+from stethoscope.hub.waiting import Waiters, answer, finished
 from stethoscope.progress import Progress
 
 TOKENIZER = (
@@ -59,7 +59,6 @@ CHECKPOINT = (
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 DATA = (".safetensors", ".npz", ".json", ".jsonl", ".parquet", ".jinja", ".model", ".txt", ".yaml", ".md")  # no code
 AT_ONCE = 4  # files on their way at the same time
-LOOK_S = 0.2  # between two looks at progress and cancel
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +142,7 @@ def fetch_folder(
         Cancelled: what came so far is kept, and the next call goes on from there.
     """
     progress = progress or Progress()
-    plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
-    progress.check_cancel()
+    plan = answer(lambda: plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type), progress)
     if plan.missing and is_offline():
         raise offline(_title(repo_id, repo_type), revision, f"no {plan.missing[0].name}")
     if plan.missing:
@@ -211,10 +209,10 @@ def check_access(plan: FetchPlan) -> None:
 def _fetch(plan: FetchPlan, progress: Progress) -> None:
     """Look up the missing files, check the disk, and fetch them."""
     stop, title = threading.Event(), _title(plan.repo_id, plan.repo_type)
-    with ThreadPoolExecutor(AT_ONCE) as pool, _stopping(pool, stop):
+    with Waiters(AT_ONCE, stop) as pool:
         progress.start(f"Looking up {title}", len(plan.missing))
         asked = [pool.submit(_blob, plan, file) for file in plan.missing]
-        for n_done in _finished(asked, progress):
+        for n_done in finished(asked, progress):
             progress.advance(n_done - progress.done)
         blobs = [future.result() for future in asked]
         total, kept = plan.missing_bytes, sum(blob.kept_bytes for blob in blobs)
@@ -227,7 +225,7 @@ def _fetch(plan: FetchPlan, progress: Progress) -> None:
             pool.submit(_bring, plan, file, blob, stop, _adder(received, i))
             for i, (file, blob) in enumerate(zip(plan.missing, blobs, strict=True))
         ]
-        for n_done in _finished(coming, progress):
+        for n_done in finished(coming, progress):
             progress.advance(kept + sum(received) - progress.done)
             progress.stage = _stage(title, n_done, len(blobs))
 
@@ -250,28 +248,6 @@ def _bring(
     """Fetch `blob` and let the library link it into the snapshot folder."""
     fetch_blob(blob, stop, received)
     huggingface_hub.hf_hub_download(plan.repo_id, file.name, repo_type=plan.repo_type, revision=plan.revision)
-
-
-def _finished(futures: Sequence[Future[Any]], progress: Progress) -> Iterator[int]:
-    """Yield the number of finished futures every so often until all are, raising what one raised, or `Cancelled`."""
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=LOOK_S, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
-        yield len(futures) - len(pending)
-        progress.check_cancel()
-
-
-@contextlib.contextmanager
-def _stopping(pool: ThreadPoolExecutor, stop: threading.Event) -> Iterator[None]:
-    """Set `stop` when the body raises, and start nothing more in `pool`: leaving it then waits for one lot of bytes."""
-    try:
-        yield
-    except BaseException:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 def _adder(received: list[int], i: int) -> Callable[[int], None]:

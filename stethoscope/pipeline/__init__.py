@@ -113,7 +113,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     if not isinstance(spec, KEPT):
         result = _within_memory(spec, context, progress)
         return Outcome(result, None, unkept=_hindered(lambda: tuning.remember(spec, context)))
-    meet(spec)
+    meet(spec, progress)
     identity = record_fingerprints(spec, progress)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found

@@ -110,32 +110,35 @@ def fingerprint(
     return f"sha256-{digest.hexdigest()}"
 
 
-def meet(record: Record) -> None:
+def meet(record: Record, progress: Progress | None = None) -> None:
     """Ask the hub, once a process, which commits the models, SAEs, task vectors and problems named in `record` are of.
 
     Raises:
         HubError: see `hub.resolve`.
+        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
     """
+    progress = progress or Progress()
     for part in nested_records(record):
         match part:
             case ModelRef(id=location, revision=revision) | TaskVectorRef(tuned=location, revision=revision):
-                _meet(location, revision, "model")
+                _meet(location, revision, "model", progress)
             case SaeRef(location=location, revision=revision):
                 if (repo_id := _sae_repository(location)) is not None:
-                    _meet(repo_id, revision, "model")
+                    _meet(repo_id, revision, "model", progress)
             case ProblemsRef(problems=problems, controls=controls, revision=revision):
                 for place, commit in ((problems, revision), (controls, None)):
                     if place is not None:
-                        _meet(place, commit, "dataset")
+                        _meet(place, commit, "dataset", progress)
             case _:
                 pass
 
 
-def _meet(location: str, revision: str | None, repo_type: str) -> None:
+def _meet(location: str, revision: str | None, repo_type: str, progress: Progress) -> None:
     if local_path(location) is None:
         from stethoscope.hub import resolve
+        from stethoscope.hub.waiting import answer
 
-        resolve(location, revision=revision, repo_type=repo_type)
+        answer(lambda: resolve(location, revision=revision, repo_type=repo_type), progress)
 
 
 def _sae_repository(location: str) -> str | None:

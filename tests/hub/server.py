@@ -38,10 +38,12 @@ PAGE = 50  # entries of a listing at a time
 
 @dataclass
 class Trouble:
-    """What goes wrong with a file: cut off after so many bytes, `times` times; sent slowly; shorter or longer than
-    listed; its first byte changed; ranges ignored; another status."""
+    """What goes wrong with a file: cut off after so many bytes, `times` times; nothing more sent after so many before
+    `LoopbackHub.stalled` is set; sent slowly; shorter or longer than listed; its first byte changed; ranges ignored;
+    another status."""
 
     cut_after: int | None = None
+    stall_after: int | None = None
     times: int = 10**9
     pause_s: float = 0.0
     short_by: int = 0
@@ -76,7 +78,10 @@ class Repo:
 
 
 class LoopbackHub:
-    """Repositories behind two servers; `asked` is every request, `troubles` is what goes wrong, by file name."""
+    """Repositories behind two servers; `asked` is every request, `troubles` is what goes wrong, by file name.
+
+    Requests with `mute` in their path are not answered before `stalled` is set.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -84,6 +89,8 @@ class LoopbackHub:
         self.troubles: dict[str, Trouble] = {}
         self.api_status: int | None = None
         self.connections: set[socket.socket] = set()
+        self.stalled = threading.Event()
+        self.mute: str | None = None
         self._hosts = [self._serve("hub"), self._serve("store")]
         self.endpoint, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self._hosts)
 
@@ -128,6 +135,7 @@ class LoopbackHub:
 
     def stop(self) -> None:
         """Close both servers and every connection that is open: whoever asks now finds nobody."""
+        self.stalled.set()
         while self._hosts:
             server = self._hosts.pop()
             server.shutdown()
@@ -175,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.token = bearer.removeprefix("Bearer ") if bearer else None
         self.hub.asked.append(Asked(self.command, self.path, self.token, self.headers.get("range"), self.host))
         address = urlsplit(self.path)
+        if self.hub.mute is not None and self.hub.mute in address.path:
+            self.hub.stalled.wait()
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
         if self.host == "store":
             repo_type, repo_id, commit, name = parts[0], "/".join(parts[1:3]), parts[3], "/".join(parts[4:])
@@ -273,6 +283,11 @@ class _Handler(BaseHTTPRequestHandler):
             trouble.times -= 1
             body, self.close_connection = body[: trouble.cut_after], True
         try:
+            if trouble.stall_after is not None:
+                self.wfile.write(body[: trouble.stall_after])
+                self.wfile.flush()
+                body = body[trouble.stall_after :]
+                self.hub.stalled.wait()
             for at in range(0, len(body), BLOCK):
                 self.wfile.write(body[at : at + BLOCK])
                 self.wfile.flush()

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from stethoscope import hub as fetching
 from stethoscope.errors import Cancelled, ResourceError, UserError
 from stethoscope.hub import HubError, fetch_file, fetch_folder, forget_commits, known_commit, plan_fetch, transfer
 from stethoscope.progress import Progress
+from stethoscope.records import ModelRef
+from stethoscope.store.fingerprints import meet
 from tests.hub.server import READER, STRANGER, LoopbackHub, Trouble, point_at
 
 REPO = "house/model"
@@ -131,7 +135,7 @@ def test_a_long_listing_comes_in_pages(hub: LoopbackHub) -> None:
 
 
 def test_progress_counts_files_and_bytes(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stethoscope.hub.fetch.LOOK_S", 0.01)
+    monkeypatch.setattr("stethoscope.hub.waiting.LOOK_S", 0.01)
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(pause_s=0.02)
     progress = Counting()
@@ -281,6 +285,70 @@ def test_cancel_stops_between_two_lots_of_bytes_and_keeps_them(hub: LoopbackHub)
     hub.asked.clear()
     assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.sent("model.safetensors")[0].range == f"bytes={kept[0]}-"
+
+
+class StopAfter(Progress):
+    """Is cancelled from another thread once `enough` bytes have come and no more does."""
+
+    def __init__(self, enough: int) -> None:
+        super().__init__()
+        self.enough, self.asked_at = enough, math.inf
+
+    def advance(self, items: int = 1) -> None:
+        super().advance(items)
+        if self.unit == "B" and self.done >= self.enough and self.asked_at == math.inf:
+            self.asked_at = math.nan
+            threading.Timer(0.1, self.stop).start()
+
+    def stop(self) -> None:
+        self.asked_at = time.monotonic()
+        self.cancel()
+
+
+def test_a_stop_is_obeyed_while_the_hub_sends_nothing(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 600)
+    hub.add(REPO, FILES)
+    hub.troubles["model.safetensors"] = Trouble(stall_after=100_000)
+    progress = StopAfter(100_000)
+    with pytest.raises(Cancelled):
+        fetch_folder(REPO, progress=progress)
+    assert time.monotonic() - progress.asked_at < 1.0  # 0.5 s, and a busy machine
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("snapshots/*/model.safetensors"))
+    (part,) = Path(constants.HF_HUB_CACHE).rglob("*.incomplete")
+    assert part.stat().st_size == 100_000
+    hub.troubles.clear()
+    hub.stalled.set()  # the connection that was given up wakes, and must not write
+    assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.sent("model.safetensors")[-1].range == "bytes=100000-"
+
+
+@pytest.mark.parametrize("asked", ["/api/", "/resolve/"])
+def test_a_stop_is_obeyed_while_the_hub_answers_nothing(
+    asked: str, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "DEFAULT_REQUEST_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 600)
+    hub.add(REPO, FILES)
+    hub.mute = asked
+    progress = StopAfter(0)
+    threading.Timer(1.0, progress.stop).start()
+    with pytest.raises(Cancelled):
+        fetch_folder(REPO, progress=progress)
+    assert time.monotonic() - progress.asked_at < 1.0
+    hub.mute = None
+    hub.stalled.set()
+    assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_stop_is_obeyed_while_the_hub_says_no_commit(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "DEFAULT_REQUEST_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 600)
+    hub.mute = "/api/"
+    progress = StopAfter(0)
+    threading.Timer(0.5, progress.stop).start()
+    with pytest.raises(Cancelled):
+        meet(ModelRef(id=REPO), progress)
+    assert time.monotonic() - progress.asked_at < 1.0
 
 
 def blob_of(hub: LoopbackHub, folder: Path) -> transfer.Blob:
