@@ -69,23 +69,24 @@ class Clock:
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Return processor time of this thread on a CPU, else the time until the device is done."""
+    def row(self, step: str, *works: Callable[[], object]) -> None:
+        """Print one step: ours, its peer and, where there is one, its floor, which take turns."""
+        ours, peer, *floor = self.seconds(*works)
+        of_floor = f"{ours / floor[0]:7.2f}" if floor else "      -"
+        print(f"{step:34} {1000 * ours:10.1f} {1000 * peer:10.1f} {peer / ours:8.1f}x {of_floor}", flush=True)
+
+    def seconds(self, *works: Callable[[], object]) -> list[float]:
+        """Return processor time of this thread on a CPU, else the time until the device is done, for each work."""
         clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
-        best = float("inf")
+        best = [float("inf")] * len(works)
         for _ in range(self.repeats):
-            started = clock()
-            work()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            best = min(best, clock() - started)
+            for i, work in enumerate(works):
+                started = clock()
+                work()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                best[i] = min(best[i], clock() - started)
         return best
-
-
-def row(step: str, ours: float, peer: float, floor: float | None = None) -> None:
-    """Print one step."""
-    of_floor = f"{ours / floor:7.2f}" if floor else "      -"
-    print(f"{step:34} {1000 * ours:10.1f} {1000 * peer:10.1f} {peer / ours:8.1f}x {of_floor}", flush=True)
 
 
 def scoring(layer: Layer, clock: Clock) -> None:
@@ -116,7 +117,7 @@ def scoring(layer: Layer, clock: Clock) -> None:
 
         apart = np.abs(np.concatenate(by_bounds()) - np.concatenate(densely())) > 1e-6
         assert apart.mean() < 0.02, "draws differ by more than ties that rounding joins or parts"
-        row(f"scoring: {name}", clock.seconds(by_bounds), clock.seconds(densely))
+        clock.row(f"scoring: {name}", by_bounds, densely)
         print(f"  of {len(apart)} numbers, {int(apart.sum())} differ by more than 1e-6")
     print(f"  {len(layer.live):,} latents are live")
 
@@ -142,8 +143,7 @@ def matching(layer: Layer, clock: Clock) -> None:
         return matched_latents(rates, selected, layer.live, draws=20, seed=(0, 0))
 
     assert all(np.array_equal(a, b) for a, b in zip(ours(), by_sorting(), strict=True))
-    host = Clock(torch.device("cpu"), 1)
-    row("matching: 20 sets of 256", host.seconds(ours), host.seconds(by_sorting))
+    Clock(torch.device("cpu"), 1).row("matching: 20 sets of 256", ours, by_sorting)
 
 
 def counting(latents: int, clock: Clock) -> None:
@@ -151,11 +151,11 @@ def counting(latents: int, clock: Clock) -> None:
     arguments = Namespace(d_model=2560, d_sae=latents, tokens=4096, l0=60, device=str(clock.device), mini=False)
     work = sae_statistics.make_work(arguments)
     twin = sae_statistics.sae_lens_twin(work.sae)
-    row(
+    clock.row(
         "counting: 4,096 tokens",
-        clock.seconds(lambda: sum_by_document(work.sae, work.x, work.n_tokens)),
-        clock.seconds(lambda: sae_statistics.by_sae_lens(twin, work, CHUNK_TOKENS)),
-        clock.seconds(lambda: sae_statistics.matrix_product(work)),
+        lambda: sum_by_document(work.sae, work.x, work.n_tokens),
+        lambda: sae_statistics.by_sae_lens(twin, work, CHUNK_TOKENS),
+        lambda: sae_statistics.matrix_product(work),
     )
 
 
@@ -164,11 +164,11 @@ def hashing(clock: Clock) -> None:
     weights = [
         (name, torch.randn(shape, device=clock.device).to(torch.bfloat16)) for name, shape in certificate.SHAPES.items()
     ]
-    row(
+    clock.row(
         "hashing: one layer's matrices",
-        clock.seconds(lambda: [tensor_digest(name, tensor) for name, tensor in weights]),
-        clock.seconds(lambda: certificate.sha256(weights)),
-        clock.seconds(lambda: [tensor.clone() for _, tensor in weights]),
+        lambda: [tensor_digest(name, tensor) for name, tensor in weights],
+        lambda: certificate.sha256(weights),
+        lambda: [tensor.clone() for _, tensor in weights],
     )
 
 

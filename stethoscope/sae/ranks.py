@@ -10,11 +10,10 @@ those in which it fires are sorted.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from stethoscope.sae.sample import LayerSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +45,31 @@ class Ranked:
     n_documents: int
 
     @classmethod
-    def of(cls, sample: LayerSample) -> "Ranked":
-        """Sort the entries of `sample`."""
-        bits = sample.rates.view(torch.int32).long()  # of floats above 0: ordered as they are
-        keys, order = torch.sort((sample.latents << 32) | bits)
-        documents, latents = sample.documents[order], sample.latents[order]
-        n_latents, device = sample.n_latents, keys.device
+    def of(
+        cls,
+        documents: Int[Tensor, " entries"],
+        latents: Int[Tensor, " entries"],
+        rates: Float[Tensor, " entries"],
+        *,
+        n_documents: int,
+        n_latents: int,
+    ) -> "Ranked":
+        """Sort entries; rates are float32 above 0."""
+        keys = (latents << 32) | rates.view(torch.int32).long()  # bits of floats above 0: ordered as they are
+        order = _argsort(keys)
+        documents, latents, keys, device = documents[order], latents[order], keys[order], keys.device
         firing = torch.bincount(latents, minlength=n_latents)
         first = firing.cumsum(0) - firing  # of each latent's entries
         begins = torch.ones_like(keys, dtype=torch.bool)  # where a run of equal entries begins
         begins[1:] = keys[1:] != keys[:-1]
         begin, run = begins.nonzero()[:, 0], begins.cumsum(0) - 1
         size = torch.diff(begin, append=torch.tensor([len(keys)], device=device)).double()
-        not_firing = (sample.n_documents - firing).double()
+        not_firing = (n_documents - firing).double()
         mean_place = begin - first[latents[begin]] + (size + 1) / 2  # among the entries of the latent, from 1
         silent = (not_firing + 1) / 2
         ranks = not_firing[latents] + mean_place[run]
         tie_sum = (not_firing**3 - not_firing).index_add_(0, latents[begin], size**3 - size)
-        return cls(documents, latents, keys, ranks - silent[latents], silent, tie_sum, sample.n_documents)
+        return cls(documents, latents, keys, ranks - silent[latents], silent, tie_sum, n_documents)
 
     @property
     def n_latents(self) -> int:
@@ -104,7 +110,7 @@ class Ranked:
         x_latents, y_latents = self.latents[is_domain], self.latents[~is_domain]
         x_keys, y_keys = self.keys[is_domain], self.keys[~is_domain]
         below, up_to = (torch.searchsorted(y_keys, x_keys, right=right) for right in (False, True))
-        x_weights, y_weights = w_domain.T.contiguous(), w_control.T.contiguous()
+        x_weights, y_weights = w_domain.T.contiguous(), w_control.T.contiguous()  # [documents, draws]
         x_documents, y_documents = self.documents[is_domain], self.documents[~is_domain] - n_domain
         totals = w_domain.sum(1), w_control.sum(1)
         edges = torch.arange(self.n_latents + 1, device=self.keys.device)
@@ -113,15 +119,22 @@ class Ranked:
             x_part = slice(int(x_starts[latents.start]), int(x_starts[latents.stop]))
             y_first, y_last = int(y_starts[latents.start]), int(y_starts[latents.stop])
             y = torch.zeros(y_last - y_first + 1, n_draws, dtype=w_control.dtype, device=w_control.device)
-            torch.cumsum(y_weights[y_documents[y_first:y_last]], 0, out=y[1:])
-            y_edges = y[y_starts[latents.start : latents.stop + 1] - y_first]  # [latents + 1, draws]
+            torch.cumsum(y_weights.index_select(0, y_documents[y_first:y_last]), 0, out=y[1:])
+            y_edges = y.index_select(0, y_starts[latents.start : latents.stop + 1] - y_first)  # [latents + 1, draws]
             y_silent = totals[1] - (y_edges[1:] - y_edges[:-1])
-            x = x_weights[x_documents[x_part]]
+            x = x_weights.index_select(0, x_documents[x_part])
             column = x_latents[x_part] - latents.start
-            beaten = (y[below[x_part] - y_first] + y[up_to[x_part] - y_first]) / 2 + (y_silent - y_edges[:-1])[column]
-            u = torch.zeros_like(y_silent).index_add_(0, column, x * beaten)
-            x_silent = totals[0] - torch.zeros_like(u).index_add_(0, column, x)
-            yield latents, u + 0.5 * x_silent * y_silent
+            x_firing = torch.zeros_like(y_silent).index_add_(0, column, x)
+            beaten = y.index_select(0, below[x_part] - y_first)
+            beaten += y.index_select(0, up_to[x_part] - y_first)
+            u = torch.zeros_like(y_silent).index_add_(0, column, beaten.mul_(x)).mul_(0.5)
+            u += x_firing * (y_silent - y_edges[:-1])
+            yield latents, u + 0.5 * (totals[0] - x_firing) * y_silent
+
+
+def _argsort(keys: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
+    """Return the order of the keys; of equal keys in any order (numpy's sort is the faster one on a CPU)."""
+    return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
 
 
 def _latent_blocks(starts: list[int], entries: int) -> Iterator[slice]:

@@ -9,18 +9,20 @@ and dense tables [documents, latents] are made of the first latents only, as man
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stethoscope.sae.ranks import Ranked
 from stethoscope.sae.rates import LayerTable
 
 ROUNDING = 1e-5  # of a bound: float32 sums of a draw may exceed it by less
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class LayerSample:
     """The live latents of one layer: an entry for each document and latent that fires in it, domain documents first.
 
@@ -88,6 +90,13 @@ class LayerSample:
             top_k=top_k,
             dense_rate=dense_rate,
             floor=floor,
+        )
+
+    @cached_property
+    def ranked(self) -> Ranked:
+        """The entries by latent and then by rate; sorted once."""
+        return Ranked.of(
+            self.documents, self.latents, self.rates, n_documents=self.n_documents, n_latents=self.n_latents
         )
 
     def total(self, documents: slice) -> Float[Tensor, " latents"]:

@@ -8,9 +8,8 @@ because selecting and scoring on the same documents is above 0 on pure noise. De
 selecting half) are not selected; latents tied at the k-th place share its slots. Every score is 0 on average where
 domain and control do not differ. Which part of a score is published and which is ours stands in its `source`.
 
-Most latents fire too rarely to be among the k largest of any draw. They are left out by a bound (`sample.Ordered`):
-the k-th largest of the first columns is at most the k-th largest of all, so a latent whose p_j cannot reach it cannot
-be selected. The scores are those of all latents.
+Most latents fire too rarely to be among the k largest of any draw, and are left out by a bound (`judged`). The scores
+are those of all latents.
 """
 
 from abc import ABC, abstractmethod
@@ -20,53 +19,20 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from stethoscope.progress import Progress
+from stethoscope.sae.judged import Judged, judged
 from stethoscope.sae.ranks import Ranked, mann_whitney_spread, mann_whitney_z, rejected_by_fdr, two_sided_p
 from stethoscope.sae.resampling import Bootstrap, Design, Draws, Observed, Permuted
-from stethoscope.sae.sample import LayerSample, Ordered
-from stethoscope.sae.top_k import SAME_RATE, SPARE, Selection
+from stethoscope.sae.sample import LayerSample
+from stethoscope.sae.top_k import at_least, descending
 
 FDR = 0.05
 RARE_RATE = 0.01  # a latent that passes for specific_share fires on fewer control tokens than this
-COLUMNS = 1024  # latents multiplied at once: some CPUs' products are half as fast on wide tables
-FIRST_COLUMNS = 1024  # latents looked at before a bound is known
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}  # rows x latents held at once, 4 bytes each: a cache, a GPU's memory
 Z_LIMIT = 1.95  # below this |z|, p is above FDR
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What the selected latents are worth on the other half of their split.
-
-    Attributes:
-        sample: the layer's live latents.
-        ordered: its latents in the order of the columns.
-        weights: weights of the judging half of each row.
-        chosen: the latents that the other half selected.
-        delta: their p - q on the judging half.
-        n_columns: the first latents of `ordered`, which hold all chosen ones.
-    """
-
-    sample: LayerSample
-    ordered: Ordered
-    weights: Float[Tensor, "rows n"]
-    chosen: Selection
-    delta: Float[Tensor, "rows places"]
-    n_columns: int
-
-    @property
-    def sides(self) -> tuple[Float[Tensor, "rows n"], Float[Tensor, "rows n"]]:
-        """Weights of the domain documents and of the control documents; each row of either sums to 1."""
-        return self.weights.clamp(min=0), (-self.weights).clamp(min=0)
-
-    def distinct(self) -> tuple[Int[Tensor, " some"], Int[Tensor, "rows places"]]:
-        """Return the distinct columns that were selected, and where each is among them."""
-        selected = torch.where(self.chosen.weight > 0, self.chosen.columns, self.chosen.columns[:, :1])
-        columns, where = selected.unique(return_inverse=True)
-        return columns, where
 
 
 class LayerScore(ABC):
@@ -100,7 +66,7 @@ class CrossFitted(LayerScore):
     """Selects the k largest p - q on one half and takes `effect` of them on the other."""
 
     @abstractmethod
-    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
+    def effect(self, half: Judged) -> Float[Tensor, " rows"]:
         """Return what the selected latents are worth on the judging half."""
 
     def observed(self, sample: LayerSample, design: Design) -> float:
@@ -119,64 +85,8 @@ class CrossFitted(LayerScore):
         """Average over splits and halves; a half in which nothing can be selected does not count."""
         if sample.n_latents == 0 or draws.size == 0:
             return np.full(draws.size, np.nan)
-        values = torch.cat([self.effect(judged) for judged in _judged(sample, draws, progress)])
+        values = torch.cat([self.effect(half) for half in judged(sample, draws, progress)])
         return values.view(draws.size, draws.design.n_halves).nanmean(1).cpu().numpy()
-
-
-def _judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[Judged]:
-    """Yield the selections of all draws in order, a block of draws at a time, with their values on the other half."""
-    ordered = Ordered(
-        sample,
-        domain=draws.domain,
-        control=draws.control,
-        largest_weight=draws.largest_weight,
-        dtype=draws.dtype,
-    )
-    k, spare = min(sample.top_k, len(ordered)), SPARE
-    n_columns = min(max(FIRST_COLUMNS, 2 * k, ordered.n_may_be_dense), len(ordered))
-    buffer = torch.empty(0)  # a fresh table for every block would cost as much as the product
-    start = 0
-    while start < draws.size:
-        progress.check_cancel()
-        rows = slice(start, min(start + _draws_at_once(draws, n_columns), draws.size))
-        weights = draws.weights(rows)
-        if len(buffer) < len(weights) * n_columns:
-            buffer = weights.new_empty(len(weights) * n_columns)
-        delta = buffer[: len(weights) * n_columns].view(len(weights), n_columns)
-        for columns, rates in zip(delta.split(COLUMNS, 1), ordered.rates(n_columns).split(COLUMNS, 1), strict=True):
-            torch.mm(weights, rates, out=columns)
-        chosen = _select(delta, weights, ordered, sample.dense_rate, k, spare)
-        needed = ordered.reaching(chosen.least - 2 * SAME_RATE)
-        if needed > n_columns:
-            n_columns = needed
-        elif not chosen.complete:
-            spare *= 4
-        else:
-            other = torch.arange(len(delta), device=delta.device)[:, None] ^ 1  # half B of half A, A of B
-            yield Judged(sample, ordered, weights[other[:, 0]], chosen, delta[other, chosen.columns], n_columns)
-            start = rows.stop
-
-
-def _draws_at_once(draws: Draws, n_columns: int) -> int:
-    """Return how many draws keep a table of rows x latents in bounds."""
-    return max(_elements(draws.device) // (draws.design.n_halves * max(n_columns, draws.design.n_documents)), 1)
-
-
-def _select(
-    delta: Float[Tensor, "rows latents"],
-    weights: Float[Tensor, "rows n"],
-    ordered: Ordered,
-    dense_rate: float,
-    k: int,
-    spare: int,
-) -> Selection:
-    """Select the largest `delta` among latents that are not dense on the half that selects; `delta` stays as it is."""
-    dense, kept = delta[:, : ordered.n_may_be_dense], delta[:, : ordered.n_may_be_dense].clone()
-    control = (-weights).clamp(min=0) @ ordered.rates(ordered.n_may_be_dense)
-    dense.masked_fill_(control > dense_rate + SAME_RATE, -torch.inf)
-    chosen = Selection.largest(delta, k, spare)
-    dense.copy_(kept)
-    return chosen
 
 
 class MeanRateDifference(CrossFitted):
@@ -186,9 +96,9 @@ class MeanRateDifference(CrossFitted):
     formula = "mean of p_j - q_j over the k latents with the largest difference, cross-fitted"
     source = "p_j - q_j: latent separation, Ferrando et al., arXiv 2411.14257; top-k mean and cross-fitting are ours"
 
-    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
+    def effect(self, half: Judged) -> Float[Tensor, " rows"]:
         """Return the mean of p - q."""
-        return judged.chosen.mean(judged.delta)
+        return half.chosen.mean(half.delta)
 
 
 class LogRatio(CrossFitted):
@@ -198,12 +108,10 @@ class LogRatio(CrossFitted):
     formula = "mean of log((p_j + e) / (q_j + e)) over the same k latents, cross-fitted; e = 1 / (2 control tokens)"
     source = "ours: the log of the ratio of rates, with half a firing added to each side"
 
-    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
+    def effect(self, half: Judged) -> Float[Tensor, " rows"]:
         """Return the mean of log((p + e) / (q + e))."""
-        columns, where = judged.distinct()
-        table, floor = judged.ordered.rates(judged.n_columns)[:, columns], judged.sample.floor
-        p, q = ((side @ table).gather(1, where).double() for side in judged.sides)
-        return judged.chosen.mean(torch.log((p + floor) / (q + floor)))
+        p, q = (side.double() for side in half.means(half.ordered.rates(half.n_columns)))
+        return half.chosen.mean(torch.log((p + half.sample.floor) / (q + half.sample.floor)))
 
 
 class ActivationMass(CrossFitted):
@@ -217,17 +125,12 @@ class ActivationMass(CrossFitted):
     source = "ours; weighting an activation by the norm of its decoder row is common practice"
     needs_mass = True
 
-    def effect(self, judged: Judged) -> Float[Tensor, " rows"]:
+    def effect(self, half: Judged) -> Float[Tensor, " rows"]:
         """Return the share of mass on the domain minus that on the control."""
-        assert judged.sample.total_mass is not None, "a sample without activation mass"
-        columns, where = judged.distinct()
-        table = judged.ordered.masses(judged.n_columns)[:, columns]
-        shares = []
-        for side in judged.sides:
-            carried = (side @ table).gather(1, where)
-            total = side @ judged.sample.total_mass.to(side.dtype)
-            shares.append(carried / total.clamp(min=torch.finfo(torch.float32).tiny)[:, None])
-        return judged.chosen.sum(shares[0] - shares[1])
+        carried = half.means(half.ordered.masses(half.n_columns))
+        totals = half.total_mass()
+        shares = [mass / total for mass, total in zip(carried, totals, strict=True)]
+        return half.chosen.sum(shares[0] - shares[1])
 
 
 class SpecificShare(LayerScore):
@@ -245,7 +148,7 @@ class SpecificShare(LayerScore):
 
     def bootstrap(self, sample: LayerSample, draws: Bootstrap, progress: Progress) -> Float[np.ndarray, " draws"]:
         """Return the shares of resampled documents (the variance's tie correction is the sample's)."""
-        ranked, n_domain, n_control = Ranked.of(sample), draws.design.n_domain, draws.design.n_control
+        ranked, n_domain, n_control = sample.ranked, draws.design.n_domain, draws.design.n_control
         w_domain, w_control = draws.counts[:, :n_domain], draws.counts[:, n_domain:]
         u = w_domain.new_empty(sample.n_latents, draws.size)
         for latents, of_latents in ranked.weighted_u(w_domain, w_control, _elements(draws.device)):
@@ -278,7 +181,7 @@ class _Table:
 
     @classmethod
     def of(cls, sample: LayerSample) -> "_Table":
-        ranked = Ranked.of(sample)
+        ranked = sample.ranked
         return cls(sample.all_rates(), ranked.spread(torch.float32), ranked)
 
     def shares(self, is_domain: Float[Tensor, "draws n"]) -> Float[Tensor, " draws"]:
@@ -317,14 +220,14 @@ def _specific_share(
     if n_latents == 0:
         return torch.full((n_draws,), torch.nan, dtype=torch.float64, device=u.device)
     half, spread = n_domain * n_control / 2, mann_whitney_spread(n_domain, n_control, tie_sum)
-    draws, latents = ((u - half).abs_() > (Z_LIMIT * spread + 0.5).to(u.dtype)).nonzero(as_tuple=True)
+    draws, latents = at_least((u - half).abs_(), (Z_LIMIT * spread + 0.5).to(u.dtype)[None])
     z = mann_whitney_z(u[draws, latents].double(), n_domain, n_control, spread[latents])
     own = (u[draws, latents] > half) & (q[draws, latents] < RARE_RATE)
     counts = torch.bincount(draws, minlength=n_draws)
     place = torch.arange(len(draws), device=u.device) - (counts.cumsum(0) - counts)[draws]
     by_draw = z.new_full((n_draws, int(counts.max())), -torch.inf)  # [draws, latents left open]
     by_draw[draws, place] = z
-    p = two_sided_p(by_draw.sort(dim=1, descending=True).values)
+    p = two_sided_p(descending(by_draw))
     rejected = rejected_by_fdr(p, n_latents, FDR)
     last = p.gather(1, (rejected - 1).clamp(min=0)[:, None])[:, 0] if p.shape[1] else p.sum(1)
     passing = own & (rejected[draws] > 0) & (two_sided_p(z) <= last[draws])

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from stethoscope.sae.ranks import Ranked
 from stethoscope.sae.rates import FiringRates, stack_tables
 from stethoscope.sae.sample import LayerSample
 from stethoscope.statistics import benjamini_hochberg
@@ -80,7 +79,7 @@ def latent_statistics(
     live = live_latents(domain, control, layer, live_share)
     auroc, p, q_value = (np.full(len(live), np.nan) for _ in range(3))
     pooled = stack_tables([rates.tables[layer] for rates in (domain, control)])
-    test = Ranked.of(LayerSample.of_table(pooled, np.flatnonzero(live))).test(domain.n_documents)
+    test = LayerSample.of_table(pooled, np.flatnonzero(live)).ranked.test(domain.n_documents)
     auroc[live], p[live] = test.auroc.numpy(), test.p.numpy()
     q_value[live] = benjamini_hochberg(p[live])
     return LatentStatistics(

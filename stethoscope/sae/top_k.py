@@ -1,7 +1,7 @@
-"""The k largest values of every row of a wide table, ties included.
+"""The k largest values of every row of a table, ties included.
 
-Only groups of columns with the largest maxima are searched: a group beyond them holds nothing larger than its own
-maximum. What the search left out is bounded, so that the caller knows whether ties go on beyond it.
+Values closer than `SAME_RATE` are equal, and those tied at the k-th place share the slots that are left. On a
+CPU, numpy's partition, sort and comparison are used: they are 3 to 8 times faster there than torch's.
 """
 
 from dataclasses import dataclass
@@ -12,75 +12,76 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 SAME_RATE = 1e-6  # mean rates closer than this are equal: float32 sums of shares of tokens, which are 1e-4 apart
-SPARE = 8  # places kept beyond the k-th for latents tied with it
-GROUP = 16  # columns of which only the maximum is looked at first
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The selected latents of each row of a table of differences.
+    """The selected values of each row of a table, as a list of hits by row.
 
     Attributes:
-        columns: columns of the largest values, at least all those that are selected.
-        weight: 1 for a selected latent, less for those tied at the last places, which share what slots are left, 0 for
-            the others.
-        n_slots: latents selected: k, or fewer where fewer can be.
-        least: the smallest k-th largest value of any row.
-        complete: no latent beyond `columns` is tied with the last place.
+        rows: row of each hit, ascending.
+        columns: column of each hit.
+        weight: 1 for a selected value, less for those tied at the last places, which share what slots are left.
+        n_slots: values selected in each row: k, or fewer where fewer can be.
+        least: the smallest k-th largest value of any row; minus infinity where a row has fewer than k.
     """
 
-    columns: Int[Tensor, "rows places"]
-    weight: Float[Tensor, "rows places"]
+    rows: Int[Tensor, " hits"]
+    columns: Int[Tensor, " hits"]
+    weight: Float[Tensor, " hits"]
     n_slots: Float[Tensor, " rows"]
     least: float
-    complete: bool
 
     @classmethod
-    def largest(cls, delta: Float[Tensor, "rows latents"], k: int, spare: int = SPARE) -> "Selection":
+    def largest(cls, delta: Float[Tensor, "rows columns"], k: int) -> "Selection":
         """Select the k largest finite `delta` of each row (all, where there are fewer); ties share the last slots."""
-        k = min(k, delta.shape[1])
-        values, columns, beyond = largest_of_rows(delta, k + spare)
-        if k == 0:
-            return cls(columns, values.double(), values.new_zeros(len(delta)).double(), -np.inf, True)
-        kth = values[:, k - 1 : k]
+        n_rows, width = delta.shape
+        if k == 0 or width == 0:
+            nothing = torch.zeros(0, dtype=torch.int64, device=delta.device)
+            n_slots = torch.zeros(n_rows, dtype=torch.float64, device=delta.device)
+            return cls(nothing, nothing, nothing.double(), n_slots, -np.inf)
+        kth = kth_largest(delta, min(k, width))
         lowest = (kth - SAME_RATE).clamp(min=torch.finfo(delta.dtype).min)  # minus infinity is never selected
-        hit, tied = values >= lowest, values <= kth + SAME_RATE
-        n_above, n_tied = (hit & ~tied).sum(1, keepdim=True), (hit & tied).sum(1, keepdim=True)
-        slots = torch.where(n_tied > 0, k - n_above, 0)
-        share = (slots / n_tied.clamp(min=1)).double()
-        weight = torch.where(hit, torch.where(tied, share, 1.0), 0.0)
-        least, open_ = torch.stack([kth.min(), (beyond >= lowest[:, 0]).any()]).tolist()
-        return cls(columns, weight, (n_above + slots)[:, 0].double(), least, not open_)
+        rows, columns = at_least(delta, lowest[:, None])
+        tied = delta[rows, columns] <= kth[rows] + SAME_RATE
+        n_tied, n_hits = torch.bincount(rows[tied], minlength=n_rows), torch.bincount(rows, minlength=n_rows)
+        slots = torch.where(n_tied > 0, min(k, width) - (n_hits - n_tied), 0)
+        share = slots / n_tied.clamp(min=1).double()
+        weight = torch.where(tied, share[rows], 1.0)
+        least = float(kth.min()) if width >= k else -np.inf
+        return cls(rows, columns, weight, (n_hits - n_tied + slots).double(), least)
 
-    def sum(self, values: Float[Tensor, "rows places"]) -> Float[Tensor, " rows"]:
+    def sum(self, values: Float[Tensor, " hits"]) -> Float[Tensor, " rows"]:
         """Return the sum of the selected latents' values in each row: NaN where nothing was selected."""
-        total = torch.where(self.weight > 0, self.weight * values, 0.0).sum(1)
+        total = torch.bincount(self.rows, weights=self.weight * values, minlength=len(self.n_slots))
         return torch.where(self.n_slots > 0, total, torch.nan)
 
-    def mean(self, values: Float[Tensor, "rows places"]) -> Float[Tensor, " rows"]:
+    def mean(self, values: Float[Tensor, " hits"]) -> Float[Tensor, " rows"]:
         """Return the mean of the selected latents' values in each row: NaN where nothing was selected."""
         return self.sum(values) / self.n_slots.clamp(min=1)
 
 
-def largest_of_rows(
-    delta: Float[Tensor, "rows latents"], n: int
-) -> tuple[Float[Tensor, "rows places"], Int[Tensor, "rows places"], Float[Tensor, " rows"]]:
-    """Return the n largest values of each row, their columns, and a value that no other value of the row exceeds.
+def at_least(
+    values: Float[Tensor, "rows columns"], lowest: Float[Tensor, "#rows #columns"]
+) -> tuple[Int[Tensor, " hits"], Int[Tensor, " hits"]]:
+    """Return row and column of the values that are at least `lowest`, by row."""
+    if values.device.type == "cpu":
+        rows, columns = np.divmod(np.flatnonzero(values.numpy() >= lowest.numpy()), values.shape[1])
+        return torch.from_numpy(rows), torch.from_numpy(columns)
+    rows, columns = (values >= lowest).nonzero(as_tuple=True)
+    return rows, columns
 
-    The largest are sought among the groups with the largest maxima: a group beyond them holds nothing larger than its
-    own maximum.
-    """
-    rows, width = delta.shape
-    n_groups = width // GROUP
-    if n_groups <= 2 * n:
-        values, columns = delta.topk(min(n, width), dim=1)
-        nothing = delta.new_full((rows,), -torch.inf)
-        return values, columns, values[:, -1] if 0 < n < width else nothing
-    grouped = delta[:, : n_groups * GROUP].unflatten(1, (GROUP, n_groups))  # column g of every n_groups: group g
-    best, groups = grouped.amax(1).topk(n + 1, dim=1)
-    inside = groups[:, None, :n].expand(rows, GROUP, n)
-    places = torch.arange(0, n_groups * GROUP, n_groups, device=delta.device)[:, None] + inside
-    rest = torch.arange(n_groups * GROUP, width, device=delta.device).expand(rows, -1)
-    columns = torch.cat([places.flatten(1), rest], dim=1)
-    values, order = delta.gather(1, columns).topk(n, dim=1)
-    return values, columns.gather(1, order), torch.maximum(values[:, -1], best[:, -1])
+
+def kth_largest(values: Float[Tensor, "rows columns"], k: int) -> Float[Tensor, " rows"]:
+    """Return the k-th largest value of each row."""
+    if values.device.type == "cpu":
+        place = values.shape[1] - k
+        return torch.from_numpy(np.partition(values.numpy(), place, axis=1)[:, place].copy())
+    return values.topk(k, dim=1).values[:, -1]
+
+
+def descending(values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Return the values of each row, largest first."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, ::-1].copy())
+    return values.sort(dim=1, descending=True).values

@@ -16,7 +16,7 @@ from stethoscope.statistics import benjamini_hochberg
 def ranked_of(rates: np.ndarray) -> Ranked:
     """Rank the latents (columns) of a dense table."""
     table = FiringRates.from_dense({0: rates.astype(np.float32)}, np.full(len(rates), 20)).tables[0]
-    return Ranked.of(LayerSample.of_table(table, np.arange(rates.shape[1])))
+    return LayerSample.of_table(table, np.arange(rates.shape[1])).ranked
 
 
 @given(st.integers(1, 8), st.integers(2, 30), st.integers(1, 6), st.integers(0, 10_000))

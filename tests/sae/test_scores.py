@@ -12,12 +12,12 @@ from scipy import stats
 
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES
-from stethoscope.sae import resampling, scores
+from stethoscope.sae import judged, resampling, scores
 from stethoscope.sae.rates import LayerTable
 from stethoscope.sae.resampling import Bootstrap, Design, Permuted
 from stethoscope.sae.sample import LayerSample, Ordered
 from stethoscope.sae.scores import SCORES, CrossFitted
-from stethoscope.sae.top_k import Selection, largest_of_rows
+from stethoscope.sae.top_k import Selection, at_least, descending, kth_largest
 from stethoscope.statistics import benjamini_hochberg
 from tests.sae import reference
 from tests.sae.reference import DenseSample, mann_whitney_auroc
@@ -170,9 +170,8 @@ def test_names_formulas_and_sources_are_told() -> None:
 
 
 def as_mean(delta: np.ndarray, effect: np.ndarray, k: int) -> np.ndarray:
-    chosen = Selection.largest(torch.from_numpy(delta), k, spare=delta.shape[1])
-    assert chosen.complete
-    return chosen.mean(torch.from_numpy(effect).gather(1, chosen.columns)).numpy()
+    chosen = Selection.largest(torch.from_numpy(delta), k)
+    return chosen.mean(torch.from_numpy(effect)[chosen.rows, chosen.columns]).numpy()
 
 
 @given(st.integers(1, 12), st.integers(1, 20), st.integers(0, 10_000), st.integers(2, 8))
@@ -263,37 +262,47 @@ def test_few_latents_are_looked_at_and_none_that_counts_is_left_out(monkeypatch:
     monkeypatch.setattr(Ordered, "rates", lambda self, n: looked_at.append(n) or rates(self, n))
     SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
     assert max(looked_at) < 0.5 * sample.n_latents
-    monkeypatch.setattr(scores, "FIRST_COLUMNS", 16)
+    monkeypatch.setattr(judged, "FIRST_COLUMNS", 16)
     few = SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
-    monkeypatch.setattr(scores, "FIRST_COLUMNS", 10**6)
+    monkeypatch.setattr(judged, "FIRST_COLUMNS", 10**6)
     np.testing.assert_allclose(few, SCORES["mean_rate_difference"].permuted(sample, drawn, Progress()), atol=1e-6)
     assert max(looked_at) == sample.n_latents
 
 
-@pytest.mark.parametrize(("elements", "draws_at_once"), [(10**3, 1), (10**5, 16)])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.0])
+def test_a_bound_that_was_too_high_or_low_changes_no_draw(margin: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, drawn = sparse(a_wide_sample(3, latents=4000, top_k=8)), Permuted(DESIGN, 24)
+    expected = SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
+    monkeypatch.setattr(judged, "MARGIN", margin)
+    monkeypatch.setattr(judged, "BLOCKS", {"cpu": judged.Block(DESIGN.n_halves, 100, 10**6)})
+    got = SCORES["mean_rate_difference"].permuted(sample, drawn, Progress())
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("n_kept", "most_rows"), [(1, DESIGN.n_halves), (10**4, 16 * DESIGN.n_halves)])
 def test_a_block_of_draws_keeps_its_table_in_bounds(
-    elements: int, draws_at_once: int, monkeypatch: pytest.MonkeyPatch
+    n_kept: int, most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table of rows x latents has at most BLOCK_ELEMENTS numbers, or those of one draw where they are more."""
-    sample, shapes, select = sparse(a_wide_sample(2, latents=3000, top_k=8)), [], scores._select
-    monkeypatch.setattr(scores, "_select", lambda delta, *rest: shapes.append(delta.shape) or select(delta, *rest))
-    monkeypatch.setattr(scores, "BLOCK_ELEMENTS", {"cpu": elements})
-    SCORES["mean_rate_difference"].permuted(sample, Permuted(DESIGN, 20), Progress())
-    assert max(rows for rows, _ in shapes) == draws_at_once * DESIGN.n_halves
-    assert all(rows * columns <= max(elements, DESIGN.n_halves * columns) for rows, columns in shapes)
+    """What is kept of a block has at most so many numbers, or is that of one draw."""
+    sample, shapes, select = sparse(a_wide_sample(2, latents=3000, top_k=8)), [], judged._select
+    monkeypatch.setattr(judged, "_select", lambda kept, *rest: shapes.append(kept.delta.shape) or select(kept, *rest))
+    monkeypatch.setattr(judged, "BLOCKS", {"cpu": judged.Block(10**3, 64, n_kept)})
+    SCORES["mean_rate_difference"].permuted(sample, Permuted(DESIGN, 40), Progress())
+    assert max(rows for rows, _ in shapes) <= most_rows
+    assert all(rows * columns <= n_kept or rows == DESIGN.n_halves for rows, columns in shapes)
 
 
-@pytest.mark.parametrize("levels", [2, 5, 1000])
-def test_the_largest_are_found_by_groups_and_open_ends_are_told(levels: int) -> None:
-    rng = np.random.default_rng(levels)
-    delta = torch.from_numpy(rng.integers(0, levels, (7, 1003)) / levels)
-    values, columns, beyond = largest_of_rows(delta, 12)
-    assert torch.equal(values, delta.topk(12, dim=1).values)
-    assert torch.equal(delta.gather(1, columns), values)
-    assert all(len(set(row)) == 12 for row in columns.tolist())
-    left = delta.clone().scatter_(1, columns, -1.0)
-    assert bool((left.amax(1) <= beyond).all())
-    assert Selection.largest(delta, 4, spare=8).complete == (levels == 1000)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_order_statistics_are_torchs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's way (numpy) and that of other devices (torch, taken here by hiding where the values are)."""
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 50, (7, 203)) / 50)
+    expected = values.sort(dim=1, descending=True).values
+    lowest, rows, columns = expected[:, 12:13], *(values >= expected[:, 12:13]).nonzero(as_tuple=True)
+    if device == "meta":
+        monkeypatch.setattr(torch.Tensor, "device", property(lambda _: torch.device("meta")))
+    assert torch.equal(descending(values), expected)
+    assert torch.equal(kth_largest(values, 13), expected[:, 12])
+    assert all(map(torch.equal, at_least(values, lowest), (rows, columns)))
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -304,6 +313,7 @@ def test_blocks_of_draws_change_no_score(score: str, monkeypatch: pytest.MonkeyP
         SCORES[score].permuted(sample, permuted, Progress()),
     ]
     monkeypatch.setattr(scores, "BLOCK_ELEMENTS", {"cpu": 40 * 7})
+    monkeypatch.setattr(judged, "BLOCKS", {"cpu": judged.Block(20, 7, 40 * 7)})
     parts = [
         SCORES[score].bootstrap(sample, bootstrap, Progress()),
         SCORES[score].permuted(sample, permuted, Progress()),
