@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages import _jobs, _session, _strengths, _ui, _watch
+from stethoscope.errors import CheckpointError
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
 from stethoscope.reach import in_words, reach
@@ -64,9 +65,19 @@ def info() -> InfoResult | None:
 
 
 def ground(task_vector: str) -> Ground | None:
-    """Return what the task vector of that name moves and where there are SAEs; None until it was read once."""
+    """Return what the task vector of that name moves and where there are SAEs; None until it was read once.
+
+    None, too, where it cannot be used (see `refusal`).
+    """
     found = info()
-    return None if found is None else found.ground(task_vector)
+    return None if found is None or refusal(task_vector) is not None else found.ground(task_vector)
+
+
+def refusal(task_vector: str) -> CheckpointError | None:
+    """Return why the task vector of that name cannot be used with the model; None where it can, or is not read yet."""
+    found = info()
+    rows = () if found is None else found.task_vectors
+    return next((row.refusal() for row in rows if row.name == task_vector), None)
 
 
 def line(recipe: EditRecipe) -> str:

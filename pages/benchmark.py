@@ -80,6 +80,8 @@ def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip
         if st.session_state.pop("go", None):
             st.switch_page("pages/diagnose.py")
+    elif (error := _recipe.refusal(recipe.task_vector.name)) is not None:
+        _ui.banner(error)
     elif n_layers is None or (ground := _recipe.ground(recipe.task_vector.name)) is None:
         _recipe.wait_for_model()
     else:

@@ -20,12 +20,13 @@ def draw_info(info: InfoResult) -> None:
     for column, (name, value, note) in zip(st.columns(4), facts, strict=True):
         column.metric(name, value, note, delta_color="off", delta_arrow="off", border=True)
     row = next((r for r in info.task_vectors if r.name == st.session_state["task_vector"]), None)
-    if row is not None:
+    if row is not None and row.unusable is None:
         with _ui.card(f"Relative size of the task vector {row.name}, by layer"):
             picked = st.session_state["layers"]
             figure = sizes.relative_norms(row, picked)
             rows = [{"layer": layer, "relative_norm": norm} for layer, norm in enumerate(row.relative_norm_by_layer)]
             _ui.chart(figure, key="norms", caption=sizes.caption(row, picked), rows=rows)
+    if row is not None:
         _preflight.report(_session.profile())
     with _ui.card("Sparse autoencoders"):
         if info.saes:

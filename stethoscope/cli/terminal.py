@@ -48,16 +48,18 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
         )
         + (f", trained on {', '.join(trained)} by their files" if trained else ""),
     )
-    if not result.task_vectors:
-        return
-    norms = [row.relative_norm_by_layer for row in result.task_vectors]
+    usable = [row for row in result.task_vectors if row.unusable is None]
+    norms = [row.relative_norm_by_layer for row in usable]
     rows = [
         [str(layer), *(f"{of[layer]:.4f}" if of[layer] else "not moved" for of in norms)]
         for layer in range(model.n_layers)
     ]
-    columns = ["layer", *(row.name for row in result.task_vectors)]
-    print_table(console, columns, rows, title="||tau|| / ||theta|| by layer")
-    _print_lines(console, (row.not_the_fine_tune for row in result.task_vectors if row.not_the_fine_tune))
+    if usable:
+        columns = ["layer", *(row.name for row in usable)]
+        print_table(console, columns, rows, title="||tau|| / ||theta|| by layer")
+    _print_lines(console, (row.not_the_fine_tune for row in usable if row.not_the_fine_tune))
+    refused = [(row.name, row.refusal()) for row in result.task_vectors if row.unusable is not None]
+    _print_lines(console, (f"Task vector {name} cannot be used: {error}" for name, error in refused))
 
 
 def _without_sae(n_layers: int, heard: Iterable[int]) -> str:

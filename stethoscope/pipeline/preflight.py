@@ -31,6 +31,8 @@ TEXTS_PER_SUBJECT = 32
 TEXT_SHOWN = 120
 ANOTHER_BASE = "Make sure that the fine-tune started from this very base, not from another version of it."
 
+OPENS = "opens and fits the base"
+
 Measured = dict[tuple[int | None, str], DeltaMoments]
 Layers = dict[int, DeltaMoments]
 
@@ -42,7 +44,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     try:
         task_vector = context.task_vector(ref, session, progress)
     except UserError as error:
-        check = _failed("opens and fits the base", error)
+        check = failed_check(OPENS, error)
         return PreflightResult(task_vector=ref.name, source=ref.tuned, dtype=dtype, usable=False, checks=(check,))
     broken: list[UserError] = []
     saved: dict[str, str | None] = {}
@@ -154,7 +156,8 @@ def _row(layer: int | None, part: str, moments: DeltaMoments) -> PreflightRow:
     )
 
 
-def _failed(name: str, error: UserError) -> PreflightCheck:
+def failed_check(name: str, error: UserError) -> PreflightCheck:
+    """Return `error` as a check that failed."""
     return PreflightCheck(
         name=name, outcome="fail", what=error.what, got=error.got, expected=error.expected, next_step=error.next_step
     )
@@ -165,7 +168,7 @@ def _fits(task_vector: TaskVector, session: ModelSession) -> PreflightCheck:
     whole = len(session.layout.matrices)
     layers = len({site.layer for site in moved})
     return PreflightCheck(
-        name="opens and fits the base",
+        name=OPENS,
         outcome="pass",
         what=f"names and shapes fit; holds {len(moved)} of {whole} matrices in {layers} of "
         f"{session.layout.n_layers} layers",
@@ -207,7 +210,7 @@ def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[Prefli
     try:
         texts = sample_texts(problems, TEXTS_PER_SUBJECT)
     except UserError as error:
-        return [_failed("texts", error).model_copy(update={"outcome": "warn"})]
+        return [failed_check("texts", error).model_copy(update={"outcome": "warn"})]
     if not texts:
         return []
     text = task_vector.read_otherwise(texts)
@@ -230,8 +233,8 @@ def _readable(task_vector: TaskVector, broken: list[UserError]) -> list[Prefligh
     """Return the checks of reading every tensor: tied weights that part, what cannot be read, what is not finite."""
     apart = [error for error in broken if isinstance(error, TiedApartError)]
     unread = [error for error in broken if not isinstance(error, TiedApartError | NotFiniteError)]
-    checks = [_failed("tied weights", error).model_copy(update={"outcome": "warn"}) for error in apart[:1]]
-    checks += [_failed("tensors can be read", error) for error in unread[:1]]
+    checks = [failed_check("tied weights", error).model_copy(update={"outcome": "warn"}) for error in apart[:1]]
+    checks += [failed_check("tensors can be read", error) for error in unread[:1]]
     return [
         *checks,
         _finite(task_vector, [error for error in broken if isinstance(error, NotFiniteError)], bool(unread)),
@@ -243,7 +246,7 @@ def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: boo
         return PreflightCheck(name="finite", outcome="pass", what="the tensors that could be read are finite")
     if not broken:
         return PreflightCheck(name="finite", outcome="pass", what=f"all {len(task_vector.names)} tensors are finite")
-    first = _failed("finite", broken[0])
+    first = failed_check("finite", broken[0])
     others = f", and {len(broken) - 1} more tensors that cannot be used" if len(broken) > 1 else ""
     return first.model_copy(update={"got": f"{first.got}{others}"})
 

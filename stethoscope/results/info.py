@@ -1,6 +1,8 @@
 """What a profile holds: model, SAEs, task vectors."""
 
+from stethoscope.errors import CheckpointError
 from stethoscope.records import Record
+from stethoscope.results.preflight import PreflightCheck
 from stethoscope.results.reach import Ground, MovedWeights
 
 
@@ -36,7 +38,8 @@ class TaskVectorRow(Record):
     """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only), and which weights it moves.
 
     `moves_outer`: it holds a delta of embeddings, final norm or head. `not_the_fine_tune`: why the base with all of
-    it is not the fine-tuned model, in a sentence; None where it is.
+    it is not the fine-tuned model, in a sentence; None where it is. `unusable`: why it cannot be used with this base,
+    where it has no norms and moves nothing.
     """
 
     name: str
@@ -45,6 +48,14 @@ class TaskVectorRow(Record):
     moved: tuple[MovedWeights, ...] = ()
     moves_outer: bool = False
     not_the_fine_tune: str | None = None
+    unusable: PreflightCheck | None = None
+
+    def refusal(self) -> CheckpointError | None:
+        """Return the error that using it raises, None where it can be used."""
+        why = self.unusable
+        if why is None:
+            return None
+        return CheckpointError(why.what, got=why.got, expected=why.expected, next_step=why.next_step)
 
 
 class InfoResult(Record):
@@ -55,8 +66,14 @@ class InfoResult(Record):
     task_vectors: tuple[TaskVectorRow, ...]
 
     def ground(self, task_vector: str) -> Ground:
-        """Return what an edit with the task vector of that name has to stand on, with the profile's SAEs."""
+        """Return what an edit with the task vector of that name has to stand on, with the profile's SAEs.
+
+        Raises:
+            CheckpointError: it cannot be used with this base.
+        """
         row = next(row for row in self.task_vectors if row.name == task_vector)
+        if (error := row.refusal()) is not None:
+            raise error
         return Ground(
             n_layers=self.model.n_layers,
             moved=row.moved,

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_front import FakeFront
+from fake_front import ANSWERS, FakeFront, info
 from streamlit.testing.v1 import AppTest
 
 from pages import _profile, _recipe, _session
 from stethoscope.profiles import MINI, PROFILES
 from stethoscope.records import DownloadSpec, InfoSpec, MatrixRole, MemorySpec, ModelRef, PreflightSpec, SaeRef
+from stethoscope.results import InfoResult, PreflightCheck, TaskVectorRow
 
 Open = Callable[..., AppTest]
 GEMMA = PROFILES["gemma-3-4b-it"]
@@ -34,8 +35,7 @@ def test_no_page_loads_a_model_of_the_hub_by_itself(front: FakeFront, open_page:
     assert not app.exception
     assert front.submitted == []
     if name in ("setup", "features", "diagnose"):
-        slot = {"setup": "info", "features": "latents", "diagnose": "diagnosis"}[name]
-        app.button(key=f"{slot}-load").click().run()
+        app.button(key=f"{'diagnosis' if name == 'diagnose' else 'info'}-load").click().run()
         assert front.submitted, "the button loads"
 
 
@@ -147,6 +147,29 @@ def test_what_is_copied_of_an_error_is_its_words(front: FakeFront, open_page: Op
     app.selectbox(key="profile-choice").set_value(_profile.OWN).run()
     app.text_input(key="profile-path").set_value("/nowhere.toml").run()
     assert any("/nowhere.toml" in code.value and "(" not in code.value.split("/nowhere")[0] for code in app.code)
+
+
+def test_a_task_vector_that_cannot_be_used_is_named_and_every_page_stands(
+    front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = PreflightCheck(
+        name="opens", outcome="fail", what="it has another RoPE", got="a base of 20000", expected="10000"
+    )
+
+    def refused(spec: InfoSpec) -> InfoResult:
+        found = info(spec)
+        row = TaskVectorRow(name=found.task_vectors[0].name, source="x", relative_norm_by_layer=(), unusable=why)
+        return found.model_copy(update={"task_vectors": (row, *found.task_vectors[1:])})
+
+    monkeypatch.setitem(ANSWERS, InfoSpec, refused)
+    app = open_page("setup")
+    assert not app.exception
+    assert app.dataframe, "the SAEs are shown"
+    assert not [text for text in app.markdown if "Relative size of the task vector" in text.value]
+    assert not open_page("edit", layers=[3]).exception
+    app = open_page("benchmark", layers=[3])
+    assert "it has another RoPE" in app.error[0].value
+    assert "run-bench" not in [button.key for button in app.button]
 
 
 def test_what_would_be_downloaded_is_asked_by_a_button_and_drawn(front: FakeFront, open_page: Open) -> None:
