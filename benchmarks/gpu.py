@@ -144,11 +144,14 @@ def smoke(device: str, *, small: bool) -> int:
             folder = Path(place)
             write_models(folder, WARM, getattr(torch, dtype), "cpu", WARM.d_sae / 8)
             profile = Profile(
-                name="random", title="Random", model=ModelRef.model_validate({"id": str(folder / "base"), "dtype": dtype}),
+                name="random",
+                title="Random",
+                model=ModelRef.model_validate({"id": str(folder / "base"), "dtype": dtype}),
                 saes=SaeRef(location=str(folder / "saes")),
                 task_vectors=(TaskVectorRef(name="tuned", tuned=str(folder / "tuned")),),
-                problems=write_texts(folder, WARM), documents=MIN_DOCUMENTS if small else DOCUMENTS,
-            )  # fmt: skip
+                problems=write_texts(folder, WARM),
+                documents=MIN_DOCUMENTS if small else DOCUMENTS,
+            )
             contexts = [Context(RunStore(folder / f"runs_{i}"), device=kind) for i, kind in enumerate((device, "cpu"))]
             for name, spec in specs(profile).items():
                 started = time.perf_counter()
