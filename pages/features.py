@@ -71,7 +71,7 @@ def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
             return
         keep_latent(result)
         level, picks = float(st.session_state["fdr"]), st.session_state["latent_picks"]
-        with _ui.card(f"Layer {result.layer}: effect against density, one dot a latent"):
+        with _ui.card(f"Layer {result.layer}: effect against density"):
             _ui.chart(
                 latents.effect_against_density(result, level, st.session_state["latent"]),
                 key="latents-chart",

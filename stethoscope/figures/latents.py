@@ -2,20 +2,36 @@
 
 Right is dense (fires on many control tokens), up is the subject's own. Filled blue: the firing rate tells subject from
 control at the chosen false discovery rate; gray: it does not; hollow: dense; an orange ring: selected for the score.
+
+A layer has up to 262,144 latents, most of which overlap. Above `MOST_DOTS` of them, those of one kind in the same cell
+of a grid share a dot, which lies where the one with the largest effect does. The grid is as fine as `MOST_DOTS` allows;
+the selected latents and the one that is looked at have dots of their own. So a picture stays below 1 MB.
 """
 
 import html
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 
 from stethoscope.figures.text import STYLE
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, percent, pretty, shown_p, signed
 from stethoscope.results import LatentExample, LatentRow, LatentsResult
 
-MANY_DOTS = 3000  # above this the browser draws dots on a canvas
+MOST_DOTS = 1500  # about 0.6 MB with their texts
+GRIDS = (400, 300, 200, 150, 100, 75, 50, 35, 25, 15)  # cells on a side; the coarsest makes at most 900 dots of 4 kinds
 WINDOW_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A latent, and how many latents its dot stands for, itself among them."""
+
+    row: LatentRow
+    stands_for: int = 1
 
 
 def describe_latent(row: LatentRow) -> str:
@@ -45,6 +61,7 @@ def effect_against_density(result: LatentsResult, level: float, latent: int | No
     """
     floor = density_floor(result.rows)
     figure = go.Figure()
+    dots = dots_of(result.rows, level, latent)
     groups = (
         (f"q > {percent(level, 0)}", GRAY, "circle", False, False),
         (f"q ≤ {percent(level, 0)}", BLUE, "circle", True, False),
@@ -52,14 +69,14 @@ def effect_against_density(result: LatentsResult, level: float, latent: int | No
         (f"dense, q ≤ {percent(level, 0)}", BLUE, "circle-open", True, True),
     )
     for name, colour, symbol, passes, dense in groups:
-        rows = [row for row in result.rows if (row.q_value <= level) == passes and row.dense == dense]
+        of_kind = [dot for dot in dots if (dot.row.q_value <= level) == passes and dot.row.dense == dense]
         marker = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.9 if passes else 0.5}
-        _add_dots(figure, rows, floor, name, marker, len(result.rows))
+        _add_dots(figure, of_kind, floor, name, marker)
     ring = {"color": ORANGE, "symbol": "circle-open", "size": 13, "line": {"width": 2}}
-    _add_dots(figure, [row for row in result.rows if row.selected], floor, "selected", ring, len(result.rows))
-    chosen = [row for row in result.rows if row.latent == latent]
+    _add_dots(figure, [dot for dot in dots if dot.row.selected], floor, "selected", ring)
+    chosen = [dot for dot in dots if dot.row.latent == latent]
     mark = {"color": ORANGE, "symbol": "cross-thin-open", "size": 20, "line": {"width": 2}}
-    _add_dots(figure, chosen, floor, f"latent {latent}", mark, len(result.rows))
+    _add_dots(figure, chosen, floor, f"latent {latent}", mark)
     apply_layout(
         figure, height=430, x_title="fires on control tokens, % (log scale)", y_title="effect, points of firing rate"
     )
@@ -80,25 +97,56 @@ def _ticks(rows: Sequence[LatentRow], floor: float) -> tuple[list[float], list[s
     return values, ["0" if value == 100 * floor else f"{value:g}" for value in values]
 
 
-def _add_dots(
-    figure: go.Figure, rows: Sequence[LatentRow], floor: float, name: str, marker: Mapping[str, object], n: int
-) -> None:
-    if not rows:
+def dots_of(rows: Sequence[LatentRow], level: float, latent: int | None) -> list[Dot]:
+    """Return the dots to draw: one a latent, or at most `MOST_DOTS` and those that keep dots of their own."""
+    if len(rows) <= MOST_DOTS:
+        return [Dot(row) for row in rows]
+    own = np.array([row.selected or row.latent == latent for row in rows])
+    effect, kind = (
+        np.array([row.effect for row in rows]),
+        np.array([2 * (row.q_value <= level) + row.dense for row in rows]),
+    )
+    floor = density_floor(rows)
+    places = [_unit(np.log([max(row.control_rate, floor) for row in rows])), _unit(effect)]
+
+    def cells_of(n_cells: int) -> np.ndarray:
+        across, up = (np.minimum((place * n_cells).astype(np.int64), n_cells - 1) for place in places)
+        return np.where(own, -1 - np.arange(len(rows)), (kind * n_cells + across) * n_cells + up)
+
+    cells = next(cells for cells in map(cells_of, GRIDS) if len(np.unique(cells)) <= MOST_DOTS + own.sum())
+    size = Counter(cells.tolist())
+    largest = np.argsort(-np.abs(effect), kind="stable")
+    first = largest[np.sort(np.unique(cells[largest], return_index=True)[1])]  # of each cell
+    return [Dot(rows[i], size[int(cells[i])]) for i in np.sort(first)]
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    """Return values between the smallest (0) and the largest (1)."""
+    span = values.max() - values.min()
+    return (values - values.min()) / span if span else np.zeros_like(values)
+
+
+def _add_dots(figure: go.Figure, dots: Sequence[Dot], floor: float, name: str, marker: Mapping[str, object]) -> None:
+    if not dots:
         return
-    kind = go.Scattergl if n > MANY_DOTS else go.Scatter
     figure.add_trace(
-        kind(
-            x=[100 * max(row.control_rate, floor) for row in rows],
-            y=[100 * row.effect for row in rows],
+        go.Scatter(
+            x=[100 * max(dot.row.control_rate, floor) for dot in dots],
+            y=[100 * dot.row.effect for dot in dots],
             mode="markers",
             name=name,
             marker=dict(marker),
-            text=[describe_latent(row) for row in rows],
-            customdata=[[row.latent] for row in rows],
+            text=[_describe(dot) for dot in dots],
+            customdata=[[dot.row.latent, dot.stands_for] for dot in dots],
             hovertemplate="%{text}<extra></extra>",
             unselected={"marker": {"opacity": 0.9}},
         )
     )
+
+
+def _describe(dot: Dot) -> str:
+    text = describe_latent(dot.row)
+    return text if dot.stands_for == 1 else f"{text}<br>{dot.stands_for - 1} more latents overlap with this dot"
 
 
 def caption(result: LatentsResult, level: float) -> str:
@@ -111,6 +159,7 @@ def caption(result: LatentsResult, level: float) -> str:
         f"{len(result.rows)} of {result.d_sae} latents are live; {len(passing)} pass a false discovery rate of "
         f"{percent(level, 0)}, {more} of them firing more on {subject}. Two-sided Mann-Whitney on the firing rate of "
         "each document, Benjamini-Hochberg over the live latents. Hollow: dense; ringed: selected for the layer score."
+        + (" Latents that overlap share a dot." if len(result.rows) > MOST_DOTS else "")
     )
 
 

@@ -1,5 +1,6 @@
 """Effect against density shows every live latent once, passes by level, and tokens stay text."""
 
+import numpy as np
 import pytest
 
 from stethoscope.figures import latents
@@ -113,3 +114,45 @@ def test_no_control_rate_at_all_still_has_an_axis() -> None:
     rows = tuple(latent.model_copy(update={"control_rate": 0.0}) for latent in RESULT.rows)
     figure = latents.effect_against_density(RESULT.model_copy(update={"rows": rows}), 0.05)
     assert figure.layout.xaxis.ticktext[0] == "0"
+
+
+def drawn_layer(n: int) -> LatentsResult:
+    """A layer of n live latents, 16 of them selected, rates as SAEs have them."""
+    rng = np.random.default_rng(n)
+    control = np.minimum(np.exp(rng.normal(-7.5, 1.8, n)), 0.6) * (rng.random(n) < 0.9)
+    effect = control * rng.normal(0, 0.5, n) + rng.normal(0, 1e-4, n)
+    q_value, order = rng.random(n) ** 2, np.argsort(-effect)
+    selected = set(order[:16].tolist())
+    rows = tuple(
+        row(i, control[i], effect[i], q_value[i], dense=bool(control[i] > 0.1), selected=i in selected)
+        for i in order.tolist()
+    )
+    return RESULT.model_copy(update={"rows": rows, "d_sae": n})
+
+
+@pytest.mark.parametrize("n", [16_384, 262_144])
+def test_a_wide_layer_is_drawn_in_a_megabyte_and_what_is_selected_stays_exact(n: int) -> None:
+    result, chosen = drawn_layer(n), 5
+    figure = latents.effect_against_density(result, 0.05, chosen)
+    assert len(figure.to_json()) < 1_000_000
+    by_latent = {row.latent: row for row in result.rows}
+    exact = {row.latent for row in result.rows if row.selected} | {chosen}
+    dots = [
+        (data[0], data[1], x, y)
+        for trace in figure.data
+        if trace.name not in ("selected", f"latent {chosen}")
+        for data, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
+    ]
+    assert len({latent for latent, *_ in dots}) == len(dots)
+    assert {latent for latent, stands_for, *_ in dots if stands_for == 1} >= exact
+    assert sum(stands_for for _, stands_for, *_ in dots) == n, "each latent is in one dot"
+    floor = latents.density_floor(result.rows)
+    for latent, _, x, y in dots:
+        assert (x, y) == pytest.approx(
+            (100 * max(by_latent[latent].control_rate, floor), 100 * by_latent[latent].effect)
+        )
+    for side in ("x", "y"):
+        drawn = [value for trace in figure.data for value in trace[side]]
+        of_all = {"x": [100 * max(row.control_rate, floor) for row in result.rows],
+                  "y": [100 * row.effect for row in result.rows]}[side]  # fmt: skip
+        assert (min(drawn), max(drawn)) == pytest.approx((min(of_all), max(of_all)), rel=0.1), "outliers are seen"
