@@ -112,17 +112,20 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     """
     if not isinstance(spec, KEPT):
         result = _within_memory(spec, context, progress)
-        return Outcome(result, None, unkept=_hindered(lambda: tuning.remember(spec, context)))
+        return Outcome(result, None, unkept=_hindered(context, lambda: tuning.remember(spec, context)))
+    _hindered(context)  # what an earlier run could not store comes first
     meet(spec, progress)
     identity = record_fingerprints(spec, progress)
     if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
-        return Outcome(result, run_id, unkept=_hindered(lambda: tuning.remember(spec, context)))
+        return Outcome(result, run_id, unkept=_hindered(context, lambda: tuning.remember(spec, context)))
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
 
-    def finish(state: EndState, result: Result | None = None, error: str | None = None) -> None:
-        elapsed_s = time.perf_counter() - started
+    def finish(
+        state: EndState, result: Result | None = None, error: str | None = None, ended: float | None = None
+    ) -> None:
+        elapsed_s = (ended or time.perf_counter()) - started
         context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
 
     def fail(error: str) -> None:
@@ -146,20 +149,29 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     if isinstance(result, BenchResult) and not result.complete:
         state = "cancelled" if progress.cancelled else "paused"
 
+    ended = time.perf_counter()
+    settings = None if context.loaded is None else settings_of(context.loaded, spec)
+
     def put() -> None:
-        if context.loaded is not None:
-            put_settings(context.store.database, run_id, settings_of(context.loaded, spec))
-        finish(state, result)
+        if settings is not None:
+            put_settings(context.store.database, run_id, settings)
+        finish(state, result, ended=ended)
 
-    unkept = _hindered(put)
+    unkept = _hindered(context, put)
     kept_as = run_id if unkept is None else None
-    return Outcome(result, kept_as, state, unkept or _hindered(lambda: tuning.remember(spec, context)))
+    remembered = _hindered(context, lambda: tuning.remember(spec, context))
+    return Outcome(result, kept_as, state, unkept or remembered)
 
 
-def _hindered(write: Callable[[], None]) -> UserError | None:
-    """Write to the store; return what hindered it, None where nothing did."""
+def _hindered(context: Context, write: Callable[[], None] | None = None) -> UserError | None:
+    """Write to the store, behind what waits for it; return what hindered that, None where nothing did."""
     try:
-        write()
+        if write is None:
+            context.backlog.flush()
+        else:
+            context.backlog.write(write)
+        if context.backlog.hindrance is not None:
+            raise context.backlog.hindrance
     except (ResourceError, StoreError) as error:
         return type(error)(
             f"the result is shown, and not everything of it could be stored: {error.what}",

@@ -2,8 +2,9 @@
 
 An answer belongs to its evaluation (weights, decoding) and its prompt's tokens, not to a run: what any run has stored
 is found again, whatever arms and sample that run had. A block is stored as a whole or not at all, with a certificate of
-the weights that gave it; answers of weights that fail their certificate are never stored. The prompts' common beginning
-is computed once for each set of weights and kept from block to block.
+the weights that gave it; later, where the store does not take it for now. Answers of weights that fail their
+certificate are never stored. The prompts' common beginning is computed once for each set of weights and kept from block
+to block.
 """
 
 import time
@@ -76,13 +77,15 @@ class Answering:
         Raises:
             Cancelled: asked to stop; nothing of the block is stored that was not before.
             StethoscopeError: the weights were not what they had to be; nothing is stored.
-            ResourceError: the disk is full, or no grader process can be started.
+            ResourceError: no grader process can be started.
             GenerationError: the arm's predictions are not finite.
         """
         ids = [problem.problem_id for problem in block]
         evaluation = self._evaluations[arm.name]
         prompts = {problem_id: self._prompts[problem_id].prompt_id for problem_id in ids}
-        found = self._context.store.get_items(evaluation, prompts, skip_damaged=True)
+        store, backlog = self._context.store, self._context.backlog
+        nothing: dict[str, StoredItem] = {}
+        found = backlog.read(lambda: store.get_items(evaluation, prompts, skip_damaged=True), nothing)
         counted = self._counted[arm.name]
         self._progress.skip(sum(i in found for i in ids) - sum(i in counted for i in ids))
         missing = [problem for problem in block if problem.problem_id not in found]
@@ -90,7 +93,7 @@ class Answering:
             begun = time.monotonic()
             generations, certificate = self._generate(arm, missing)
             items = self._graded(arm, missing, generations)
-            self._context.store.put_items(evaluation, items, certificate)
+            backlog.write(lambda: store.put_items(evaluation, items, certificate), self._progress)
             found |= {item.problem_id: StoredItem(item, certificate) for item in items}
             self.n_generated += len(items)
             self.elapsed_s += time.monotonic() - begun

@@ -12,7 +12,6 @@ import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 
 from stethoscope.delta.certificate import BaseCheck
@@ -33,7 +32,7 @@ from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate, Reach, idle_arms
 from stethoscope.store.ids import content_id
 from stethoscope.store.items import StoredItem
-from stethoscope.store.tuning import configurations_tried, tuned_on
+from stethoscope.store.tuning import Tried, configurations_tried, tuned_on
 
 
 def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Problem]:
@@ -85,7 +84,7 @@ class _Finished:
     n_blocks: int
     asked: dict[str, int]
     excluded: dict[str, int]
-    database: Path
+    context: Context
     reach: dict[str, Reach]
     first_prompt: str
     not_the_fine_tune: dict[str, str]
@@ -109,7 +108,10 @@ class _Finished:
         """Return what the completed blocks say."""
         recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in self.spec.arms}
         answered = {item.problem_id for items in self.items.values() for item in items}
-        tried = configurations_tried(self.database, answered)
+        database, backlog = self.context.store.database, self.context.backlog
+        edits = len({recipe_id for recipe_id in recipe_ids.values() if recipe_id is not None})
+        tried = backlog.read(lambda: configurations_tried(database, answered), Tried(edits, 0))
+        tuned = backlog.read(lambda: tuned_on(database, self.spec.model.id, answered).damaged, 0)
         certificates = {name: Certificate.of_passes(known) for name, known in self.certificates.items()}
         idle = idle_arms(self.spec, certificates)
         judgement = judge(self.spec, self.items, recipe_ids, complete=complete, idle=idle)
@@ -126,8 +128,8 @@ class _Finished:
             reach=self.reach,
             first_prompt=self.first_prompt,
             not_the_fine_tune=self.not_the_fine_tune,
-            configurations_tried=tried.configurations,
-            damaged_rows=tried.damaged + tuned_on(self.database, self.spec.model.id, answered).damaged,
+            configurations_tried=max(tried.configurations, edits),  # where its own answers wait to be stored
+            damaged_rows=tried.damaged + tuned,
         )
 
 
@@ -179,7 +181,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         len(blocks),
         asked=dict(Counter(problem.subject for problem in problems)),
         excluded={subject: len(ids) for subject, ids in without.items()},
-        database=context.store.database,
+        context=context,
         reach=reach,
         first_prompt=as_read(session, context.prompts(spec, problems[:1])[problems[0].problem_id]),
         not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress),
@@ -198,5 +200,5 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         if finished.done < len(blocks) and worth_a_look(finished.done):
             progress.publish(finished.result(complete=False))
     _check_base(context)
-    note_rate(spec, context, answering.n_generated, answering.elapsed_s)
+    note_rate(spec, context, answering.n_generated, answering.elapsed_s, progress)
     return finished.result(complete=finished.done == len(blocks))

@@ -35,6 +35,7 @@ from stethoscope.progress import Aside, Progress
 from stethoscope.records import BenchSpec, ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
+from stethoscope.store.backlog import Backlog
 from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
@@ -73,6 +74,7 @@ class Context:
     def __init__(self, store: RunStore, *, device: str = "auto", edit_bytes: int | None = None) -> None:
         """Open nothing yet; `edit_bytes` is the memory that ready edits may take (see `delta.ready.budget_bytes`)."""
         self.store = store
+        self.backlog = Backlog()
         self.device = device
         self._edit_bytes = edit_bytes
         self._base_check: BaseCheck | None = None

@@ -81,7 +81,8 @@ class Injector:
         """Return d NLL / d alpha of `items` for injecting each layer alone: from the store, or taken and stored."""
         key = f"first order {self.context.identity(self.spec.task_vector)} {self.probes.key} "
         key += f"items {','.join(map(str, items))} {self.session.device.type}"
-        stored = get_measured(self.context.store.database, key)
+        database, backlog = self.context.store.database, self.context.backlog
+        stored = backlog.read(lambda: get_measured(database, key), None)
         if stored is not None:
             progress.skip(len(items))
             return np.array(stored).reshape(len(items), -1)
@@ -94,7 +95,7 @@ class Injector:
             batch_size=GRADIENT_BATCH_SIZE,
             progress=progress,
         )
-        put_measured(self.context.store.database, key, effects.ravel().tolist())
+        backlog.write(lambda: put_measured(database, key, effects.ravel().tolist()), progress)
         return effects
 
 

@@ -40,16 +40,17 @@ def probe_set(
         rows, scored = encode_solutions(session, pairs)
         progress.start("Scoring gold solutions with the base", len(rows))
         stored_as = f"base {key} {session.device.type}"
-        stored = get_measured(context.store.database, stored_as)
+        database = context.store.database
+        stored = context.backlog.read(lambda: get_measured(database, stored_as), None)
         if stored is not None:
             progress.skip(len(rows))
             base = np.array(stored)
         else:
             base = rows_nll(session, rows, scored, batch_size=batch_size(session), progress=progress)
             if progress.rate:
-                note_scored(model, context, len(rows), len(rows) / progress.rate)
+                note_scored(model, context, len(rows), len(rows) / progress.rate, progress)
             if np.isfinite(base).all():
-                put_measured(context.store.database, stored_as, base.tolist())
+                context.backlog.write(lambda: put_measured(database, stored_as, base.tolist()), progress)
         is_control = np.array([name in problems.control_names for name in names])
         return ProbeSet(key, rows, scored, np.array(names), is_control, base)
 
@@ -67,7 +68,8 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
         progress.skip(len(probes.rows))
 
     def make() -> Float[np.ndarray, " n"]:
-        stored = get_measured(context.store.database, key)
+        database = context.store.database
+        stored = context.backlog.read(lambda: get_measured(database, key), None)
         if stored is not None:
             progress.skip(len(probes.rows))
             return np.array(stored)
@@ -83,7 +85,7 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
                 f"the weights that were scored are not those of {content_id(recipe)}; nothing was kept"
             )
         if np.isfinite(edited).all():
-            put_measured(context.store.database, key, edited.tolist())
+            context.backlog.write(lambda: put_measured(database, key, edited.tolist()), progress)
         return edited
 
     return context.edited_nll.get_or_make(key, make)

@@ -14,9 +14,9 @@ from stethoscope.store.measured import cost_text, get_measured, measured_rate, p
 NEWEST = 5
 
 
-def note_rate(spec: BenchSpec, context: Context, n_answers: int, elapsed_s: float) -> None:
+def note_rate(spec: BenchSpec, context: Context, n_answers: int, elapsed_s: float, progress: Progress) -> None:
     """Keep that a benchmark like `spec` generated, graded and stored `n_answers` in `elapsed_s`; none say nothing."""
-    _note(context, _key(spec, context), n_answers, elapsed_s)
+    _note(context, _key(spec, context), n_answers, elapsed_s, progress)
 
 
 def answer_rate(spec: BenchSpec, context: Context) -> float | None:
@@ -24,9 +24,9 @@ def answer_rate(spec: BenchSpec, context: Context) -> float | None:
     return measured_rate(context.store.database, _key(spec, context))
 
 
-def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: float) -> None:
+def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: float, progress: Progress) -> None:
     """Keep that the NLL of `n_texts` gold solutions took `elapsed_s`."""
-    _note(context, _scored_key(model, context), n_texts, elapsed_s)
+    _note(context, _scored_key(model, context), n_texts, elapsed_s, progress)
 
 
 def tell_estimate(model: ModelRef, what: str, n_texts: int, context: Context, progress: Progress) -> None:
@@ -44,10 +44,15 @@ def tell_too_few_sets(n_sets: int, progress: Progress) -> None:
         )
 
 
-def _note(context: Context, key: str, n: int, elapsed_s: float) -> None:
+def _note(context: Context, key: str, n: int, elapsed_s: float, progress: Progress) -> None:
+    database = context.store.database
+
+    def put() -> None:
+        known = get_measured(database, key) or []
+        put_measured(database, key, [*known, n / elapsed_s][-NEWEST:])
+
     if n and elapsed_s > 0:
-        known = get_measured(context.store.database, key) or []
-        put_measured(context.store.database, key, [*known, n / elapsed_s][-NEWEST:])
+        context.backlog.write(put, progress)
 
 
 def _scored_key(model: ModelRef, context: Context) -> str:

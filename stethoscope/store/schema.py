@@ -103,10 +103,10 @@ def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
         )
     if (full := _full(path)) is not None or code == sqlite3.SQLITE_FULL:
         return ResourceError(
-            f"cannot write {path.name}",
+            f"cannot write {path}",
             got=full or error,
             expected="free disk space",
-            next_step="Free some and start again: what was finished before is stored.",
+            next_step="Free some: nothing is damaged, and what was finished before is stored.",
         )
     if code in _NOT_WRITABLE or not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return ResourceError(

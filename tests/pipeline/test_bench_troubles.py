@@ -1,6 +1,5 @@
 """A benchmark in trouble: models that say nothing, never stop or overflow; dying graders, a full disk, visitors."""
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, GradeStatus, ModelRef
 from stethoscope.results import BenchResult
-from stethoscope.store import schema
 from stethoscope.store.runs import RunStore
 
 
@@ -128,38 +126,6 @@ def test_without_a_grader_the_finished_blocks_are_kept_and_the_rest_goes_on_late
         run(spec, context, AfterBlock(lose_it))
     assert context.store.list_runs()[0].state == "failed"
     monkeypatch.undo()
-    progress = Progress()
-    assert run(spec, context, progress).complete
-    assert progress.done - progress._skipped == 4
-
-
-def test_a_full_disk_is_told_once_and_the_finished_blocks_are_kept(
-    pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = bench_of(pico_profile)
-    real = sqlite3.connect
-
-    def full(*arguments: object, **options: object) -> sqlite3.Connection:
-        opened = real(*arguments, **options)  # pyright: ignore
-        (pages,) = opened.execute("PRAGMA page_count").fetchone()
-        opened.execute(f"PRAGMA max_page_count={pages}")
-        return opened
-
-    def fill() -> None:
-        monkeypatch.setattr(schema.sqlite3, "connect", full)
-        monkeypatch.setattr(answering, "is_repetitive", lambda _: True)
-        real_grade = context.graders.grade
-
-        def long_winded(answers: Sequence[object], **options: object) -> object:
-            grades = real_grade(answers, **options)  # type: ignore[arg-type]
-            return [grade.model_copy(update={"answer": "7" * 50_000}) for grade in grades]
-
-        monkeypatch.setattr(context.graders, "grade", long_winded)
-
-    with pytest.raises(ResourceError, match=r"cannot write runs\.sqlite3.*what was finished before is stored"):
-        run(spec, context, AfterBlock(fill))
-    monkeypatch.undo()
-    assert context.store.list_runs()[0].state in ("failed", "interrupted")
     progress = Progress()
     assert run(spec, context, progress).complete
     assert progress.done - progress._skipped == 4

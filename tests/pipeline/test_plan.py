@@ -55,8 +55,8 @@ def test_the_rate_is_the_median_of_what_was_generated(
     pipeline.run(spec.model_copy(update={"margin": 0.1}), context, Progress())  # all of it is in the store
     assert plan(spec, context).answers_per_s == n_answers / 2
     for rate in (1.0, 2.0, 100.0, 3.0, 4.0):
-        note_rate(spec, context, 10, 10 / rate)
-    note_rate(spec, context, 0, 5.0)
+        note_rate(spec, context, 10, 10 / rate, Progress())
+    note_rate(spec, context, 0, 5.0, Progress())
     assert plan(spec, context).answers_per_s == pytest.approx(3.0), "of the newest five"
     wider = spec.model_copy(update={"batch_size": 5})
     assert plan(wider, context).answers_per_s is None
