@@ -54,7 +54,7 @@ def draw(split: str) -> None:
     with st.expander(title, key="bench-problems"):
         st.caption(_ui.escape(FORMAT))
         left, right = st.columns(2)
-        left.file_uploader("File", type=["jsonl"], key="own-problems-file", on_change=_forget_error)
+        left.file_uploader("File", type=["jsonl", "json"], key="own-problems-file", on_change=_forget_error)
         right.text_input("Or a path on the machine that runs Stethoscope", key="own-problems-path",
                          placeholder="/data/problems.jsonl or a folder", on_change=_forget_error)  # fmt: skip
         with st.container(horizontal=True, gap="small"):

@@ -1,10 +1,10 @@
 """Where problems lie, and which of them belong to a split.
 
 A location is one of: a folder of train.jsonl, dev.jsonl and test.jsonl; a folder of MATH's parquet files
-(`algebra/train-00000-of-00001.parquet`, ...); one JSONL file; or a data set's hub id, whose files are either. Where a
-folder has no dev, dev is a tenth of train and train the rest; one file is cut 80/10/10. Both go by the hash of the
-problem's text, so that a problem never changes its split, whatever else is in the file, and a repeated one is in one
-split only.
+(`algebra/train-00000-of-00001.parquet`, ...); one file, JSONL, a JSON array of the same objects, or parquet; or a data
+set's hub id, whose files are either. Where a folder has no dev, dev is a tenth of train and train the rest; one file is
+cut 80/10/10. Both go by the hash of the problem's text, so that a problem never changes its split, whatever else is in
+the file, and a repeated one is in one split only.
 """
 
 import hashlib
@@ -23,6 +23,8 @@ CANONICAL_SHOTS = "lm_eval:minerva_math"
 DATA_SET_FILES = ("*.jsonl", "train-*.parquet", "test-*.parquet", "*/train-*.parquet", "*/test-*.parquet")
 LARGEST_FILE_BYTES = 512 << 20  # all of MATH has 12 MB
 BAD_LINES_NAMED = 5
+OBJECTS = 'one JSON object {"problem": ..., "solution": ..., "type": ...} on each line, or a JSON array of them'
+BINARY = (b"PAR1", b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08")  # parquet, zip (.xlsx), gzip
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 _COLUMNS = ("problem", "solution", "type", "subject", "answer")
 
@@ -234,7 +236,7 @@ def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem,
         CorpusError: of the first line or row that cannot be read, naming some of the others.
     """
     problems, bad = [], []
-    for where, read in _rows(path) if path.suffix == ".parquet" else _lines(path):
+    for where, read in _rows(path) if path.suffix == ".parquet" else _records(path):
         try:
             problems.append(problem_of(read(), where))
         except CorpusError as error:
@@ -257,12 +259,46 @@ def _read(path: Path) -> bytes:
         raise CorpusError(f"cannot read {path.name}", got=error.strerror, next_step="Check the file.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield where it stands and what reads it, of every line of a JSONL file that is not blank."""
-    for number, line in enumerate(_read(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+def _records(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield where it stands and what reads it, of every entry of a JSON array, or every line that is not blank.
+
+    Raises:
+        CorpusError: an array that is broken; or another format.
+    """
+    content = _read(path).removeprefix(b"\xef\xbb\xbf")
+    begin = content.lstrip()[:4]
+    if begin.startswith(b"["):
+        yield from _entries(content, path.name)
+        return
+    if begin in BINARY or (path.suffix not in (".json", ".jsonl") and begin and not begin.startswith(b"{")):
+        raise CorpusError(
+            f"{path.name} is not a file of problems",
+            got="a binary file" if begin in BINARY else f"it begins with {content.split(maxsplit=1)[0][:40]!r}",
+            expected=f"a .parquet file, or {OBJECTS}",
+            next_step="Convert it, for example with pandas: to_json('problems.jsonl', orient='records', lines=True).",
+        )
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             where = f"line {number} of {path.name}"
             yield where, partial(_json, line, where)
+
+
+def _entries(content: bytes, name: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    try:
+        entries = parse_json(content.decode("utf-8"))
+    except ValueError as error:  # UTF-8 or JSON
+        raise CorpusError(
+            f"{name} begins as a JSON array and is not a JSON array",
+            got=error,
+            expected=OBJECTS,
+            next_step="Write it again, or put each object on a line of its own, without the brackets and commas.",
+        ) from error
+    for number, entry in enumerate(entries, start=1):
+        yield f"entry {number} of {name}", partial(_same, entry)
+
+
+def _same(entry: object) -> object:
+    return entry
 
 
 def _json(line: bytes, where: str) -> object:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -202,3 +203,40 @@ def test_the_shipped_controls_differ_in_what_they_should_and_agree_in_length() -
     assert abs(medians[0] - medians[1]) < 30
     assert all(problem.answer in problem.problem for part in texts.values() for problem in part)
     assert subject_of("Plain prose") == "plain_prose"
+
+
+@pytest.mark.parametrize("written", [json.dumps, lambda rows: "\ufeff \n" + json.dumps(rows, indent=2)])
+def test_a_json_array_is_read_as_its_lines_would_be(written: Callable[[object], str], tmp_path: Path) -> None:
+    rows = [line(number) for number in range(40)]
+    lines, array = jsonl(tmp_path / "lines.jsonl", rows), tmp_path / "array.json"
+    array.write_text(written(rows))
+    for split in SPLITS:
+        assert load_problems(str(array), split) == load_problems(str(lines), split)
+
+
+def test_a_broken_entry_of_an_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text(json.dumps([line(1), {"problem": "p"}, 3, line(2)]))
+    with pytest.raises(CorpusError, match=r"entry 2 of array\.json has no solution") as told:
+        load_problems(str(tmp_path / "array.json"), "test")
+    assert "entry 3" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("array.json", b"[\n" + json.dumps(line(1)).encode() + b",\n]", "is not a JSON array"),
+        ("p.csv", b"problem,solution\nWhat?,\\boxed{1}\n", "is not a file of problems"),
+        ("p.tsv", b"problem\tsolution\nWhat?\t1\n", "is not a file of problems"),
+        ("p.jsonl", b"PAR1\x15\x04\x00PAR1", "is not a file of problems"),
+        ("p.xlsx", b"PK\x03\x04\x14\x00", "is not a file of problems"),
+    ],
+)
+def test_a_file_in_another_format_is_one_message_with_what_to_do(
+    name: str, content: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=said) as told:
+        load_problems(str(tmp_path / name), "test")
+    assert "leave it out" not in str(told.value)
+    assert "besides" not in str(told.value), "not line by line"
+    assert ".parquet" in str(told.value.expected) + str(told.value.next_step) or said.endswith("array")
