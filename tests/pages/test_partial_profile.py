@@ -17,12 +17,14 @@ from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
 from pages import _session
-from stethoscope import jobs
+from stethoscope import arms, jobs
 from stethoscope.profiles import PROFILES, Profile
 from stethoscope.recipes import to_link
 from stethoscope.records import (
+    BenchArm,
     BenchPlanSpec,
     BenchSpec,
+    CompareTextSpec,
     DoseSpec,
     EditRecipe,
     EnergySpec,
@@ -423,3 +425,36 @@ def test_every_kind_of_run_is_listed_and_its_tables_have_the_layers_of_the_recor
     app = checked(app.button(key="open-run").click().run())
     assert app.title[0].value == "Diagnose"
     assert in_heatmap(figures(app)["enrichment"]) == {3, 4, 6}
+
+
+def test_texts_are_of_the_edit_that_the_certificate_names(walk: Walk, front: PipelineFront) -> None:
+    app = walk("edit", layers=[2, 3, 4], arm="projected", task_vector="some", new_tokens=4)
+    checked(app.button(key="run-compare").click().run())
+    (asked,) = [spec for spec in front.submitted if isinstance(spec, CompareTextSpec)]
+    assert front.run(asked).certificate.layers_edited == (3, 4)
+    assert ":orange-badge[EDITED: layers 3,4 " in said(app)
+    assert "edited texts differ from the base’s" in said(app)
+
+
+def test_two_benchmarks_side_by_side_say_which_layers_differ(
+    walk: Walk, front: PipelineFront, partial_profile: Profile
+) -> None:
+    for layers in ((3, 4), (1, 6)):
+        named = dict.fromkeys(layers, LayerAlpha())
+        vector = partial_profile.task_vector("some")
+        recipe = EditRecipe(model=partial_profile.model, task_vector=vector, layers=named)
+        spec = BenchSpec(
+            model=partial_profile.model,
+            problems=partial_profile.problems,
+            arms=(arms.BASE, BenchArm(name="recipe", recipe=recipe)),
+            subjects=(SUBJECT,),
+            n=2,
+            max_new_tokens=2,
+        )
+        front.snapshot(front.submit(spec))
+    app = walk("runs")
+    changed = table(app, "field")
+    taken = {row.field.split(".")[1] for row in changed.itertuples() if row.now == "–"}
+    added = {row.field.split(".")[1] for row in changed.itertuples() if row.before == "–"}
+    assert (taken, added) == ({"3", "4"}, {"1", "6"})
+    assert {"side-pairs", "side-forest-A", "side-forest-B"} <= set(figures(app))
