@@ -20,7 +20,7 @@ from stethoscope import jobs
 from stethoscope.errors import StethoscopeError
 from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.records import ModelRef, nested_records
-from stethoscope.store.runs import kind_of
+from stethoscope.use_cases import use_case_of
 
 STOPPED = ("paused", "cancelled")
 FINISHED = ("done", *STOPPED, "failed")
@@ -119,7 +119,7 @@ def expected_s(spec: Any) -> float | None:
     The shipped models are known to be small: unmeasured, they are taken to cost nothing.
     """
     models = [part for part in nested_records(spec) if isinstance(part, ModelRef)]
-    for run in front().store.list_runs(kind_of(spec)):
+    for run in front().store.list_runs(use_case_of(spec).kind):
         with suppress(StethoscopeError):  # a damaged row
             of_run = [part for part in nested_records(run.spec) if isinstance(part, ModelRef)]
             if run.state == "done" and run.elapsed_s is not None and of_run == models:

@@ -11,8 +11,9 @@ from typing import Literal, cast
 
 from stethoscope.errors import ResourceError, UserError
 from stethoscope.progress import Progress
-from stethoscope.records import BenchSpec, DownloadSpec, ExportSpec, MemorySpec, ModelRef, Spec, nested_records
+from stethoscope.records import ModelRef, Spec, nested_records
 from stethoscope.results import Result
+from stethoscope.use_cases import use_case_of
 
 JobState = Literal["queued", "running", "done", "paused", "cancelled", "failed"]
 
@@ -33,6 +34,7 @@ class JobSnapshot:
     """A job as it stands now.
 
     Attributes:
+        spec: what was asked.
         state: "paused" is a benchmark that left the worker with its finished blocks stored; the same spec goes on.
         detail: where in the stage the work is, in words; empty where the count says it all.
         rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
@@ -42,11 +44,10 @@ class JobSnapshot:
         error: why it failed; beside a result, why the store could not keep that.
         partial: the result as it stands while the job runs, where the use case shows one.
         owners: who asked for it and has not withdrawn.
-        spec: what was asked.
     """
 
     job_id: str
-    kind: str
+    spec: Spec
     title: str
     state: JobState
     stage: str
@@ -63,7 +64,6 @@ class JobSnapshot:
     partial: Result | None = None
     owners: frozenset[str] = frozenset()
     unit: str = ""
-    spec: Spec | None = None
 
     @property
     def active(self) -> bool:
@@ -72,8 +72,8 @@ class JobSnapshot:
 
     @property
     def may_pause(self) -> bool:
-        """True for a job that waits or runs and can be gone on with later: a benchmark, which works in blocks."""
-        return self.active and self.kind == BenchSpec.__name__
+        """True for a job that waits or runs and can be gone on with later: see `UseCase.resumable`."""
+        return self.active and use_case_of(self.spec).resumable
 
 
 class JobProgress(Progress):
@@ -147,13 +147,10 @@ class Job:
 
     @property
     def may_stand_for_another(self) -> bool:
-        """Whether a new job of the same spec would only repeat this one.
-
-        A done export has effects to be had again; what is free, and what is here, was true of a moment.
-        """
+        """Whether a new job of the same spec would only repeat this one."""
         if self.active:
             return not self.progress.stopping
-        return self.state == "done" and not isinstance(self.spec, ExportSpec | MemorySpec | DownloadSpec)
+        return self.state == "done" and not use_case_of(self.spec).repeatable
 
     def snapshot(self) -> JobSnapshot:
         """Return the job as it stands now."""
@@ -161,7 +158,7 @@ class Job:
         now = self.finished or time.perf_counter()
         return JobSnapshot(
             job_id=self.job_id,
-            kind=type(self.spec).__name__,
+            spec=self.spec,
             title=self.title,
             state=self.state,
             stage=progress.stage,
@@ -178,7 +175,6 @@ class Job:
             partial=progress.partial if running else None,
             owners=frozenset(self.owners),
             unit=progress.unit,
-            spec=self.spec,
         )
 
 

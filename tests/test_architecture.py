@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stethoscope"
 
-GROUND = {"errors", "files", "records", "results", "statistics", "locations", "progress", "releases"}
+GROUND = {"errors", "files", "records", "results", "statistics", "locations", "progress", "releases", "use_cases"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "verdicts": {"reach", "recipes", "records", "results", "statistics"},
     "predictions": {"arms", "claims", "records", "results", "statistics"},
     "strengths": {"records"},
+    "use_cases": {"records", "results"},
     "store": GROUND | {"hub", "recipes"},
     "model": GROUND | {"store", "hub"},
     "sae": GROUND | {"store", "hub", "model"},
@@ -56,6 +57,7 @@ PAGES_MAY_IMPORT = {
     "reach",
     "arms",
     "predictions",
+    "use_cases",
     "verdicts",
     "strengths",
     "figures",

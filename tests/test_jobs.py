@@ -11,6 +11,7 @@ from stethoscope import pipeline
 from stethoscope.errors import StethoscopeError
 from stethoscope.job import Job, JobProgress
 from stethoscope.jobs import JobFront, JobSnapshot
+from stethoscope.pipeline import info, probe
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -74,13 +75,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
 @pytest.fixture
 def until_all_wait(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A worker that loads no model, and so does nothing, until this is called."""
-    called, load = threading.Event(), pipeline.RUNNERS[InfoSpec]
+    called, load = threading.Event(), info.run
 
     def wait(*arguments: object) -> object:
         assert called.wait(600)
         return load(*arguments)
 
-    monkeypatch.setitem(pipeline.RUNNERS, InfoSpec, wait)
+    monkeypatch.setattr(info, "run", wait)
     return called.set
 
 
@@ -212,13 +213,13 @@ def test_an_interactive_job_passes_ahead_of_a_running_batch_job_and_neither_sees
 ) -> None:
     bench, probes = long_bench(pico_profile), [probe_spec(pico_profile, alpha) for alpha in (0.5, 1.5)]
     batch = running_with(front, held, bench, 1)
-    for probe in probes:
-        found = finished(front, front.submit(probe))
+    for asked in probes:
+        found = finished(front, front.submit(asked))
         passed = front.snapshot(batch)
         assert passed is not None
         assert passed.active, "the probe waited for the whole benchmark"
         assert isinstance(found.result, ProbeResult), found.error
-        alone = solo(probe, tmp_path / "solo")
+        alone = solo(asked, tmp_path / "solo")
         assert isinstance(alone, ProbeResult)
         assert found.result.rows == alone.rows
         assert found.result.certificate == alone.certificate
@@ -284,7 +285,7 @@ def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base
         parameter.data = parameter.detach().clone()
         raise StethoscopeError("planted")
 
-    monkeypatch.setitem(pipeline.RUNNERS, ProbeSpec, misbehave)
+    monkeypatch.setattr(probe, "run", misbehave)
     finished(front, front.submit(probe_spec(pico_profile, 0.5)))
     held.release()
     job = finished(front, batch)

@@ -64,10 +64,10 @@ from stethoscope.results import (
     StabilityResult,
 )
 from stethoscope.results.gain import POOLED
-from stethoscope.store.history import kind_of
 from stethoscope.store.home import runs_dir
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.runs import RunStore
+from stethoscope.use_cases import use_case_of
 
 
 class Commands:
@@ -106,7 +106,7 @@ class Commands:
         outcome = pipeline.run(spec, self.context, self.progress)
         self.unkept = self.unkept or outcome.unkept
         if outcome.run_id is not None:
-            self.run_ids[kind_of(spec)] = outcome.run_id
+            self.run_ids[use_case_of(spec).kind] = outcome.run_id
             self._kept.append(f"Stored as run {outcome.run_id}; show it: {show_command(outcome.run_id)}.")
         return outcome.result
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from stethoscope.errors import one_line
 from stethoscope.recipes import size_in_bytes
 from stethoscope.records import MOST, SCORE_NAMES
-from stethoscope.store.history import SPEC_OF_KIND
+from stethoscope.use_cases import KEPT_KINDS
 
 EPILOG = """\
 examples:
@@ -184,7 +184,7 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
         return action
 
     listing = add("list", "list the stored runs, newest first", of_a_run=False)
-    listing.add_argument("--kind", choices=SPEC_OF_KIND, help="those of one kind only")
+    listing.add_argument("--kind", choices=KEPT_KINDS, help="those of one kind only")
     listing.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
     add("show", "show a run's settings and result again")
     report = add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")

@@ -1,90 +1,35 @@
 """One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
 
-Pages and command line both come in here. Every run but the live probe and the tables of latents becomes a record of the
-history; a diagnosis, its stability, an energy table, a table of gains, a rank or a dose-response curve of the same
-spec, weights and problems is taken from the store.
+Pages and command line both come in here. What is kept and what is taken from the store stands in `use_cases`. The
+module `pipeline.<kind>` of a use case has
+
+    run(spec, context, progress)      returns its result
+    needs(spec, setting, saes_of)     yields what each of its steps holds in memory (see `room`); optional
+    smaller(spec)                     names a smaller setting for when memory runs out; optional
+    seen(spec)                        the problems whose numbers it shows, to choose by (see `tuning`); optional
 """
 
 import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from types import ModuleType
 
 from stethoscope.errors import Cancelled, Paused, ResourceError, StoreError, UserError
-from stethoscope.pipeline import (
-    bench,
-    compare_text,
-    diagnose,
-    dose,
-    download,
-    energy,
-    examples,
-    export,
-    gain,
-    info,
-    latents,
-    memory,
-    plan,
-    preflight,
-    probe,
-    problems,
-    rank,
-    room,
-    stability,
-    tuning,
-)
+from stethoscope.pipeline import room, tuning
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.settings import settings_of
 from stethoscope.progress import Progress
-from stethoscope.records import (
-    BenchPlanSpec,
-    BenchSpec,
-    CompareTextSpec,
-    DiagnoseSpec,
-    DoseSpec,
-    DownloadSpec,
-    EnergySpec,
-    ExportSpec,
-    GainSpec,
-    InfoSpec,
-    LatentExamplesSpec,
-    LatentsSpec,
-    MemorySpec,
-    PreflightSpec,
-    ProbeSpec,
-    ProblemsSpec,
-    RankSpec,
-    Spec,
-    StabilitySpec,
-)
+from stethoscope.records import Spec
 from stethoscope.results import BenchResult, Result
 from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.history import EndState
 from stethoscope.store.settings import put_settings
+from stethoscope.use_cases import USE_CASES, use_case_of
 
-RUNNERS: dict[type, Callable[[Any, Context, Progress], Result]] = {
-    InfoSpec: info.run,
-    MemorySpec: memory.run,
-    DownloadSpec: download.run,
-    PreflightSpec: preflight.run,
-    ProblemsSpec: problems.run,
-    DiagnoseSpec: diagnose.run,
-    StabilitySpec: stability.run,
-    LatentsSpec: latents.run,
-    LatentExamplesSpec: examples.run,
-    EnergySpec: energy.run,
-    GainSpec: gain.run,
-    ProbeSpec: probe.run,
-    DoseSpec: dose.run,
-    RankSpec: rank.run,
-    CompareTextSpec: compare_text.run,
-    BenchSpec: bench.run,
-    BenchPlanSpec: plan.run,
-    ExportSpec: export.run,
-}
-KEPT = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, RankSpec, CompareTextSpec, BenchSpec, ExportSpec)
-REUSED = (DiagnoseSpec, StabilitySpec, EnergySpec, GainSpec, DoseSpec, RankSpec)
+MODULES: dict[type[Spec], ModuleType] = {case.spec: import_module(f"{__name__}.{case.kind}") for case in USE_CASES}
+NO_SMALLER = "Load the model in bfloat16, or use fewer layers or documents."
 
 
 @dataclass(frozen=True)
@@ -110,15 +55,21 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         UserError: something in the spec does not fit; the run is kept as failed with the message.
         Cancelled: stopped (`Paused`: for now) before there was anything to show.
     """
-    if not isinstance(spec, KEPT):
+    case = use_case_of(spec)
+
+    def remember() -> None:
+        seen = getattr(MODULES[case.spec], "seen", None)
+        tuning.remember(seen and seen(spec), context)
+
+    if not case.kept:
         result = _within_memory(spec, context, progress)
-        return Outcome(result, None, unkept=_hindered(context, lambda: tuning.remember(spec, context)))
+        return Outcome(result, None, unkept=_hindered(context, remember))
     _hindered(context)  # what an earlier run could not store comes first
     meet(spec, progress)
     identity = record_fingerprints(spec, progress)
-    if isinstance(spec, REUSED) and (found := context.store.find_result(spec, extra=identity)) is not None:
+    if case.reused and (found := context.store.find_result(spec, extra=identity)) is not None:
         run_id, result = found
-        return Outcome(result, run_id, unkept=_hindered(context, lambda: tuning.remember(spec, context)))
+        return Outcome(result, run_id, unkept=_hindered(context, remember))
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
 
@@ -137,7 +88,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     except Cancelled as error:
         with contextlib.suppress(UserError):  # on a full disk it is found to be interrupted
             finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
-            tuning.remember(spec, context)  # what was published has been seen
+            remember()  # what was published has been seen
         raise
     except UserError as error:
         fail(str(error))
@@ -159,7 +110,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 
     unkept = _hindered(context, put)
     kept_as = run_id if unkept is None else None
-    remembered = _hindered(context, lambda: tuning.remember(spec, context))
+    remembered = _hindered(context, remember)
     return Outcome(result, kept_as, state, unkept or remembered)
 
 
@@ -184,10 +135,14 @@ def _hindered(context: Context, write: Callable[[], None] | None = None) -> User
 
 def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
     """Run `spec` with room made for it; raise `ResourceError` with a smaller setting where memory ran out."""
+    module = MODULES[type(spec)]
     try:
-        with context.at_work(progress), context.wanting(room.needed_bytes(spec, context, progress)):
-            return RUNNERS[type(spec)](spec, context, progress)
+        with context.at_work(progress):
+            needed = room.needed_bytes(getattr(module, "needs", None), spec, context, progress)
+            with context.wanting(needed):
+                return module.run(spec, context, progress)
     except (RuntimeError, MemoryError) as error:
         if not room.is_out_of_memory(error):
             raise
-        raise room.after_out_of_memory(spec, context, error) from None
+        smaller = module.smaller(spec) if hasattr(module, "smaller") else NO_SMALLER
+        raise room.after_out_of_memory(smaller, context, error) from None

@@ -10,7 +10,7 @@ survives a stop, a crash and a kill; the same spec goes on from there.
 import os
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -20,13 +20,15 @@ from stethoscope.minerva.comparison import judge
 from stethoscope.minerva.problems import Problem, asked_problems
 from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.session import INCOMPLETE, ModelSession
+from stethoscope.pipeline import room
 from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import not_the_fine_tunes, patch_of, reach_of_arms
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.prompts import as_read
 from stethoscope.pipeline.rate import note_rate
-from stethoscope.pipeline.tuning import left_out
+from stethoscope.pipeline.tuning import Seen, left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate, Reach, idle_arms
@@ -202,3 +204,22 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     _check_base(context)
     note_rate(spec, context, answering.n_generated, answering.elapsed_s, progress)
     return finished.result(complete=finished.done == len(blocks))
+
+
+def needs(spec: BenchSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what answering holds."""
+    yield room.answering(setting, spec.batch_size, spec.max_new_tokens)
+
+
+def smaller(spec: BenchSpec) -> str:
+    """Return the next smaller setting."""
+    if spec.batch_size > 1:
+        return f"Set the batch size to {spec.batch_size // 2} (now {spec.batch_size})."
+    return room.fewer_layers(spec)
+
+
+def seen(spec: BenchSpec) -> Seen | None:
+    """Return the problems whose scores are shown to choose by; None on the test split, which only judges."""
+    if spec.split == "test":
+        return None
+    return Seen("bench", spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)

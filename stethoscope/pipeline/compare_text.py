@@ -9,7 +9,7 @@ how surprised the base would be by what the edited model wants to say there, and
 recipe (say the whole fine-tune) can stand beside them; it is compared with the base in the same way.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from stethoscope.delta.certificate import Certifying, certified
@@ -20,8 +20,10 @@ from stethoscope.model.generation import Generation, GreedyBatch
 from stethoscope.model.likelihood import kl_per_token, next_token_logprobs, top_tokens
 from stethoscope.model.prefix import share_prefix
 from stethoscope.model.session import ModelSession
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.progress import Progress
 from stethoscope.records import CompareTextSpec
 from stethoscope.results import TextColumn, TextComparison, TextPair, TopTokens
@@ -156,3 +158,13 @@ def first_difference(base: Sequence[int], edited: Sequence[int]) -> int | None:
         if left != right:
             return position
     return None if len(base) == len(edited) else min(len(base), len(edited))
+
+
+def needs(spec: CompareTextSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what writing holds."""
+    yield room.answering(setting, len(spec.prompts), spec.max_new_tokens)
+
+
+def smaller(spec: CompareTextSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_layers(spec)

@@ -1,11 +1,15 @@
 """Use case: which layers are specific to which subject?"""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import torch
 
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening, top_latents
+from stethoscope.pipeline.tuning import Seen
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
@@ -96,3 +100,19 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
         order=order,
         latents=tuple(latents),
     )
+
+
+def needs(spec: DiagnoseSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what listening and scoring hold."""
+    yield room.listening(spec, setting, saes_of)
+
+
+def smaller(spec: DiagnoseSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_documents(spec)
+
+
+def seen(spec: DiagnoseSpec) -> Seen:
+    """Return the documents by which layers are chosen."""
+    names = (*spec.problems.subjects, spec.control)
+    return Seen("diagnose", spec.model, spec.problems, names, spec.split, spec.documents, spec.seed)

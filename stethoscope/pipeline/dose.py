@@ -4,14 +4,17 @@ Items, frame and paired intervals are the probe's. Alphas far apart come first, 
 each finished alpha is kept, so that a curve that was stopped goes on where it was. Alpha 0 is the base: exactly 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.pipeline.tuning import Seen, scored_problems
 from stethoscope.progress import Progress
 from stethoscope.records import DoseSpec
 from stethoscope.results import ALL_SUBJECTS, DoseResult, DoseRow
@@ -64,3 +67,18 @@ def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) ->
             )
         )
     return rows
+
+
+def needs(spec: DoseSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what scoring holds."""
+    yield room.scoring(setting)
+
+
+def smaller(spec: DoseSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_layers(spec)
+
+
+def seen(spec: DoseSpec) -> Seen:
+    """Return the problems whose likelihoods are shown."""
+    return scored_problems("dose", spec)

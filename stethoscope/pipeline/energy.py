@@ -1,6 +1,6 @@
 """Use case: how much of the task vector's energy survives the projection on a subject's latents, and on other spans?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,9 @@ from stethoscope.delta.energy import energy_cells
 from stethoscope.delta.parts import LayerSpectra, References
 from stethoscope.delta.projection import layer_basis
 from stethoscope.model.residual import site_width
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.listening import corpus_documents, firing_rates, selected_latents, top_latents
 from stethoscope.progress import Progress
 from stethoscope.records import EnergySpec
@@ -147,3 +149,14 @@ def _references(spans: Mapping[int, _Rows], components: Mapping[int, Tensor], dr
         encoder=lambda layer: spans[layer].encoder if layer in spans else None,
         random=tuple(random_rows(draw) for draw in range(draws)),
     )
+
+
+def needs(spec: EnergySpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what listening holds, and what the table does."""
+    yield room.listening(spec.diagnosis, setting, saes_of)
+    yield room.measuring_energy(spec.diagnosis, setting, saes_of)
+
+
+def smaller(spec: EnergySpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_documents(spec.diagnosis)

@@ -9,7 +9,7 @@ ranked among random sets of equal size. Every pass is stored as it finishes, so 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,12 +20,15 @@ from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError
 from stethoscope.model.gradients import first_order_effects
 from stethoscope.model.session import ModelSession
+from stethoscope.pipeline import footprint, room
 from stethoscope.pipeline import predictors as predict
 from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, predictor_cells, with_mean
 from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.gold import ProbeSet, gold_pairs
 from stethoscope.pipeline.probe import edited_nll, probe_set
 from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
+from stethoscope.pipeline.tuning import Seen
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
@@ -324,3 +327,23 @@ def set_gains(
             )
         )  # fmt: skip
     return tuple(sets), tuple(random_sets)
+
+
+def needs(spec: GainSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what listening (where there are SAEs), scoring and the gradients hold."""
+    if spec.diagnosis.saes is not None:
+        yield room.listening(spec.diagnosis, setting, saes_of)
+    yield room.scoring(setting)
+    yield footprint.gradients()
+
+
+def smaller(spec: GainSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_documents(spec.diagnosis)
+
+
+def seen(spec: GainSpec) -> Seen:
+    """Return the problems whose gains are shown."""
+    problems = spec.diagnosis.problems
+    names = (*problems.subjects, *problems.control_names)
+    return Seen("gain", spec.diagnosis.model, problems, names, spec.split, spec.n, spec.seed)

@@ -6,6 +6,7 @@ slider costs one forward pass of the edited model.
 """
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -13,10 +14,13 @@ from jaxtyping import Float
 from stethoscope.delta.certificate import certified
 from stethoscope.errors import StethoscopeError
 from stethoscope.model.likelihood import encode_solutions, rows_nll
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.gold import ProbeSet, batch_size, gold_pairs
 from stethoscope.pipeline.rate import note_scored
+from stethoscope.pipeline.tuning import Seen, scored_problems
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, ModelRef, ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
@@ -123,3 +127,18 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
         certificate=certifying.certificate,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def needs(spec: ProbeSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what scoring holds."""
+    yield room.scoring(setting)
+
+
+def smaller(spec: ProbeSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_layers(spec)
+
+
+def seen(spec: ProbeSpec) -> Seen:
+    """Return the problems whose likelihoods are shown."""
+    return scored_problems("probe", spec)

@@ -12,6 +12,7 @@ longer step alone may do more. Every pass is stored as it finishes, so a stopped
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float
@@ -19,12 +20,15 @@ from jaxtyping import Float
 from stethoscope.arms import exchange, movable_layers, with_layers
 from stethoscope.delta.patch import check_fit
 from stethoscope.errors import RecipeError
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import edit_norm, ground_of
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
 from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
+from stethoscope.pipeline.tuning import Seen, scored_problems
 from stethoscope.progress import Progress
 from stethoscope.recipes import shown_layers
 from stethoscope.records import EditRecipe, RankSpec
@@ -144,3 +148,18 @@ def _row(subject: str, items: np.ndarray, own: Float[np.ndarray, " n"], sets: li
 
 def _reaches(gain: float | None, own: float) -> bool:
     return gain is not None and gain >= own
+
+
+def needs(spec: RankSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what scoring holds."""
+    yield room.scoring(setting)
+
+
+def smaller(spec: RankSpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_layers(spec)
+
+
+def seen(spec: RankSpec) -> Seen:
+    """Return the problems whose likelihoods are shown."""
+    return scored_problems("rank", spec)

@@ -8,7 +8,7 @@ made again is let go, and the error names a smaller setting.
 import gc
 import traceback
 from collections.abc import Callable, Iterable
-from functools import singledispatch
+from typing import Any
 
 import torch
 
@@ -19,33 +19,23 @@ from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
 from stethoscope.progress import Progress, size_text
-from stethoscope.records import (
-    BenchSpec,
-    CompareTextSpec,
-    DiagnoseSpec,
-    DoseSpec,
-    EditRecipe,
-    EnergySpec,
-    GainSpec,
-    MemorySpec,
-    ModelRef,
-    ProbeSpec,
-    RankSpec,
-    SaeRef,
-    Spec,
-    StabilitySpec,
-    nested_records,
-)
+from stethoscope.records import DiagnoseSpec, EditRecipe, MemorySpec, ModelRef, SaeRef, Spec, nested_records
 from stethoscope.results import MemoryPart
 
 CPU_REFUSALS = ("can't allocate memory", "not enough memory", "cannot allocate memory")  # torch's words for it
 TYPICAL = MemorySpec.model_fields
 Parts = tuple[MemoryPart, ...]
+SaesOf = Callable[[SaeRef], Dictionaries]
+Needs = Callable[[Any, Setting, SaesOf], Iterable[Parts]]  # of a spec: what each of its steps holds
 
 
-def needed_bytes(spec: Spec, context: Context, progress: Progress) -> int:
-    """Return what `spec` needs beside weights and edits, by formula; 0 for what needs little. Loads its model."""
-    if not isinstance(spec, tuple(NEEDS)):
+def needed_bytes(needs: Needs | None, spec: Spec, context: Context, progress: Progress) -> int:
+    """Return what `spec` needs beside weights and edits, by formula; 0 for what needs little. Loads its model.
+
+    Args:
+        needs: the formulas of its use case; None where it needs little.
+    """
+    if needs is None:
         return 0
     model = next(part for part in nested_records(spec) if isinstance(part, ModelRef))
     session = context.session(model, progress)
@@ -55,7 +45,7 @@ def needed_bytes(spec: Spec, context: Context, progress: Progress) -> int:
         bank = context.bank(ref, session, progress)
         return Dictionaries(bank.d_model, tuple(row.d_sae for row in bank.rows))
 
-    return max((_total(parts) for parts in NEEDS[type(spec)](spec, setting, saes_of)), default=0)
+    return max((_total(parts) for parts in needs(spec, setting, saes_of)), default=0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -65,8 +55,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in CPU_REFUSALS)
 
 
-def after_out_of_memory(spec: Spec, context: Context, error: BaseException) -> ResourceError:
-    """Let go of what can be made again, keep the base, and return the error that offers a smaller setting."""
+def after_out_of_memory(smaller: str, context: Context, error: BaseException) -> ResourceError:
+    """Let go of what can be made again, keep the base, return the error, which offers `smaller`: a smaller setting."""
     traceback.clear_frames(error.__traceback__)
     session, said = context.loaded, (str(error).strip().splitlines() or [type(error).__name__])[0]
     needed = context.wanted_bytes
@@ -81,96 +71,55 @@ def after_out_of_memory(spec: Spec, context: Context, error: BaseException) -> R
         "memory ran out during this step; the base model stays loaded",
         got=f"{size_text(free)} free on {session.device} now, with every edit let go ({said})",
         expected=f"about {size_text(needed)} by the formula" if needed else None,
-        next_step=f"{smaller(spec)} Everything finished so far is stored.",
+        next_step=f"{smaller} Everything finished so far is stored.",
     )
 
 
-@singledispatch
-def smaller(spec: object) -> str:
-    """Return the next smaller setting of a spec, with the present number."""
-    return "Load the model in bfloat16, or use fewer layers or documents."
-
-
-@smaller.register
-def _(spec: BenchSpec) -> str:
-    if spec.batch_size > 1:
-        return f"Set the batch size to {spec.batch_size // 2} (now {spec.batch_size})."
-    return _fewer_layers(spec)
-
-
-@smaller.register(DiagnoseSpec)
-@smaller.register(StabilitySpec)
-@smaller.register(EnergySpec)
-def _(spec: DiagnoseSpec | StabilitySpec | EnergySpec) -> str:
-    diagnosis = next(part for part in (spec, *nested_records(spec)) if isinstance(part, DiagnoseSpec))
-    return f"Listen to {max(2, diagnosis.documents // 2)} documents (now {diagnosis.documents}), or take narrower SAEs."
-
-
-@smaller.register(ProbeSpec)
-@smaller.register(DoseSpec)
-@smaller.register(RankSpec)
-@smaller.register(CompareTextSpec)
-def _(spec: ProbeSpec | DoseSpec | RankSpec | CompareTextSpec) -> str:
-    return _fewer_layers(spec)
-
-
-def _fewer_layers(spec: Spec) -> str:
+def fewer_layers(spec: Spec) -> str:
+    """Return how the edit of `spec` gets smaller, with the present number of layers."""
     layers = max((len(part.layers) for part in nested_records(spec) if isinstance(part, EditRecipe)), default=0)
     if layers < 2:
         return "Load the model in bfloat16, or use the device cpu."
     return f"Edit {layers // 2} layers at once (now {layers}), or load the model in bfloat16."
 
 
-SaesOf = Callable[[SaeRef], Dictionaries]
+def fewer_documents(diagnosis: DiagnoseSpec) -> str:
+    """Return how listening gets smaller, with the present number of documents."""
+    return f"Listen to {max(2, diagnosis.documents // 2)} documents (now {diagnosis.documents}), or take narrower SAEs."
 
 
-def _listening(spec: Spec, setting: Setting, saes_of: SaesOf) -> Iterable[Parts]:
-    diagnosis = next(part for part in (spec, *nested_records(spec)) if isinstance(part, DiagnoseSpec))
-    tokens = {"documents": diagnosis.documents, "document_tokens": TYPICAL["document_tokens"].default}
-    if isinstance(spec, GainSpec) and diagnosis.saes is None:
-        return  # its gains need none
-    saes = saes_of(diagnosis.listens_with)
-    yield footprint.diagnose(setting, saes, **tokens)
-    if isinstance(spec, EnergySpec):
-        yield footprint.energy(setting, saes, **tokens)
+def listening(diagnosis: DiagnoseSpec, setting: Setting, saes_of: SaesOf) -> Parts:
+    """Return what a diagnosis holds."""
+    return footprint.diagnose(setting, saes_of(diagnosis.listens_with), **_heard(diagnosis))
 
 
-def _scoring(spec: Spec, setting: Setting, saes_of: SaesOf) -> Iterable[Parts]:
-    yield footprint.probe(
+def measuring_energy(diagnosis: DiagnoseSpec, setting: Setting, saes_of: SaesOf) -> Parts:
+    """Return what an energy table holds."""
+    return footprint.energy(setting, saes_of(diagnosis.listens_with), **_heard(diagnosis))
+
+
+def _heard(diagnosis: DiagnoseSpec) -> dict[str, int]:
+    return {"documents": diagnosis.documents, "document_tokens": TYPICAL["document_tokens"].default}
+
+
+def scoring(setting: Setting) -> Parts:
+    """Return what a likelihood check holds."""
+    return footprint.probe(
         setting,
         prompt_tokens=TYPICAL["prompt_tokens"].default - TYPICAL["shared_tokens"].default,
         solution_tokens=TYPICAL["solution_tokens"].default,
     )
 
 
-def _measuring(spec: Spec, setting: Setting, saes_of: SaesOf) -> Iterable[Parts]:
-    yield from _listening(spec, setting, saes_of)
-    yield from _scoring(spec, setting, saes_of)
-    yield footprint.gradients()
-
-
-def _answering(spec: Spec, setting: Setting, saes_of: SaesOf) -> Iterable[Parts]:
-    assert isinstance(spec, BenchSpec | CompareTextSpec)
-    yield footprint.generate(
+def answering(setting: Setting, rows: int, max_new_tokens: int) -> Parts:
+    """Return what `rows` answers at once hold."""
+    return footprint.generate(
         setting,
-        rows=spec.batch_size if isinstance(spec, BenchSpec) else len(spec.prompts),
+        rows=rows,
         prompt_tokens=TYPICAL["prompt_tokens"].default,
         shared_tokens=TYPICAL["shared_tokens"].default,
-        max_new_tokens=spec.max_new_tokens,
+        max_new_tokens=max_new_tokens,
     )
-
-
-NEEDS: dict[type, Callable[[Spec, Setting, SaesOf], Iterable[Parts]]] = {
-    DiagnoseSpec: _listening,
-    StabilitySpec: _listening,
-    EnergySpec: _listening,
-    GainSpec: _measuring,
-    ProbeSpec: _scoring,
-    DoseSpec: _scoring,
-    RankSpec: _scoring,
-    CompareTextSpec: _answering,
-    BenchSpec: _answering,
-}
 
 
 def _total(parts: Parts) -> int:

@@ -4,14 +4,17 @@ Kendall's tau-b of each variant's scores with those of the reference diagnosis, 
 Observed scores only: one number a layer, no bootstrap, no permutation.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from stethoscope.pipeline import room
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.diagnose import order_layers
+from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening
 from stethoscope.progress import Progress
 from stethoscope.records import SCORE_NAMES, StabilitySpec, finite_or_none
@@ -107,3 +110,13 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
         layers=layers,
         rows=tuple(rows),
     )
+
+
+def needs(spec: StabilitySpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+    """Yield what listening and scoring hold."""
+    yield room.listening(spec.diagnosis, setting, saes_of)
+
+
+def smaller(spec: StabilitySpec) -> str:
+    """Return the next smaller setting."""
+    return room.fewer_documents(spec.diagnosis)

@@ -10,24 +10,12 @@ from typing import NamedTuple
 from stethoscope.minerva.problems import asked_problems
 from stethoscope.minerva.sources import load_corpus, problem_ids
 from stethoscope.pipeline.context import Context
-from stethoscope.records import (
-    BenchSpec,
-    DiagnoseSpec,
-    DoseSpec,
-    GainSpec,
-    ModelRef,
-    ProbeSpec,
-    ProblemsRef,
-    RankSpec,
-    SampleSize,
-    Spec,
-    Split,
-)
+from stethoscope.records import BenchSpec, DoseSpec, ModelRef, ProbeSpec, ProblemsRef, RankSpec, SampleSize, Split
 from stethoscope.store.tuning import put_tuned_on, tuned_on
 
 
-class _Seen(NamedTuple):
-    """The sample of problems whose numbers a spec shows."""
+class Seen(NamedTuple):
+    """The sample of problems whose numbers a use case shows."""
 
     kind: str
     model: ModelRef
@@ -38,29 +26,14 @@ class _Seen(NamedTuple):
     seed: int
 
 
-def _seen(spec: Spec) -> _Seen | None:
-    """Return what `spec` shows for choosing, None where it shows nothing to choose by."""
-    match spec:
-        case ProbeSpec(recipe=recipe) | DoseSpec(recipe=recipe) | RankSpec(recipe=recipe):
-            names = (*spec.problems.subjects, *spec.problems.control_names)
-            kind = {ProbeSpec: "probe", DoseSpec: "dose", RankSpec: "rank"}[type(spec)]
-            return _Seen(kind, recipe.model, spec.problems, names, spec.split, spec.n, spec.seed)
-        case GainSpec(diagnosis=diagnosis):
-            problems = diagnosis.problems
-            names = (*problems.subjects, *problems.control_names)
-            return _Seen("gain", diagnosis.model, problems, names, spec.split, spec.n, spec.seed)
-        case DiagnoseSpec(problems=problems):
-            names = (*problems.subjects, spec.control)
-            return _Seen("diagnose", spec.model, problems, names, spec.split, spec.documents, spec.seed)
-        case BenchSpec() if spec.split != "test":
-            return _Seen("bench", spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)
-        case _:
-            return None
+def scored_problems(kind: str, spec: ProbeSpec | DoseSpec | RankSpec) -> Seen:
+    """Return the problems and control texts on which `spec` scores gold solutions under its recipe."""
+    names = (*spec.problems.subjects, *spec.problems.control_names)
+    return Seen(kind, spec.recipe.model, spec.problems, names, spec.split, spec.n, spec.seed)
 
 
-def remember(spec: Spec, context: Context) -> None:
-    """Store which problems `spec` has shown numbers of, if it is one to choose by; call it once it has shown any."""
-    seen = _seen(spec)
+def remember(seen: Seen | None, context: Context) -> None:
+    """Store which problems were shown numbers of, if they are numbers to choose by; call it once any were shown."""
     if seen is None or seen in context.remembered:
         return
     ids: list[str] = []

@@ -11,6 +11,7 @@ from stethoscope.records.base import (
     Record,
     SampleSize,
     Site,
+    Spec,
     Split,
     finite_or_none,
     nested_records,
@@ -65,7 +66,6 @@ from stethoscope.records.specs import (
     PreflightSpec,
     ProbeSpec,
     ProblemsSpec,
-    Spec,
 )
 
 __all__ = [

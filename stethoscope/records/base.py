@@ -22,6 +22,10 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Spec(Record):
+    """Base of everything that a job can be asked: one class per use case (see `use_cases`), deciding its result."""
+
+
 def sample_size(n: SampleSize, available: int) -> int:
     """Return how many of a subject's `available` problems are asked: n, or all of them where there are no more."""
     return available if n == "all" else min(n, available)

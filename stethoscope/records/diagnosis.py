@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from stethoscope.errors import SaeError
-from stethoscope.records.base import MOST, Record, Seed, Split
+from stethoscope.records.base import MOST, Seed, Spec, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 ADD_SAES = (
@@ -16,7 +16,7 @@ ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass",
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
 
 
-class DiagnoseSpec(Record):
+class DiagnoseSpec(Spec):
     """Which layers are specific to which subject: everything that decides the scores.
 
     Attributes:
@@ -62,7 +62,7 @@ class DiagnoseSpec(Record):
         return self.saes
 
 
-class StabilitySpec(Record):
+class StabilitySpec(Spec):
     """Does the order of the layers survive another score, another k, another control corpus?
 
     Attributes:
@@ -74,7 +74,7 @@ class StabilitySpec(Record):
     ks: tuple[int, ...] = (4, 8, 16, 32, 64)
 
 
-class LatentsSpec(Record):
+class LatentsSpec(Spec):
     """Every live latent of one layer for one subject: rates, effect, AUROC, Mann-Whitney p and its BH q-value."""
 
     diagnosis: DiagnoseSpec
@@ -82,7 +82,7 @@ class LatentsSpec(Record):
     layer: int = Field(ge=0)
 
 
-class LatentExamplesSpec(Record):
+class LatentExamplesSpec(Spec):
     """Where one latent fires: the documents with its strongest activations, token by token.
 
     Attributes:
@@ -96,7 +96,7 @@ class LatentExamplesSpec(Record):
     n: int = Field(default=4, ge=1, le=MOST)
 
 
-class EnergySpec(Record):
+class EnergySpec(Spec):
     """How much of the task vector's energy the span of the top-k latents keeps, for each k.
 
     Attributes:

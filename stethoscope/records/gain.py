@@ -4,14 +4,14 @@ import math
 
 from pydantic import Field
 
-from stethoscope.records.base import MOST, Record, Seed, Split
+from stethoscope.records.base import MOST, Seed, Spec, Split
 from stethoscope.records.diagnosis import SCORE_NAMES, DiagnoseSpec
 from stethoscope.records.references import TaskVectorRef
 
 GRADIENT_TEXTS = 3  # a forward and a backward pass take about as long as scoring three texts
 
 
-class GainSpec(Record):
+class GainSpec(Spec):
     """Gain of injecting each layer alone and sets of layers, beside every predictor of it.
 
     Attributes:

@@ -2,12 +2,12 @@
 
 from pydantic import Field
 
-from stethoscope.records.base import MOST, Record, Seed, Split
+from stethoscope.records.base import MOST, Seed, Spec, Split
 from stethoscope.records.recipe import EditRecipe
 from stethoscope.records.references import ProblemsRef
 
 
-class RankSpec(Record):
+class RankSpec(Spec):
     """The probe of a recipe and of random sets of layers: as drawn, and rescaled to the recipe's edit norm.
 
     Attributes:

@@ -4,21 +4,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stethoscope.records.base import MOST, Record, SampleSize, Seed, Split
-from stethoscope.records.diagnosis import (
-    DiagnoseSpec,
-    EnergySpec,
-    LatentExamplesSpec,
-    LatentsSpec,
-    StabilitySpec,
-)
-from stethoscope.records.gain import GainSpec
-from stethoscope.records.rank import RankSpec
+from stethoscope.records.base import MOST, Record, SampleSize, Seed, Spec, Split
 from stethoscope.records.recipe import EditRecipe
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 
-class ProbeSpec(Record):
+class ProbeSpec(Spec):
     """Teacher-forced NLL of gold solutions, edited minus base, on a fixed seeded set of problems and controls."""
 
     recipe: EditRecipe
@@ -28,7 +19,7 @@ class ProbeSpec(Record):
     seed: Seed = 0
 
 
-class DoseSpec(Record):
+class DoseSpec(Spec):
     """The probe at every master alpha: one curve a subject and control corpus.
 
     The recipe's own master alpha does not matter (it is set to 1), so that moving the slider asks for the same curve.
@@ -54,7 +45,7 @@ class DoseSpec(Record):
         return alphas
 
 
-class CompareTextSpec(Record):
+class CompareTextSpec(Spec):
     """Greedy text of the base and of the edited model for the same prompts.
 
     Attributes:
@@ -79,7 +70,7 @@ class BenchArm(Record):
     recipe: EditRecipe | None = None
 
 
-class BenchSpec(Record):
+class BenchSpec(Spec):
     """A paired comparison of arms on the same seeded problems; the first arm is the reference.
 
     Attributes:
@@ -112,7 +103,7 @@ class BenchSpec(Record):
         return self
 
 
-class BenchPlanSpec(Record):
+class BenchPlanSpec(Spec):
     """What would this benchmark ask, and how much of it is answered already?
 
     `after` names the newest benchmark at the time of asking: what is stored changes with each.
@@ -122,7 +113,7 @@ class BenchPlanSpec(Record):
     after: str = ""
 
 
-class ExportSpec(Record):
+class ExportSpec(Spec):
     """Write the edited model into a new folder.
 
     Attributes:
@@ -136,7 +127,7 @@ class ExportSpec(Record):
     max_shard_bytes: int = Field(default=5 * 10**9, ge=10**4, le=10**18)
 
 
-class InfoSpec(Record):
+class InfoSpec(Spec):
     """What a profile holds: sizes, SAEs and the relative norm of each task vector by layer."""
 
     model: ModelRef
@@ -144,7 +135,7 @@ class InfoSpec(Record):
     task_vectors: tuple[TaskVectorRef, ...]
 
 
-class ProblemsSpec(Record):
+class ProblemsSpec(Spec):
     """What the problems of a split hold, and which of their gold answers can be read.
 
     Attributes:
@@ -159,7 +150,7 @@ class ProblemsSpec(Record):
     seed: Seed = 0
 
 
-class PreflightSpec(Record):
+class PreflightSpec(Spec):
     """Does this task vector fit the base, and does it survive the rounding to the base's dtype?
 
     `problems`: whose texts a tokenizer of the task vector's own has to read as the base's does; None: no such texts.
@@ -170,7 +161,7 @@ class PreflightSpec(Record):
     problems: ProblemsRef | None = None
 
 
-class MemorySpec(Record):
+class MemorySpec(Spec):
     """Does it fit? What each use case holds in memory, from config.json and the SAEs' sizes, before anything is loaded.
 
     Attributes:
@@ -194,7 +185,7 @@ class MemorySpec(Record):
     solution_tokens: int = Field(default=200, ge=1, le=MOST)
 
 
-class DownloadSpec(Record):
+class DownloadSpec(Spec):
     """What would the hub be asked for, and what is here already? Reads listings, and fetches none of the files.
 
     Attributes:
@@ -206,25 +197,3 @@ class DownloadSpec(Record):
     saes: SaeRef | None
     task_vectors: tuple[TaskVectorRef, ...] = ()
     problems: ProblemsRef | None = None
-
-
-Spec = (
-    InfoSpec
-    | MemorySpec
-    | DownloadSpec
-    | PreflightSpec
-    | ProblemsSpec
-    | DiagnoseSpec
-    | StabilitySpec
-    | LatentsSpec
-    | LatentExamplesSpec
-    | EnergySpec
-    | GainSpec
-    | ProbeSpec
-    | DoseSpec
-    | RankSpec
-    | CompareTextSpec
-    | BenchSpec
-    | BenchPlanSpec
-    | ExportSpec
-)

@@ -3,6 +3,7 @@
 Field names are those of the command line's JSON. Fractions stay in [0, 1]; an undefined number is None.
 """
 
+from stethoscope.results.base import Result
 from stethoscope.results.bench import (
     ArmRow,
     BenchItem,
@@ -50,27 +51,6 @@ from stethoscope.results.problems import ProblemsResult, ProblemsRow, RiskyGold
 from stethoscope.results.rank import RankedSet, RankResult, RankRow
 from stethoscope.results.reach import Ground, MovedWeights, Reach
 from stethoscope.results.settings import RunSettings
-
-Result = (
-    InfoResult
-    | MemoryResult
-    | DownloadResult
-    | PreflightResult
-    | ProblemsResult
-    | DiagnosisResult
-    | StabilityResult
-    | LatentsResult
-    | LatentExamplesResult
-    | EnergyResult
-    | GainResult
-    | ProbeResult
-    | DoseResult
-    | RankResult
-    | TextComparison
-    | BenchResult
-    | BenchPlanResult
-    | ExportResult
-)
 
 __all__ = [
     "ProblemsResult",

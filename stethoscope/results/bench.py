@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from stethoscope.records import BenchSpec, Grade, Record
+from stethoscope.results.base import Result
 from stethoscope.results.edit import Certificate
 from stethoscope.results.reach import Reach
 
@@ -169,7 +170,7 @@ class LayerClaim(Record):
     cannot_be_significant: bool = False
 
 
-class BenchResult(Record):
+class BenchResult(Result):
     """A finished, or stopped and therefore partial, benchmark.
 
     Attributes:
@@ -224,7 +225,7 @@ def idle_arms(spec: BenchSpec, certificates: Mapping[str, Certificate]) -> tuple
     return tuple(name for name in edited if name in certificates and certificates[name].is_base)
 
 
-class BenchPlanResult(Record):
+class BenchPlanResult(Result):
     """What a benchmark would ask.
 
     Attributes:

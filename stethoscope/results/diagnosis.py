@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class SpecificityCell(Record):
@@ -38,7 +39,7 @@ class SelectedLatent(Record):
     effect: float
 
 
-class DiagnosisResult(Record):
+class DiagnosisResult(Result):
     """Layer specificity by subject; `order` lists the layers that have a score for each subject, best first.
 
     `source` says which part of the score's formula is published, and which is ours.
@@ -69,7 +70,7 @@ class StabilityRow(Record):
     scores: tuple[float | None, ...]
 
 
-class StabilityResult(Record):
+class StabilityResult(Result):
     """How much of each subject's order survives another score, k or control.
 
     `scores` of a row stand in the order of `layers`, those with an SAE. The reference variant of each kind stands
@@ -104,7 +105,7 @@ class LatentRow(Record):
     selected: bool
 
 
-class LatentsResult(Record):
+class LatentsResult(Result):
     """The live latents of one layer for one subject, largest effect first.
 
     `link` is an address with `{latent}` in it where the SAE's registry has a page for each latent.
@@ -130,7 +131,7 @@ class LatentExample(Record):
     activations: tuple[float, ...]
 
 
-class LatentExamplesResult(Record):
+class LatentExamplesResult(Result):
     """The documents on which a latent fires most strongly, of the subject and of the control corpus."""
 
     layer: int

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class DownloadFile(Record):
@@ -52,7 +53,7 @@ class DownloadPart(Record):
         return sum(file.size_bytes for file in self.files if not file.here) - self.begun_bytes
 
 
-class DownloadResult(Record):
+class DownloadResult(Result):
     """Every part of a profile that lies on the hub; none where all of it is on this machine anyway.
 
     Attributes:

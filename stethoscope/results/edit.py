@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class Certificate(Record):
@@ -103,7 +104,7 @@ class ProbeRow(Record):
     ci_high: float
 
 
-class ProbeResult(Record):
+class ProbeResult(Result):
     """The live probe: negative differences mean that gold solutions became more likely."""
 
     recipe_id: str
@@ -127,7 +128,7 @@ class DoseRow(Record):
     ci_high: float
 
 
-class DoseResult(Record):
+class DoseResult(Result):
     """Dose and response: rows by alpha, of those of `alphas` that are done; the subject "all" pools the subjects."""
 
     recipe_id: str
@@ -176,7 +177,7 @@ class TextPair(Record):
     third: TextColumn | None = None
 
 
-class TextComparison(Record):
+class TextComparison(Result):
     """Base beside edited text, and which weights wrote them."""
 
     recipe_id: str
@@ -185,7 +186,7 @@ class TextComparison(Record):
     third_certificate: Certificate | None = None
 
 
-class ExportResult(Record):
+class ExportResult(Result):
     """A written export; `max_abs_difference` compares what was read back with the live edited model.
 
     `left_out` says why a part that was asked for is not there.

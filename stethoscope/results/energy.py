@@ -1,6 +1,7 @@
 """How much of a task vector the span of some latents keeps."""
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class EnergyCell(Record):
@@ -62,7 +63,7 @@ class EnergyCell(Record):
     realised_norm_ratio: float | None = None
 
 
-class EnergyResult(Record):
+class EnergyResult(Result):
     """Energy retention per matrix (`cells`) and per layer, stacked along the residual axis (`layers`).
 
     Attributes:

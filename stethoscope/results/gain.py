@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 POOLED = "all"  # the subject of rows over all subjects
 
@@ -89,7 +90,7 @@ class RandomSet(Record):
     gains: dict[str, float]
 
 
-class GainResult(Record):
+class GainResult(Result):
     """Measured gains beside their predictors; `score` is the predictor on trial, `scores` all specificity scores.
 
     `idle` are the layers that the task vector does not move: they have no gain, and are left out of every tau and set.

@@ -2,6 +2,7 @@
 
 from stethoscope.errors import CheckpointError
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 from stethoscope.results.preflight import PreflightCheck
 from stethoscope.results.reach import Ground, MovedWeights
 
@@ -58,7 +59,7 @@ class TaskVectorRow(Record):
         return CheckpointError(why.what, got=why.got, expected=why.expected, next_step=why.next_step)
 
 
-class InfoResult(Record):
+class InfoResult(Result):
     """What a profile holds."""
 
     model: ModelRow

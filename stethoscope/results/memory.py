@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class MemoryPart(Record):
@@ -48,7 +49,7 @@ class MemoryStack(Record):
         return sum(part.size_bytes for part in self.parts if part.where == "device")
 
 
-class MemoryResult(Record):
+class MemoryResult(Result):
     """Memory of a model and its SAEs on a device, before anything is loaded.
 
     Attributes:

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from stethoscope.records import Record
+from stethoscope.results.base import Result
 
 
 class PreflightCheck(Record):
@@ -40,7 +41,7 @@ class PreflightRow(Record):
     realised_norm_ratio: float | None
 
 
-class PreflightResult(Record):
+class PreflightResult(Result):
     """Checks of a task vector against the loaded base; one with a failed check is not `usable`.
 
     Attributes:

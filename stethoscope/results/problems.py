@@ -1,6 +1,7 @@
 """What a file of problems holds."""
 
 from stethoscope.records import GoldReading, Record, Split
+from stethoscope.results.base import Result
 
 
 class ProblemsRow(Record):
@@ -32,7 +33,7 @@ class RiskyGold(Record):
     reading: GoldReading
 
 
-class ProblemsResult(Record):
+class ProblemsResult(Result):
     """The subjects of a split; `at_risk` are the first of the gold answers that lm-eval does not read whole."""
 
     split: Split

@@ -1,6 +1,7 @@
 """What ranking a recipe among random sets of layers returns."""
 
 from stethoscope.records import RankSpec, Record
+from stethoscope.results.base import Result
 from stethoscope.results.gain import POOLED
 
 
@@ -41,7 +42,7 @@ class RankRow(Record):
     cannot_be_significant: bool = False
 
 
-class RankResult(Record):
+class RankResult(Result):
     """A recipe among random sets of equally many layers; rows by subject, the first ("all") over all of them.
 
     Attributes:

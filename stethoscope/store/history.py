@@ -6,65 +6,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from stethoscope import results
 from stethoscope.errors import StoreError
 from stethoscope.recipes import shown_layers
-from stethoscope.records import (
-    BenchSpec,
-    CompareTextSpec,
-    DiagnoseSpec,
-    DoseSpec,
-    EditRecipe,
-    EnergySpec,
-    ExportSpec,
-    GainSpec,
-    InfoSpec,
-    ProbeSpec,
-    RankSpec,
-    Spec,
-    StabilitySpec,
-)
-from stethoscope.results import Result
+from stethoscope.records import BenchSpec, EditRecipe, Spec
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.schema import intact
+from stethoscope.use_cases import KEPT_KINDS, use_case_called
 
 EndState = Literal["done", "paused", "cancelled", "failed"]
 RunState = EndState | Literal["running", "interrupted", "deleted", "damaged"]
 RESUMABLE = ("paused", "interrupted")
-
-SPEC_OF_KIND: dict[str, type[Spec]] = {
-    "info": InfoSpec,
-    "diagnose": DiagnoseSpec,
-    "stability": StabilitySpec,
-    "energy": EnergySpec,
-    "gain": GainSpec,
-    "probe": ProbeSpec,
-    "dose": DoseSpec,
-    "rank": RankSpec,
-    "compare_text": CompareTextSpec,
-    "bench": BenchSpec,
-    "export": ExportSpec,
-}
-_KIND_OF_SPEC = {spec_class: kind for kind, spec_class in SPEC_OF_KIND.items()}
-_RESULT_CLASSES = (
-    results.InfoResult,
-    results.DiagnosisResult,
-    results.StabilityResult,
-    results.EnergyResult,
-    results.GainResult,
-    results.ProbeResult,
-    results.DoseResult,
-    results.RankResult,
-    results.TextComparison,
-    results.BenchResult,
-    results.ExportResult,
-)
-RESULT_OF_NAME: dict[str, type[Result]] = {result_class.__name__: result_class for result_class in _RESULT_CLASSES}
-
-
-def kind_of(spec: Spec) -> str:
-    """Return the short name of the spec's use case: "diagnose", "bench" and so on."""
-    return _KIND_OF_SPEC[type(spec)]
 
 
 def recipes_of(spec: Spec) -> dict[str, EditRecipe]:
@@ -105,16 +56,16 @@ class RunRecord:
                 got="a row that is not as it was written",
                 next_step="Ask the same again: stored answers are used. Or delete the run.",
             )
-        spec_class = SPEC_OF_KIND.get(self.kind)
-        if spec_class is None:
+        case = use_case_called(self.kind)
+        if case is None or not case.kept:
             raise StoreError(
                 f"run {self.run_id} is of an unknown kind",
                 got=self.kind,
-                expected="one of " + ", ".join(SPEC_OF_KIND),
+                expected="one of " + ", ".join(KEPT_KINDS),
                 next_step="Open it with the version that wrote it.",
             )
         try:
-            return spec_class.model_validate_json(self.spec_json)
+            return case.spec.model_validate_json(self.spec_json)
         except ValidationError as error:
             raise StoreError(
                 f"the spec of run {self.run_id} is damaged",

@@ -25,12 +25,13 @@ from stethoscope.results import BenchItem, Certificate, Result
 from stethoscope.store import items as graded
 from stethoscope.store import predictions
 from stethoscope.store.blobs import BlobStore, write_failure
-from stethoscope.store.history import RESULT_OF_NAME, RESUMABLE, EndState, RunRecord, kind_of, run_record
+from stethoscope.store.history import RESUMABLE, EndState, RunRecord, run_record
 from stethoscope.store.ids import ID_PREFIX, content_id
 from stethoscope.store.items import StoredItem
 from stethoscope.store.owners import RunLocks
 from stethoscope.store.predictions import StoredPrediction
 from stethoscope.store.schema import connection, create, insert, intact, sealed
+from stethoscope.use_cases import RESULT_OF_NAME, use_case_of
 
 _SHORTEST_PREFIX = 4
 
@@ -158,7 +159,7 @@ class RunStore:
         """
         self._find_interrupted()
         created_at = time.time()
-        body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), kind_of(spec)
+        body, spec_id, kind = spec.model_dump_json(), content_id(spec, *extra), use_case_of(spec).kind
         with connection(self.database, write=True) as opened:
             newest = opened.execute(
                 "SELECT * FROM runs WHERE spec_id = ? ORDER BY sequence DESC LIMIT 1",

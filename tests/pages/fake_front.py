@@ -737,7 +737,7 @@ class FakeFront:
         self.submitted.append(spec)
         snapshot = JobSnapshot(
             job_id=job_id,
-            kind=type(spec).__name__,
+            spec=spec,
             title=title or type(spec).__name__,
             state="queued",
             stage="",
@@ -752,7 +752,6 @@ class FakeFront:
             run_id=None,
             error=None,
             owners=frozenset({owner}),
-            spec=spec,
         )
         self.jobs[job_id] = (snapshot, spec, time.monotonic())
         return job_id

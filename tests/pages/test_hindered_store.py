@@ -64,11 +64,9 @@ def test_a_result_that_could_not_be_kept_is_shown_beside_the_reason(
 
     def unkept(job_id: str) -> Any:
         job: JobSnapshot | None = snapshot(job_id)
-        return (
-            job
-            if job is None or job.kind != BenchSpec.__name__
-            else replace(job, run_id=None, error=describe_error(FULL))
-        )
+        if job is None or not isinstance(job.spec, BenchSpec):
+            return job
+        return replace(job, run_id=None, error=describe_error(FULL))
 
     monkeypatch.setattr(front, "snapshot", unkept)
     app = open_page("benchmark", layers=[3, 5])

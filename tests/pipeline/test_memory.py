@@ -375,11 +375,12 @@ def test_what_a_job_needs_is_the_formula_at_the_loaded_sizes(pico_profile: Profi
     bench = specs["bench"]
     assert isinstance(bench, BenchSpec)
     few, many = (
-        room.needed_bytes(bench.model_copy(update={"batch_size": rows}), context, Progress()) for rows in (1, 64)
+        room.needed_bytes(pipeline.bench.needs, bench.model_copy(update={"batch_size": rows}), context, Progress())
+        for rows in (1, 64)
     )
     assert 10 * few < many
-    assert room.needed_bytes(specs["diagnose"], context, Progress()) > 0
-    assert room.needed_bytes(MemorySpec(model=pico_profile.model, saes=pico_profile.saes), context, Progress()) == 0
+    assert room.needed_bytes(pipeline.diagnose.needs, specs["diagnose"], context, Progress()) > 0
+    assert room.needed_bytes(None, specs["diagnose"], context, Progress()) == 0
 
 
 # --- the use case ---------------------------------------------------------------------------------------------------

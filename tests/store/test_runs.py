@@ -25,9 +25,9 @@ from stethoscope.records import (
 )
 from stethoscope.results import BenchItem, Certificate, ExportResult
 from stethoscope.store import schema
-from stethoscope.store.history import kind_of
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
+from stethoscope.use_cases import use_case_of
 
 MODEL = ModelRef(id="embedded:base")
 PROBLEMS = ProblemsRef(problems="p", controls="c", shots="s", subjects=("algebra",), control_names=("facts",))
@@ -108,7 +108,7 @@ def test_a_run_from_start_to_found_again(store: RunStore) -> None:
     run_id = store.start_run(SPEC, title="algebra, base")
     record = store.get_run(run_id)
     assert (record.state, record.kind, record.title, record.spec) == ("running", "bench", "algebra, base", SPEC)
-    assert kind_of(SPEC) == "bench"
+    assert use_case_of(SPEC).kind == "bench"
     assert store.find_result(SPEC) is None
     with pytest.raises(StoreError, match="no result"):
         store.load_result(run_id)
