@@ -92,9 +92,7 @@ def _offered(recipe: EditRecipe, ground: Ground) -> tuple[dict[str, list[BenchAr
         recipe,
         ground,
         order=order,
-        diagnosis=None
-        if profile.cannot_listen() is not None
-        else profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k),
+        diagnosis=None if profile.cannot_listen() is not None else _session.diagnosis(top_k=k),
         subject=chosen["subject"],
         top_k=k,
         seed=seed,

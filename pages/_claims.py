@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui, _watch
+from pages import _jobs, _opened, _ui, _watch
 from stethoscope.arms import judged
 from stethoscope.figures import predictions
 from stethoscope.figures import rank as figures
-from stethoscope.records import BenchSpec, RankSpec
+from stethoscope.records import BenchSpec, EditRecipe, ProblemsRef, RankSpec
 from stethoscope.results import BenchResult, RankResult
 
 RANDOM_SETS = 99
@@ -22,22 +22,31 @@ def draw(result: BenchResult) -> None:
             _ui.chart(figure, key=f"claims-{index}", caption=note, rows=rows)
             if not any(row.control == "random" for row in rows):
                 st.caption("A claim about the choice of layers needs at least two random draws among the arms.")
-    if (spec := rank_spec(result.spec)) is not None:
-        with _ui.card("Rank of these layers among random sets", key="rank-card"):
-            _rank(spec, ranked(result.spec))
+    arm = judged(result.spec.arms)
+    if arm is not None and arm.recipe is not None:
+        draw_rank(rank_spec(arm.recipe, result.spec.problems))
 
 
-def rank_spec(bench: BenchSpec) -> RankSpec | None:
-    """Return the question for the rank of the recipe that is judged; None without one."""
-    arm = judged(bench.arms)
-    if arm is None or arm.recipe is None:
-        return None
-    return RankSpec(recipe=arm.recipe, problems=bench.problems, n_sets=RANDOM_SETS)
+def draw_rank(spec: RankSpec) -> None:
+    """Draw the rank of a recipe where it is on show, or the button that asks for it."""
+    with _ui.card("Rank of these layers among random sets", key="rank-card"):
+        _ui.opened_settings("rank")
+        _rank(spec, _on_show(spec))
+
+
+def rank_spec(recipe: EditRecipe, problems: ProblemsRef) -> RankSpec:
+    """Return the question for the rank of `recipe`."""
+    return RankSpec(recipe=recipe, problems=problems, **({"n_sets": RANDOM_SETS} | _opened.settings("rank")))
 
 
 def ranked(bench: BenchSpec) -> RankResult | None:
     """Return the rank that is on show, where it is the rank of this benchmark's recipe."""
-    view, spec = _jobs.look("rank"), rank_spec(bench)
+    arm = judged(bench.arms)
+    return None if arm is None or arm.recipe is None else _on_show(rank_spec(arm.recipe, bench.problems))
+
+
+def _on_show(spec: RankSpec) -> RankResult | None:
+    view = _jobs.look("rank")
     fits = isinstance(view.result, RankResult) and not view.stale and view.result.spec == spec
     return view.result if fits else None
 
@@ -57,7 +66,7 @@ def _rank(spec: RankSpec, found: RankResult | None) -> None:
     elif found is not None:
         _picture(found, "rank")
     if not view.active and (found is None or not found.complete):
-        st.caption(f"{RANDOM_SETS} random sets of equally many layers, as drawn and at the recipe’s edit norm, on the "
+        st.caption(f"{spec.n_sets} random sets of equally many layers, as drawn and at the recipe’s edit norm, on the "
                    f"likelihood probe of {spec.split} problems.")  # fmt: skip
-        st.button(f"Rank among {RANDOM_SETS} random sets", key="run-rank", on_click=_jobs.begin, args=("rank", spec),
+        st.button(f"Rank among {spec.n_sets} random sets", key="run-rank", on_click=_jobs.begin, args=("rank", spec),
                   kwargs={"title": "Rank among random sets"})  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _opened, _session, _ui, _watch
 from stethoscope.figures import dose
 from stethoscope.figures.theme import pretty
 from stethoscope.records import DoseSpec, EditRecipe
@@ -20,10 +20,16 @@ def _curves(result: Any, recipe: EditRecipe) -> None:
         st.caption("The first alpha is on its way; the probe and your texts go first.")
 
 
+def spec_of(recipe: EditRecipe) -> DoseSpec:
+    """Return the curve of `recipe`."""
+    return DoseSpec(recipe=recipe, problems=_session.profile().problems, **_opened.settings("dose"))
+
+
 def draw(recipe: EditRecipe) -> None:
     """Draw what is there of the curve of `recipe`; it is asked for in the background where it is cheap."""
     profile = _session.profile()
-    spec = DoseSpec(recipe=recipe, problems=profile.problems)
+    spec = spec_of(recipe)
+    _ui.opened_settings("dose")
     probe = _jobs.look("probe").result
     guess_s = len(spec.alphas) * probe.elapsed_s if isinstance(probe, ProbeResult) else None
     view = _watch.by_itself("dose", spec, title="Dose and response", button="Draw the curve", guess_s=guess_s)

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _recipe, _session, _ui, _watch
+from pages import _opened, _recipe, _session, _ui, _watch
 from stethoscope.figures import energy
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
@@ -16,11 +16,11 @@ def spec_from_session() -> EnergySpec:
     """Return the energy of the chosen subject and task vector, in the span of the diagnosis' latents."""
     chosen = st.session_state
     return EnergySpec(
-        diagnosis=_session.diagnose_spec(),
+        diagnosis=_session.diagnosis(),
         task_vector=_session.profile().task_vector(chosen["task_vector"]),
         subject=chosen["subject"],
-        k=_session.ENERGY_K,
         fold_gains=chosen["fold_gains"],
+        **_opened.settings("energy"),
     )
 
 
@@ -31,6 +31,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
     spec, subject = spec_from_session(), st.session_state["subject"]
     with _ui.card("Energy of the task vector in the span of the subject's latents", key="energy"):
         view = _watch.by_itself("energy", spec, title=f"Energy, {pretty(subject)}", button="Compute the energy")
+        _ui.opened_settings("energy")
         _watch.standing(view, "energy", "Compute the energy")
         if isinstance(view.result, EnergyResult):
             best = diagnosis.order.get(subject, ())

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _recipe, _session, _ui, _watch
+from pages import _jobs, _opened, _recipe, _session, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures import agreement
 from stethoscope.records import GainSpec
@@ -20,9 +20,9 @@ def spec_from_session() -> GainSpec:
     """Return the study of the diagnosis and task vector on show."""
     profile = _session.profile()
     return GainSpec(
-        diagnosis=_session.diagnose_spec(silent=True),
+        diagnosis=_session.diagnosis(silent=True),
         task_vector=profile.task_vector(st.session_state["task_vector"]),
-        top_n=profile.top_n,
+        **({"top_n": profile.top_n} | _opened.settings("gain")),
     )
 
 
@@ -78,6 +78,7 @@ def draw() -> None:
     spec = spec_from_session()
     subject = st.session_state["subject"]
     with _ui.card("Did the stethoscope hear right?", key="gain"):
+        _ui.opened_settings("gain")
         view = _view(spec)
         if view.error:
             _ui.banner(view.error)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _restore
+from pages import _take
 from stethoscope.recipes import parse_recipe
 from stethoscope.records import EditRecipe
 
@@ -25,7 +25,7 @@ def _step(by: int) -> None:
     at = st.session_state["edit_at"] + by
     if 0 <= at < len(st.session_state["edits"]):
         st.session_state["edit_at"] = at
-        _restore.take_recipe(parse_recipe(st.session_state["edits"][at].encode(), source="of the history"))
+        _take.take_recipe(parse_recipe(st.session_state["edits"][at].encode(), source="of the history"))
 
 
 def buttons() -> None:

@@ -52,6 +52,8 @@ def _one_problem() -> Question:
     except UserError as error:
         _ui.banner(error)
         return Question((), True)
+    opened = st.session_state.get("problem_opened")
+    problems = problems if opened is None or opened in problems else [opened, *problems]
     if st.session_state.get("problem") not in problems:
         st.session_state["problem"] = problems[0] if problems else ""
     right.selectbox(
@@ -79,11 +81,25 @@ def _third(recipe: EditRecipe, who: str) -> EditRecipe | None:
     if who == "fine-tune":
         return arms.full_fine_tune(recipe, _recipe.known_layers() or 0).recipe
     if who == "projected":
-        profile, k = _session.profile(), int(st.session_state["edit_k"])
-        diagnosis = profile.diagnose_spec(control=st.session_state["control"], top_k=k)
-        arm = ProjectedArm(diagnosis=diagnosis, subject=st.session_state["subject"], top_k=k)
+        k = int(st.session_state["edit_k"])
+        arm = ProjectedArm(diagnosis=_session.diagnosis(top_k=k), subject=st.session_state["subject"], top_k=k)
         return recipe.model_copy(update={"arm": arm})
     return None
+
+
+def take(spec: CompareTextSpec) -> None:
+    """Set the controls to what `spec` asks, as far as they go: a list holds one line each, free text is one text."""
+    chosen = st.session_state
+    lines = all(prompt == prompt.strip() and "\n" not in prompt for prompt in spec.prompts)
+    if not spec.framed:
+        chosen.update(prompt_kind="free text", free_text=spec.prompts[0])
+    elif len(spec.prompts) == 1 and not lines:
+        chosen.update(prompt_kind="a problem", problem=spec.prompts[0], problem_opened=spec.prompts[0])
+    elif lines:
+        chosen.update(prompt_kind="a list", prompt_list="\n".join(spec.prompts))
+    third = None if spec.third is None else spec.third.arm.kind
+    chosen["third"] = "nobody" if third is None else "fine-tune" if third == "raw" else "projected"
+    chosen.update(chat=spec.chat_template, text_tokens=spec.max_new_tokens)
 
 
 def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:

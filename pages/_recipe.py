@@ -106,7 +106,7 @@ def _arm(profile: Profile) -> Arm:
     if chosen["arm"] == "raw":
         return RawArm()
     if chosen["arm"] == "raw-where-projected":
-        return ServedArm(saes=profile.diagnose_spec().listens_with)
+        return ServedArm(saes=_session.diagnosis().listens_with)
     if chosen["arm"] == "random-subspace":
         return RandomSubspaceArm(
             rank=k,
@@ -115,7 +115,7 @@ def _arm(profile: Profile) -> Arm:
             seed=int(chosen["arm_seed"]),
             norm_matched=bool(chosen["arm_matched"]),
         )
-    diagnosis = profile.diagnose_spec(control=chosen["control"], score=chosen["score"], top_k=k)
+    diagnosis = _session.diagnosis(top_k=k)
     kind = ProjectedArm if chosen["arm"] == "projected" else NormMatchedArm
     return kind(diagnosis=diagnosis, subject=chosen["subject"], top_k=k)
 

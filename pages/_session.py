@@ -13,6 +13,7 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
+from pages import _opened
 from stethoscope.errors import ProfileError, RecipeError, UserError
 from stethoscope.locations import EMBEDDED_PREFIX, is_here
 from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
@@ -21,7 +22,6 @@ from stethoscope.records import SCORE_NAMES, DiagnoseSpec, ModelRef, SaeRef, Set
 
 PAGE = "page"
 PAST_PICKS = 50
-ENERGY_K = (4, 8, 16, 32, 64)
 MAX_ALPHA = 1.5
 LATENTS = (1, 512)
 SEEDS = (0, 10_000)
@@ -119,9 +119,16 @@ def lost_profile() -> ProfileError | None:
     )
 
 
-def diagnose_spec(*, silent: bool = False) -> DiagnoseSpec:
-    """Return the diagnosis that the session describes; `silent` as in `Profile.diagnose_spec`."""
-    chosen, fields = st.session_state, {"score": st.session_state["score"], "top_k": int(st.session_state["top_k"])}
+def diagnosis(*, top_k: int | None = None, silent: bool = False) -> DiagnoseSpec:
+    """Return the diagnosis that the session describes: of the profile, the controls and an opened run's settings.
+
+    Args:
+        top_k: another number of latents, for example an edit's.
+        silent: as in `Profile.diagnose_spec`.
+    """
+    chosen = st.session_state
+    fields = {"score": chosen["score"], "top_k": int(chosen["top_k"]) if top_k is None else top_k}
+    fields |= _opened.settings("diagnose")
     return profile().diagnose_spec(control=chosen["control"], silent=silent, **fields)
 
 
@@ -154,6 +161,7 @@ def choose_profile(name: str) -> None:
         "bench_subjects",
         "load_asked",
         "unloaded",
+        _opened.KEY,
     ):
         st.session_state.pop(key, None)
     st.session_state["profile"] = name

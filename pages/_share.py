@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from pages import _jobs, _restore, _session, _ui, _watch
+from pages import _jobs, _opened, _session, _take, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.recipes import differences, parse_recipe, shown_layers, to_link
 from stethoscope.records import EditRecipe, ExportSpec
@@ -27,10 +27,10 @@ def name_of(recipe: EditRecipe) -> str:
     return " · ".join((*parts, short_id(content_id(recipe))))
 
 
-def _take(read: Callable[[], EditRecipe]) -> None:
+def _load(read: Callable[[], EditRecipe]) -> None:
     """Show the recipe that `read` returns, or keep its error for the popover; a success forgets the former error."""
     try:
-        _restore.take_recipe(read())
+        _take.take_recipe(read())
         st.session_state.pop("share-error", None)
     except StethoscopeError as error:
         st.session_state["share-error"] = error
@@ -39,7 +39,7 @@ def _take(read: Callable[[], EditRecipe]) -> None:
 def _take_upload() -> None:
     upload = st.session_state.get("recipe-upload")
     if upload is not None:
-        _take(lambda: parse_recipe(upload.getvalue(), source=upload.name))
+        _load(lambda: parse_recipe(upload.getvalue(), source=upload.name))
 
 
 def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
@@ -61,7 +61,7 @@ def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
         named = {content_id(stored): stored for stored in saved}
         chosen = st.selectbox("Saved recipes", list(named), key="saved-recipe",
                               format_func=lambda recipe_id: name_of(named[recipe_id]))  # fmt: skip
-        st.button("Load", key="load-recipe", on_click=_take, args=(lambda: named[chosen],))
+        st.button("Load", key="load-recipe", on_click=_load, args=(lambda: named[chosen],))
 
 
 def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") -> None:
@@ -93,15 +93,25 @@ def compare(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
     changes(others[chosen], recipe)
 
 
+def export_spec(recipe: EditRecipe) -> ExportSpec:
+    """Return the export of `recipe` that the controls describe."""
+    chosen = st.session_state
+    chosen.setdefault("export_out", f"exports/{short_id(content_id(recipe))}")
+    chosen.setdefault("export_kind", "all")
+    named = {"out": chosen["export_out"].strip(), "kind": chosen["export_kind"]}
+    return ExportSpec(recipe=recipe, **named, **_opened.settings("export"))
+
+
 def export(recipe: EditRecipe) -> None:
     """Draw where the edited model is written to, the button, progress and outcome."""
-    st.session_state.setdefault("export_out", f"exports/{short_id(content_id(recipe))}")
-    out = st.text_input("New folder, on the machine that runs the dashboard", key="export-out",
-                        value=st.session_state["export_out"])  # fmt: skip
-    kind = st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind], key="export-kind")
+    spec = export_spec(recipe)
+    st.text_input("New folder, on the machine that runs the dashboard",
+                  **_session.mirror("export_out", "export-out", "value"))  # fmt: skip
+    st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind],
+                 **_session.mirror("export_kind", "export-kind"))  # fmt: skip
+    _ui.opened_settings("export")
     view = _jobs.look("export")
-    spec = ExportSpec(recipe=recipe, out=out.strip(), kind=kind)
-    st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not out.strip(),
+    st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not spec.out,
               on_click=_jobs.begin, args=("export", spec), kwargs={"title": "Export"})  # fmt: skip
     if view.error:
         _ui.banner(view.error)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _ui, _watch
+from pages import _jobs, _opened, _ui, _watch
 from stethoscope.figures import stability
 from stethoscope.figures.theme import pretty
 from stethoscope.records import DiagnoseSpec, StabilitySpec
@@ -20,11 +20,17 @@ def other_control(spec: DiagnoseSpec) -> _jobs.View:
     return _watch.by_itself("diagnosis-other", changed, title=title, button=f"Diagnose against {pretty(other)}, too")
 
 
+def spec_of(diagnosis: DiagnoseSpec) -> StabilitySpec:
+    """Return the stability of `diagnosis`."""
+    return StabilitySpec(diagnosis=diagnosis, **_opened.settings("stability"))
+
+
 def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
     """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
     subject = st.session_state["subject"]
     with _ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
-        asked = StabilitySpec(diagnosis=spec)
+        asked = spec_of(spec)
+        _ui.opened_settings("stability")
         view = _watch.by_itself("stability", asked, title="Stability of the layer order", button="Compare the orders")
         _watch.standing(view, "stability", "Compare the orders")
         result = view.result

@@ -8,11 +8,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages import _session
+from pages import _opened, _session
 from stethoscope.errors import StethoscopeError, UserError
 from stethoscope.figures.maths import escape as escape
 from stethoscope.figures.tables import cell_of, text_of_cell, to_csv
-from stethoscope.figures.theme import text_only
+from stethoscope.figures.theme import pretty, text_only
 from stethoscope.jobs import describe_error
 from stethoscope.records import Record
 
@@ -187,3 +187,17 @@ def guarded() -> Iterator[None]:
         banner(error)
     except Exception as error:  # noqa: BLE001 -- the page's last line of defence: a banner, never a traceback
         banner(describe_error(error))
+
+
+def opened_settings(kind: str) -> None:
+    """Say which settings of `kind` are an opened run's, with the button that goes back to the profile's."""
+    if not (own := _opened.settings(kind)):
+        return
+    named = ", ".join(f"{pretty(name)} {_listed(value)}" for name, value in own.items())
+    with st.container(horizontal=True, vertical_alignment="center", key=f"{kind}-settings"):
+        st.caption(escape(f"Settings of the opened run: {named}."), width="content")
+        st.button("Use the profile's settings", key=f"{kind}-own", type="tertiary", on_click=_opened.drop, args=(kind,))
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

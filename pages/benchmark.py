@@ -46,8 +46,8 @@ def plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: bool)
             st.caption("A benchmark is running; pause or cancel it to start another one.")
 
 
-def outcome(view: _jobs.View) -> None:
-    """Draw progress, error or result of the benchmark on show."""
+def outcome(view: _jobs.View, recipe: EditRecipe | None) -> None:
+    """Draw progress, error or result of the benchmark on show; without one, the rank of `recipe`."""
     if view.error:
         _ui.banner(view.error)
     if view.active:
@@ -70,6 +70,8 @@ def outcome(view: _jobs.View) -> None:
         _status.recorded(view)
     elif not view.error and not view.stopped:
         st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")
+        if recipe is not None and recipe.layers:
+            _claims.draw_rank(_claims.rank_spec(recipe, _session.profile().problems))
 
 
 def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
@@ -101,7 +103,7 @@ def main() -> None:
         _problems.draw(st.session_state["bench_split"])
     elif recipe is not None:
         plan_when_ready(recipe, busy=view.active)
-    outcome(view)
+    outcome(view, recipe)
     shown = isinstance(view.result, BenchResult) and not view.stale
     _session.link(
         recipe=to_link(recipe) if recipe is not None and recipe.layers else None,

@@ -29,7 +29,8 @@ def spec_from_controls() -> DiagnoseSpec:
         **_session.bounds("top_k", *_session.LATENTS),
         **_session.mirror("top_k", "top-k", "value"),
     )
-    return _session.diagnose_spec()
+    _ui.opened_settings("diagnose")
+    return _session.diagnosis()
 
 
 def main() -> None:

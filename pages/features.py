@@ -44,7 +44,7 @@ def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
         help="A latent passes when its q-value is at most this",
         **_session.mirror("fdr", "feature-fdr"),
     )
-    diagnosis = profile.diagnose_spec(control=chosen["control"], top_k=int(chosen["top_k"]))
+    diagnosis = _session.diagnosis()
     return LatentsSpec(diagnosis=diagnosis, subject=chosen["subject"], layer=chosen["feature_layer"])
 
 

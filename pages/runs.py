@@ -11,8 +11,8 @@ from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchSpec, Record
 from stethoscope.store.history import RESUMABLE, recipes_of
 from stethoscope.store.settings import get_settings
+from stethoscope.use_cases import KEPT_KINDS
 
-KINDS = ("diagnose", "stability", "energy", "gain", "dose", "compare_text", "bench", "rank", "export")
 TABLES = (
     *("cells", "latents", "layers", "predictors", "agreement", "rows", "sets", "arms", "comparisons", "totals"),
     "items",
@@ -97,7 +97,7 @@ def main() -> None:
     if page := st.session_state.pop("go", None):
         st.switch_page(f"pages/{page}.py")
     _session.link()
-    kind = st.segmented_control("Kind", KINDS, format_func=pretty, key="runs-kind")
+    kind = st.segmented_control("Kind", KEPT_KINDS, format_func=pretty, key="runs-kind")
     everything = st.toggle("Show stopped and failed runs and dose curves, too", key="runs-all")
     runs = sorted(_jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)
     runs = [run for run in runs if everything or _by_default(run, kind)]

@@ -25,6 +25,7 @@ from stethoscope.model.shape import ModelShape
 from stethoscope.model.slots import SLOT_CHUNK
 from stethoscope.pipeline.gold import BATCH_SIZE as PROBE_ROWS
 from stethoscope.pipeline.listening import BATCH_TOKENS, CAPTURED_BYTES
+from stethoscope.records import EnergySpec
 from stethoscope.results import MemoryPart
 from stethoscope.sae.bank import CACHE_BYTES
 from stethoscope.sae.counts import CHUNK_BYTES as ENCODER_BYTES
@@ -32,7 +33,7 @@ from stethoscope.sae.counts import CHUNK_TOKENS
 
 RUNTIME_BYTES = {"cpu": 0, "cuda": 900 << 20}  # CUDA's context, the libraries' workspaces, memory in odd pieces
 FIRING_SHARE = 0.02  # of the latents on a token: 16k latents at an L0 of 320, above Gemma Scope's
-ENERGY_K = 64  # the largest k that the energy table asks for by default
+ENERGY_K = max(EnergySpec.model_fields["k"].default)
 F32, F64 = 4, 8
 
 

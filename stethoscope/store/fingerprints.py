@@ -59,14 +59,16 @@ def _file_hash(path: Path, progress: Progress) -> str:
     with _lock:
         if key in _known:
             return _known[key]
-    if stat.st_size > PIECE_BYTES:
+    counted = stat.st_size > PIECE_BYTES
+    if counted:
         progress.start(f"Checksum of {path.name}", stat.st_size, unit="B")
     hashed = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             progress.check_cancel()
             hashed.update(piece)
-            progress.advance(len(piece))
+            if counted:
+                progress.advance(len(piece))
     with _lock:
         _known[key] = hashed.hexdigest()
     return hashed.hexdigest()

@@ -15,6 +15,7 @@ from stethoscope.errors import UserError
 from stethoscope.jobs import ErrorInfo, JobSnapshot, WorkerStatus, describe_error
 from stethoscope.profiles import Profile
 from stethoscope.store.runs import RunStore
+from stethoscope.use_cases import use_case_of
 from tests.grounds import ground
 
 N_LAYERS = 10
@@ -663,7 +664,12 @@ def downloads(spec: r.DownloadSpec) -> R.DownloadResult:
     return R.DownloadResult(parts=(model, saes), cache="/cache/hub", free_bytes=100 * 10**9, offline=False)
 
 
+def export(spec: r.ExportSpec) -> R.ExportResult:
+    return R.ExportResult(out=spec.out, files=("model.safetensors",), size_bytes=10**6, max_abs_difference=0.0)
+
+
 ANSWERS = {
+    r.ExportSpec: export,
     r.MemorySpec: memory,
     r.DownloadSpec: downloads,
     r.DoseSpec: dose,
@@ -682,19 +688,6 @@ ANSWERS = {
     r.RankSpec: rank,
     r.ProblemsSpec: problem_counts,
 }
-
-
-UNKEPT = (
-    r.InfoSpec,
-    r.MemorySpec,
-    r.DownloadSpec,
-    r.PreflightSpec,
-    r.ProbeSpec,
-    r.LatentsSpec,
-    r.LatentExamplesSpec,
-    r.BenchPlanSpec,
-    r.ProblemsSpec,
-)
 
 
 class FakeFront:
@@ -779,7 +772,7 @@ class FakeFront:
                 self.jobs[job_id] = (snapshot, spec, started)
                 return snapshot
             run_id = None
-            if not isinstance(spec, UNKEPT):
+            if use_case_of(spec).kept:
                 run_id = self.store.start_run(spec)
                 self.store.finish_run(run_id, state="done", result=result, elapsed_s=1.5)
             snapshot = replace(snapshot, state="done", result=result, run_id=run_id, done=7, total=7)

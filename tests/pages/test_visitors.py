@@ -227,8 +227,6 @@ def test_a_reload_after_the_profile_went_away_says_so_and_keeps_the_address(open
     ("wrong", "named"),
     [
         (projected(subject="alchemy"), "subject: alchemy"),
-        (projected(seed=5), "seed: 5"),
-        (projected(documents=20), "documents: 20"),
         (recipe(arm=RandomSubspaceArm(rank=8, site="mlp_out")), "arm.site: mlp_out"),
         (recipe(layers={3: LayerAlpha(), 40: LayerAlpha()}), "40"),
         (projected(top_k=10**6), "1000000"),
@@ -273,8 +271,15 @@ def test_a_number_out_of_bounds_in_a_link_is_refused(arm: Arm, named: str, open_
     assert app.session_state["layers"] == []
 
 
-def test_every_number_of_a_recipe_is_taken_as_it_is(front: FakeFront, open_page: Open) -> None:
-    exact = recipe(layers={3: LayerAlpha(attention=1 / 3, mlp=2.75)}, master_alpha=1 / 3)
+@pytest.mark.parametrize(
+    "exact",
+    [
+        recipe(layers={3: LayerAlpha(attention=1 / 3, mlp=2.75)}, master_alpha=1 / 3),
+        projected(seed=5),
+        projected(documents=20, split="dev"),
+    ],
+)
+def test_every_number_of_a_recipe_is_taken_as_it_is(exact: EditRecipe, front: FakeFront, open_page: Open) -> None:
     app = open_page("edit", query={"recipe": to_link(exact)})
     assert not app.error
     assert from_link(address(app, "recipe")) == exact
@@ -317,15 +322,16 @@ def test_a_stored_diagnosis_shows_the_links_layers_before_its_model_is_loaded(
 
 
 def test_a_stored_run_that_a_page_would_ask_anew_is_refused(front: FakeFront, open_page: Open) -> None:
-    spec = MINI.diagnose_spec(seed=3)
+    elsewhere = MINI.problems.model_copy(update={"controls": None})
+    spec = MINI.diagnose_spec(problems=elsewhere)
     run_id = front.snapshot(front.submit(spec)).run_id  # type: ignore[union-attr]
     front.submitted.clear()
     app = open_page("diagnose", query={"run": str(run_id)})
-    assert "seed: 3" in errors(app)
+    assert "problems.controls" in errors(app)
     app = open_page("runs")
     app.selectbox(key="run-select").set_value(run_id).run()
     app.button(key="open-run").click().run()
-    assert "seed: 3" in errors(app.run()), "the message stays"
+    assert "problems.controls" in errors(app.run()), "the message stays"
 
 
 def test_a_stored_diagnosis_with_many_latents_opens(front: FakeFront, open_page: Open) -> None:
