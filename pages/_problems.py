@@ -17,8 +17,8 @@ from stethoscope.results import ProblemsResult
 GOLDS_SHOWN = 3
 SUBJECTS_SHOWN = 12
 FORMAT = (
-    'One JSON object a line, or a JSON array of them: {"problem": …, "solution": …, "type": …}; the type, or a field "subject", is the '
-    "problem’s subject; the answer is a field of its own or the "
+    'One JSON object a line, or a JSON array of them: {"problem": …, "solution": …, "type": …}; the type, or a field '
+    '"subject", is the problem’s subject; the answer is a field of its own or the '
     "solution’s last \\boxed{…}. One file is cut 80/10/10 into train, dev and test by its problems’ text; a folder "
     "keeps its train.jsonl, dev.jsonl and test.jsonl."
 )
