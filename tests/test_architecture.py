@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "corpora": set(),
     "hub": {"errors", "progress", "locations"},
     "records": {"errors"},
-    "results": {"records"},
+    "results": {"errors", "records"},
     "statistics": {"errors"},
     "profiles": {"errors", "files", "records", "locations"},
     "recipes": {"errors", "files", "locations", "records"},

@@ -56,62 +56,59 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         Cancelled: stopped (`Paused`: for now) before there was anything to show.
     """
     case = use_case_of(spec)
-
-    def remember() -> None:
-        seen = getattr(MODULES[case.spec], "seen", None)
-        tuning.remember(seen and seen(spec), context)
-
     if not case.kept:
         result = _within_memory(spec, context, progress)
-        return Outcome(result, None, unkept=_hindered(context, remember))
+        return Outcome(result, None, unkept=_remembered(spec, context))
     _hindered(context)  # what an earlier run could not store comes first
     meet(spec, progress)
     identity = record_fingerprints(spec, progress)
     if case.reused and (found := context.store.find_result(spec, extra=identity)) is not None:
-        run_id, result = found
-        return Outcome(result, run_id, unkept=_hindered(context, remember))
+        return Outcome(found.result, found.run_id, unkept=_remembered(spec, context))
     run_id = context.store.start_run(spec, extra=identity)
     started = time.perf_counter()
-
-    def finish(
-        state: EndState, result: Result | None = None, error: str | None = None, ended: float | None = None
-    ) -> None:
-        elapsed_s = (ended or time.perf_counter()) - started
-        context.store.finish_run(run_id, state=state, result=result, error=error, elapsed_s=elapsed_s)
-
-    def fail(error: str) -> None:
-        with contextlib.suppress(UserError):  # on a full disk: the error that is told is the first one
-            finish("failed", error=error)
-
     try:
         result = _within_memory(spec, context, progress)
-    except Cancelled as error:
-        with contextlib.suppress(UserError):  # on a full disk it is found to be interrupted
-            finish("paused" if isinstance(error, Paused) else "cancelled", error=str(error))
-            remember()  # what was published has been seen
-        raise
-    except UserError as error:
-        fail(str(error))
-        raise
     except Exception as error:
-        fail(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(UserError):  # on a full disk: the error that is told is the first one
+            _store_failure(run_id, error, context, time.perf_counter() - started)
+            if isinstance(error, Cancelled):
+                tuning.remember(_seen(spec), context)  # what was published has been seen
         raise
+    elapsed_s = time.perf_counter() - started
     state: EndState = "done"
     if isinstance(result, BenchResult) and not result.complete:
         state = "cancelled" if progress.cancelled else "paused"
-
-    ended = time.perf_counter()
     settings = None if context.loaded is None else settings_of(context.loaded, spec)
 
     def put() -> None:
         if settings is not None:
             put_settings(context.store.database, run_id, settings)
-        finish(state, result, ended=ended)
+        context.store.finish_run(run_id, state=state, result=result, error=None, elapsed_s=elapsed_s)
 
     unkept = _hindered(context, put)
     kept_as = run_id if unkept is None else None
-    remembered = _hindered(context, remember)
+    remembered = _remembered(spec, context)
     return Outcome(result, kept_as, state, unkept or remembered)
+
+
+def _store_failure(run_id: str, error: Exception, context: Context, elapsed_s: float) -> None:
+    """Store how a run without a result ended."""
+    state: EndState = "failed"
+    if isinstance(error, Cancelled):
+        state = "paused" if isinstance(error, Paused) else "cancelled"
+    said = str(error) if isinstance(error, UserError | Cancelled) else f"{type(error).__name__}: {error}"
+    context.store.finish_run(run_id, state=state, result=None, error=said, elapsed_s=elapsed_s)
+
+
+def _seen(spec: Spec) -> tuning.Seen | None:
+    """Return the problems of which `spec` shows numbers to choose by; None where it shows none."""
+    seen = getattr(MODULES[type(spec)], "seen", None)
+    return None if seen is None else seen(spec)
+
+
+def _remembered(spec: Spec, context: Context) -> UserError | None:
+    """Store which problems `spec` has shown numbers of; return what hindered that, None where nothing did."""
+    return _hindered(context, lambda: tuning.remember(_seen(spec), context))
 
 
 def _hindered(context: Context, write: Callable[[], None] | None = None) -> UserError | None:
