@@ -8,7 +8,6 @@ tensors stay on disk until they are asked for, and NaN and infinity are found th
 import math
 from collections.abc import Iterable
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -52,8 +51,15 @@ class DeltaSource(Protocol):
         """Tell whether its file holds the fine-tuned weights of `name` (one of `names`) rather than what is added."""
         ...
 
-    def besides(self) -> str | None:
-        """Return in a clause what else its model has or lacks, besides the deltas of `names`; None: nothing."""
+    def rows(self, name: str) -> Float[Tensor, "..."]:
+        """Return some rows of tau of parameter `name`, in float32 on the CPU: enough to tell whether it was trained."""
+        ...
+
+    def besides(self, progress: Progress | None = None) -> str | None:
+        """Return in a clause what else its model has or lacks, besides the deltas of `names`; None: nothing.
+
+        Of values that no delta needs, some rows of each are read; with `progress` all, and it counts and can cancel.
+        """
         ...
 
 
@@ -82,6 +88,8 @@ class TaskVector:
         self._reader = source
         self._energies: dict[str, float] = {}
         self._relative_norms: tuple[float, ...] | None = None
+        self._compared: Literal["rows", "whole"] | None = None
+        self._other_model: str | None = None  # why, once `_compared`
 
     def moves(self, name: str) -> bool:
         """Tell whether the source holds a delta of parameter `name`; where it does not, tau is exactly 0."""
@@ -123,11 +131,30 @@ class TaskVector:
         """Return what tau of parameter `name` is added to: `as_stored`, or else the live parameter."""
         return self._base.origin(name)
 
-    @cached_property
+    @property
     def not_the_fine_tune(self) -> str | None:
-        """Why the base with all of tau (every layer, norms, embeddings) is not the fine-tuned model; None: it is."""
+        """Why the base with all of tau (every layer, norms, embeddings) is not the fine-tuned model; None: it is.
+
+        Of weights that no recipe edits, some rows of each are read (see `stored.some_rows`): after None, only
+        `compared_whole` excludes that single other rows differ.
+        """
+        if self._compared is None:
+            self._other_model, self._compared = self._why_another_model(None), "rows"
+        return self._other_model
+
+    def compared_whole(self, progress: Progress) -> str | None:
+        """Return `not_the_fine_tune` after every number was read where some rows do not decide it.
+
+        Raises:
+            Cancelled: stopped through `progress`.
+        """
+        if self.not_the_fine_tune is None and self._compared != "whole":
+            self._other_model, self._compared = self._why_another_model(progress), "whole"
+        return self._other_model
+
+    def _why_another_model(self, progress: Progress | None) -> str | None:
         try:
-            reason = self._reader.besides() or self._tied_apart() or self._unedited()
+            reason = self._reader.besides(progress) or self._tied_apart() or self._unedited(progress)
         except CheckpointError as error:
             reason = f"it cannot be read whole: {error.got}"
         return (
@@ -146,15 +173,16 @@ class TaskVector:
                     return f"it holds {error.got}, and the base ties the two"
         return None
 
-    def _unedited(self) -> str | None:
-        """Return which weights it moves that no recipe edits, such as biases and a mixture's routers."""
+    def _unedited(self, progress: Progress | None) -> str | None:
+        """Return that it moves weights that no recipe edits, such as biases and a mixture's routers, and the first."""
         layout = self._session.layout
         edited = {*(site.name for site in layout.matrices), *(norm.name for norm in layout.norms), *layout.outer}
-        moved = [name for name in self.names if name not in edited and self.energy(name)]
-        if not moved:
-            return None
-        more = f" and {len(moved) - 1} more weights" if len(moved) > 1 else ""
-        return f"it moves {moved[0]}{more}, which no recipe edits"
+        for name in self.names:
+            if progress is not None:
+                progress.check_cancel()
+            if name not in edited and (bool(self._reader.rows(name).any()) if progress is None else self.energy(name)):
+                return f"it moves weights that no recipe edits, the first {name}"
+        return None
 
     def energy(self, name: str) -> float:
         """Return ||tau||^2 of parameter `name` (read once, then remembered): 0 where it stays the base's."""

@@ -186,7 +186,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
         context=context,
         reach=reach,
         first_prompt=as_read(session, context.prompts(spec, problems[:1])[problems[0].problem_id]),
-        not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress),
+        not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress, whole=True),
     )
     for number, block in enumerate(blocks, start=1):
         answered: dict[str, list[StoredItem]] = {}

@@ -76,13 +76,20 @@ def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress
     return found
 
 
-def not_the_fine_tunes(arms: Iterable[BenchArm], context: Context, progress: Progress) -> dict[str, str]:
-    """Return why no arm is the fine-tuned model itself, by task vector; only where so."""
+def not_the_fine_tunes(
+    arms: Iterable[BenchArm], context: Context, progress: Progress, *, whole: bool = False
+) -> dict[str, str]:
+    """Return why no arm is the fine-tuned model itself, by task vector; only where so.
+
+    Args:
+        whole: read every number where that is needed to know; see `TaskVector.compared_whole`.
+    """
     found: dict[str, str] = {}
     for arm in arms:
         if arm.recipe is not None:
             session = context.session(arm.recipe.model, progress)
-            why = context.task_vector(arm.recipe.task_vector, session, progress).not_the_fine_tune
+            task_vector = context.task_vector(arm.recipe.task_vector, session, progress)
+            why = task_vector.compared_whole(progress) if whole else task_vector.not_the_fine_tune
             found |= {} if why is None else {arm.recipe.task_vector.name: why}
     return found
 

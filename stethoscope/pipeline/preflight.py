@@ -60,7 +60,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
     if all(isinstance(error, TiedApartError) for error in broken):
         total = sum(layers.values(), DeltaMoments())
         checks += [
-            _whole(task_vector),
+            _whole(task_vector, progress),
             *_saved(saved),
             *(check(layers, measured, total, dtype) for check in SIZE_CHECKS),
         ]
@@ -251,8 +251,8 @@ def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: boo
     return first.model_copy(update={"got": f"{first.got}{others}"})
 
 
-def _whole(task_vector: TaskVector) -> PreflightCheck:
-    why = task_vector.not_the_fine_tune
+def _whole(task_vector: TaskVector, progress: Progress) -> PreflightCheck:
+    why = task_vector.compared_whole(progress)
     if why is None:
         what = "all layers, norms and embeddings at alpha 1 give the fine-tuned model itself"
         return PreflightCheck(name=FINE_TUNE, outcome="pass", what=what)

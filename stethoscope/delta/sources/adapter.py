@@ -24,6 +24,7 @@ from stethoscope.delta.sources.adapter_config import (
 from stethoscope.delta.sources.base import Base, Remark, described, left_out
 from stethoscope.delta.sources.stored import StoredTensors, name_forms
 from stethoscope.errors import CheckpointError
+from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -228,7 +229,11 @@ class AdapterSource:
         """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return name in self._saved
 
-    def besides(self) -> str | None:
+    def rows(self, name: str) -> Float[Tensor, "..."]:
+        """Return tau of parameter `name`, on the CPU, with all its rows: its factors are small; see `DeltaSource`."""
+        return self.delta(name).cpu()
+
+    def besides(self, progress: Progress | None = None) -> str | None:
         """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
         return None
 

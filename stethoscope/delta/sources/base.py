@@ -10,7 +10,7 @@ Where the session's dtype does not hold the numbers of the base's files, sums an
 With the base rounded first, tau would hold its rounding error in every weight, also where nothing was trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from stethoscope.delta.sources import likeness
-from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms
+from stethoscope.delta.sources.stored import FLOAT_DTYPES, CheckpointTensors, StoredTensors, name_forms, some_rows
 from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
@@ -102,8 +102,8 @@ class Base:
             CheckpointError: rounded to the session's dtype they are not what was loaded.
         """
         parameter = self.parameter(name).detach()
-        stored = None if parameter.dtype == torch.float32 else self._on_disk(name)
-        if stored is None or FLOAT_DTYPES.get(self._files.shape_and_dtype(stored)[1]) == parameter.dtype:
+        stored = self._held_inexactly(name)
+        if stored is None:
             return None
         numbers = self._files.read(stored)
         numbers = numbers.float() if numbers.dtype == torch.float64 else numbers
@@ -118,13 +118,40 @@ class Base:
         self._compared.add(name)
         return numbers
 
+    def _held_inexactly(self, name: str) -> str | None:
+        """Return the name on disk of parameter `name` where the live one may be rounded; see `as_stored`."""
+        dtype = self.parameter(name).dtype
+        stored = None if dtype == torch.float32 else self._on_disk(name)
+        exact = stored is None or FLOAT_DTYPES.get(self._files.shape_and_dtype(stored)[1]) == dtype
+        return None if exact else stored
+
     def _on_disk(self, name: str) -> str | None:
         names = (name, *(twin for twin, first in self.twins.items() if first == name))
         return next((stored for one in names if (stored := self._files.name_on_disk(one)) is not None), None)
 
     def holds(self, stored: str, tensor: Tensor) -> bool:
         """Tell whether the base's files hold just these numbers under the name `stored`."""
-        return stored in self._files.names and torch.equal(self._files.read(stored).float(), tensor.float())
+        return stored in self._files and torch.equal(self._files.read(stored).float(), tensor.float())
+
+    def differing(self, tensors: StoredTensors, names: Sequence[str]) -> Iterator[str]:
+        """Yield those of `names` of which `tensors` and the base's files hold other rows; see `stored.some_rows`.
+
+        Only these rows are read, and of a tensor after it only when it is asked for. One that the base lacks differs.
+        """
+        yield from (name for name in names if name not in self._files)
+        shared = [name for name in names if name in self._files]
+        ours, theirs = self._files.rows(shared), tensors.rows(shared)
+        for name, mine, other in zip(shared, ours, theirs, strict=True):
+            if not torch.equal(mine, other):
+                yield name
+
+    def origin_rows(self, name: str) -> Tensor:
+        """Return `stored.some_rows` of `origin`, in float32 on the CPU; of the files only these are read."""
+        stored = self._held_inexactly(name)
+        if stored is not None:
+            return next(self._files.rows([stored]))
+        parameter = self.parameter(name).detach()
+        return some_rows(parameter, tuple(parameter.shape))
 
     def origin(self, name: str) -> Tensor:
         """Return what tau of parameter `name` is added to: its numbers in the base's files, or the live parameter."""

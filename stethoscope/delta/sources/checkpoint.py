@@ -23,6 +23,7 @@ from stethoscope.delta.sources.likeness import (
 from stethoscope.delta.sources.stored import quantised
 from stethoscope.model.checkpoint import first_line, read_config
 from stethoscope.model.weights import INDEX_FILE, SINGLE_FILE, read_json
+from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
 SAME_FIELDS = (
@@ -120,7 +121,7 @@ class CheckpointSource:
             )
         return remarks
 
-    def besides(self) -> str | None:
+    def besides(self, progress: Progress | None = None) -> str | None:
         """Return which tensors it has and no edit uses, or lacks where the base has them; see `DeltaSource`."""
         if strangers := self._strangers():
             return f"it has {_and_more(strangers)}, which the base does not have"
@@ -128,9 +129,28 @@ class CheckpointSource:
         joined = {name for name in self._base.names if self._tensors.joined_from(name)}
         if lacking := [name for name in self._base.names if name not in held | joined]:
             return f"it has no tensor {_and_more(lacking)}, which the base has"
-        if moved := [part for part in self._joined() if not self._base.holds(part, self._tensors.read(part))]:
-            return f"it moves {_and_more(moved)} of a mixture's experts, which no recipe edits"
+        if (moved := self._moved_expert(progress)) is not None:
+            return f"it moves a mixture's experts, which no recipe edits, the first {moved}"
         return None
+
+    def _moved_expert(self, progress: Progress | None) -> str | None:
+        """Return the first stored tensor of `_joined` in which it differs from the base; nothing is read after it."""
+        joined = self._joined()
+        if progress is None or not joined:
+            return next(self._base.differing(self._tensors, joined), None)
+        progress.start("Comparing a mixture's experts with the base's", len(joined))
+        for part in joined:
+            progress.check_cancel()
+            if not self._base.holds(part, self._tensors.read(part)):
+                return part
+            progress.advance()
+        return None
+
+    def rows(self, name: str) -> Float[Tensor, "..."]:
+        """Return some rows of tau of parameter `name`; see `DeltaSource`."""
+        stored = self._tensors.name_on_disk(name)
+        assert stored is not None, f"{name} was there when the task vector was opened"
+        return next(self._tensors.rows([stored])) - self._base.origin_rows(name)
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
         """Return tuned minus base of parameter `name` in float32, on the parameter's device."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from stethoscope.delta.sources.base import Base, described
 from stethoscope.delta.sources.stored import StoredTensors
 from stethoscope.errors import CheckpointError
+from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
 DELTA_FILE = "delta.safetensors"
@@ -83,6 +84,10 @@ class DeltaFileSource:
         """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return False
 
-    def besides(self) -> str | None:
+    def rows(self, name: str) -> Float[Tensor, "..."]:
+        """Return some rows of tau of parameter `name`; see `DeltaSource`."""
+        return next(self._tensors.rows([self._stored[name]]))
+
+    def besides(self, progress: Progress | None = None) -> str | None:
         """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
         return None

@@ -4,7 +4,8 @@ Multimodal checkpoints keep the text tower under `language_model.model.` on disk
 memory, the text-only class under `model.`; names are looked up in all these forms, in both directions.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from stethoscope.errors import CheckpointError, NotFiniteError
 from stethoscope.model.weights import open_tensors, weight_files
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+ROWS_LOOKED_AT = 4  # of a matrix, to tell whether it was trained: an optimiser step changes numbers in every row
 
 EMPTY: Mapping[str, tuple[str, ...]] = {}
 
@@ -59,6 +62,10 @@ class StoredTensors:
     def names(self) -> tuple[str, ...]:
         """Names on disk."""
         return tuple(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a tensor is stored under just this name."""
+        return name in self._file_of
 
     def _names_in(self, file: str) -> list[str]:
         with self._open(file) as tensors:
@@ -104,16 +111,33 @@ class StoredTensors:
 
         It lies in the file's pages: to keep it, copy it, for a file that is cut short takes them away.
         """
-        with self._open(self._file_of[name]) as tensors:
-            try:
-                return tensors.get_tensor(name)
-            except SafetensorError as error:
-                raise CheckpointError(
-                    f"cannot read {name} of {self.title}",
-                    got=error,
-                    expected="a whole safetensors file",
-                    next_step="Fetch or write it again.",
-                ) from error
+        with self._open(self._file_of[name]) as tensors, self._reading(name):
+            return tensors.get_tensor(name)
+
+    def rows(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """Yield `some_rows` of each stored tensor, in float32 on the CPU; nothing else of the files is read."""
+        with contextlib.ExitStack() as stack:
+            opened: dict[str, Any] = {}  # once each: a mixture's experts are thousands of tensors in a few files
+            for name in names:
+                file = self._file_of[name]
+                if file not in opened:
+                    opened[file] = stack.enter_context(self._open(file))
+                with self._reading(name):
+                    part = opened[file].get_slice(name)
+                    rows = some_rows(part, tuple(part.get_shape()))
+                yield rows
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"cannot read {name} of {self.title}",
+                got=error,
+                expected="a whole safetensors file",
+                next_step="Fetch or write it again.",
+            ) from error
 
     def read_finite(self, name: str, device: torch.device) -> Tensor:
         """Return the stored tensor `name` in float32 on `device`; raise `NotFiniteError` for NaN and infinity."""
@@ -126,6 +150,18 @@ class StoredTensors:
                 next_step="Train or export it again.",
             )
         return tensor
+
+
+def some_rows(tensor: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return `ROWS_LOOKED_AT` rows of a tensor or of its slice in a file, spread evenly, in float32 on the CPU.
+
+    Of a stack of matrices (experts in one tensor) the same rows of each; a vector, or a matrix with fewer rows, whole.
+    """
+    if len(shape) < 2 or shape[-2] <= ROWS_LOOKED_AT:
+        return tensor[...].float().cpu()
+    stack = (slice(None),) * (len(shape) - 2)
+    first = [i * shape[-2] // ROWS_LOOKED_AT for i in range(ROWS_LOOKED_AT)]
+    return torch.cat([tensor[(*stack, slice(i, i + 1))].float().cpu() for i in first], dim=-2)
 
 
 class CheckpointTensors(StoredTensors):
