@@ -30,11 +30,16 @@ from stethoscope.results import MemoryPart
 from stethoscope.sae.bank import CACHE_BYTES
 from stethoscope.sae.counts import CHUNK_BYTES as ENCODER_BYTES
 from stethoscope.sae.counts import CHUNK_TOKENS
+from stethoscope.sae.judged import BLOCKS
+from stethoscope.sae.scores import BLOCK_ELEMENTS
 
 RUNTIME_BYTES = {"cpu": 0, "cuda": 900 << 20}  # CUDA's context, the libraries' workspaces, memory in odd pieces
 FIRING_SHARE = 0.02  # of the latents on a token: 16k latents at an L0 of 320, above Gemma Scope's
 ENERGY_K = max(EnergySpec.model_fields["k"].default)
-F32, F64 = 4, 8
+FIRING_IN_DOCUMENT = 0.5  # of the latents in a document of 128 tokens: 18% at an L0 of 57
+MOST_FIRING = 128 * 320  # latents in such a document, however many there are: an L0 of 320
+MOST_DRAWS = 300  # the permutations of a diagnosis, more than its bootstrap draws
+F32, F64, I64 = 4, 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ def host_edit(setting: Setting, layers: int) -> tuple[MemoryPart, ...]:
 
 
 def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_tokens: int) -> tuple[MemoryPart, ...]:
-    """Return what listening to one corpus adds: the larger of hearing it and of encoding it layer by layer."""
+    """Return what a diagnosis adds: the largest of hearing a corpus, encoding it layer by layer, and scoring layers."""
     if not saes.d_saes:
         return ()
     layers, widest, tokens = len(saes.d_saes), max(saes.d_saes), documents * document_tokens
@@ -173,10 +178,17 @@ def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_t
     firing = int(chunk * widest * FIRING_SHARE)
     encoder = chunk * widest * 5 + (chunk // document_tokens + 2) * widest * 3 * F64 + firing * 6 * F64
     hearing = captured + setting.forward_bytes(padded, rows)
+    abreast = 1 if setting.on_gpu else min(layers, torch.get_num_threads())
+    scores = scoring(setting.device, widest, documents=2 * documents, layers_abreast=abreast)
     resident = _resident(sizes, keeps=not setting.on_gpu)
     encoding, layer = max((F32 * saes.d * at_once * (layers - i) + resident[i] + encoder, i) for i in range(layers))
     at_least = _resident(sizes, keeps=not setting.on_gpu)[-1] if tokens > at_once else 0
     heard = f"{at_once:,} tokens x {layers} layers x {saes.d} x 4 bytes, within {_mib(budget)}"
+    left = 0 if setting.on_gpu else resident[-1]
+    if scores + left > max(hearing + (at_least if not setting.on_gpu else 0), encoding):
+        kept = _part("SAEs", left, f"kept after listening, within {_mib(CACHE_BYTES)}")
+        said = f"{2 * documents} documents x {widest:,} latents and a block of draws" + f", {abreast} layers at a time"
+        return _present(kept, _part("scores", scores, said))
     if hearing + (at_least if not setting.on_gpu else 0) >= encoding:
         step = _part("forward pass", hearing - captured, f"{padded:,} tokens through a layer")
         kept = _part(
@@ -193,6 +205,27 @@ def diagnose(setting: Setting, saes: Dictionaries, *, documents: int, document_t
         _part("SAEs", resident[layer], one),
         _part("encoder", encoder, f"{chunk} tokens x {widest:,} latents at once"),
     )
+
+
+def scoring(device: str, d_sae: int, *, documents: int, layers_abreast: int = 1) -> int:
+    """Return the most bytes that scoring layers holds, `layers_abreast` at a time, with `documents` in both corpora.
+
+    As if every latent were live. There is an entry for each latent and document in which it fires (document, latent,
+    rate, mass). A cross-fitted score makes dense rates and masses of them, and a block of draws. The rank tests sort
+    them; then they hold U of every latent and draw, and first each entry's place among the control's with a block of
+    latents, then dense rates with a block of draws.
+    """
+    block, dense = BLOCKS[device], documents * d_sae
+    entries = int(documents * min(d_sae * FIRING_IN_DOCUMENT, MOST_FIRING))
+    sample = entries * (2 * I64 + 2 * F32)
+    product, kept = block.rows * min(block.columns, d_sae), min(block.kept, block.rows * d_sae)
+    of_block = F32 * (product + documents * (4 * block.rows + min(block.columns, d_sae)) + 4 * kept)
+    cross_fitted = 3 * (F32 * dense + I64 * (entries + d_sae)) + of_block
+    u = F32 * d_sae * MOST_DRAWS
+    of_latents = 5 * I64 * entries + 6 * F32 * min(BLOCK_ELEMENTS[device], entries * MOST_DRAWS)
+    of_draws = 2 * F32 * dense + 6 * F32 * min(BLOCK_ELEMENTS[device], d_sae * MOST_DRAWS)
+    ranks = entries * (3 * I64 + F64) + u + max(of_latents, of_draws)
+    return layers_abreast * (sample + max(cross_fitted, ranks))
 
 
 def energy(setting: Setting, saes: Dictionaries, *, documents: int, document_tokens: int) -> tuple[MemoryPart, ...]:

@@ -37,7 +37,7 @@ class Block:
     kept: int
 
 
-BLOCKS = {"cpu": Block(512, 512, 1 << 20), "cuda": Block(1 << 13, 1 << 14, 1 << 27)}  # a cache, a GPU's memory
+BLOCKS = {"cpu": Block(512, 512, 1 << 20), "cuda": Block(1 << 12, 1 << 11, 1 << 23)}  # a cache; 32 MB a table
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from stethoscope.sae.top_k import at_least, descending
 
 FDR = 0.05
 RARE_RATE = 0.01  # a latent that passes for specific_share fires on fewer control tokens than this
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}  # rows x latents held at once, 4 bytes each: a cache, a GPU's memory
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # rows x latents held at once, 4 bytes each: a cache; 32 MB
 Z_LIMIT = 1.95  # below this |z|, p is above FDR
 
 
