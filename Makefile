@@ -1,14 +1,20 @@
-# make app: the dashboard on the mini.  make test: everything.  make lint: format, lint, types.
+# make app: the dashboard on the mini.  make test: everything.  make check: format, lint, types and the quick tests.
 # The first interpreter that runs and is new enough (a shim on the path may lead nowhere).
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
+# A worker a core, four at most, each with one thread; a worker that is done takes tests from the others.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: app test lint format mini
+.PHONY: app check test lint format mini
 app: .venv/app
 	$(BIN)/streamlit run app.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m "not slow"
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

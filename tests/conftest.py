@@ -34,6 +34,59 @@ from tests.tokens import pico_tokenizer
 
 torch.set_num_threads(1)
 
+SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
+    "browser/",
+    "cli/",
+    "hub/",
+    "pages/",
+    "mini/",
+    "delta/test_adapter.py",
+    "delta/test_base_as_stored.py",
+    "delta/test_certificate.py",
+    "delta/test_expectation.py",
+    "delta/test_no_trace.py",
+    "minerva/test_grading.py",
+    "minerva/test_grading_pairs.py",
+    "minerva/test_lm_eval_table.py",
+    "model/test_checksums.py",
+    "model/test_generation.py",
+    "model/test_generation_engine.py",
+    "model/test_hub_model.py",
+    "model/test_offload.py",
+    "pipeline/test_all_problems.py",
+    "pipeline/test_bench.py",
+    "pipeline/test_bench_troubles.py",
+    "pipeline/test_compare_text.py",
+    "pipeline/test_dose.py",
+    "pipeline/test_fine_tune_facts.py",
+    "pipeline/test_gain.py",
+    "pipeline/test_memory.py",
+    "pipeline/test_other_models.py",
+    "pipeline/test_pipeline.py",
+    "pipeline/test_preflight.py",
+    "pipeline/test_problem_counts.py",
+    "pipeline/test_rank.py",
+    "pipeline/test_reach.py",
+    "pipeline/test_tuning.py",
+    "report/test_report.py",
+    "sae/test_counts.py",
+    "sae/test_specificity.py",
+    "test_gpu_script.py",
+    "test_isolation.py",
+    "test_jobs.py",
+    "test_optimised.py",
+    "test_power.py",
+    "test_statistics.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `SLOW`: folders end in a slash."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
