@@ -74,16 +74,16 @@ def problems_and_n() -> None:
     _problems.draw(st.session_state["bench_split"])
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
                    **_session.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
-    slider, exact, whole, split = st.columns([2.4, 0.9, 1.1, 1.9], vertical_alignment="bottom")
     everything = bool(st.session_state["bench_all"])
-    slider.slider("n per subject", disabled=everything, **_session.bounds("bench_n", 2, MOST),
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):  # wraps where it is narrow
+        st.slider("n per subject", disabled=everything, width=300, **_session.bounds("bench_n", 2, MOST),
                   **_session.mirror("bench_n", "bench-n-slider", "value"))  # fmt: skip
-    exact.number_input("exactly", step=10, disabled=everything, **_session.bounds("bench_n", 2, 5000),
-                       **_session.mirror("bench_n", "bench-n", "value"))  # fmt: skip
-    whole.toggle("All problems", help="Ask every problem of the split: each subject has its own n.",
-                 **_session.mirror("bench_all", "bench-all", "value"))  # fmt: skip
-    split.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
-                            **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
+        st.number_input("exactly", step=10, disabled=everything, width=110, **_session.bounds("bench_n", 2, 5000),
+                        **_session.mirror("bench_n", "bench-n", "value"))  # fmt: skip
+        st.toggle("All problems", help="Ask every problem of the split: each subject has its own n.", width="content",
+                  **_session.mirror("bench_all", "bench-all", "value"))  # fmt: skip
+        st.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
+                             width="content", **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
 
 
 def how_asked(*, chat_template: bool) -> None:

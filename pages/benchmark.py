@@ -77,7 +77,9 @@ def outcome(view: _jobs.View, recipe: EditRecipe | None) -> None:
 def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
     """Draw the plan, or what it waits for: layers, or the model."""
     n_layers = _recipe.known_layers()
-    if not recipe.layers:
+    if n_layers is None and "recipe_waiting" in st.session_state:
+        _recipe.wait_for_model()
+    elif not recipe.layers:
         _ui.empty("No layer is picked, so there is no recipe to judge.", "Pick layers", "bench-pick",
                   lambda: st.session_state.update(go="diagnose"))  # fmt: skip
         if st.session_state.pop("go", None):

@@ -1,6 +1,7 @@
 """Every kept use case is opened again from the Runs page as it was asked: no field lost, nothing asked anew."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fake_front import FakeFront
@@ -26,6 +27,7 @@ from stethoscope.records import (
 )
 from stethoscope.use_cases import KEPT_KINDS, use_case_of
 
+APP = str(Path(__file__).parent.parent.parent / "app.py")
 Open = Callable[..., AppTest]
 DIAGNOSIS = MINI.diagnose_spec(
     control=MINI.problems.control_names[1], score="log_ratio", top_k=8, documents=20, split="dev", tokens="all",
@@ -113,3 +115,18 @@ def test_the_projected_column_is_the_projected_recipe(front: FakeFront, open_pag
     app.button(key="run-compare").click().run()
     (asked,) = [spec for spec in front.submitted if isinstance(spec, CompareTextSpec)]
     assert asked.third == asked.recipe
+
+
+def test_a_link_to_a_rank_waits_for_the_model_on_its_page(front: FakeFront, open_page: Open) -> None:
+    spec = RankSpec(**NAMED, n_sets=40)
+    run_id = front.snapshot(front.submit(spec)).run_id  # type: ignore[union-attr]
+    front.unload()
+    app = AppTest.from_file(APP, default_timeout=600)
+    app.query_params["run"] = str(run_id)
+    app.switch_page("pages/benchmark.py").run()
+    assert not app.get("plotly_chart")
+    assert not [button for button in app.button if button.key == "bench-pick"], "its layers are known, not missing"
+    front.worker = FakeFront(front.store).worker  # the model is there
+    app.run()
+    assert app.session_state["layers"] == [2, 5]
+    assert len(app.get("plotly_chart")) == 1
