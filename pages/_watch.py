@@ -24,7 +24,7 @@ def describe(job: Any) -> str:
 
 
 def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
-    """Draw the running job until it ends, then rerun the page."""
+    """Draw the running job and what it told people to know until it ends, then rerun the page."""
 
     @fragment(run_every=every)
     def progress() -> None:
@@ -34,6 +34,8 @@ def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float
             return
         share = min(job.done / job.total, 1.0) if job.total else 0.0
         st.progress(share, text=_ui.escape(describe(job)))
+        for note in job.notes:
+            st.warning(_ui.escape(note))
         if draw is not None:
             draw(job)
 

@@ -44,6 +44,7 @@ class JobSnapshot:
         error: why it failed; beside a result, why the store could not keep that.
         partial: the result as it stands while the job runs, where the use case shows one.
         owners: who asked for it and has not withdrawn.
+        notes: what the work told people to know (see `Progress.note`), each once, oldest first.
     """
 
     job_id: str
@@ -64,6 +65,7 @@ class JobSnapshot:
     partial: Result | None = None
     owners: frozenset[str] = frozenset()
     unit: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -87,8 +89,12 @@ class JobProgress(Progress):
         super().__init__()
         self.text: dict[str, list[str]] = {}
         self.partial: Result | None = None
+        self.notes: dict[str, None] = {}  # in the order in which they were told
         self.pass_ahead: Callable[[], None] | None = None
         self.others_wait: Callable[[], bool] | None = None
+
+    def note(self, text: str) -> None:
+        self.notes[text] = None
 
     def write(self, channel: str, text: str) -> None:
         self.text.setdefault(channel, []).append(text)
@@ -175,6 +181,7 @@ class Job:
             partial=progress.partial if running else None,
             owners=frozenset(self.owners),
             unit=progress.unit,
+            notes=tuple(progress.notes),
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stethoscope import pipeline
-from stethoscope.errors import StethoscopeError
+from stethoscope.errors import ResourceError, StethoscopeError
 from stethoscope.job import Job, JobProgress
 from stethoscope.jobs import JobFront, JobSnapshot
 from stethoscope.pipeline import info, probe
@@ -346,6 +346,35 @@ def test_a_paused_benchmark_leaves_the_worker_and_goes_on_when_asked_again(
     assert job.result == solo(spec, tmp_path / "bench")
     idle(front)
     assert front.status().base_verified is True
+
+
+def test_a_benchmark_that_the_store_hinders_says_so_while_it_runs(
+    front: JobFront, held: Held, pico_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = ResourceError("cannot write runs", got="a full disk", expected="free space", next_step="Free some.")
+
+    def fail(*_: object, **__: object) -> None:
+        raise full
+
+    with monkeypatch.context() as hindered:
+        hindered.setattr(RunStore, "put_items", fail)
+        spec = long_bench(pico_profile).model_copy(update={"block_size": 4})
+        batch = running_with(front, held, spec, 9)
+        job = front.snapshot(batch)
+        assert job is not None
+        (note,) = job.notes
+        assert "a full disk" in note
+    held.release()
+    job = finished(front, batch)
+    assert job.state == "done", job.error
+    assert job.error is None, "it was stored after all"
+
+
+def test_a_note_that_is_told_twice_is_kept_once() -> None:
+    progress = JobProgress()
+    for note in ("one", "two", "one"):
+        progress.note(note)
+    assert list(progress.notes) == ["one", "two"]
 
 
 @pytest.mark.parametrize("state", ["paused", "cancelled"])

@@ -8,6 +8,7 @@ import pytest
 from fake_front import FakeFront
 from streamlit.testing.v1 import AppTest
 
+from pages import _ui
 from stethoscope.errors import ResourceError
 from stethoscope.job import JobSnapshot, describe_error
 from stethoscope.records import BenchSpec
@@ -55,6 +56,24 @@ def test_a_button_that_cannot_write_says_why_and_the_page_goes_on(
     app.run()
     app.button(key=button).click().run()
     assert banners(app) == 0, "written at the second try"
+
+
+@pytest.mark.parametrize("said", ["The disk is full ($5 *left* <b>1</b>).", ""])
+def test_what_a_running_job_tells_stands_under_its_bar_once(
+    said: str, front: FakeFront, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot: Any = front.snapshot
+    notes = (said, "Another [note].") if said else ()
+    app = open_page("benchmark", layers=[3, 5])
+    front.state = "running"
+    monkeypatch.setattr(front, "snapshot", lambda job_id: replace(snapshot(job_id), notes=notes))
+    app.button(key="run-bench").click().run()
+    assert not app.exception
+    shown = [warning.value for warning in app.warning]
+    for note in notes:
+        assert shown.count(_ui.escape(note)) == 1, shown
+    assert not any(char in "".join(shown).replace("\\" + char, "") for char in "$*<[")
+    assert bool(said) == ("disk is full" in "".join(shown))
 
 
 def test_a_result_that_could_not_be_kept_is_shown_beside_the_reason(
