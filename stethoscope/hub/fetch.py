@@ -142,7 +142,7 @@ def fetch_folder(
         Cancelled: what came so far is kept, and the next call goes on from there.
     """
     progress = progress or Progress()
-    plan = answer(lambda: plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type), progress)
+    plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type, progress=progress)
     if plan.missing and is_offline():
         raise offline(_title(repo_id, repo_type), revision, f"no {plan.missing[0].name}")
     if plan.missing:
@@ -164,24 +164,46 @@ def fetch_file(
     return FetchedFile(folder.path / name, folder.revision)
 
 
-def resolve(repo_id: str, *, revision: str | None = None, repo_type: str = "model") -> str:
-    """Return the commit that `revision` (None: main) means to this process; raise `HubError` where there is none."""
-    with _refusals(repo_id, repo_type, revision):
-        return commit_of(repo_id, revision, repo_type)
+def resolve(
+    repo_id: str, *, revision: str | None = None, repo_type: str = "model", progress: Progress | None = None
+) -> str:
+    """Return the commit that `revision` (None: main) means to this process.
+
+    Raises:
+        HubError: there is none.
+        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
+    """
+
+    def ask() -> str:
+        with _refusals(repo_id, repo_type, revision):
+            return commit_of(repo_id, revision, repo_type)
+
+    return answer(ask, progress or Progress())
 
 
 def plan_fetch(
-    repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = CHECKPOINT, repo_type: str = "model"
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str] = CHECKPOINT,
+    repo_type: str = "model",
+    progress: Progress | None = None,
 ) -> FetchPlan:
     """Return which files `fetch_folder` would return, how large they are, and which it would have to fetch.
 
     Raises:
         HubError: as `fetch_folder`, but for files that are missing while offline; also when no file matches.
+        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
     """
-    with _refusals(repo_id, repo_type, revision):
-        commit = commit_of(repo_id, revision, repo_type)
-        folder = _storage(repo_id, repo_type) / "snapshots" / commit
-        sizes = _sizes(repo_id, repo_type, commit, folder)
+    progress = progress or Progress()
+    commit = resolve(repo_id, revision=revision, repo_type=repo_type, progress=progress)
+    folder = _storage(repo_id, repo_type) / "snapshots" / commit
+
+    def ask() -> dict[str, int]:
+        with _refusals(repo_id, repo_type, revision):
+            return _sizes(repo_id, repo_type, commit, folder)
+
+    sizes = answer(ask, progress)
     wanted = [name for name in sorted(sizes) if _is_wanted(name, patterns)]
     title = _title(repo_id, repo_type)
     if not wanted:
@@ -195,15 +217,19 @@ def plan_fetch(
     return FetchPlan(repo_id, repo_type, commit, folder, files)
 
 
-def check_access(plan: FetchPlan) -> None:
+def check_access(plan: FetchPlan, progress: Progress | None = None) -> None:
     """Raise the `HubError` that fetching the missing files would end with, by asking for the head of one of them.
 
     A listing is public where the files are not (the licence is not accepted, or no token). Asks nothing where nothing
-    is missing, or offline.
+    is missing, or offline. Raises `Cancelled` where `progress` is stopped, whatever the hub does meanwhile.
     """
-    if plan.missing and not is_offline():
+
+    def ask() -> None:
         with _refusals(plan.repo_id, plan.repo_type, plan.revision):
             _blob(plan, plan.missing[0])
+
+    if plan.missing and not is_offline():
+        answer(ask, progress or Progress())
 
 
 def _fetch(plan: FetchPlan, progress: Progress) -> None:

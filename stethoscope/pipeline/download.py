@@ -6,12 +6,13 @@ who has not accepted a licence is told before a long download, not in it.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from stethoscope import hub
 from stethoscope.delta.task_vector import FILES as TASK_VECTOR_FILES
 from stethoscope.errors import UserError
-from stethoscope.hub import FetchPlan, plan_fetch
+from stethoscope.hub import CHECKPOINT, FetchPlan, plan_fetch
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import DATA_SET_FILES
 from stethoscope.pipeline.context import Context
@@ -29,7 +30,7 @@ class _Part:
     name: str
     location: str
     repo_type: Literal["model", "dataset"]
-    plan: Callable[[], FetchPlan | None]
+    plan: Callable[[Progress], FetchPlan | None]
 
 
 def run(spec: DownloadSpec, context: Context, progress: Progress) -> DownloadResult:
@@ -39,7 +40,7 @@ def run(spec: DownloadSpec, context: Context, progress: Progress) -> DownloadRes
     parts = []
     for part in wanted:
         progress.check_cancel()
-        parts.append(_planned(part))
+        parts.append(_planned(part, progress))
         progress.advance()
     return DownloadResult(
         parts=tuple(parts), cache=str(hub.cache_folder()), free_bytes=hub.free_bytes(), offline=hub.is_offline()
@@ -49,9 +50,9 @@ def run(spec: DownloadSpec, context: Context, progress: Progress) -> DownloadRes
 def _parts(spec: DownloadSpec) -> Iterator[_Part]:
     model, saes, problems = spec.model, spec.saes, spec.problems
     if local_path(model.id) is None:
-        yield _Part("model", model.id, "model", lambda: plan_fetch(model.id, revision=model.revision))
+        yield _Part("model", model.id, "model", _planner(model.id, model.revision, CHECKPOINT))
     if saes is not None and local_path(saes.location) is None:
-        yield _Part("SAEs", repository_of(saes.location) or saes.location, "model", lambda: plan_saes(saes))
+        yield _Part("SAEs", repository_of(saes.location) or saes.location, "model", partial(plan_saes, saes))
     for ref in spec.task_vectors:
         if local_path(ref.tuned) is None:
             yield _Part(
@@ -68,16 +69,18 @@ def _parts(spec: DownloadSpec) -> Iterator[_Part]:
 
 def _planner(
     repo_id: str, revision: str | None, patterns: tuple[str, ...], repo_type: str = "model"
-) -> Callable[[], FetchPlan]:
-    return lambda: plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type)
+) -> Callable[[Progress], FetchPlan]:
+    return lambda progress: plan_fetch(
+        repo_id, revision=revision, patterns=patterns, repo_type=repo_type, progress=progress
+    )
 
 
-def _planned(part: _Part) -> DownloadPart:
+def _planned(part: _Part, progress: Progress) -> DownloadPart:
     plan, refusal = None, None
     try:
-        plan = part.plan()
+        plan = part.plan(progress)
         if plan is not None:
-            hub.check_access(plan)
+            hub.check_access(plan, progress)
     except UserError as error:
         refusal = Refusal(what=error.what, got=error.got, expected=error.expected, next_step=error.next_step)
     return DownloadPart(

@@ -110,18 +110,20 @@ class _Published:
         """Name of the file of weights, by layer."""
         return {layer: place.file(place.known.weights) for layer, place in self.of_layer.items()}
 
-    def plan(self) -> FetchPlan:
+    def plan(self, progress: Progress) -> FetchPlan:
         """Return what of them is listed, and what of that is here."""
-        return plan_fetch(self.repo_id, revision=self.revision, patterns=[*self.weights.values(), *self.settings])
+        wanted = [*self.weights.values(), *self.settings]
+        return plan_fetch(self.repo_id, revision=self.revision, patterns=wanted, progress=progress)
 
 
-def plan_saes(ref: SaeRef) -> FetchPlan | None:
+def plan_saes(ref: SaeRef, progress: Progress) -> FetchPlan | None:
     """Return what fetching all weights and settings of the SAEs of `ref` takes; None where they lie in a folder.
 
     Raises:
         SaeError, HubError: as `find_places`, but for files that are missing while offline.
+        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
     """
-    return None if local_path(ref.location) is not None else _published(ref).plan()
+    return None if local_path(ref.location) is not None else _published(ref, progress).plan(progress)
 
 
 def find_places(ref: SaeRef, progress: Progress) -> Found:
@@ -142,8 +144,8 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
             )
         names = (file.relative_to(folder).as_posix() for file in files_of(folder, SAES, progress))
         return Found(Folder(folder), _one_a_layer(ref, _scan(ref.location, names)))
-    published = _published(ref)
-    plan = published.plan()
+    published = _published(ref, progress)
+    plan = published.plan(progress)
     listed = {file.name for file in plan.files}
     source = Repository(plan.repo_id, plan.folder, plan.revision)
     if wanted := [name for name in published.settings if name in listed]:
@@ -151,13 +153,14 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
     return Found(source, {i: published.of_layer[i] for i, name in published.weights.items() if name in listed})
 
 
-def _published(ref: SaeRef) -> _Published:
+def _published(ref: SaeRef, progress: Progress) -> _Published:
     release = find_release(ref.location)
     if release is not None:
         return _Published(release.repo_id, ref.revision, _one_a_layer(ref, _of_release(release)))
     if repository_of(ref.location) is None:
         raise unknown_release(ref.location)
-    plan = plan_fetch(ref.location, revision=ref.revision, patterns=[f"*{known.weights}" for known in FORMATS])
+    weights = [f"*{known.weights}" for known in FORMATS]
+    plan = plan_fetch(ref.location, revision=ref.revision, patterns=weights, progress=progress)
     places = _one_a_layer(ref, _scan(ref.location, (file.name for file in plan.files)))
     return _Published(ref.location, plan.revision, places)
 

@@ -138,9 +138,8 @@ def meet(record: Record, progress: Progress | None = None) -> None:
 def _meet(location: str, revision: str | None, repo_type: str, progress: Progress) -> None:
     if local_path(location) is None:
         from stethoscope.hub import resolve
-        from stethoscope.hub.waiting import answer
 
-        answer(lambda: resolve(location, revision=revision, repo_type=repo_type), progress)
+        resolve(location, revision=revision, repo_type=repo_type, progress=progress)
 
 
 def _sae_repository(location: str) -> str | None:

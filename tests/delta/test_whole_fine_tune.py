@@ -111,9 +111,9 @@ def test_a_weight_that_the_fine_tune_lacks(pico_folder: Path, tmp_path: Path) ->
 
 def mixtral(folder: Path, tokenizer: Path, edit: Callable[[PreTrainedModel], object]) -> Path:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    more = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2}
-    model = MixtralForCausalLM(MixtralConfig(**sizes, **more))
+    sizes: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    more: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 3}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **more, num_experts_per_tok=2))
     with torch.no_grad():
         edit(model)
     model.save_pretrained(folder)

@@ -5,8 +5,10 @@ import json
 import logging
 import math
 import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,28 @@ from huggingface_hub import constants
 
 from stethoscope import hub as fetching
 from stethoscope.errors import Cancelled, ResourceError, UserError
-from stethoscope.hub import HubError, fetch_file, fetch_folder, forget_commits, known_commit, plan_fetch, transfer
+from stethoscope.hub import (
+    HubError,
+    check_access,
+    fetch_file,
+    fetch_folder,
+    forget_commits,
+    known_commit,
+    plan_fetch,
+    resolve,
+    transfer,
+)
+from stethoscope.pipeline.context import Context
+from stethoscope.pipeline.download import run as list_downloads
 from stethoscope.progress import Progress
-from stethoscope.records import ModelRef
+from stethoscope.records import DownloadSpec, ModelRef, SaeRef
+from stethoscope.sae.places import find_places, plan_saes
 from stethoscope.store.fingerprints import meet
+from stethoscope.store.runs import RunStore
 from tests.hub.server import READER, STRANGER, LoopbackHub, Trouble, point_at
 
 REPO = "house/model"
+RELEASE = "gemma-scope-2b-pt-res-canonical"  # of a registry, so that only its files are asked for
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
 FILES = {
     "config.json": "{}",
@@ -349,6 +366,70 @@ def test_a_stop_is_obeyed_while_the_hub_says_no_commit(hub: LoopbackHub, monkeyp
     with pytest.raises(Cancelled):
         meet(ModelRef(id=REPO), progress)
     assert time.monotonic() - progress.asked_at < 1.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "call"),
+    [
+        ("/api/", lambda progress: plan_fetch(REPO, progress=progress)),
+        ("/api/", lambda progress: resolve(REPO, progress=progress)),
+        ("/resolve/", lambda progress: check_access(plan_fetch(REPO), progress)),
+        ("/api/", lambda progress: plan_saes(SaeRef(location=REPO), progress)),
+        ("/api/", lambda progress: plan_saes(SaeRef(location=RELEASE, width="16k"), progress)),
+        ("/api/", lambda progress: find_places(SaeRef(location=REPO), progress)),
+        ("/api/", lambda progress: downloads_of(ModelRef(id=REPO), progress)),
+        ("/resolve/", lambda progress: downloads_of(ModelRef(id=REPO), progress)),
+    ],
+)
+def test_a_stop_is_obeyed_while_the_hub_lists_nothing(
+    asked: str, call: Callable[[Progress], object], hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "DEFAULT_REQUEST_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 5)
+    hub.add(REPO, FILES)
+    hub.mute = asked
+    progress = StopAfter(0)
+    threading.Thread(target=stop_when_asked, args=(progress, hub, asked), daemon=True).start()
+    with pytest.raises(Cancelled):
+        call(progress)
+    assert time.monotonic() - progress.asked_at < 1.0
+    hub.stalled.set()
+
+
+def stop_when_asked(progress: StopAfter, hub: LoopbackHub, asked: str) -> None:
+    deadline = time.monotonic() + 60
+    while not any(asked in ask.path for ask in hub.asked) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    progress.stop()
+
+
+def test_a_stop_takes_nothing_out_of_the_cache_when_the_hub_answers_later(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, FILES)
+    cut = fetch_folder(REPO).path / "model.safetensors"
+    cut.resolve().write_bytes(b"cut")  # as a listing would find it
+    forget_commits()
+    hub.mute = "/api/"
+    progress = StopAfter(0)
+    threading.Timer(0.2, progress.stop).start()
+    with pytest.raises(Cancelled):
+        plan_fetch(REPO, progress=progress)
+    threads = [thread for thread in threading.enumerate() if thread.name == "waits for the hub"]
+    hub.mute = None
+    hub.stalled.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert cut.read_bytes() == b"cut"
+    assert [file.name for file in plan_fetch(REPO).missing] == ["model.safetensors"]
+
+
+def downloads_of(model: ModelRef, progress: Progress) -> object:
+    with tempfile.TemporaryDirectory() as folder:
+        return list_downloads(
+            DownloadSpec(model=model, saes=None), Context(RunStore(Path(folder)), device="cpu"), progress
+        )
 
 
 def blob_of(hub: LoopbackHub, folder: Path) -> transfer.Blob:

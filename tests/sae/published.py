@@ -71,7 +71,14 @@ class FolderHub:
         """Return the folder of a repository, to write its files into."""
         return self.root / repo_id
 
-    def plan_fetch(self, repo_id: str, *, revision: str | None = None, patterns: Sequence[str] = ()) -> FetchPlan:
+    def plan_fetch(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        patterns: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> FetchPlan:
         """Return the repository's files that match, as `hub.plan_fetch` does."""
         origin, here = self.repository(repo_id), self.cache / repo_id
         names = [path.relative_to(origin).as_posix() for path in sorted(origin.rglob("*")) if path.is_file()]
