@@ -19,7 +19,7 @@ from stethoscope.errors import ResourceError
 from stethoscope.model.memory import free_bytes
 
 BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"
-LEAST_BUDGET = 1 << 30
+LEAST_BUDGET = 256 << 20
 SPARE_BYTES = 256 * 2**20  # what has to stay free for everything else
 
 
@@ -154,6 +154,6 @@ def budget_bytes(device: torch.device, asked: int | None = None, *, weights_byte
 
 
 def default_budget(free: int, weights_bytes: int) -> int:
-    """Return what ready edits and their directions may take: twice the model's weights, at least 1 GiB, and never more
-    than half of the `free` bytes."""
+    """Return what ready edits and their directions may take: twice the model's weights, at least 256 MiB, and never
+    more than half of the `free` bytes."""
     return min(free // 2, max(LEAST_BUDGET, 2 * weights_bytes))

@@ -158,7 +158,7 @@ def test_the_budget_is_asked_or_from_the_environment_or_twice_the_model(monkeypa
     monkeypatch.delenv(ready.BUDGET_VARIABLE)
     for free, weights, expected in (
         (1000, 0, 500),  # never more than half of what is free
-        (64 << 30, 1 << 20, 1 << 30),  # a small model: a GiB
+        (64 << 30, 1 << 20, 256 << 20),  # a small model
         (64 << 30, 8 << 30, 16 << 30),  # else twice the model
         (24 << 30, 8 << 30, 12 << 30),
     ):
