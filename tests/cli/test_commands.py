@@ -290,9 +290,20 @@ def test_a_damaged_checkpoint_is_one_clear_line(
         changed = pico_profile.model_copy(update={"task_vectors": (task_vector,)})
     path = tmp_path / "damaged.toml"
     path.write_text(as_toml(changed), encoding="utf-8")
-    commands = [("info",), ("energy", "--subject", "geometry")]
-    for command in commands:
-        assert_one_line(run(*command, "--json", profile=str(path)))
+    assert_one_line(run("energy", "--subject", "geometry", "--json", profile=str(path)))
+    shown = run("info", "--json", profile=str(path))
+    if which == "base":
+        assert_one_line(shown)
+        return
+    code, out, err = shown
+    assert code == 0, "the rest of the profile is shown"
+    (row,) = json.loads(out)["task_vectors"]
+    assert (row["name"], row["moved"]) == (pico_profile.task_vectors[0].name, [])
+    assert row["unusable"]["outcome"] == "fail"
+    for part in ("what", "next_step"):
+        assert row["unusable"][part]
+        assert "\n" not in row["unusable"][part]
+    assert "Traceback" not in err
 
 
 def test_damaged_saes_and_problems_are_one_clear_line(
