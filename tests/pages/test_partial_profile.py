@@ -248,7 +248,6 @@ def test_energy_is_that_of_the_record(
         diagnosis=partial_profile.diagnose_spec(),
         task_vector=partial_profile.task_vector("some"),
         subject=SUBJECT,
-        k=_session.ENERGY_K,
     )
     result: EnergyResult = partial_run(spec)
     assert [int(layer) for layer in app.selectbox(key="energy-layer").options] == [2, 3, 4, 6, 7]
@@ -401,7 +400,7 @@ def test_every_kind_of_run_is_listed_and_its_tables_have_the_layers_of_the_recor
     specs: list[Spec] = [
         diagnosis,
         StabilitySpec(diagnosis=diagnosis),
-        EnergySpec(diagnosis=diagnosis, task_vector=vector, subject=SUBJECT, k=_session.ENERGY_K),
+        EnergySpec(diagnosis=diagnosis, task_vector=vector, subject=SUBJECT),
         GainSpec(diagnosis=partial_profile.diagnose_spec(silent=True), task_vector=vector, top_n=2),
         RankSpec(recipe=recipe, problems=partial_profile.problems, n_sets=99),
     ]
