@@ -2,7 +2,7 @@
 
 A spreadsheet takes text that begins with one of = + - @ or a control character for a formula. Such text has an
 apostrophe put before it, and so has text that already has one there, so that `text_of_cell` gives every text back.
-Numbers stay as they are, and so does text that is no more than a number with its sign ("-5", an answer).
+Numbers stay as they are.
 """
 
 import csv
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from stethoscope.records import Record
 
-_FORMULA = re.compile(r"'*(?![+-][0-9]+(?:\.[0-9]+)?\Z)[=+\-@\t\r\n＝＋－＠]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 
 
 def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:

@@ -32,4 +32,4 @@ def test_the_toolbar_saves_text_and_numbers_and_no_formula(browser: Any, tmp_pat
             page.get_by_role("button", name="Download as CSV").click()
         rows = list(csv.reader(Path(download.value.path()).read_text("utf-8-sig").splitlines()))
         context.close()
-    assert rows == [["arm", "difference", "share"], ["'=1+1", "+5.0", "-0.5"], ["plain", "0", ""]]
+    assert rows == [["arm", "difference", "share"], ["'=1+1", "'+5.0", "-0.5"], ["plain", "0", ""]]

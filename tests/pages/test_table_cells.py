@@ -19,7 +19,6 @@ from stethoscope.records import TaskVectorRef
 Open = Callable[..., AppTest]
 FORMULA = '=HYPERLINK("http://evil.example")'
 DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")
-NUMBER = re.compile(r"[+-][0-9]+(\.[0-9]+)?")
 PAGES = Path(__file__).parent.parent.parent / "pages"
 
 
@@ -66,7 +65,7 @@ def test_no_cell_of_a_page_is_a_formula_and_every_one_reads_as_before(open_page:
     found += tables(app)
     cells = [text for proto in found for text in texts(values(proto))]
     assert any("HYPERLINK" in text for text in cells), "the names are in the tables"
-    assert [text for text in cells if text.startswith(DANGEROUS) and not NUMBER.fullmatch(text)] == []
+    assert [text for text in cells if text.startswith(DANGEROUS)] == []
     for proto in found:
         for name, column in values(proto).items():
             drawn = shown(proto)[name]
