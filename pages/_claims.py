@@ -22,9 +22,14 @@ def draw(result: BenchResult) -> None:
             _ui.chart(figure, key=f"claims-{index}", caption=note, rows=rows)
             if not any(row.control == "random" for row in rows):
                 st.caption("A claim about the choice of layers needs at least two random draws among the arms.")
-    arm = judged(result.spec.arms)
-    if arm is not None and arm.recipe is not None:
-        draw_rank(rank_spec(arm.recipe, result.spec.problems))
+    if (recipe := judged_recipe(result.spec)) is not None:
+        draw_rank(rank_spec(recipe, result.spec.problems))
+
+
+def judged_recipe(bench: BenchSpec) -> EditRecipe | None:
+    """Return the recipe that the benchmark judges; None without one."""
+    arm = judged(bench.arms)
+    return None if arm is None else arm.recipe
 
 
 def draw_rank(spec: RankSpec) -> None:
@@ -41,8 +46,8 @@ def rank_spec(recipe: EditRecipe, problems: ProblemsRef) -> RankSpec:
 
 def ranked(bench: BenchSpec) -> RankResult | None:
     """Return the rank that is on show, where it is the rank of this benchmark's recipe."""
-    arm = judged(bench.arms)
-    return None if arm is None or arm.recipe is None else _on_show(rank_spec(arm.recipe, bench.problems))
+    recipe = judged_recipe(bench)
+    return None if recipe is None else _on_show(rank_spec(recipe, bench.problems))
 
 
 def _on_show(spec: RankSpec) -> RankResult | None:

@@ -70,14 +70,13 @@ def ground(task_vector: str) -> Ground | None:
     None, too, where it cannot be used (see `refusal`).
     """
     found = info()
-    return None if found is None or refusal(task_vector) is not None else found.ground(task_vector)
+    return None if found is None or found.refusal(task_vector) is not None else found.ground(task_vector)
 
 
 def refusal(task_vector: str) -> CheckpointError | None:
     """Return why the task vector of that name cannot be used with the model; None where it can, or is not read yet."""
     found = info()
-    rows = () if found is None else found.task_vectors
-    return next((row.refusal() for row in rows if row.name == task_vector), None)
+    return None if found is None else found.refusal(task_vector)
 
 
 def line(recipe: EditRecipe) -> str:

@@ -26,7 +26,6 @@ from pages import (
     _ui,
 )
 from pages._session import MAX_ALPHA
-from stethoscope.arms import judged
 from stethoscope.errors import CorpusError, RecipeError, StethoscopeError, StoreError
 from stethoscope.recipes import LINK_PREFIX, from_link, parse_recipe, setup_from_link
 from stethoscope.records import (
@@ -191,8 +190,7 @@ def _take_controls(spec: Spec) -> None:
 def _is_judged(spec: RankSpec) -> bool:
     """Tell whether `spec` ranks the recipe of the benchmark on show."""
     shown = _jobs.look("bench").result
-    arm = judged(shown.spec.arms) if isinstance(shown, BenchResult) else None
-    return arm is not None and arm.recipe == spec.recipe
+    return isinstance(shown, BenchResult) and _claims.judged_recipe(shown.spec) == spec.recipe
 
 
 def _asked_by_page(spec: Spec) -> Spec:

@@ -279,14 +279,8 @@ def defaults() -> None:
             st.session_state[name] = values[0] if values else None
     starts = {"profile": MINI.name, "top_k": chosen.top_k, "top_n": chosen.top_n, "alpha": 1.0, "edit_k": chosen.top_k}
     starts |= {"norms": False, "embeddings": False, "arm_seed": 0, "arm_matched": False, "arm_served": True}
-    starts |= {
-        "picture": "PNG",
-        "fold_gains": True,
-        "past_layers": [],
-        "picked_seed": None,
-        "anchor": None,
-        "pick_seed": 0,
-    }
+    starts |= {"picture": "PNG", "fold_gains": True}
+    starts |= {"past_layers": [], "picked_seed": None, "anchor": None, "pick_seed": 0}
     for name, value in (starts | {"layers": [], "picks": 0, "layer_alpha": {}, "slots": {}}).items():
         st.session_state.setdefault(name, value)
 

@@ -119,8 +119,12 @@ def table(rows: pd.DataFrame | Sequence[Mapping[str, object]], *, key: str, alt:
         options: of `st.dataframe`.
     """
     frame = pd.DataFrame(rows)
-    cells = frame.map(_toolbar_cell)
-    drawn = frame if cells.equals(frame) else cells.style.format(_shown, na_rep="None")
+    text = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])  # a layer has up to 262,144 rows of numbers
+    cells, drawn = text.map(_toolbar_cell), frame
+    if not cells.equals(text):
+        guarded = frame.copy()
+        guarded[text.columns] = cells
+        drawn = guarded.style.format(_shown, na_rep="None")
     st.dataframe(drawn, hide_index=True, key=key, alt=alt, **options)
 
 

@@ -13,10 +13,8 @@ from stethoscope.store.history import RESUMABLE, recipes_of
 from stethoscope.store.settings import get_settings
 from stethoscope.use_cases import KEPT_KINDS
 
-TABLES = (
-    *("cells", "latents", "layers", "predictors", "agreement", "rows", "sets", "arms", "comparisons", "totals"),
-    "items",
-)
+OF_LAYERS = ("cells", "latents", "layers", "predictors", "agreement")
+TABLES = (*OF_LAYERS, "rows", "sets", "arms", "comparisons", "totals", "items")
 
 
 def open_again(run: Any) -> None:

@@ -102,10 +102,8 @@ def dots_of(rows: Sequence[LatentRow], level: float, latent: int | None) -> list
     if len(rows) <= MOST_DOTS:
         return [Dot(row) for row in rows]
     own = np.array([row.selected or row.latent == latent for row in rows])
-    effect, kind = (
-        np.array([row.effect for row in rows]),
-        np.array([2 * (row.q_value <= level) + row.dense for row in rows]),
-    )
+    effect = np.array([row.effect for row in rows])
+    kind = np.array([2 * (row.q_value <= level) + row.dense for row in rows])
     floor = density_floor(rows)
     places = [_unit(np.log([max(row.control_rate, floor) for row in rows])), _unit(effect)]
 

@@ -72,7 +72,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         with contextlib.suppress(UserError):  # on a full disk: the error that is told is the first one
             _store_failure(run_id, error, context, time.perf_counter() - started)
             if isinstance(error, Cancelled):
-                tuning.remember(_seen(spec), context)  # what was published has been seen
+                _remember(spec, context)  # what was published has been seen
         raise
     elapsed_s = time.perf_counter() - started
     state: EndState = "done"
@@ -100,15 +100,15 @@ def _store_failure(run_id: str, error: Exception, context: Context, elapsed_s: f
     context.store.finish_run(run_id, state=state, result=None, error=said, elapsed_s=elapsed_s)
 
 
-def _seen(spec: Spec) -> tuning.Seen | None:
-    """Return the problems of which `spec` shows numbers to choose by; None where it shows none."""
+def _remember(spec: Spec, context: Context) -> None:
+    """Store which problems `spec` has shown numbers of, to choose by."""
     seen = getattr(MODULES[type(spec)], "seen", None)
-    return None if seen is None else seen(spec)
+    tuning.remember(use_case_of(spec).kind, None if seen is None else seen(spec), context)
 
 
 def _remembered(spec: Spec, context: Context) -> UserError | None:
     """Store which problems `spec` has shown numbers of; return what hindered that, None where nothing did."""
-    return _hindered(context, lambda: tuning.remember(_seen(spec), context))
+    return _hindered(context, lambda: _remember(spec, context))
 
 
 def _hindered(context: Context, write: Callable[[], None] | None = None) -> UserError | None:

@@ -222,4 +222,4 @@ def seen(spec: BenchSpec) -> Seen | None:
     """Return the problems whose scores are shown to choose by; None on the test split, which only judges."""
     if spec.split == "test":
         return None
-    return Seen("bench", spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)
+    return Seen(spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)

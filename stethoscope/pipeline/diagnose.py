@@ -115,4 +115,4 @@ def smaller(spec: DiagnoseSpec) -> str:
 def seen(spec: DiagnoseSpec) -> Seen:
     """Return the documents by which layers are chosen."""
     names = (*spec.problems.subjects, spec.control)
-    return Seen("diagnose", spec.model, spec.problems, names, spec.split, spec.documents, spec.seed)
+    return Seen(spec.model, spec.problems, names, spec.split, spec.documents, spec.seed)

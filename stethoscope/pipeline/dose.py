@@ -71,7 +71,7 @@ def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) ->
 
 def needs(spec: DoseSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
     """Yield what scoring holds."""
-    yield room.scoring(setting)
+    yield room.likelihoods(setting)
 
 
 def smaller(spec: DoseSpec) -> str:
@@ -81,4 +81,4 @@ def smaller(spec: DoseSpec) -> str:
 
 def seen(spec: DoseSpec) -> Seen:
     """Return the problems whose likelihoods are shown."""
-    return scored_problems("dose", spec)
+    return scored_problems(spec)

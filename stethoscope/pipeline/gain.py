@@ -333,7 +333,7 @@ def needs(spec: GainSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[ro
     """Yield what listening (where there are SAEs), scoring and the gradients hold."""
     if spec.diagnosis.saes is not None:
         yield room.listening(spec.diagnosis, setting, saes_of)
-    yield room.scoring(setting)
+    yield room.likelihoods(setting)
     yield footprint.gradients()
 
 
@@ -346,4 +346,4 @@ def seen(spec: GainSpec) -> Seen:
     """Return the problems whose gains are shown."""
     problems = spec.diagnosis.problems
     names = (*problems.subjects, *problems.control_names)
-    return Seen("gain", spec.diagnosis.model, problems, names, spec.split, spec.n, spec.seed)
+    return Seen(spec.diagnosis.model, problems, names, spec.split, spec.n, spec.seed)

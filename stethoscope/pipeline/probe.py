@@ -131,7 +131,7 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
 
 def needs(spec: ProbeSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
     """Yield what scoring holds."""
-    yield room.scoring(setting)
+    yield room.likelihoods(setting)
 
 
 def smaller(spec: ProbeSpec) -> str:
@@ -141,4 +141,4 @@ def smaller(spec: ProbeSpec) -> str:
 
 def seen(spec: ProbeSpec) -> Seen:
     """Return the problems whose likelihoods are shown."""
-    return scored_problems("probe", spec)
+    return scored_problems(spec)

@@ -152,7 +152,7 @@ def _reaches(gain: float | None, own: float) -> bool:
 
 def needs(spec: RankSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
     """Yield what scoring holds."""
-    yield room.scoring(setting)
+    yield room.likelihoods(setting)
 
 
 def smaller(spec: RankSpec) -> str:
@@ -162,4 +162,4 @@ def smaller(spec: RankSpec) -> str:
 
 def seen(spec: RankSpec) -> Seen:
     """Return the problems whose likelihoods are shown."""
-    return scored_problems("rank", spec)
+    return scored_problems(spec)

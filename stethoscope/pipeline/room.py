@@ -102,7 +102,7 @@ def _heard(diagnosis: DiagnoseSpec) -> dict[str, int]:
     return {"documents": diagnosis.documents, "document_tokens": TYPICAL["document_tokens"].default}
 
 
-def scoring(setting: Setting) -> Parts:
+def likelihoods(setting: Setting) -> Parts:
     """Return what a likelihood check holds."""
     return footprint.probe(
         setting,

@@ -17,7 +17,6 @@ from stethoscope.store.tuning import put_tuned_on, tuned_on
 class Seen(NamedTuple):
     """The sample of problems whose numbers a use case shows."""
 
-    kind: str
     model: ModelRef
     problems: ProblemsRef
     subjects: tuple[str, ...]
@@ -26,22 +25,22 @@ class Seen(NamedTuple):
     seed: int
 
 
-def scored_problems(kind: str, spec: ProbeSpec | DoseSpec | RankSpec) -> Seen:
+def scored_problems(spec: ProbeSpec | DoseSpec | RankSpec) -> Seen:
     """Return the problems and control texts on which `spec` scores gold solutions under its recipe."""
     names = (*spec.problems.subjects, *spec.problems.control_names)
-    return Seen(kind, spec.recipe.model, spec.problems, names, spec.split, spec.n, spec.seed)
+    return Seen(spec.recipe.model, spec.problems, names, spec.split, spec.n, spec.seed)
 
 
-def remember(seen: Seen | None, context: Context) -> None:
+def remember(kind: str, seen: Seen | None, context: Context) -> None:
     """Store which problems were shown numbers of, if they are numbers to choose by; call it once any were shown."""
-    if seen is None or seen in context.remembered:
+    if seen is None or (kind, seen) in context.remembered:
         return
     ids: list[str] = []
     for subject in seen.subjects:
         problems = load_corpus(seen.problems, subject, seen.split)
         ids += [problem.problem_id for problem in asked_problems(problems, subject, seen.n, seen.seed)]
-    put_tuned_on(context.store.database, seen.model.id, seen.kind, ids)
-    context.remembered.add(seen)
+    put_tuned_on(context.store.database, seen.model.id, kind, ids)
+    context.remembered.add((kind, seen))
 
 
 def left_out(spec: BenchSpec, context: Context) -> dict[str, frozenset[str]]:

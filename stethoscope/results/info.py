@@ -66,6 +66,10 @@ class InfoResult(Result):
     saes: tuple[SaeRow, ...]
     task_vectors: tuple[TaskVectorRow, ...]
 
+    def refusal(self, task_vector: str) -> CheckpointError | None:
+        """Return the error that using the task vector of that name raises, None where it can be used or is unknown."""
+        return next((row.refusal() for row in self.task_vectors if row.name == task_vector), None)
+
     def ground(self, task_vector: str) -> Ground:
         """Return what an edit with the task vector of that name has to stand on, with the profile's SAEs.
 
