@@ -33,12 +33,12 @@ from stethoscope.model.session import ModelSession, load_session
 from stethoscope.model.slots import SLOT_CHUNK, RowSlots, pack, windows_of
 from stethoscope.records import ModelRef
 
-LIMIT = 30
+LIMIT = 12
 SHARED = (
     "Problem:\nWhat is the prime divisor of 35?\n\nSolution: 5 and 7.\n\nProblem:\n"  # 34 tokens with BOS (Qwen: 73)
 )
 WORDS = ("the river", " 7", " prime", "é", " and the circle of 12", " story", "?", ": x + y", " 99", " divisor")
-PROMPTS = [SHARED + "".join(WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(1 + i % 6)) for i in range(11)]
+PROMPTS = [SHARED + "".join(WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(1 + i % 6)) for i in range(8)]
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -140,12 +140,27 @@ def assert_same(session: ModelSession, found: Sequence[Generation], alone: Seque
         assert generation.n_tokens == len(expected)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 32])
+@pytest.mark.parametrize("batch_size", [3, 32])
 def test_tokens_are_those_of_generate_alone(batch_size: int, session: ModelSession, alone: list[list[int]]) -> None:
     assert len({tuple(tokens) for tokens in alone}) == len(set(PROMPTS)) == len(PROMPTS)
     assert len(share_prefix(session, session.encode(PROMPTS)).tokens) >= 34
     found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
     assert_same(session, found, alone)
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("batch_size", [1, len(PROMPTS) - 1, len(PROMPTS)])
+def test_every_batch_size_writes_the_same_tokens(
+    batch_size: int, session: ModelSession, alone: list[list[int]]
+) -> None:
+    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
+    assert_same(session, found, alone)
+
+
+def test_every_window_is_passed(session: ModelSession, alone: list[list[int]]) -> None:
+    """What this file shows of windows needs rows that grow beyond them."""
+    longest = max(len(row) + len(tokens) for row, tokens in zip(session.encode(PROMPTS), alone, strict=True))
+    assert all(window is None or window < longest for window in windows_of(session))
 
 
 def test_rows_that_end_at_different_steps_are_replaced_and_the_others_go_on(
@@ -236,7 +251,7 @@ def test_two_batches_take_turns_on_one_model(session: ModelSession, alone: list[
     prefix = share_prefix(session, rows)
     batches = [
         GreedyBatch(session, part, prefix, max_new_tokens=LIMIT, stop=None, batch_size=2)
-        for part in (rows[:5], rows[5:])
+        for part in (rows[:4], rows[4:])
     ]
     found: list[dict[int, Generation]] = [{}, {}]
     before = session.model.config._attn_implementation
@@ -245,8 +260,8 @@ def test_two_batches_take_turns_on_one_model(session: ModelSession, alone: list[
             if not batch.done:
                 kept.update((generation.index, generation) for generation in batch.step())
                 assert session.model.config._attn_implementation == before
-    assert_same(session, [found[0][i] for i in range(5)], alone[:5])
-    assert_same(session, [found[1][i] for i in range(6)], alone[5:])
+    assert_same(session, [found[0][i] for i in range(4)], alone[:4])
+    assert_same(session, [found[1][i] for i in range(4)], alone[4:])
 
 
 @ONE_OF_EACH
