@@ -33,7 +33,7 @@ def fragment(*, run_every: float | None = None) -> Callable[[Callable[P, None]],
         def once(*args: P.args, **kwargs: P.kwargs) -> None:
             token = _inside.set(True)
             try:
-                with _session.drawing(f"{draw.__module__}.{draw.__qualname__}"):
+                with _session.drawing(whole=False):
                     draw(*args, **kwargs)
                     _jobs.show_begun()
             finally:

@@ -3,8 +3,10 @@
 import streamlit as st
 
 from pages import _ui
-from stethoscope.figures.bench_tables import accuracies, differences, means
+from stethoscope.figures.bench_tables import DIFFERENCE, accuracies, differences, means
 from stethoscope.results import BenchResult
+
+POINTS = {DIFFERENCE: st.column_config.NumberColumn(format="%+.1f")}
 
 
 def draw(result: BenchResult) -> None:
@@ -16,6 +18,6 @@ def draw(result: BenchResult) -> None:
         (sums, means(result), "total-table", "Macro and micro totals by arm"),
     ):
         with tab:
-            _ui.table(rows, key=key, alt=alt)
+            _ui.table(rows, key=key, alt=alt, column_config=POINTS)
     arms.caption("exact match and math-verify are lm-evaluation-harness’ two scores; marked: the sentence that exact "
                  "match reads is there; unparsable and timeouts have no score and count as wrong.")  # fmt: skip

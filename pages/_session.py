@@ -20,7 +20,6 @@ from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
 from stethoscope.recipes import to_link
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec, ModelRef, SaeRef, SetupChange, TaskVectorRef
 
-PAGE = "page"
 PAST_PICKS = 50
 MAX_ALPHA = 1.5
 LATENTS = (1, 512)
@@ -35,6 +34,7 @@ ARMS = {
 
 
 _whole_page: ContextVar[bool] = ContextVar("the whole page is drawn", default=False)
+_written: ContextVar[set[str] | None] = ContextVar("widgets that this drawing has written", default=None)
 
 
 def run_page(main: Callable[[], None]) -> None:
@@ -50,27 +50,25 @@ def run_page(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def drawing(part: str = PAGE) -> Generator[None]:
-    """Note that the page, or a fragment by itself, is being drawn, and whether its last drawing was cut off.
+def drawing(*, whole: bool = True) -> Generator[None]:
+    """Note that the page is being drawn or, where not `whole`, a fragment by itself.
 
-    What such a drawing told the browser may never have reached it. It would show a widget's default and send that back,
-    so mirrored widgets are written once more (`cut_off`).
+    A drawing that is cut off (by a click, or by `st.rerun`) does not reach the end of this: what it wrote may never
+    have reached the browser, and stays in "unsure" to be written once more (see `mirror`).
     """
     if whole_page():
         yield
         return
-    chosen, token = st.session_state, _whole_page.set(part == PAGE)
-    unfinished = set(chosen.get("unfinished", []))
-    chosen["cut_off"] = bool(unfinished if part == PAGE else unfinished & {part, PAGE})
-    chosen["unfinished"] = sorted(unfinished | {part})
-    if part == PAGE:
+    chosen, written = st.session_state, set[str]()
+    tokens = _whole_page.set(whole), _written.set(written)
+    if whole:
         chosen["awaited"] = []  # jobs under way, noted as they are drawn
     try:
         yield
-        chosen["cut_off"] = False  # neither line is reached by a drawing that is cut off
-        chosen["unfinished"] = [] if part == PAGE else [one for one in chosen["unfinished"] if one != part]
+        chosen["unsure"] = sorted(_kept("unsure") - written)
     finally:
-        _whole_page.reset(token)
+        _whole_page.reset(tokens[0])
+        _written.reset(tokens[1])
 
 
 def whole_page() -> bool:
@@ -288,8 +286,13 @@ def defaults() -> None:
 def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
     """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
 
-    The widget is written to only where it differs (writing each time would undo what a person does meanwhile), or where
-    the run before was cut off.
+    Writing to a widget that the browser shows already undoes what a person changes in it until the write arrives. So a
+    widget is written to only
+
+    - where its value differs, or it is new;
+    - where the drawing that wrote it was cut off, so that the browser may never have got the value;
+    - where a person changed it right after such a write: the browser may show the one value or the other, and is told
+      which one counts.
 
     Args:
         name: of the plain session key.
@@ -298,15 +301,34 @@ def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
             was written (in a popover), or never got what was written. Boxes that name an option's place have none.
     """
     chosen = st.session_state
-    if chosen.get("cut_off") or key not in chosen or chosen[key] != chosen[name]:
-        st.session_state[key] = st.session_state[name]
+    _write(key, chosen[name], differs=key not in chosen or chosen[key] != chosen[name])
     starts = {} if default is None else {default: chosen[name]}
     return {"key": key, "on_change": _copy, "args": (name, key)} | starts
+
+
+def _write(key: str, value: Any, *, differs: bool) -> None:
+    """Write `value` to the widget `key` where it has to be told."""
+    unsure, over = _kept("unsure"), _kept("written_over")
+    if not differs and key not in unsure:
+        st.session_state["written_over"] = sorted(over - {key})
+        return
+    if key in st.session_state:
+        st.session_state["written_over"] = sorted(over | {key})
+    st.session_state["unsure"] = sorted(unsure | {key})
+    if (written := _written.get()) is not None:
+        written.add(key)
+    st.session_state[key] = value
+
+
+def _kept(name: str) -> set[str]:
+    return set(st.session_state.get(name, []))
 
 
 def _copy(name: str, key: str) -> None:
     if (value := st.session_state.get(key)) is not None:
         st.session_state[name] = round(value, 4) if isinstance(value, float) else value  # 0.35, not 7 * 0.05
+    if key in _kept("written_over"):
+        st.session_state["unsure"] = sorted(_kept("unsure") | {key})
 
 
 def bounds(name: str, low: float, high: float) -> dict[str, Any]:
@@ -359,8 +381,8 @@ def layer_pills(label: str, n_layers: int, key: str) -> None:
     """Draw the pills of the picked layers: the one source of truth, and the keyboard way."""
     inner = f"{key}-{st.session_state['picks']}"
     st.session_state["layers"] = [layer for layer in st.session_state["layers"] if layer < n_layers]
-    if st.session_state.get("cut_off") or sorted(st.session_state.get(inner, [-1])) != st.session_state["layers"]:
-        st.session_state[inner] = list(st.session_state["layers"])
+    layers = list(st.session_state["layers"])
+    _write(inner, layers, differs=sorted(st.session_state.get(inner, [-1])) != layers)
     with st.container(key=key):
         st.pills(label, list(range(n_layers)), selection_mode="multi", key=inner, on_change=_copy_layers, args=(inner,))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _share, _ui
+from pages import _jobs, _score_tables, _share, _ui
 from pages._runs_table import summary
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures import forest
@@ -90,7 +90,8 @@ def _pairs(found: TwoRuns) -> None:
     said = [f"{SECOND} − {FIRST}, on shared problems only.", *found.notes, found.paired.no_verdict or ""]
     _ui.chart(figure, key="side-pairs", caption=" ".join(said), rows=found.paired.comparisons,
               more={"Arms": found.paired.arms, "Totals": found.paired.totals})  # fmt: skip
-    _ui.table(difference_rows(found.paired), key="side-table", alt="Paired differences of the two runs by subject")
+    _ui.table(difference_rows(found.paired), key="side-table", alt="Paired differences of the two runs by subject",
+              column_config=_score_tables.POINTS)  # fmt: skip
 
 
 def _picture(run: Any, result: BenchResult, name: str) -> None:

@@ -1,8 +1,13 @@
-"""The numbers behind a benchmark's picture as rows of text: verdicts, what each arm's answers were, the totals."""
+"""The numbers behind a benchmark's picture as rows: verdicts, what each arm's answers were, the totals.
+
+Cells are text, but for counts and differences: these are numbers, so that a table sorts by them and saves them.
+"""
 
 from stethoscope.figures.theme import percent, pretty, shown_p, signed
 from stethoscope.results import BenchResult, ComparisonRow
 from stethoscope.verdicts import shown_verdict
+
+DIFFERENCE = "difference, points"
 
 
 def interval(low: float, high: float) -> str:
@@ -18,7 +23,7 @@ def differences(result: BenchResult) -> list[dict[str, object]]:
             "subject": pretty(row.subject),
             "verdict": "changes nothing" if row.arm in result.idle else shown_verdict(row),
             "n": row.n11 + row.n10 + row.n01 + row.n00,
-            "difference": signed(100 * row.difference, 1),
+            DIFFERENCE: 100 * row.difference,
             "95% CI, points": interval(row.ci_low, row.ci_high),
             "gained": row.n10,
             "lost": row.n01,
@@ -35,8 +40,7 @@ def _sensitivity(row: ComparisonRow) -> str:
     could = row.sensitivity
     if could is None:
         return "–"
-    low, high = signed(100 * could.difference_low, 1), signed(100 * could.difference_high, 1)
-    return f"{low} to {high} ({could.unscored} without a score)"
+    return f"{interval(could.difference_low, could.difference_high)}, {could.unscored} without a score"
 
 
 def accuracies(result: BenchResult) -> list[dict[str, object]]:
@@ -76,7 +80,7 @@ def means(result: BenchResult) -> list[dict[str, object]]:
             "exact match": percent(row.accuracy),
             "reference": row.reference,
             "its exact match": percent(row.reference_accuracy),
-            "difference": signed(100 * row.difference, 1),
+            DIFFERENCE: 100 * row.difference,
             "95% CI, points": interval(row.ci_low, row.ci_high),
         }
         for row in result.totals

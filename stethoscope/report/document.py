@@ -19,8 +19,8 @@ import plotly.graph_objects as go
 from stethoscope import __version__, arms
 from stethoscope.errors import StoreError
 from stethoscope.figures import accuracy_dose, forest, predictions
-from stethoscope.figures.bench_tables import accuracies, differences, means
-from stethoscope.figures.theme import pretty, text_only
+from stethoscope.figures.bench_tables import DIFFERENCE, accuracies, differences, means
+from stethoscope.figures.theme import pretty, signed, text_only
 from stethoscope.reach import in_words
 from stethoscope.recipes import shown_layers
 from stethoscope.report.mathml import text_html
@@ -160,8 +160,13 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row.values()) + "</tr>" for row in rows)
+    cells = ("".join(f"<td>{_text(_shown(*cell))}</td>" for cell in row.items()) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _shown(name: str, value: object) -> object:
+    return signed(value, 1) if name == DIFFERENCE and isinstance(value, float) else value
 
 
 def _header(result: BenchResult, facts: RunFacts) -> Iterator[tuple[str, object]]:

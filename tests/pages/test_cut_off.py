@@ -1,4 +1,4 @@
-"""A page whose drawing is cut off: the next one tells the browser of every mirrored widget again."""
+"""What a drawing has written to a widget: told again where it may be lost, and never where a person may type."""
 
 from typing import Any
 
@@ -10,45 +10,68 @@ def _page() -> None:
 
     from pages import _session
 
-    st.session_state.setdefault("subjects", ["algebra"])
-    st.session_state.setdefault("layers", [2])
-    st.session_state.setdefault("margin", 3.0)
-    st.session_state.setdefault("picks", 0)
-    with _session.drawing():
+    chosen = st.session_state
+    for name, value in {"subjects": ["algebra"], "layers": [2], "margin": 3.0, "picks": 0}.items():
+        chosen.setdefault(name, value)
+    if chosen.get("program"):
+        chosen["subjects"], chosen["margin"] = chosen.pop("program")
+    with _session.drawing(whole=not chosen.get("fragment")):
         st.number_input("Margin", 0.5, 50.0, **_session.mirror("margin", "in-a-popover", "value"))
         st.multiselect("Subjects", ["algebra", "geometry"], **_session.mirror("subjects", "wide"))
         _session.layer_pills("Layers", 4, "layer-pills")
-        if st.session_state.get("cut"):
-            st.session_state["cut"] -= 1
+        if chosen.get("cut"):
+            chosen["cut"] -= 1
             st.rerun()
-        st.session_state["seen"] = st.session_state["cut_off"]
 
 
 def _written(app: AppTest) -> list[bool]:
     """Whether the last drawing told the browser of each widget's value."""
-    widgets: list[Any] = [app.multiselect[0], app.button_group[0]]
+    widgets: list[Any] = [app.number_input[0], app.multiselect[0], app.button_group[0]]
     return [widget.proto.set_value for widget in widgets]
 
 
-def test_a_widget_is_written_once_and_again_after_a_cut() -> None:
-    app = AppTest.from_function(_page).run()
-    assert _written(app) == [True, True]
-    app.run()
-    assert (_written(app), app.session_state["seen"]) == ([False, False], False)
+def test_a_widget_is_written_once_and_again_where_that_drawing_was_cut_off() -> None:
+    app = AppTest.from_function(_page)
     app.session_state["cut"] = 2
     app.run()
-    assert (_written(app), app.session_state["seen"]) == ([True, True], True)
-    assert (app.session_state["wide"], app.session_state["subjects"]) == (["algebra"], ["algebra"])
+    assert _written(app) == [True, True, True]
     app.run()
-    assert _written(app) == [False, False]
+    assert _written(app) == [False, False, False]
+    app.session_state["program"], app.session_state["cut"] = (["geometry"], 7.0), 1
+    app.run()
+    assert _written(app) == [True, True, False]
+    assert list(app.multiselect[0].proto.raw_values) == ["geometry"]
+    app.run()
+    assert _written(app) == [False, False, False]
 
 
-def test_what_a_person_chose_is_what_is_written_after_a_cut() -> None:
+def test_a_cut_off_drawing_that_wrote_nothing_is_no_reason_to_write() -> None:
+    app = AppTest.from_function(_page).run()
+    for fragment in (False, True):
+        app.session_state["cut"], app.session_state["fragment"] = 1, fragment
+        app.run()
+        assert _written(app) == [False, False, False], "a person may be typing"
+
+
+def test_what_a_person_chose_stays_where_the_drawing_is_cut_off() -> None:
     app = AppTest.from_function(_page).run()
     app.session_state["cut"] = 1
     app.multiselect[0].select("geometry").run()
-    assert app.session_state["subjects"] == ["algebra", "geometry"]
-    assert list(app.multiselect[0].proto.raw_values) == ["algebra", "geometry"]
+    assert app.session_state["subjects"] == app.session_state["wide"] == ["algebra", "geometry"]
+
+
+def test_a_change_right_after_a_write_is_told_to_the_browser() -> None:
+    """The write may have reached the browser after the change, which it then shows no more."""
+    app = AppTest.from_function(_page).run()
+    app.multiselect[0].select("geometry").run()
+    assert _written(app)[1] is False, "nothing was written over what the browser showed"
+    app.session_state["program"] = (["algebra"], 3.0)
+    app.run()
+    app.multiselect[0].set_value(["geometry"]).run()
+    assert _written(app) == [False, True, False]
+    assert list(app.multiselect[0].proto.raw_values) == ["geometry"]
+    app.run()
+    assert _written(app) == [False, False, False]
 
 
 def test_a_widget_that_is_drawn_later_starts_from_what_was_chosen() -> None:

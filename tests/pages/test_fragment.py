@@ -76,7 +76,7 @@ def _begins_a_job() -> None:
     st.session_state.setdefault("slots", {"plan": {"job": "j1", "spec": None}})
     job = SimpleNamespace(job_id="j1", state="running", active=True, result=None, error=None)
     _jobs.front = lambda: SimpleNamespace(snapshot=lambda job_id: job)
-    with _session.drawing("a fragment"):
+    with _session.drawing(whole=False):
         _jobs.look("plan")
         if st.session_state["runs"] == 2:
             st.session_state["watched"] = ["j1"]

@@ -19,6 +19,7 @@ from stethoscope.records import TaskVectorRef
 Open = Callable[..., AppTest]
 FORMULA = '=HYPERLINK("http://evil.example")'
 DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")
+SIGNED = re.compile(r"'?[+\-\u2212]\s*\.?\d")
 PAGES = Path(__file__).parent.parent.parent / "pages"
 
 
@@ -66,6 +67,7 @@ def test_no_cell_of_a_page_is_a_formula_and_every_one_reads_as_before(open_page:
     cells = [text for proto in found for text in texts(values(proto))]
     assert any("HYPERLINK" in text for text in cells), "the names are in the tables"
     assert [text for text in cells if text.startswith(DANGEROUS)] == []
+    assert [text for text in cells if SIGNED.match(text)] == [], "a number with a sign is a number, not text"
     for proto in found:
         for name, column in values(proto).items():
             drawn = shown(proto)[name]
