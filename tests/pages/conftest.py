@@ -27,7 +27,7 @@ def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFront:
     def problems(location: str, split: str, revision: str | None = None) -> list[Problem]:
         return [Problem(f"What is {n} + 3?", "", "algebra", str(n + 3), f"{n:016x}") for n in range(3)]
 
-    monkeypatch.setattr("stethoscope.minerva.sources.load_problems", problems)
+    monkeypatch.setattr("pages._prompt.load_problems", problems)
     return fake
 
 

@@ -19,7 +19,7 @@ Open = Callable[..., AppTest]
 
 @pytest.fixture(autouse=True)
 def files_are_read(front: FakeFront, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stethoscope.minerva.sources.load_problems", load_problems)
+    monkeypatch.setattr("pages._prompt.load_problems", load_problems)
 
 
 def lines(*subjects: str, n: int = 30) -> bytes:
