@@ -23,6 +23,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 with install_import_hook("stethoscope", "beartype.beartype"):  # shapes and dtypes of signatures are checked in tests
     import stethoscope.pipeline
 
+from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
@@ -93,6 +94,22 @@ def _one_thread() -> Iterator[None]:
     """The job worker gives torch all cores but one, for the whole process: the next test has one thread again."""
     yield
     torch.set_num_threads(1)
+
+
+class _SharedGraders(GraderPool):
+    """The grader of every context: one that a context closes stays for the next, which else waits 3 s for its child."""
+
+    def close(self) -> None:
+        """Leave the child alive; one that was killed or that hangs is replaced, as in any pool."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_grader() -> Iterator[None]:
+    shared = _SharedGraders()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("stethoscope.pipeline.context.GraderPool", lambda: shared)
+        yield
+    GraderPool.close(shared)
 
 
 PICO_LAYERS = 4

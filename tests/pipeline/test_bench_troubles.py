@@ -118,8 +118,7 @@ def test_without_a_grader_the_finished_blocks_are_kept_and_the_rest_goes_on_late
     spec = bench_of(pico_profile)
 
     def lose_it() -> None:
-        context.graders.close()
-        context._graders = None
+        context._graders = grading.GraderPool()  # one of its own, without a child
         monkeypatch.setattr(grading.sys, "executable", "/bin/false")
 
     with pytest.raises(ResourceError, match="grader process did not start"):
