@@ -19,6 +19,9 @@ FRAMED = [few_shot_prompt(problem, SHOTS) for problem in PROBLEMS]
 UNLIKE = ["a", " the prime divisor of a river and the story", "Problem: é", "Solution: 12 + 7 = 19, the prime circle"]
 
 
+N = 12  # tokens: beyond the sliding window, with the prompts
+
+
 def alone(session: ModelSession, ids: Sequence[int], n: int) -> list[int]:
     """transformers' own greedy tokens for one unpadded prompt."""
     prompt = torch.tensor([list(ids)])
@@ -29,28 +32,45 @@ def alone(session: ModelSession, ids: Sequence[int], n: int) -> list[int]:
     return out[0, len(ids) :].tolist()
 
 
+@pytest.fixture(scope="module")
+def expected(pico_session: ModelSession) -> dict[str, list[int]]:
+    """The tokens of each prompt alone, `N` at most."""
+    prompts = [*FRAMED, *UNLIKE]
+    rows = pico_session.encode(prompts)
+    return {prompt: alone(pico_session, row, N) for prompt, row in zip(prompts, rows, strict=True)}
+
+
 def test_the_stop_string_is_minervas() -> None:
     assert STOP == STOP_STRING
 
 
 @pytest.mark.parametrize(
-    "prompts", [FRAMED, UNLIKE, FRAMED + UNLIKE, [FRAMED[0]] * 3], ids=["framed", "unlike", "mixed", "same"]
+    ("prompts", "batch_size"),
+    [
+        pytest.param(FRAMED, 1, id="framed, one by one"),
+        pytest.param(FRAMED, 9, id="framed, all at once"),
+        pytest.param(UNLIKE, 2, id="unlike, in twos"),
+        pytest.param(UNLIKE, 9, id="unlike, all at once"),
+        pytest.param([*FRAMED, *UNLIKE], 2, id="mixed, in twos"),
+        pytest.param([*FRAMED, *UNLIKE], 9, id="mixed, all at once"),
+        pytest.param([FRAMED[0]] * 3, 1, id="same, one by one"),
+        pytest.param([FRAMED[0]] * 3, 2, id="same, in twos"),
+    ],
 )
-@pytest.mark.parametrize("batch_size", [1, 2, 9])
 def test_batched_tokens_equal_those_of_generate_alone(
-    prompts: list[str], batch_size: int, pico_session: ModelSession
+    prompts: list[str], batch_size: int, pico_session: ModelSession, expected: dict[str, list[int]]
 ) -> None:
     rows = pico_session.encode(prompts)
     assert max(len(row) for row in rows) > pico_session.model.config.sliding_window
     eos = pico_session.tokenizer.eos_token_id
-    found = generate_greedy(pico_session, prompts, max_new_tokens=24, stop=None, batch_size=batch_size)
-    for row, generation in zip(rows, found, strict=True):
-        expected = alone(pico_session, row, 24)
-        ended = expected[-1] == eos
-        assert list(generation.token_ids) == (expected[:-1] if ended else expected)
-        assert generation.n_tokens == len(expected)
+    found = generate_greedy(pico_session, prompts, max_new_tokens=N, stop=None, batch_size=batch_size)
+    for prompt, generation in zip(prompts, found, strict=True):
+        tokens = expected[prompt]
+        ended = tokens[-1] == eos
+        assert list(generation.token_ids) == (tokens[:-1] if ended else tokens)
+        assert generation.n_tokens == len(tokens)
         assert generation.truncated == (not ended)
-        assert generation.text == pico_session.decode(expected)
+        assert generation.text == pico_session.decode(tokens)
     assert [generation.index for generation in found] == list(range(len(prompts)))
     assert len({generation.token_ids for generation in found}) == len(set(prompts))
 
@@ -86,15 +106,15 @@ def free_text(session: ModelSession, n: int) -> list[Generation]:
 
 
 def test_text_is_cut_before_the_stop_string_and_the_row_leaves(pico_session: ModelSession) -> None:
-    whole = [generation.text for generation in free_text(pico_session, 40)]
+    whole = [generation.text for generation in free_text(pico_session, 20)]
     stop = a_stop_in(whole)
-    cut = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=40, stop=stop, batch_size=3)
+    cut = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=20, stop=stop, batch_size=3)
     for generation, text in zip(cut, whole, strict=True):
         assert generation.text == text.split(stop)[0]
         assert generation.truncated == (stop not in text)
         assert pico_session.decode(generation.token_ids).startswith(generation.text)
         if stop in text:
-            assert generation.n_tokens < 40
+            assert generation.n_tokens < 20
             assert len(pico_session.decode(generation.token_ids[:-1])) < len(generation.text) or not generation.text
     assert any(not generation.truncated for generation in cut)
 
@@ -119,12 +139,12 @@ def test_end_of_text_stops_a_row(pico_session: ModelSession, monkeypatch: pytest
 @pytest.mark.parametrize("stop", [None, "Q"])
 def test_streamed_deltas_add_up_to_the_text(stop: str | None, pico_session: ModelSession) -> None:
     if stop is not None:
-        stop = a_stop_in([generation.text for generation in free_text(pico_session, 40)])
+        stop = a_stop_in([generation.text for generation in free_text(pico_session, 20)])
     streamed: dict[int, list[str]] = {}
     found = generate_greedy(
         pico_session,
         [*FRAMED, *UNLIKE],
-        max_new_tokens=40,
+        max_new_tokens=20,
         stop=stop,
         on_text=lambda index, delta: streamed.setdefault(index, []).append(delta),
     )
@@ -161,14 +181,14 @@ def test_cancel_stops_between_steps_and_keeps_what_is_finished(pico_session: Mod
         generate_greedy(
             pico_session,
             [*FRAMED, *UNLIKE],
-            max_new_tokens=30,
+            max_new_tokens=N,
             stop=None,
             batch_size=2,
             progress=progress,
             on_finished=kept.append,
             on_text=count,
         )
-    whole = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=30, stop=None)
+    whole = generate_greedy(pico_session, [*FRAMED, *UNLIKE], max_new_tokens=N, stop=None)
     assert kept == [whole[generation.index] for generation in kept]
     assert progress.done == len(kept) in (4, 5)
 

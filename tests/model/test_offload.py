@@ -48,14 +48,17 @@ def waiting_in_memory(folder: Path) -> ModelSession:
     return session
 
 
-@pytest.fixture(params=WAYS)
-def offloaded(request: pytest.FixtureRequest, pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSession:
+@pytest.fixture(scope="module", params=WAYS)
+def offloaded(request: pytest.FixtureRequest, pico_folder: Path) -> ModelSession:
+    """The pico model whose weights wait. Shared: leave its weights as they are."""
     if request.param == "memory":
         return waiting_in_memory(pico_folder)
-    if request.param == "spread":
-        weights = sum(file.stat().st_size for file in pico_folder.glob("*.safetensors"))
-        monkeypatch.setattr(devices, "free_bytes", lambda device: weights)  # of which three quarters are used
-    return load_session(ModelRef(id=str(pico_folder)), device={"disk": "offload-disk"}.get(request.param, "spread"))
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "spread":
+            weights = sum(file.stat().st_size for file in pico_folder.glob("*.safetensors"))
+            patch.setattr(devices, "free_bytes", lambda device: weights)  # of which three quarters are used
+        name = {"disk": "offload-disk"}.get(request.param, "spread")
+        return load_session(ModelRef(id=str(pico_folder)), device=name)
 
 
 def test_layers_do_not_lie_on_the_device_between_passes(offloaded: ModelSession) -> None:
@@ -215,7 +218,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *free: int, memory: int) -> None:
     monkeypatch.setattr(devices, "free_bytes", lambda device: free[device.index] if device.type == "cuda" else memory)
 
 
+@pytest.fixture(scope="module")
 def gemma_4b() -> Any:
+    """Gemma 3 4B without weights, to plan for."""
     text = Gemma3TextConfig(
         hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, num_attention_heads=8, num_key_value_heads=4,
         head_dim=256, vocab_size=262208,
@@ -238,10 +243,10 @@ GB = 10**9
     ],
 )
 def test_spread_over_what_is_reported(
-    free: tuple[int, ...], memory: int, places: set[str] | None, monkeypatch: pytest.MonkeyPatch
+    free: tuple[int, ...], memory: int, places: set[str] | None, gemma_4b: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, *free, memory=memory)
-    plan = plan_placement(gemma_4b(), pick_device("spread"))
+    plan = plan_placement(gemma_4b, pick_device("spread"))
     assert plan.device.type == ("cuda" if free else "cpu")
     assert sum(plan.sizes.values()) == 3_880_263_168 * 2
     assert (plan.device_map and set(plan.device_map.values())) == places
@@ -257,9 +262,11 @@ def test_spread_over_what_is_reported(
 
 
 @pytest.mark.parametrize(("name", "waits"), [("offload", "cpu"), ("offload-disk", "disk")])
-def test_offload_keeps_the_embeddings_on_the_gpu(name: str, waits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offload_keeps_the_embeddings_on_the_gpu(
+    name: str, waits: str, gemma_4b: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpus(monkeypatch, 8 * GB, memory=64 * GB)
-    plan = plan_placement(gemma_4b(), pick_device(name))
+    plan = plan_placement(gemma_4b, pick_device(name))
     assert plan.device_map is not None
     assert plan.device_map["model.embed_tokens"] == plan.device_map["lm_head"] == "cuda:0"
     assert plan.device_map["model.layers.33"] == waits
@@ -279,11 +286,11 @@ def test_a_device_that_is_not_offered_is_refused() -> None:
     ("free", "memory", "said"), [(1 * GB, 64 * GB, "device spread"), (8 * GB, 1 * GB, "device offload-disk")]
 )
 def test_weights_that_do_not_fit_are_refused_with_both_numbers(
-    free: int, memory: int, said: str, monkeypatch: pytest.MonkeyPatch
+    free: int, memory: int, said: str, gemma_4b: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, free, memory=memory)
     monkeypatch.setattr(room, "free_bytes", devices.free_bytes)
-    plan = plan_placement(gemma_4b(), pick_device("offload"))
+    plan = plan_placement(gemma_4b, pick_device("offload"))
     with pytest.raises(ResourceError) as caught:
         room.check_room(ModelRef(id="x", dtype="bfloat16"), plan)
     assert caught.value.got == "1.0 GB free"
