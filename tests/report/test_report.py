@@ -47,7 +47,7 @@ def item(arm: str, number: int, right: bool, completion: str, **more: object) ->
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def result() -> BenchResult:
     """A benchmark whose every text wants to break out."""
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0}, master_alpha=0.5)  # type: ignore[dict-item]
@@ -123,6 +123,18 @@ class Elements(HTMLParser):
             self.data[str(self._inside[-1][1])] = self.data.get(str(self._inside[-1][1]), "") + data
 
 
+@pytest.fixture(scope="module")
+def html(result: BenchResult) -> str:
+    """The report of `result`."""
+    return report_html(result, FACTS)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Elements:
+    """The elements of the report of `result`."""
+    return Elements(html)
+
+
 def test_each_problem_is_converted_once_however_many_arms_answered_it(
     result: BenchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,8 +147,7 @@ def test_each_problem_is_converted_once_however_many_arms_answered_it(
     assert len(converted) == 2 * len(problems), "its text and its gold answer"
 
 
-def test_nothing_is_fetched(result: BenchResult) -> None:
-    page = Elements(report_html(result, FACTS))
+def test_nothing_is_fetched(page: Elements) -> None:
     assert not {tag for tag, _ in page.found} & {"link", "img", "iframe", "object", "embed", "base", "form", "a"}
     for tag, attributes in page.found:
         assert not set(attributes) & {"src", "href", "srcset", "action", "background", "onerror", "onload"}, tag
@@ -146,8 +157,7 @@ def test_nothing_is_fetched(result: BenchResult) -> None:
     assert not re.search("http|connect|font", policy)
 
 
-def test_no_text_becomes_markup(result: BenchResult) -> None:
-    page = Elements(report_html(result, FACTS))
+def test_no_text_becomes_markup(page: Elements) -> None:
     scripts = [attributes.get("id") for tag, attributes in page.found if tag == "script"]
     assert scripts == ["figure-forest", "figure-response", "figure-claims-0", "run", "problems", None, None]
     assert "".join(page.texts).count('document.title="owned"') >= 5  # it is there to be read
@@ -156,13 +166,12 @@ def test_no_text_becomes_markup(result: BenchResult) -> None:
         assert {tag for tag, _ in Elements(html).found} <= {"math", "mrow", "mfrac", "mn", "mi", "mo"}
 
 
-def test_the_record_comes_back_whole(result: BenchResult) -> None:
-    page = Elements(report_html(result, FACTS))
+def test_the_record_comes_back_whole(result: BenchResult, page: Elements) -> None:
     assert BenchResult.model_validate_json(page.data["run"]) == result
 
 
-def test_it_says_what_a_referee_asks_for(result: BenchResult) -> None:
-    text = " ".join("".join(Elements(report_html(result, FACTS)).texts).split())
+def test_it_says_what_a_referee_asks_for(page: Elements) -> None:
+    text = " ".join("".join(page.texts).split())
     for part in (
         "embedded:base", "1 of 2 blocks", "n = 4 per subject", "seed 0", "tried on these problems so far7",
         "Partial", "Smoke test", "tuned on them: 3", "No verdict on these.", "+25.0", "[−40.0, +70.0]", "inconclusive",
@@ -339,10 +348,10 @@ def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_p
 
 
 @pytest.fixture
-def opened(result: BenchResult, tmp_path: Path, browser: Any) -> Iterator[Any]:
+def opened(html: str, tmp_path: Path, browser: Any) -> Iterator[Any]:
     """The report in a Chromium without a network; `problems` collects what its console and its requests say."""
     file = tmp_path / "report.html"
-    file.write_text(report_html(result, FACTS), encoding="utf-8")
+    file.write_text(html, encoding="utf-8")
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.problems = []
