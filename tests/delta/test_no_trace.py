@@ -88,7 +88,7 @@ def any_end() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_no_recipe_leaves_a_trace(
     model: ModelSession,
