@@ -216,6 +216,7 @@ def test_a_process_holds_what_the_formulas_predict(dtype: str, tmp_path: Path) -
         check=True,
     )
     found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found.keys() == {"load", "diagnose", "energy", "edit", "benchmark", "probe"}
     for activity, (measured, predicted) in found.items():
         assert measured <= 1.1 * predicted + small, (activity, found)
         assert predicted <= 1.2 * measured, (activity, found)
@@ -298,14 +299,14 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("kind", PLANTED)
+ON_GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+
 @pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
-    ],
-    ids=["gpu", "cpu"],
+    ("kind", "error"),
+    [("bench", ON_GPU), ("diagnose", ON_CPU), ("probe", ON_GPU)],
+    ids=["bench on a gpu", "diagnose on the cpu", "probe on a gpu"],
 )
 def test_after_an_out_of_memory_the_base_stays_and_a_smaller_setting_is_offered(
     kind: str, error: Exception, pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
