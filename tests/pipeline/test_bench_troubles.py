@@ -54,9 +54,9 @@ def test_a_model_that_never_stops(pico_profile: Profile, context: Context, make_
         always_token_zero(model)
         model.generation_config.eos_token_id = 1  # type: ignore[union-attr]
 
-    result = run(bench_of(pico_profile, ModelRef(id=str(make_pico(endless))), max_new_tokens=64), context)
+    result = run(bench_of(pico_profile, ModelRef(id=str(make_pico(endless))), max_new_tokens=16), context)
     assert result.complete
-    assert [(item.n_tokens, item.truncated) for item in result.items] == [(64, True)] * 6
+    assert [(item.n_tokens, item.truncated) for item in result.items] == [(16, True)] * 6
     (row,) = result.arms
     assert (row.truncation_rate, row.accuracy) == (1.0, 0.0)
 
@@ -128,6 +128,10 @@ def test_without_a_grader_the_finished_blocks_are_kept_and_the_rest_goes_on_late
     progress = Progress()
     assert run(spec, context, progress).complete
     assert progress.done - progress._skipped == 4
+    (child,) = context.graders._children
+    assert child.alive()
+    context.close()
+    assert not child.alive(), "the grader outlives its context"
 
 
 def test_those_who_wait_pass_between_graded_answers_on_the_bare_base(
