@@ -1,6 +1,7 @@
 """What a recipe is said to change is what it changes, on a model with SAEs and a task vector in some layers only."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,18 @@ from stethoscope.records import (
 )
 from stethoscope.report.document import RunFacts, report_html
 from stethoscope.results import BenchPlanResult, BenchResult, InfoResult, PreflightResult, RankResult, Reach
+from stethoscope.store.runs import RunStore
 from stethoscope.verdicts import referee_text
 
 RAW = RawArm()
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
+    """One context for the file: the model is loaded and its corpora are heard once."""
+    context = Context(RunStore(tmp_path_factory.mktemp("runs")), device="cpu")
+    yield context
+    context.close()
 
 
 def recipe(
@@ -77,7 +87,9 @@ LAYERS = [(2, 3), (3, 4), (0, 1), (6,), (3, 4, 5, 6, 7), {3: LayerAlpha(attentio
 
 def test_every_arm_changes_what_is_said(partial_profile: Profile, context: Context) -> None:
     session = context.session(partial_profile.model, Progress())
-    for (kind, arm), layers, vector in itertools.product(kinds(partial_profile).items(), LAYERS, (0, 2)):
+    cases = itertools.product(enumerate(kinds(partial_profile).items()), enumerate(LAYERS))
+    for (i, (kind, arm)), (j, layers) in cases:
+        vector = (0, 2)[(i + j) % 2]  # each with every arm and with every choice of layers
         edit = recipe(partial_profile, layers, arm, task_vector=partial_profile.task_vectors[vector], norms=True)
         found = reach_of_arms([BenchArm(name="a", recipe=edit)], context, Progress())["a"]
         try:
