@@ -24,7 +24,8 @@ from stethoscope.job import ErrorInfo, Job, JobSnapshot, JobState, describe_erro
 from stethoscope.profiles import Profile
 from stethoscope.records import InfoSpec, Spec
 from stethoscope.results import Certificate, InfoResult, ModelRow, Result
-from stethoscope.store.home import runs_dir
+from stethoscope.store.cache import ArrayCache
+from stethoscope.store.home import cache_dir, runs_dir
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
 
@@ -60,8 +61,9 @@ def memory_bytes() -> int:
 class JobFront:
     """Submits specs to the one worker and reads snapshots; safe to call from any thread."""
 
-    def __init__(self, store: RunStore, *, device: str = "auto") -> None:
+    def __init__(self, store: RunStore, *, device: str = "auto", cache: ArrayCache | None = None) -> None:
         self.store = store
+        self._cache = cache
         self._device = device
         self._letting_go = False
         self._changed = threading.Condition()
@@ -267,7 +269,7 @@ class JobFront:
 
         cores = os.cpu_count() or 2
         torch.set_num_threads(max(1, cores - 1))  # one core stays with the pages; sharing it stalls both
-        context = Context(self.store, device=self._device)
+        context = Context(self.store, device=self._device, cache=self._cache)
         gc.collect()
         gc.freeze()
         return context
@@ -368,6 +370,6 @@ def front() -> JobFront:
     global _front
     with _front_lock:
         if _front is None:
-            _front = JobFront(RunStore(runs_dir()))
+            _front = JobFront(RunStore(runs_dir()), cache=ArrayCache(cache_dir()))
             atexit.register(_front.close)  # a thread that is inside torch when the interpreter ends aborts the process
         return _front

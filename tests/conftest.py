@@ -56,6 +56,7 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "model/test_offload.py",
     "pipeline/test_all_problems.py",
     "pipeline/test_bench.py",
+    "pipeline/test_cache_on_disk.py",
     "pipeline/test_bench_troubles.py",
     "pipeline/test_compare_text.py",
     "pipeline/test_dose.py",
@@ -76,6 +77,7 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "test_isolation.py",
     "test_jobs.py",
     "test_optimised.py",
+    "test_package.py",
     "test_power.py",
     "test_statistics.py",
 )

@@ -64,7 +64,8 @@ from stethoscope.results import (
     StabilityResult,
 )
 from stethoscope.results.gain import POOLED
-from stethoscope.store.home import runs_dir
+from stethoscope.store.cache import ArrayCache
+from stethoscope.store.home import cache_dir, runs_dir
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.runs import RunStore
 from stethoscope.use_cases import use_case_of
@@ -84,7 +85,7 @@ class Commands:
             profile = profile.model_copy(update={"problems": problems})
         self.options = options
         self.profile = profile
-        self.context = Context(RunStore(runs_dir()), device=options.device)
+        self.context = Context(RunStore(runs_dir()), device=options.device, cache=ArrayCache(cache_dir()))
         self.progress = StderrProgress()
         self.run_ids: dict[str, str] = {}  # of the kept runs, by kind
         self.console = PlainConsole(quiet=options.json)

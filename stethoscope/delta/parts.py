@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
+import numpy as np
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -79,6 +81,27 @@ class LayerSpectra:
     def size_bytes(self) -> int:
         """Memory that they take."""
         return sum(spectrum.size_bytes for spectrum in (*self.matrices.values(), *self.stacks.values()))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays, for `from_arrays`."""
+        arrays = {"concentration": np.array([self.concentration])}
+        for kind, spectra in (("matrix", self.matrices), ("stack", self.stacks)):
+            for name, spectrum in spectra.items():
+                arrays[f"{kind} {name} squares"] = spectrum.squares.numpy()
+                arrays[f"{kind} {name} directions"] = spectrum.directions.numpy()
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LayerSpectra":
+        """Return what `to_arrays` took apart."""
+        found: dict[str, dict[str, MatrixSpectrum]] = {"matrix": {}, "stack": {}}
+        for key in arrays:
+            if key.endswith(" squares"):
+                kind, name, _ = key.split(" ")
+                squares, directions = arrays[key], arrays[f"{kind} {name} directions"]
+                found[kind][name] = MatrixSpectrum(torch.from_numpy(squares), torch.from_numpy(directions))
+        stacks = {int(layer): spectrum for layer, spectrum in found["stack"].items()}
+        return cls(found["matrix"], stacks, float(arrays["concentration"][0]))
 
 
 SpectraOf = Callable[[str, Callable[[], LayerSpectra]], LayerSpectra]

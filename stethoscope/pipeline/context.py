@@ -5,10 +5,13 @@ are keyed by content ids, and a model of another reference replaces the one that
 """
 
 import contextlib
+import functools
 import gc
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -36,12 +39,14 @@ from stethoscope.records import BenchSpec, ModelRef, Record, SaeRef, TaskVectorR
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
 from stethoscope.store.backlog import Backlog
+from stethoscope.store.cache import ArrayCache
 from stethoscope.store.fingerprints import meet, record_fingerprints
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
 
 K = TypeVar("K")
 V = TypeVar("V")
+S = TypeVar("S", FiringRates, LayerSpectra)  # what the cache on disk keeps
 RATES_BYTES = 2 << 30  # at 34 layers of 16k latents about 100 MB a corpus of 128 documents
 SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spectra of 200 kB
 
@@ -68,12 +73,42 @@ class Recent(Generic[K, V]):
         return self.entries[key]
 
 
+@functools.cache
+def _code() -> str:
+    """Return a digest of the code that computes what is cached, so that changed code finds nothing of the former's."""
+    package = Path(__file__).parent.parent
+    sources = sorted(path for name in ("delta", "model", "pipeline", "sae") for path in (package / name).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _processor(device: torch.device) -> str:
+    """Return what computes, since the last digit may depend on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
 class Context:
     """The worker's hands: opens what a spec names, and keeps what is likely to be asked for again."""
 
-    def __init__(self, store: RunStore, *, device: str = "auto", edit_bytes: int | None = None) -> None:
-        """Open nothing yet; `edit_bytes` is the memory that ready edits may take (see `delta.ready.budget_bytes`)."""
+    def __init__(
+        self,
+        store: RunStore,
+        *,
+        device: str = "auto",
+        edit_bytes: int | None = None,
+        cache: ArrayCache | None = None,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            store: where results are kept.
+            device: "auto", "cpu", "cuda" or "mps".
+            edit_bytes: memory that ready edits may take (see `delta.ready.budget_bytes`).
+            cache: where firing rates and spectra outlast this process; in memory only where None.
+        """
         self.store = store
+        self.cache = cache
         self.backlog = Backlog()
         self.device = device
         self._edit_bytes = edit_bytes
@@ -94,6 +129,26 @@ class Context:
         self.wanted_bytes = 0
         self.progress = Progress()
         self._in_use = False
+
+    def rates_of(self, key: str, make: Callable[[], FiringRates]) -> FiringRates:
+        """Return the firing rates of `key`, made by `make` where neither memory nor the cache on disk has them."""
+        return self.rates.get_or_make(key, lambda: self._kept(FiringRates, key, make))
+
+    def spectra_of(self, key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
+        """Return the spectra of `key`, as `rates_of` does."""
+        return self.spectra.get_or_make(key, lambda: self._kept(LayerSpectra, key, make))
+
+    def _kept(self, kind: type[S], key: str, make: Callable[[], S]) -> S:
+        if self.cache is None:
+            return make()
+        assert self._session is not None, "what is cached was computed with a loaded model"
+        owner = (kind.__name__, key, _code(), torch.__version__, _processor(self._session.device))
+        arrays = self.cache.get(*owner)
+        if arrays is not None:
+            return kind.from_arrays(arrays)
+        made = make()
+        self.cache.put(*owner, arrays=made.to_arrays())
+        return made
 
     @property
     def loaded(self) -> ModelSession | None:

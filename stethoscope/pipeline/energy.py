@@ -51,10 +51,10 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
         fold_gains=spec.fold_gains,
         progress=progress,
     )
-    owner = context.identity(spec.task_vector)
+    owner = f"{context.identity(diagnosis.model)} {context.identity(spec.task_vector)}"
 
     def spectra_of(key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
-        return context.spectra.get_or_make(f"{owner} {key}", make)
+        return context.spectra_of(f"{owner} {key}", make)
 
     table = energy_cells(
         session,

@@ -71,11 +71,12 @@ def firing_rates(
     key = context.identity(neutral)
     if layers is not None and key not in context.rates.entries:
         key = f"{key} layers {layers}"
-    if key in context.rates.entries:
-        progress.skip(spec.documents)
-    return context.rates.get_or_make(
-        key,
-        lambda: count_firing(
+    counted = False
+
+    def count() -> FiringRates:
+        nonlocal counted
+        counted = True
+        return count_firing(
             session,
             context.bank(spec.listens_with, session, progress),
             corpus_documents(spec, corpus),
@@ -84,8 +85,12 @@ def firing_rates(
             batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
             capture_bytes=CAPTURED_BYTES[session.device.type == "cuda"],
             progress=progress,
-        ),
-    )
+        )
+
+    rates = context.rates_of(key, count)
+    if not counted:
+        progress.skip(spec.documents)
+    return rates
 
 
 def scoring_device(session: ModelSession) -> torch.device:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt
 
+_COLUMNS = ("starts", "latents", "rates", "masses")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerTable:
@@ -187,6 +189,24 @@ class FiringRates:
         """Return the mean of m_ij over documents, in float64."""
         table = self.tables[layer]
         return np.bincount(table.latents, weights=table.masses, minlength=table.d_sae) / self.n_documents
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays, for `from_arrays`."""
+        arrays = {"n_tokens": self.n_tokens, "layers": np.array(self.layers, dtype=np.int64)}
+        for layer, table in self.tables.items():
+            arrays |= {f"{layer}.{name}": getattr(table, name) for name in _COLUMNS}
+            arrays[f"{layer}.d_sae"] = np.array([table.d_sae], dtype=np.int64)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "FiringRates":
+        """Return what `to_arrays` took apart."""
+        layers = tuple(int(layer) for layer in arrays["layers"])
+        tables = {
+            layer: LayerTable(int(arrays[f"{layer}.d_sae"][0]), *(arrays[f"{layer}.{name}"] for name in _COLUMNS))
+            for layer in layers
+        }
+        return cls(layers, arrays["n_tokens"], tables)
 
     def of(self, documents: Sequence[int] | np.ndarray) -> "FiringRates":
         """Return the documents at these positions, in that order; one may come twice."""

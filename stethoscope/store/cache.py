@@ -1,0 +1,103 @@
+"""What was computed and can be computed again, kept on disk across restarts: arrays under a key, verified when read.
+
+Nothing depends on the cache: a file that is missing, damaged or cannot be written only means that the work is done
+again. Files may be deleted at any time, also by another process.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+CAPACITY_VARIABLE = "STETHOSCOPE_CACHE_MIB"
+CAPACITY_BYTES = (
+    4 << 30
+)  # firing rates of Gemma 3 4B, 34 layers of 16k latents: 100 MB for each corpus of 128 documents
+SPARE = 4  # a file is only written where the disk has this many times its size free
+
+
+def capacity_bytes() -> int:
+    """Return the bytes that cached files may take: STETHOSCOPE_CACHE_MIB in MiB, else 4 GiB; 0 keeps none."""
+    named = os.environ.get(CAPACITY_VARIABLE, "")
+    return int(named) << 20 if named.isdecimal() else CAPACITY_BYTES
+
+
+class ArrayCache:
+    """Files of named arrays below one folder; the least recently used ones go where they take more than `capacity`."""
+
+    def __init__(self, root: Path, capacity: int | None = None) -> None:
+        """Write nothing yet; `capacity` is in bytes (None: `capacity_bytes()`)."""
+        self.root = root
+        self.capacity = capacity_bytes() if capacity is None else capacity
+
+    def get(self, *key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays that were put under `key`, or None; a damaged file is removed."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                digest = (file.metadata() or {}).get("digest")
+            if digest == _digest(arrays):
+                os.utime(path)
+                return arrays
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError):
+            pass
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+
+    def put(self, *key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep `arrays` under `key`, where they fit on the disk and into the capacity."""
+        size = sum(array.nbytes for array in arrays.values())
+        if size > self.capacity // 2:
+            return
+        temporary: str | None = None
+        with contextlib.suppress(OSError, SafetensorError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.root).free < SPARE * size:
+                return
+            descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.root)
+            os.close(descriptor)
+            contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            save_file(contiguous, temporary, metadata={"digest": _digest(contiguous)})
+            os.replace(temporary, self._path(key))
+            temporary = None
+            self._trim()
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+
+    def _path(self, key: tuple[str, ...]) -> Path:
+        return self.root / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.safetensors"
+
+    def _trim(self) -> None:
+        """Remove the least recently used files until the rest fit; what an unfinished write left goes first."""
+        found = []
+        for path in self.root.iterdir():
+            if path.suffix == ".safetensors" or path.name.startswith(".writing-"):
+                with contextlib.suppress(FileNotFoundError):  # removed by another process
+                    facts = path.stat()
+                    found.append((facts.st_mtime_ns, facts.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.capacity:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    hashed = hashlib.blake2b(digest_size=32)
+    for name in sorted(arrays):
+        hashed.update(repr((name, arrays[name].dtype.str, arrays[name].shape)).encode())
+        hashed.update(np.ascontiguousarray(arrays[name]).data)
+    return hashed.hexdigest()
