@@ -1,43 +1,44 @@
 # make app: the dashboard on the mini.  make test: everything.  make check: format, lint, types and the quick tests.
 # The first interpreter that runs and is new enough (a shim on the path may lead nowhere).
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
-BIN = .venv/bin
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN = $(VENV)/bin
 # A worker a core, four at most, each with one thread; a worker that is done takes tests from the others.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: app check test lint format mini
-app: .venv/app
+app: $(VENV)/app
 	$(BIN)/streamlit run app.py
 
-test: .venv/dev
+test: $(VENV)/dev
 	$(PYTEST)
 
 check: lint
 	$(PYTEST) -m "not slow"
 
-lint: .venv/dev
+lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 
-format: .venv/dev
+format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # Rebuilding the mini needs peft, which trains its LoRA: a development requirement.
-mini: .venv/dev
+mini: $(VENV)/dev
 	$(BIN)/python -m stethoscope.mini.train
 
-.venv/python:
-	@test -n "$(PYTHON)" || { echo "Stethoscope needs Python 3.11 or 3.12; none was found. Install one, or name it: make app PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv .venv
+$(VENV)/python:
+	@test -n "$(PYTHON)" || { echo "Stethoscope needs Python 3.11 or newer; none was found. Install one, or name it: make app PYTHON=/path/to/python3"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-.venv/app: requirements.txt | .venv/python
+$(VENV)/app: requirements.txt | $(VENV)/python
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev: requirements-dev.txt requirements.txt | .venv/python
+$(VENV)/dev: requirements-dev.txt requirements.txt | $(VENV)/python
 	$(BIN)/pip install --quiet -r requirements-dev.txt
-	touch $@ .venv/app
+	touch $@ $(VENV)/app

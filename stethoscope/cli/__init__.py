@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from stethoscope.cli.app import serve
 from stethoscope.cli.commands import Commands
 from stethoscope.cli.parser import read_options
 from stethoscope.cli.progress import stopped_by_ctrl_c
@@ -41,6 +42,8 @@ def _run(options: argparse.Namespace, kept: list[str]) -> int:
     """Run the command of `options`, and note in `kept` what it stored."""
     commands: Commands | None = None
     try:
+        if options.command == "app":
+            return serve(options.port)
         if options.command == "runs":
             printed = run_action(options, kept)
         else:

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from stethoscope.errors import one_line
@@ -13,16 +14,17 @@ from stethoscope.use_cases import KEPT_KINDS
 
 EPILOG = """\
 examples:
-  python -m stethoscope diagnose --profile mini
-  python -m stethoscope recipe --profile mini --layers 3,5=0.5 --alpha 0.8 --out r.json
-  python -m stethoscope rank r.json
-  python -m stethoscope bench r.json --subjects number_theory --n 100 --controls
-  python -m stethoscope export r.json --out edited-model
+  %(prog)s app
+  %(prog)s diagnose --profile mini
+  %(prog)s recipe --profile mini --layers 3,5=0.5 --alpha 0.8 --out r.json
+  %(prog)s rank r.json
+  %(prog)s bench r.json --subjects number_theory --n 100 --controls
+  %(prog)s export r.json --out edited-model
 
 Ctrl-C stores what is finished. A benchmark that was stopped so, or killed, goes on when the same command is given.
 """
 
-
+COMMAND = "stethoscope"  # of an installed package
 ARMS = (
     "raw",
     "projected",
@@ -193,6 +195,13 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     add("delete", "delete a run's result; its graded answers stay and count as looked at")
 
 
+def _add_app(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    text = "serve the dashboard on this machine, until Ctrl-C"
+    app = commands.add_parser("app", help=text, description=text[0].upper() + text[1:] + ".")
+    app.add_argument("--port", type=_whole(1, 65535), default=8501, help="port of the page (default: 8501)")
+    app.set_defaults(json=False)
+
+
 def _add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
     export.add_argument("--out", required=True, help="new folder")
@@ -203,7 +212,7 @@ def _add_export_options(export: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of every command."""
     parser = _Parser(
-        prog="python -m stethoscope",
+        prog=COMMAND if Path(sys.argv[0]).stem == COMMAND else f"python -m {COMMAND}",
         description="Find the layers that carry a skill with SAEs, inject the raw task vector there, judge the edit.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -222,6 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         return command
 
+    _add_app(commands)
     add("info", "show the model, its SAEs and how far each task vector moves each layer")
 
     _add_memory_options(add("memory", "show what each use case will hold in memory, before anything is loaded"))

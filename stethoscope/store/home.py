@@ -3,19 +3,32 @@
 import os
 from pathlib import Path
 
+from platformdirs import user_data_path
+
 from stethoscope.locations import path_of
 
 HOME_VARIABLE = "STETHOSCOPE_HOME"
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
 
 
 def home() -> Path:
-    """Return the folder of runs and cache: the environment's STETHOSCOPE_HOME, else the working directory.
+    """Return the folder of runs and cache.
+
+    It is the environment's STETHOSCOPE_HOME; else the checkout that this code is part of; else, for an installed
+    package, the user's data folder (on Linux ~/.local/share/stethoscope).
 
     Raises:
         LocationError: no path (see `locations.path_of`).
     """
     named = os.environ.get(HOME_VARIABLE)
-    return path_of(named) if named else Path.cwd()
+    if named:
+        return path_of(named)
+    return CHECKOUT if is_checkout() else user_data_path("stethoscope", appauthor=False)
+
+
+def is_checkout() -> bool:
+    """Return whether this code is part of a checkout, not of an installed package."""
+    return all((CHECKOUT / name).is_file() for name in ("app.py", "pyproject.toml"))
 
 
 def runs_dir() -> Path:

@@ -125,10 +125,15 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert blobs.get_bytes(blobs.put_bytes(b"content")) == b"content"
 
 
-def test_home_is_the_environment_s_or_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_the_environment_s_the_checkout_or_the_user_s_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("STETHOSCOPE_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert home() == Path.cwd()
+    assert home() == Path(__file__).parent.parent.parent
+    monkeypatch.setattr("stethoscope.store.home.CHECKOUT", tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert home() == tmp_path / "data" / "stethoscope"
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "elsewhere"))
     assert runs_dir() == tmp_path / "elsewhere" / "runs"
     assert cache_dir() == tmp_path / "elsewhere" / "cache"
