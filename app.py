@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _restore, _session, _status, _ui, _watch
+from pages import _jobs, _mirror, _restore, _session, _status, _ui, _watch
 
 HERE = Path(__file__).parent
 LOGO = str(HERE / "static" / "logo.svg")
@@ -28,7 +28,7 @@ SCREENS = {
 
 page = st.navigation(SCREENS)
 _session.defaults()
-with _session.drawing():
+with _mirror.drawing():
     strip = st.container()
     with _ui.guarded():
         _restore.from_address()

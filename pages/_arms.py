@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _words
+from pages import _jobs, _mirror, _session, _ui, _words
 from stethoscope import arms
 from stethoscope.recipes import shown_layers
 from stethoscope.records import BenchArm, EditRecipe
@@ -31,7 +31,7 @@ def choose(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     """Draw the choice of arms and return them all, the base first."""
     for name, start in STARTS.items():
         st.session_state.setdefault(name, start)
-    widget = _session.mirror("bench_what", "bench-what", "default") | {"on_change": _split_follows, "args": ()}
+    widget = _mirror.mirror("bench_what", "bench-what", "default") | {"on_change": _split_follows, "args": ()}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.segmented_control("Arms", list(WHAT), format_func=lambda what: WHAT[what], required=True, **widget)
         if st.session_state["bench_what"] == "controls":
@@ -53,7 +53,7 @@ def choose(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
 def _sweep(recipe: EditRecipe) -> list[BenchArm]:
     options = sorted({*ALPHAS, 0.05, 0.1, *st.session_state["bench_alphas"]})
     st.multiselect("Master alphas (0, the base, is always among them)", options, format_func=lambda alpha: f"{alpha:g}",
-                   **_session.mirror("bench_alphas", "bench-alphas", "default"))  # fmt: skip
+                   **_mirror.mirror("bench_alphas", "bench-alphas", "default"))  # fmt: skip
     return list(arms.alpha_sweep(recipe, st.session_state["bench_alphas"]))
 
 
@@ -62,7 +62,7 @@ def _controls(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     offered, notes = _offered(recipe, ground)
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
     st.pills("Controls beside base and recipe", list(offered), selection_mode="multi",
-             **_session.mirror("bench_controls", "bench-controls", "default"))  # fmt: skip
+             **_mirror.mirror("bench_controls", "bench-controls", "default"))  # fmt: skip
     if notes:
         st.caption(_ui.escape(" ".join(notes)))
     saved = _saved(recipe)
@@ -70,8 +70,8 @@ def _controls(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.multiselect("Saved recipes as further arms", list(saved), format_func=lambda key: saved[key].name,
                      placeholder="none" if saved else "no other recipe is saved", disabled=not saved,
-                     **_session.mirror("bench_saved", "bench-saved", "default"))  # fmt: skip
-    right.number_input("Random draws", 1, 10, step=1, **_session.mirror("bench_draws", "bench-draws", "value"))
+                     **_mirror.mirror("bench_saved", "bench-saved", "default"))  # fmt: skip
+    right.number_input("Random draws", 1, 10, step=1, **_mirror.mirror("bench_draws", "bench-draws", "value"))
     found = [BenchArm(name="recipe", recipe=recipe)]
     for name in offered:
         found += offered[name] if name in chosen["bench_controls"] else ()

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _opened, _session, _ui, _watch
+from pages import _jobs, _mirror, _opened, _session, _ui, _watch
 from stethoscope.figures import dose
 from stethoscope.figures.theme import pretty
 from stethoscope.records import DoseSpec, EditRecipe
@@ -39,7 +39,7 @@ def draw(recipe: EditRecipe) -> None:
     subjects = [ALL_SUBJECTS, *profile.problems.subjects]
     st.selectbox("Curve of", subjects, width=260,
                  format_func=lambda name: "all subjects" if name == ALL_SUBJECTS else pretty(name),
-                 **_session.mirror("dose_subject", "dose-subject"))  # fmt: skip
+                 **_mirror.mirror("dose_subject", "dose-subject"))  # fmt: skip
     if view.error:
         _ui.banner(view.error)
         st.button("Try again", key="dose-again", on_click=_jobs.forget, args=("dose",))

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _opened, _recipe, _session, _ui, _watch
+from pages import _mirror, _opened, _recipe, _session, _ui, _watch
 from stethoscope.figures import energy
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
@@ -52,15 +52,15 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
     if chosen.get("energy_first") != first or chosen.get("energy_layer") not in layers:
         chosen["energy_first"] = chosen["energy_layer"] = first
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.selectbox("Layer", layers, width=110, **_session.mirror("energy_layer", "energy-layer"))
-        st.segmented_control("k latents", result.k, required=True, **_session.mirror("energy_k", "energy-k", "default"))
+        st.selectbox("Layer", layers, width=110, **_mirror.mirror("energy_layer", "energy-layer"))
+        st.segmented_control("k latents", result.k, required=True, **_mirror.mirror("energy_k", "energy-k", "default"))
         st.segmented_control(
             "Matrices",
             list(WEIGHTS),
             format_func=WEIGHTS.__getitem__,
             required=True,
             help="The stream sees a matrix through its norm's gain G; plain weights leave G out.",
-            **_session.mirror("fold_gains", "energy-gains", "default"),
+            **_mirror.mirror("fold_gains", "energy-gains", "default"),
         )
     k, layer = chosen["energy_k"], chosen["energy_layer"]
     cell = next(cell for cell in result.layers if (cell.layer, cell.k) == (layer, k))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from pages import _session, _ui
+from pages import _mirror, _session, _ui
 from pages._fragment import fragment
 from stethoscope.figures import flips, maths
 from stethoscope.figures.flips import GOLDS, KINDS, METRICS, Flip
@@ -33,16 +33,16 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
             chosen[name] = values[0]
     chosen.setdefault("flip_search", "")
     one, two, three, five, four = st.columns([1.5, 1.2, 1.1, 1, 1.4])
-    one.selectbox("Arm", arms, **_session.mirror("flip_arm", "flip-arm"))
-    two.selectbox("Subject", subjects, format_func=pretty, **_session.mirror("flip_subject", "flip-subject"))
-    three.selectbox("Score", METRICS, format_func=pretty, **_session.mirror("flip_metric", "flip-metric"))
+    one.selectbox("Arm", arms, **_mirror.mirror("flip_arm", "flip-arm"))
+    two.selectbox("Subject", subjects, format_func=pretty, **_mirror.mirror("flip_subject", "flip-subject"))
+    three.selectbox("Score", METRICS, format_func=pretty, **_mirror.mirror("flip_metric", "flip-metric"))
     answered = flips.pairs(result, chosen["flip_arm"])
     of_golds = Counter(flip.golds for flip in answered)
     of_golds["all golds"] = len(answered)
     five.selectbox("Gold answers", GOLDS, format_func=lambda golds: f"{golds} ({of_golds[golds]})",
-                   **_session.mirror("flip_golds", "flip-golds"),
+                   **_mirror.mirror("flip_golds", "flip-golds"),
                    help="At risk: lm-eval reads it not at all, in part, or as another number.")  # fmt: skip
-    four.text_input("Search in problems and answers", **_session.mirror("flip_search", "flip-search", "value"))
+    four.text_input("Search in problems and answers", **_mirror.mirror("flip_search", "flip-search", "value"))
     subject = None if chosen["flip_subject"] == EVERY_SUBJECT else chosen["flip_subject"]
     everything = flips.chosen(
         answered,
@@ -54,7 +54,7 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
     )
     counted = flips.counts(everything, chosen["flip_metric"])
     st.segmented_control("What became of the answer", KINDS, format_func=lambda kind: f"{kind} ({counted[kind]})",
-                         required=True, **_session.mirror("flip_kind", "flip-kind", "default"))  # fmt: skip
+                         required=True, **_mirror.mirror("flip_kind", "flip-kind", "default"))  # fmt: skip
     return flips.chosen(everything, kind=chosen["flip_kind"], metric=chosen["flip_metric"])
 
 
@@ -75,7 +75,7 @@ def _list(found: Sequence[Flip], at: int) -> None:
         st.caption(f"{at + 1} of {len(ids)}", width="content")
     labels = {flip.problem_id: f"{pretty(flip.base.subject)}: {_snippet(flip.base.problem)}" for flip in shown}
     st.radio("Problem", list(labels), format_func=lambda problem_id: _ui.escape(labels[problem_id]),
-             label_visibility="collapsed", **_session.mirror("flip_at", f"flip-list-{page}"))  # fmt: skip
+             label_visibility="collapsed", **_mirror.mirror("flip_at", f"flip-list-{page}"))  # fmt: skip
     last = (len(ids) - 1) // PER_PAGE
     if last:
         with st.container(horizontal=True, vertical_alignment="center", gap="small", key="flip-pages"):

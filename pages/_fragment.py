@@ -7,7 +7,7 @@ from typing import ParamSpec
 
 import streamlit as st
 
-from pages import _jobs, _session
+from pages import _jobs, _mirror
 
 P = ParamSpec("P")
 _inside: ContextVar[bool] = ContextVar("inside a fragment", default=False)
@@ -33,7 +33,7 @@ def fragment(*, run_every: float | None = None) -> Callable[[Callable[P, None]],
         def once(*args: P.args, **kwargs: P.kwargs) -> None:
             token = _inside.set(True)
             try:
-                with _session.drawing(whole=False):
+                with _mirror.drawing(whole=False):
                     draw(*args, **kwargs)
                     _jobs.show_begun()
             finally:

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages import _jobs, _opened, _recipe, _session, _ui, _watch
+from pages import _jobs, _mirror, _opened, _recipe, _session, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures import agreement
 from stethoscope.records import GainSpec
@@ -104,7 +104,7 @@ def _draw_result(result: GainResult, subject: str) -> None:
         "Problems of",
         ["all subjects", "the subject"],
         required=True,
-        **_session.mirror("gain_rows", "gain-rows", "default"),
+        **_mirror.mirror("gain_rows", "gain-rows", "default"),
     )
     shown = POOLED if st.session_state["gain_rows"] == "all subjects" else subject
     rows = result.of_subject(shown)

@@ -15,7 +15,7 @@ import streamlit as st
 from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from pages import _session
+from pages import _mirror, _session
 from stethoscope import jobs
 from stethoscope.errors import StethoscopeError
 from stethoscope.locations import EMBEDDED_PREFIX
@@ -157,7 +157,7 @@ def draw_again(reason: bool) -> None:
     Never while the whole page is being drawn: it would be cut off, and what is written once more would undo what a
     person does meanwhile. The fragment's next turn finds the reason again.
     """
-    if reason and not _session.whole_page():
+    if reason and not _mirror.whole_page():
         st.rerun()
 
 

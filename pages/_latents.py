@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from pages import _jobs, _session, _ui, _watch
+from pages import _jobs, _mirror, _ui, _watch
 from stethoscope.figures.latents import strip_html
 from stethoscope.figures.theme import pretty
 from stethoscope.records import LatentExamplesSpec, LatentsSpec
@@ -47,7 +47,7 @@ def table(result: LatentsResult, level: float) -> None:
         st.text_input(
             "Search",
             placeholder=f"latent numbers, or {', '.join(FLAGS)}",
-            **_session.mirror("latent_search", "latent-search", "value"),
+            **_mirror.mirror("latent_search", "latent-search", "value"),
         )
         rows = matching(result.rows, st.session_state["latent_search"], level)
         if not rows:
@@ -79,7 +79,7 @@ def examples(result: LatentsResult, spec: LatentsSpec) -> None:
     with _ui.card("Where a latent fires", key="examples"):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(
-                "Latent", 0, result.d_sae - 1, step=1, width=150, **_session.mirror("latent", "latent-number", "value")
+                "Latent", 0, result.d_sae - 1, step=1, width=150, **_mirror.mirror("latent", "latent-number", "value")
             )
             latent = int(st.session_state["latent"])
             if result.link:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _energy, _freeze, _jobs, _session, _shift, _stability, _strengths, _ui
+from pages import _energy, _freeze, _jobs, _mirror, _session, _shift, _stability, _strengths, _ui
 from pages._fragment import fragment
 from stethoscope import predictions
 from stethoscope.errors import RecipeError
@@ -43,13 +43,13 @@ def row(result: DiagnosisResult, subject: str) -> None:
     """Draw the buttons that pick several layers at once, undo and clear."""
     order, n = result.order.get(subject, ()), int(st.session_state["top_n"])
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="pick-row"):
-        st.number_input("n", 1, result.n_layers, step=1, width=100, **_session.mirror("top_n", "top-n", "value"))
+        st.number_input("n", 1, result.n_layers, step=1, width=100, **_mirror.mirror("top_n", "top-n", "value"))
         for kind in ("top", "bottom", "random"):
             reason = None if kind == "random" else _strengths.too_few(order, n)
             st.button(f"{kind.capitalize()} {n}", key=f"pick-{kind}", on_click=pick_some, help=reason,
                       args=(kind, order, result.n_layers), disabled=reason is not None)  # fmt: skip
         st.number_input(
-            "Seed of random", 0, 9999, step=1, width=130, **_session.mirror("pick_seed", "pick-seed", "value")
+            "Seed of random", 0, 9999, step=1, width=130, **_mirror.mirror("pick_seed", "pick-seed", "value")
         )
         st.button("Undo", key="pick-undo", type="tertiary", on_click=_session.undo_pick, shortcut="alt+z",
                   disabled=not st.session_state["past_layers"])  # fmt: skip

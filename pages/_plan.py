@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _problems, _session
+from pages import _mirror, _problems, _session
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchArm, BenchSpec
 
@@ -73,38 +73,38 @@ def problems_and_n() -> None:
     """Draw which problems are asked, and of how many."""
     _problems.draw(st.session_state["bench_split"])
     st.multiselect("Subjects", known_subjects(), format_func=pretty,
-                   **_session.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
+                   **_mirror.mirror("bench_subjects", "bench-subjects", "default"))  # fmt: skip
     everything = bool(st.session_state["bench_all"])
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):  # wraps where it is narrow
-        st.slider("n per subject", disabled=everything, width=300, **_session.bounds("bench_n", 2, MOST),
-                  **_session.mirror("bench_n", "bench-n-slider", "value"))  # fmt: skip
-        st.number_input("exactly", step=10, disabled=everything, width=110, **_session.bounds("bench_n", 2, 5000),
-                        **_session.mirror("bench_n", "bench-n", "value"))  # fmt: skip
+        st.slider("n per subject", disabled=everything, width=300, **_mirror.bounds("bench_n", 2, MOST),
+                  **_mirror.mirror("bench_n", "bench-n-slider", "value", linked=True))  # fmt: skip
+        st.number_input("exactly", step=10, disabled=everything, width=110, **_mirror.bounds("bench_n", 2, 5000),
+                        **_mirror.mirror("bench_n", "bench-n", "value", linked=True))  # fmt: skip
         st.toggle("All problems", help="Ask every problem of the split: each subject has its own n.", width="content",
-                  **_session.mirror("bench_all", "bench-all", "value"))  # fmt: skip
+                  **_mirror.mirror("bench_all", "bench-all", "value"))  # fmt: skip
         st.segmented_control("Split", list(SPLITS), format_func=lambda name: SPLITS[name], required=True,
-                             width="content", **_session.mirror("bench_split", "bench-split", "default"))  # fmt: skip
+                             width="content", **_mirror.mirror("bench_split", "bench-split", "default"))  # fmt: skip
 
 
 def how_asked(*, chat_template: bool) -> None:
     """Draw how the problems are asked and compared."""
     seed, tokens, chat, more = st.columns([0.9, 0.9, 1.6, 1], vertical_alignment="bottom")
-    seed.number_input("Seed", step=1, **_session.bounds("bench_seed", *_session.SEEDS),
-                      **_session.mirror("bench_seed", "bench-seed", "value"))  # fmt: skip
+    seed.number_input("Seed", step=1, **_mirror.bounds("bench_seed", *_session.SEEDS),
+                      **_mirror.mirror("bench_seed", "bench-seed", "value"))  # fmt: skip
     tokens.number_input("New tokens", step=8, help="The longest answer; lm-evaluation-harness stops at 256.",
-                        **_session.bounds("bench_tokens", 8, 4096),
-                        **_session.mirror("bench_tokens", "bench-tokens", "value"))  # fmt: skip
+                        **_mirror.bounds("bench_tokens", 8, 4096),
+                        **_mirror.mirror("bench_tokens", "bench-tokens", "value"))  # fmt: skip
     if not chat_template:
         st.session_state["bench_chat"] = False
     reason = "Put each problem into the tokenizer’s chat template, as the user’s message."
     if not chat_template:
         reason = "This model’s tokenizer has no chat template."
     chat.checkbox("Chat template" if chat_template else "Chat template (the tokenizer has none)", help=reason,
-                  disabled=not chat_template, **_session.mirror("bench_chat", "bench-chat", "value"))  # fmt: skip
+                  disabled=not chat_template, **_mirror.mirror("bench_chat", "bench-chat", "value"))  # fmt: skip
     with more.popover("More", width="stretch", key="bench-more"):
-        st.number_input("Margin, points", step=0.5, **_session.bounds("bench_margin", 0.5, 50.0),
+        st.number_input("Margin, points", step=0.5, **_mirror.bounds("bench_margin", 0.5, 50.0),
                         help="“Not worse” means: the interval’s lower bound lies above minus this.",
-                        **_session.mirror("bench_margin", "bench-margin", "value"))  # fmt: skip
-        st.number_input("Block size, problems", step=8, **_session.bounds("bench_block", 8, 1024),
+                        **_mirror.mirror("bench_margin", "bench-margin", "value"))  # fmt: skip
+        st.number_input("Block size, problems", step=8, **_mirror.bounds("bench_block", 8, 1024),
                         help="Every arm answers a block before the next begins; a block is what a stop can cost.",
-                        **_session.mirror("bench_block", "bench-block", "value"))  # fmt: skip
+                        **_mirror.mirror("bench_block", "bench-block", "value"))  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import streamlit as st
 
-from pages import _jobs, _preflight, _session, _ui
+from pages import _jobs, _mirror, _preflight, _session, _ui
 from stethoscope.errors import ProfileError, UserError
 from stethoscope.profiles import PROFILES, Profile, load_profile
 
@@ -92,7 +92,7 @@ def task_vector(profile: Profile) -> None:
     """Draw the choice of a task vector, and what is known of public ones; none is fetched before its button."""
     names = [ref.name for ref in profile.task_vectors]
     if names:
-        st.selectbox("Task vector", names, **_session.mirror("task_vector", "task-vector"))
+        st.selectbox("Task vector", names, **_mirror.mirror("task_vector", "task-vector"))
     else:
         st.caption("None is named yet. A diagnosis needs none; an edit does.")
     for suggestion in profile.suggestions:

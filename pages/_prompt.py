@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages import _recipe, _session, _ui
+from pages import _mirror, _recipe, _session, _ui
 from stethoscope import arms
 from stethoscope.errors import UserError
 from stethoscope.figures.theme import pretty
@@ -40,7 +40,7 @@ def _one_problem() -> Question:
     left, right = st.columns([1, 3])
     st.session_state.setdefault("prompt_subject", profile.problems.subjects[0])
     left.selectbox("Subject", [*profile.problems.subjects], format_func=pretty,
-                   **_session.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
+                   **_mirror.mirror("prompt_subject", "prompt-subject"))  # fmt: skip
     place = profile.problems
     if local_path(place.problems) is None and place.problems != st.session_state.get("fetched_problems"):
         right.caption("The problems are a data set of the hub. They are fetched when you ask for them.")
@@ -57,7 +57,7 @@ def _one_problem() -> Question:
     if st.session_state.get("problem") not in problems:
         st.session_state["problem"] = problems[0] if problems else ""
     right.selectbox(
-        "Problem (dev split, put behind the shots)", problems, **_session.mirror("problem", "prompt-problem")
+        "Problem (dev split, put behind the shots)", problems, **_mirror.mirror("problem", "prompt-problem")
     )
     return Question((st.session_state["problem"],) if st.session_state["problem"] else (), True)
 
@@ -65,12 +65,12 @@ def _one_problem() -> Question:
 def _typed(kind: str) -> Question:
     if kind == "free text":
         st.session_state.setdefault("free_text", "Problem:\nWhat is 12 + 7?\n\nSolution:")
-        st.text_area("Text, given as it is", height=120, **_session.mirror("free_text", "free-text", "value"))
+        st.text_area("Text, given as it is", height=120, **_mirror.mirror("free_text", "free-text", "value"))
         text = st.session_state["free_text"]
         return Question((text,) if text.strip() else (), False)
     st.session_state.setdefault("prompt_list", "What is 12 + 7?\nWhat is 9 - 4?")
     st.text_area(f"One problem a line, each put behind the shots; at most {MAX_PROMPTS}", height=120,
-                 **_session.mirror("prompt_list", "prompt-list", "value"))  # fmt: skip
+                 **_mirror.mirror("prompt_list", "prompt-list", "value"))  # fmt: skip
     lines = [line.strip() for line in st.session_state["prompt_list"].splitlines() if line.strip()]
     if len(lines) > MAX_PROMPTS:
         st.caption(f"Only the first {MAX_PROMPTS} of {len(lines)} lines are asked.")
@@ -109,7 +109,7 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
         chosen.setdefault(name, start)
     kinds = KINDS if _session.profile().cannot_score() is None else KINDS[1:]
     chosen["prompt_kind"] = chosen["prompt_kind"] if chosen["prompt_kind"] in kinds else kinds[0]
-    st.segmented_control("Prompt", kinds, required=True, **_session.mirror("prompt_kind", "prompt-kind", "default"))
+    st.segmented_control("Prompt", kinds, required=True, **_mirror.mirror("prompt_kind", "prompt-kind", "default"))
     kind = chosen["prompt_kind"]
     question = _one_problem() if kind == KINDS[0] else _typed(kind)
     known = _recipe.ground(recipe.task_vector.name)
@@ -119,12 +119,12 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.selectbox("Third column", offered, format_func=lambda who: THIRD[who], width=200,
                      help=why and _ui.escape(why),
-                     **_session.mirror("third", "third-choice"))  # fmt: skip
+                     **_mirror.mirror("third", "third-choice"))  # fmt: skip
         st.number_input(
-            "New tokens", 8, 1024, step=8, width=130, **_session.mirror("text_tokens", "text-tokens", "value")
+            "New tokens", 8, 1024, step=8, width=130, **_mirror.mirror("text_tokens", "text-tokens", "value")
         )
         st.checkbox("Chat template", help="Put the text into the tokenizer's chat template, as the user's message.",
-                    **_session.mirror("chat", "text-chat", "value"))  # fmt: skip
+                    **_mirror.mirror("chat", "text-chat", "value"))  # fmt: skip
     if not question.prompts:
         return None
     return CompareTextSpec(

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _session, _strengths, _ui, _watch
+from pages import _jobs, _mirror, _session, _strengths, _ui, _watch
 from stethoscope.errors import CheckpointError
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import Profile
@@ -125,32 +125,32 @@ def controls(n_layers: int) -> None:
     _session.layer_pills("Layers", n_layers, "edit-layer-pills")
     left, right = st.columns([3, 1.2])
     left.slider("Master alpha: 0 is the base, 1 the full task vector", 0.0, _session.MAX_ALPHA, step=0.05,
-                **_session.mirror("alpha", "master-alpha", "value"))  # fmt: skip
+                **_mirror.mirror("alpha", "master-alpha", "value"))  # fmt: skip
     right.selectbox(
-        "Task vector", [ref.name for ref in profile.task_vectors], **_session.mirror("task_vector", "edit-tau")
+        "Task vector", [ref.name for ref in profile.task_vectors], **_mirror.mirror("task_vector", "edit-tau")
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         st.segmented_control("Arm", _session.possible_arms(profile), format_func=lambda arm: _session.ARMS[arm],
-                             required=True, **_session.mirror("arm", "arm-choice", "default"))  # fmt: skip
+                             required=True, **_mirror.mirror("arm", "arm-choice", "default"))  # fmt: skip
         st.checkbox("Norms, too", help="The norm weights of the picked layers move with them.",
-                    **_session.mirror("norms", "edit-norms", "value"))  # fmt: skip
+                    **_mirror.mirror("norms", "edit-norms", "value"))  # fmt: skip
         st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",
-                    **_session.mirror("embeddings", "edit-embeddings", "value"))  # fmt: skip
+                    **_mirror.mirror("embeddings", "edit-embeddings", "value"))  # fmt: skip
     if chosen["arm"] in ("raw", "raw-where-projected"):
         return
     one, two = st.columns([2, 1])
     if chosen["arm"] == "random-subspace":
-        one.number_input("Seed of the random subspace", step=1, **_session.bounds("arm_seed", *_session.SEEDS),
-                         **_session.mirror("arm_seed", "edit-seed", "value"))  # fmt: skip
-        two.number_input("Dimensions", step=1, **_session.bounds("edit_k", *_session.LATENTS),
-                         **_session.mirror("edit_k", "edit-k", "value"))  # fmt: skip
-        two.checkbox("Scaled back to the raw norm", **_session.mirror("arm_matched", "edit-matched", "value"))
+        one.number_input("Seed of the random subspace", step=1, **_mirror.bounds("arm_seed", *_session.SEEDS),
+                         **_mirror.mirror("arm_seed", "edit-seed", "value"))  # fmt: skip
+        two.number_input("Dimensions", step=1, **_mirror.bounds("edit_k", *_session.LATENTS),
+                         **_mirror.mirror("edit_k", "edit-k", "value"))  # fmt: skip
+        two.checkbox("Scaled back to the raw norm", **_mirror.mirror("arm_matched", "edit-matched", "value"))
         if profile.saes is not None:
             one.checkbox("Only the matrices that an SAE serves",
                          help="Those that a projected edit of these layers moves; else as if every layer had an SAE.",
-                         **_session.mirror("arm_served", "edit-served", "value"))  # fmt: skip
+                         **_mirror.mirror("arm_served", "edit-served", "value"))  # fmt: skip
         return
     one.selectbox("Span of the latents of", profile.problems.subjects, format_func=pretty,
-                  **_session.mirror("subject", "edit-subject"))  # fmt: skip
-    two.number_input("Latents k", step=1, **_session.bounds("edit_k", *_session.LATENTS),
-                     **_session.mirror("edit_k", "edit-k", "value"))  # fmt: skip
+                  **_mirror.mirror("subject", "edit-subject"))  # fmt: skip
+    two.number_input("Latents k", step=1, **_mirror.bounds("edit_k", *_session.LATENTS),
+                     **_mirror.mirror("edit_k", "edit-k", "value"))  # fmt: skip

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _session, _ui
+from pages import _mirror, _ui
 from stethoscope import arms
 from stethoscope.figures import accuracy_dose
 from stethoscope.figures.theme import pretty
@@ -21,7 +21,7 @@ def draw(result: BenchResult) -> None:
     with _ui.card("Dose and response: accuracy at every master alpha", key="response-card"):
         st.selectbox("Curve of", subjects, width=260,
                      format_func=lambda name: "all subjects" if name == ALL_SUBJECTS else pretty(name),
-                     **_session.mirror("response_subject", "response-subject"))  # fmt: skip
+                     **_mirror.mirror("response_subject", "response-subject"))  # fmt: skip
         subject = st.session_state["response_subject"]
         figure = accuracy_dose.curves(result, alphas, subject=subject, controls=controls)
         note = accuracy_dose.caption(result, alphas, result.spec.split, subject)

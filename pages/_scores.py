@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _score_tables, _session, _status, _ui
+from pages import _mirror, _score_tables, _status, _ui
 from stethoscope.arms import judged
 from stethoscope.figures import forest
 from stethoscope.figures.bench_tables import interval
@@ -105,13 +105,13 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
     chosen["forest_arms"] = kept or list(arms)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=f"{key}-controls"):
         st.segmented_control(
-            "Order", ORDERS, required=True, **_session.mirror("forest_order", f"{key}-order", "default")
+            "Order", ORDERS, required=True, **_mirror.mirror("forest_order", f"{key}-order", "default")
         )
         st.segmented_control(
-            "Subjects", LAYOUTS, required=True, **_session.mirror("forest_layout", f"{key}-layout", "default")
+            "Subjects", LAYOUTS, required=True, **_mirror.mirror("forest_layout", f"{key}-layout", "default")
         )
         with st.popover(f"Arms: {len(chosen['forest_arms'])} of {len(arms)}", key=f"{key}-arms-menu"):
-            st.multiselect("Arms in the picture", arms, **_session.mirror("forest_arms", f"{key}-arms", "default"))
+            st.multiselect("Arms in the picture", arms, **_mirror.mirror("forest_arms", f"{key}-arms", "default"))
     shown = [arm for arm in arms if arm in chosen["forest_arms"]]
     grid = chosen["forest_layout"] == LAYOUTS[0]
     subjects = list(dict.fromkeys(row.subject for row in result.arms))

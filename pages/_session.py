@@ -1,19 +1,16 @@
-"""The session: the profile, plain keys with defaults, and widgets that mirror them.
+"""The session: the profile, plain keys with defaults, and the picked layers.
 
-Keyed widgets lose their value when the page changes, so each is a mirror: its value is copied into a plain session
-key (`alpha`, `layers`, ...), which every page reads. Only strings, numbers and lists go into the session.
+Only strings, numbers and lists go into the session. Widgets are tied to its keys by `_mirror`.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from copy import deepcopy
-from typing import Any
 
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
-from pages import _opened
+from pages import _mirror, _opened
 from stethoscope.errors import ProfileError, RecipeError, UserError
 from stethoscope.locations import EMBEDDED_PREFIX, is_here
 from stethoscope.profiles import MINI, PROFILES, Profile, load_profile
@@ -33,10 +30,6 @@ ARMS = {
 }
 
 
-_whole_page: ContextVar[bool] = ContextVar("the whole page is drawn", default=False)
-_written: ContextVar[set[str] | None] = ContextVar("widgets that this drawing has written", default=None)
-
-
 def run_page(main: Callable[[], None]) -> None:
     """Run `main`, inside app.py.
 
@@ -47,33 +40,6 @@ def run_page(main: Callable[[], None]) -> None:
         PagesManager.uses_pages_directory = False
         st.rerun()
     main()
-
-
-@contextmanager
-def drawing(*, whole: bool = True) -> Generator[None]:
-    """Note that the page is being drawn or, where not `whole`, a fragment by itself.
-
-    A drawing that is cut off (by a click, or by `st.rerun`) does not reach the end of this: what it wrote may never
-    have reached the browser, and stays in "unsure" to be written once more (see `mirror`).
-    """
-    if whole_page():
-        yield
-        return
-    chosen, written = st.session_state, set[str]()
-    tokens = _whole_page.set(whole), _written.set(written)
-    if whole:
-        chosen["awaited"] = []  # jobs under way, noted as they are drawn
-    try:
-        yield
-        chosen["unsure"] = sorted(_kept("unsure") - written)
-    finally:
-        _whole_page.reset(tokens[0])
-        _written.reset(tokens[1])
-
-
-def whole_page() -> bool:
-    """Whether the whole page is being drawn, not one of its fragments by itself."""
-    return _whole_page.get()
 
 
 def profile() -> Profile:
@@ -283,60 +249,6 @@ def defaults() -> None:
         st.session_state.setdefault(name, value)
 
 
-def mirror(name: str, key: str, default: str | None = None) -> dict[str, Any]:
-    """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
-
-    Writing to a widget that the browser shows already undoes what a person changes in it until the write arrives. So a
-    widget is written to only
-
-    - where its value differs, or it is new;
-    - where the drawing that wrote it was cut off, so that the browser may never have got the value;
-    - where a person changed it right after such a write: the browser may show the one value or the other, and is told
-      which one counts.
-
-    Args:
-        name: of the plain session key.
-        key: of the widget.
-        default: what this kind of widget calls its default. It counts where the browser draws the widget later than it
-            was written (in a popover), or never got what was written. Boxes that name an option's place have none.
-    """
-    chosen = st.session_state
-    _write(key, chosen[name], differs=key not in chosen or chosen[key] != chosen[name])
-    starts = {} if default is None else {default: chosen[name]}
-    return {"key": key, "on_change": _copy, "args": (name, key)} | starts
-
-
-def _write(key: str, value: Any, *, differs: bool) -> None:
-    """Write `value` to the widget `key` where it has to be told."""
-    unsure, over = _kept("unsure"), _kept("written_over")
-    if not differs and key not in unsure:
-        st.session_state["written_over"] = sorted(over - {key})
-        return
-    if key in st.session_state:
-        st.session_state["written_over"] = sorted(over | {key})
-    st.session_state["unsure"] = sorted(unsure | {key})
-    if (written := _written.get()) is not None:
-        written.add(key)
-    st.session_state[key] = value
-
-
-def _kept(name: str) -> set[str]:
-    return set(st.session_state.get(name, []))
-
-
-def _copy(name: str, key: str) -> None:
-    if (value := st.session_state.get(key)) is not None:
-        st.session_state[name] = round(value, 4) if isinstance(value, float) else value  # 0.35, not 7 * 0.05
-    if key in _kept("written_over"):
-        st.session_state["unsure"] = sorted(_kept("unsure") | {key})
-
-
-def bounds(name: str, low: float, high: float) -> dict[str, Any]:
-    """Return the limits of the box that mirrors `name`; what was loaded may lie beyond what a box offers by itself."""
-    value = st.session_state[name]
-    return {"min_value": min(low, value), "max_value": max(high, value)}
-
-
 def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | None = None) -> None:
     """Pick `layers`; chart and pills get new keys, for a refresh under way still carries the former pills.
 
@@ -382,7 +294,7 @@ def layer_pills(label: str, n_layers: int, key: str) -> None:
     inner = f"{key}-{st.session_state['picks']}"
     st.session_state["layers"] = [layer for layer in st.session_state["layers"] if layer < n_layers]
     layers = list(st.session_state["layers"])
-    _write(inner, layers, differs=sorted(st.session_state.get(inner, [-1])) != layers)
+    _mirror.write(inner, layers, differs=sorted(st.session_state.get(inner, [-1])) != layers)
     with st.container(key=key):
         st.pills(label, list(range(n_layers)), selection_mode="multi", key=inner, on_change=_copy_layers, args=(inner,))
 

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from pages import _jobs, _opened, _session, _take, _ui, _watch
+from pages import _jobs, _mirror, _opened, _session, _take, _ui, _watch
 from stethoscope.errors import StethoscopeError
 from stethoscope.recipes import differences, parse_recipe, shown_layers, to_link
 from stethoscope.records import EditRecipe, ExportSpec
@@ -106,9 +106,9 @@ def export(recipe: EditRecipe) -> None:
     """Draw where the edited model is written to, the button, progress and outcome."""
     spec = export_spec(recipe)
     st.text_input("New folder, on the machine that runs the dashboard",
-                  **_session.mirror("export_out", "export-out", "value"))  # fmt: skip
+                  **_mirror.mirror("export_out", "export-out", "value"))  # fmt: skip
     st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind],
-                 **_session.mirror("export_kind", "export-kind"))  # fmt: skip
+                 **_mirror.mirror("export_kind", "export-kind"))  # fmt: skip
     _ui.opened_settings("export")
     view = _jobs.look("export")
     st.button("Export", key="run-export", type="primary", disabled=view.active or not recipe.layers or not spec.out,

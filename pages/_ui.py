@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from pages import _opened, _session
+from pages import _mirror, _opened
 from stethoscope.errors import StethoscopeError, UserError
 from stethoscope.figures.maths import escape as escape
 from stethoscope.figures.tables import cell_of, text_of_cell, to_csv
@@ -97,7 +97,7 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
             "Picture: the camera above the chart saves it as",
             PICTURES,
             required=True,
-            **_session.mirror("picture", f"{key}-picture", "default"),
+            **_mirror.mirror("picture", f"{key}-picture", "default", linked=True),
         )
         csv_button("Numbers as CSV", rows, f"{key}.csv", f"{key}-csv")
         for label, others in more.items():

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _gain, _jobs, _pick, _session, _stability, _status, _ui, _watch
+from pages import _gain, _jobs, _mirror, _pick, _session, _stability, _status, _ui, _watch
 from stethoscope.figures.theme import pretty
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec
 from stethoscope.results import DiagnosisResult
@@ -13,21 +13,21 @@ def spec_from_controls() -> DiagnoseSpec:
     profile = _session.profile()
     first, second, third, fourth = st.columns([2, 2, 2, 1.4])
     first.selectbox(
-        "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "subject-select")
+        "Subject", profile.problems.subjects, format_func=pretty, **_mirror.mirror("subject", "subject-select")
     )
     second.selectbox(
         "Control corpus",
         profile.problems.control_names,
         format_func=pretty,
-        **_session.mirror("control", "control-select"),
+        **_mirror.mirror("control", "control-select"),
     )
-    third.selectbox("Score", SCORE_NAMES, format_func=pretty, **_session.mirror("score", "score-select"))
+    third.selectbox("Score", SCORE_NAMES, format_func=pretty, **_mirror.mirror("score", "score-select"))
     fourth.number_input(
         "Latents k",
         step=1,
         help="Latents selected per layer and subject",
-        **_session.bounds("top_k", *_session.LATENTS),
-        **_session.mirror("top_k", "top-k", "value"),
+        **_mirror.bounds("top_k", *_session.LATENTS),
+        **_mirror.mirror("top_k", "top-k", "value"),
     )
     _ui.opened_settings("diagnose")
     return _session.diagnosis()

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import _jobs, _latents, _recipe, _session, _status, _ui, _watch
+from pages import _jobs, _latents, _mirror, _recipe, _session, _status, _ui, _watch
 from pages._fragment import fragment
 from stethoscope.figures import latents
 from stethoscope.figures.theme import percent, pretty
@@ -24,25 +24,25 @@ def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
     profile, chosen = _session.profile(), st.session_state
     first, second, third, fourth = st.columns([2, 1.2, 2, 1.4])
     first.selectbox(
-        "Subject", profile.problems.subjects, format_func=pretty, **_session.mirror("subject", "feature-subject")
+        "Subject", profile.problems.subjects, format_func=pretty, **_mirror.mirror("subject", "feature-subject")
     )
     if chosen["feature_layer"] not in layers:
         chosen["feature_layer"] = first_layer(layers)
     second.selectbox(
-        "Layer", layers, help="Layers that have an SAE", **_session.mirror("feature_layer", "feature-layer")
+        "Layer", layers, help="Layers that have an SAE", **_mirror.mirror("feature_layer", "feature-layer")
     )
     third.selectbox(
         "Control corpus",
         profile.problems.control_names,
         format_func=pretty,
-        **_session.mirror("control", "feature-control"),
+        **_mirror.mirror("control", "feature-control"),
     )
     fourth.selectbox(
         "False discovery rate",
         LEVELS,
         format_func=lambda level: percent(level, 0),
         help="A latent passes when its q-value is at most this",
-        **_session.mirror("fdr", "feature-fdr"),
+        **_mirror.mirror("fdr", "feature-fdr"),
     )
     diagnosis = _session.diagnosis()
     return LatentsSpec(diagnosis=diagnosis, subject=chosen["subject"], layer=chosen["feature_layer"])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _session
+from pages import _jobs, _mirror
 from pages._fragment import fragment
 
 HERE = Path(__file__).parent
@@ -29,8 +29,11 @@ turn = chosen["turn"]
 
 @fragment()
 def plan():
-    st.number_input("n", 2, 500, **_session.mirror("n", "n-box", "value"))
-    st.number_input("seed", 0, 500, **_session.mirror("seed", "seed-box", "value"))
+    while (chosen["n"], chosen["seed"]) == (7, 0) and not (HERE / "seed").exists():
+        time.sleep(0.02)
+    st.slider("n", 2, 500, **_mirror.mirror("n", "n-slider", "value", linked=True))
+    st.number_input("n", 2, 500, **_mirror.mirror("n", "n-box", "value", linked=True))
+    st.number_input("seed", 0, 500, **_mirror.mirror("seed", "seed-box", "value"))
     st.text(f"asked: {chosen['n']} and {chosen['seed']}")
 
 
@@ -44,7 +47,7 @@ def wait_for(name):
         time.sleep(0.02)
 
 
-with _session.drawing():
+with _mirror.drawing():
     st.text(f"drawing {turn}")
     wait_for("typed")
     plan()
@@ -79,3 +82,20 @@ def test_what_is_typed_while_a_job_s_end_draws_the_page_again_is_kept(page: Any,
     seed.press("Enter")
     expect(page.get_by_text("asked: 6 and 3")).to_be_visible(timeout=LONG_MS)
     assert box.input_value() == "6"
+
+
+def test_two_values_typed_one_after_the_other_are_both_kept(page: Any, script: tuple[Path, str]) -> None:
+    """The second one is sent with what the slider showed before the first one moved it."""
+    path, url = script
+    for name in ("typed", "shown"):
+        path.with_name(name).touch()
+    page.goto(url)
+    expect(page.get_by_text("drawn 2")).to_be_visible(timeout=LONG_MS)
+    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=LONG_MS)
+    for key, value in (("n-box", "7"), ("seed-box", "3")):
+        box = page.locator(f".st-key-{key} input")
+        box.fill(value)
+        box.press("Enter")
+    path.with_name("seed").touch()
+    expect(page.get_by_text("asked: 7 and 3")).to_be_visible(timeout=LONG_MS)
+    expect(page.get_by_test_id("stSliderThumbValue")).to_have_text("7", timeout=LONG_MS)

@@ -62,8 +62,8 @@ def test_the_plan_says_what_n_can_show_before_anything_runs(front: FakeFront, op
     assert "n = 50 per subject cannot see less than about 22 points." in said
     assert "about 0.3 of them are found after Holm" in said
     assert "smoke test" in said
-    app.number_input(key="bench-n").set_value(200).run()
-    assert app.slider(key="bench-n-slider").value == 200
+    app.number_input(key="bench-n-1").set_value(200).run()  # the slider's change put a new one there
+    assert app.slider(key="bench-n-slider-1").value == 200
     said = texts(app)
     assert "cannot see less than about 10 points." in said
     assert "about 4.1 of them" in said

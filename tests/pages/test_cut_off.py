@@ -8,16 +8,16 @@ from streamlit.testing.v1 import AppTest
 def _page() -> None:
     import streamlit as st
 
-    from pages import _session
+    from pages import _mirror, _session
 
     chosen = st.session_state
     for name, value in {"subjects": ["algebra"], "layers": [2], "margin": 3.0, "picks": 0}.items():
         chosen.setdefault(name, value)
     if chosen.get("program"):
         chosen["subjects"], chosen["margin"] = chosen.pop("program")
-    with _session.drawing(whole=not chosen.get("fragment")):
-        st.number_input("Margin", 0.5, 50.0, **_session.mirror("margin", "in-a-popover", "value"))
-        st.multiselect("Subjects", ["algebra", "geometry"], **_session.mirror("subjects", "wide"))
+    with _mirror.drawing(whole=not chosen.get("fragment")):
+        st.number_input("Margin", 0.5, 50.0, **_mirror.mirror("margin", "in-a-popover", "value"))
+        st.multiselect("Subjects", ["algebra", "geometry"], **_mirror.mirror("subjects", "wide"))
         _session.layer_pills("Layers", 4, "layer-pills")
         if chosen.get("cut"):
             chosen["cut"] -= 1

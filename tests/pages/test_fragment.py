@@ -70,13 +70,13 @@ def _begins_a_job() -> None:
 
     import streamlit as st
 
-    from pages import _jobs, _session
+    from pages import _jobs, _mirror
 
     st.session_state["runs"] = st.session_state.get("runs", 0) + 1
     st.session_state.setdefault("slots", {"plan": {"job": "j1", "spec": None}})
     job = SimpleNamespace(job_id="j1", state="running", active=True, result=None, error=None)
     _jobs.front = lambda: SimpleNamespace(snapshot=lambda job_id: job)
-    with _session.drawing(whole=False):
+    with _mirror.drawing(whole=False):
         _jobs.look("plan")
         if st.session_state["runs"] == 2:
             st.session_state["watched"] = ["j1"]

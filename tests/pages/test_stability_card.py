@@ -15,7 +15,7 @@ def card() -> None:
     import streamlit as st
     from fake_front import diagnosis
 
-    from pages import _session, _stability
+    from pages import _mirror, _session, _stability
     from stethoscope.profiles import MINI
 
     _session.defaults()
@@ -24,7 +24,7 @@ def card() -> None:
     st.caption(f"other: {view.result.control if view.result else None}")
     alone = spec.model_copy(update={"problems": spec.problems.model_copy(update={"control_names": (spec.control,)})})
     st.caption(f"alone: {_stability.other_control(alone).job}")
-    with _session.drawing():
+    with _mirror.drawing():
         _stability.draw(diagnosis(spec), spec)
 
 
