@@ -28,7 +28,7 @@ def _page() -> None:
 
 
 def test_a_fragment_is_the_only_child_of_its_container() -> None:
-    app = AppTest.from_function(_page).run()
+    app = AppTest.from_function(_page, default_timeout=600).run()
     assert not app.exception
     outer = app.main.children[0]
     alone, behind = outer.children.values()
@@ -56,7 +56,7 @@ def _nested() -> None:
 
 
 def test_a_fragment_inside_another_is_none_by_itself() -> None:
-    app = AppTest.from_function(_nested).run()
+    app = AppTest.from_function(_nested, default_timeout=600).run()
     assert not app.exception
     depth, node = 0, app.main
     while node.type != "caption":
@@ -86,7 +86,7 @@ def _begins_a_job() -> None:
 
 def test_a_job_that_a_fragment_began_draws_the_page_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_jobs, "front", _jobs.front)  # put back behind the page, which replaces it
-    app = AppTest.from_function(_begins_a_job).run()
+    app = AppTest.from_function(_begins_a_job, default_timeout=600).run()
     assert not app.exception
     assert (app.session_state["runs"], app.session_state["ended"]) == (2, 2)  # cut off once, then it is watched
 

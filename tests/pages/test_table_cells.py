@@ -88,7 +88,7 @@ def script() -> None:
 
 
 def test_numbers_stay_numbers_and_a_table_without_such_text_is_sent_as_it_is() -> None:
-    rows, plain = tables(AppTest.from_function(script).run())
+    rows, plain = tables(AppTest.from_function(script, default_timeout=600).run())
     sent = values(rows)
     assert sent["text"].tolist() == ["'=1+1", "a =2"]  # the toolbar does not quote a CR
     assert sent["number"].tolist()[0] == -0.123456
