@@ -1,7 +1,7 @@
 """Every page on a fake front: `open_page` runs app.py by AppTest with synthetic results and a real, empty store."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_front import FakeFront
 
+from pages import _session
+from pages._jobs import spec_key
 from stethoscope import jobs
+from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.minerva.problems import Problem
+from stethoscope.profiles import MINI
+from stethoscope.records import SCORE_NAMES
 from stethoscope.store.runs import RunStore
 
 APP = str(Path(__file__).parent.parent.parent / "app.py")
@@ -33,13 +38,20 @@ def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeFront:
 
 @pytest.fixture
 def open_page(front: FakeFront) -> Callable[..., AppTest]:
-    """Factory `open_page(name, query=..., **session) -> AppTest` of a page that has run until it is calm."""
+    """Factory `open_page(name, query=..., **session) -> AppTest` of a page that has run.
+
+    The page is drawn once, with `session` set before and the diagnosis of the profile at hand, as if the Diagnose page
+    had been looked at. With a `query`, that page follows the address first, and `session` is set behind it.
+    """
 
     def open_(name: str, *, query: dict[str, str] | None = None, **session: object) -> AppTest:
         app = AppTest.from_file(APP, default_timeout=600)
-        for key, value in (query or {}).items():
-            app.query_params[key] = value
-        app.run()
+        if query:
+            for key, value in query.items():
+                app.query_params[key] = value
+            app.run()
+        elif name != "diagnose":
+            session = {"slots": diagnosed(front, session)} | session
         for key, value in session.items():
             app.session_state[key] = value
         if name != "diagnose":
@@ -47,3 +59,13 @@ def open_page(front: FakeFront) -> Callable[..., AppTest]:
         return app.run()
 
     return open_
+
+
+def diagnosed(front: FakeFront, session: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """Return the session's slots behind a look at the Diagnose page; empty where that asks for nothing."""
+    profile = _session.load_profile(str(session.get("profile", MINI.name)))
+    shipped = profile.model.id.startswith(EMBEDDED_PREFIX)
+    if profile.cannot_listen() is not None or not (shipped or "load_asked" in session):
+        return {}
+    spec = profile.diagnose_spec(control=profile.problems.control_names[0], top_k=profile.top_k, score=SCORE_NAMES[0])
+    return {"diagnosis": {"spec": spec_key(spec), "job": front.submit(spec, title="Diagnosis")}}

@@ -28,6 +28,7 @@ def took(front: FakeFront, elapsed_s: float) -> None:
 
 
 def test_on_the_mini_all_of_it_starts_by_itself_behind_what_is_asked(front: FakeFront, open_page: Open) -> None:
+    open_page("diagnose")
     open_page("edit", layers=[2])
     for kind in SLOW:
         assert of_kind(front, kind)
@@ -42,7 +43,7 @@ def test_on_the_mini_all_of_it_starts_by_itself_behind_what_is_asked(front: Fake
 def test_what_took_long_waits_for_its_button_which_says_how_long(
     page: str, kind: type, slot: str, front: FakeFront, open_page: Open
 ) -> None:
-    first = open_page("edit", layers=[2])
+    first = open_page(page, layers=[2])
     took(front, 400.0)
     front.submitted.clear()
     asked = {"edit": {"layers": [5]}, "diagnose": {"layers": [2], "top_k": 24}}[page]

@@ -209,6 +209,7 @@ def test_a_link_shows_a_stored_benchmark_and_starts_none(front: FakeFront, open_
 
 
 def test_a_stored_energy_sets_the_choice_of_weights(front: FakeFront, open_page: Open) -> None:
+    open_page("diagnose")
     open_page("diagnose", fold_gains=False)
     runs = front.store.list_runs("energy")
     assert {run.spec.fold_gains for run in runs} == {True, False}
@@ -237,7 +238,8 @@ def test_a_broken_link_is_a_message(query: dict[str, str], open_page: Open) -> N
 
 
 def test_runs_lists_opens_and_pins(front: FakeFront, open_page: Open) -> None:
-    app = open_page("benchmark", layers=[3, 5])
+    app = open_page("diagnose", layers=[3, 5])
+    app.switch_page("pages/benchmark.py").run()
     app.button(key="run-bench").click().run()
     app.switch_page("pages/runs.py").run()
     assert len(app.selectbox(key="run-select").options) == 5, (

@@ -82,9 +82,11 @@ def walk(open_page: Walk, partial_profile: Profile) -> Walk:
     """Factory of a page of the partial profile, whose model this visitor has asked to load."""
 
     def open_(name: str, query: dict[str, str] | None = None, **session: object) -> AppTest:
-        address = {"profile": partial_profile.name, **(query or {})}
         wanted = {"subject": SUBJECT, "load_asked": _session._parts(partial_profile)}
-        return checked(open_page(name, query=address, **wanted | session))
+        named = {"profile": partial_profile.name}
+        if query is not None:
+            return checked(open_page(name, query=named | query, **wanted | session))
+        return checked(open_page(name, **named | wanted | session))
 
     return open_
 
