@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 
 import plotly.graph_objects as go
 
+from stethoscope.figures.once import once
 from stethoscope.figures.specificity import diverging_scale
 from stethoscope.figures.theme import (
     BAND,
@@ -94,6 +95,7 @@ def layer_cells(result: EnergyResult, layer: int) -> list[EnergyCell]:
     return sorted((cell for cell in result.layers if cell.layer == layer), key=lambda cell: cell.k)
 
 
+@once
 def retention_curves(result: EnergyResult, layer: int, k: int | None = None) -> go.Figure:
     """Return one layer's retention against k between null and ceiling, beside the references of the same rank."""
     cells = [cell for cell in layer_cells(result, layer) if cell.retention is not None]
@@ -158,6 +160,7 @@ def _add_line(
     )
 
 
+@once
 def enrichment_heatmap(result: EnergyResult, k: int, picked: Collection[int]) -> go.Figure:
     """Return enrichment of every matrix (and of whole layers) at `k`, on a log scale centred on 1."""
     cells = {(cell.matrix, cell.layer): cell for cell in (*result.layers, *result.cells) if cell.k == k}

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from stethoscope.arms import Role, role_of, swept_alphas
+from stethoscope.figures.once import once
 from stethoscope.figures.theme import (
     BAND,
     BLUE,
@@ -84,6 +85,7 @@ def arms_in_order(result: BenchResult, order: Order = "as planned") -> tuple[str
     return tuple(sorted(planned, key=lambda arm: -macro.get(arm, 0.0)))
 
 
+@once
 def paired_differences(
     result: BenchResult,
     subjects: Sequence[str],

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from stethoscope.figures.once import once
 from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis, shown_p, signed
 from stethoscope.results import LayerClaim
 from stethoscope.verdicts import shown_verdict
@@ -20,6 +21,7 @@ def describe(row: LayerClaim) -> str:
     )
 
 
+@once
 def against_controls(rows: Sequence[LayerClaim], margin: float) -> go.Figure:
     """Return the arm minus each control in points, right of zero is better; `margin` is a fraction."""
     figure = go.Figure(

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from stethoscope.figures.once import once
 from stethoscope.figures.theme import (
     BLUE,
     COLORBAR,
@@ -64,6 +65,7 @@ def diverging_scale(low: float, high: float, null: float) -> list[tuple[float, s
     return [(min(max(position, 0.0), 1.0), colour) for position, colour in stops]
 
 
+@once
 def heatmap(result: DiagnosisResult, picked: Collection[int], subject: str | None = None) -> go.Figure:
     """Return the subjects x layers heatmap with `picked` layers outlined and `subject`'s label set bold."""
     cells = {(cell.subject, cell.layer): cell for cell in result.cells if cell.score is not None}
@@ -161,6 +163,7 @@ def _mark_columns(
             figure.add_annotation(x=cell.layer, y=row, text="no score", showarrow=False, font=font)
 
 
+@once
 def strip(
     result: DiagnosisResult, subject: str, picked: Collection[int], other: DiagnosisResult | None = None
 ) -> go.Figure:

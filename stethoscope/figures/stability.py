@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import plotly.graph_objects as go
 
+from stethoscope.figures.once import once
 from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, name_columns, pretty, row_axis, signed
 from stethoscope.results import StabilityResult, StabilityRow
 
@@ -36,6 +37,7 @@ def ranks(result: StabilityResult, row: StabilityRow) -> list[int | None]:
     return [rank_of.get(layer) for layer in range(result.n_layers)]
 
 
+@once
 def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
     """Return `subject`'s ranks, variants x layers, with tau beside each row; the reference's labels are bold."""
     rows = [row for row in result.rows if row.subject == subject]
