@@ -62,10 +62,9 @@ def open_page(front: FakeFront) -> Callable[..., AppTest]:
 
 
 def diagnosed(front: FakeFront, session: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """Return the session's slots behind a look at the Diagnose page; empty where that asks for nothing."""
+    """Return the session's slots behind a look at the Diagnose page; empty where that asks for nothing by itself."""
     profile = _session.load_profile(str(session.get("profile", MINI.name)))
-    shipped = profile.model.id.startswith(EMBEDDED_PREFIX)
-    if profile.cannot_listen() is not None or not (shipped or "load_asked" in session):
+    if profile.cannot_listen() is not None or not profile.model.id.startswith(EMBEDDED_PREFIX):
         return {}
     spec = profile.diagnose_spec(control=profile.problems.control_names[0], top_k=profile.top_k, score=SCORE_NAMES[0])
     return {"diagnosis": {"spec": spec_key(spec), "job": front.submit(spec, title="Diagnosis")}}
