@@ -32,15 +32,8 @@ from stethoscope.results import Ground
 BASE = BenchArm(name="base")
 LayerControl = Literal["random", "bottom", "last", "all"]
 LAYER_CONTROLS: tuple[LayerControl, ...] = ("random", "bottom", "last", "all")
-Role = Literal["base", "recipe", "other layers", "filtered", "fine-tune"]
+Group = Literal["base", "recipe", "other layers", "filtered", "fine-tune"]
 FINE_TUNE = "full fine-tune"
-FILTERED = (
-    "projected",
-    "projected, norm-matched",
-    "random subspace",
-    "random subspace, norm-matched",
-    "raw, where projected",
-)
 
 
 def with_layers(recipe: EditRecipe, layers: Collection[int]) -> EditRecipe:
@@ -73,7 +66,7 @@ def exchange(recipe: EditRecipe, layers: Collection[int]) -> Exchange:
 
 def all_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
     """Return the arm that edits all of `layers`."""
-    return BenchArm(name="all layers", recipe=with_layers(recipe, {*layers, *recipe.layers}))
+    return BenchArm(name="all layers", recipe=with_layers(recipe, {*layers, *recipe.layers}), role="all")
 
 
 def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
@@ -88,7 +81,7 @@ def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
         norms=True,
         embeddings=True,
     )
-    return BenchArm(name=FINE_TUNE, recipe=whole)
+    return BenchArm(name=FINE_TUNE, recipe=whole, role="fine-tune")
 
 
 def random_layers(
@@ -107,7 +100,7 @@ def random_layers(
         if drawn not in taken:
             taken.add(drawn)
             name = f"random {len(drawn)} ({','.join(map(str, drawn))})"
-            arms.append(BenchArm(name=name, recipe=with_layers(recipe, drawn)))
+            arms.append(BenchArm(name=name, recipe=with_layers(recipe, drawn), role="random"))
         if len(arms) == draws:
             break
     return tuple(arms)
@@ -116,7 +109,8 @@ def random_layers(
 def last_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
     """Return the arm on equally many of `layers` (in order), the last ones."""
     size, kept = exchange(recipe, layers)
-    return BenchArm(name=f"last {size + len(kept)}", recipe=with_layers(recipe, (*kept, *layers[len(layers) - size :])))
+    edited = with_layers(recipe, (*kept, *layers[len(layers) - size :]))
+    return BenchArm(name=f"last {size + len(kept)}", recipe=edited, role="last")
 
 
 def bottom_layers(recipe: EditRecipe, layers: Sequence[int], order: Sequence[int]) -> BenchArm | None:
@@ -129,62 +123,56 @@ def bottom_layers(recipe: EditRecipe, layers: Sequence[int], order: Sequence[int
     others = [layer for layer in order if layer in layers and layer not in recipe.layers]
     if len(others) < size:
         return None
-    lowest = others[len(others) - size :]
-    return BenchArm(name=f"bottom {size + len(kept)}", recipe=with_layers(recipe, (*kept, *lowest)))
+    edited = with_layers(recipe, (*kept, *others[len(others) - size :]))
+    return BenchArm(name=f"bottom {size + len(kept)}", recipe=edited, role="bottom")
 
 
 def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
-    """Return which control of `recipe`'s layers `arm` is; None when it is no arm of that name, or edits otherwise."""
-    if arm.recipe is None or arm.recipe != with_layers(recipe, list(arm.recipe.layers)):
+    """Return which control of `recipe`'s layers `arm` is; None where it is none, or one of another recipe."""
+    role = arm.role
+    if arm.recipe is None or role not in LAYER_CONTROLS:
         return None
-    for kind in LAYER_CONTROLS:
-        if arm.name.startswith(f"{kind} ") and (kind == "all" or len(arm.recipe.layers) == len(recipe.layers)):
-            return kind
-    return None
+    alike = arm.recipe == with_layers(recipe, list(arm.recipe.layers))
+    return role if alike and (role == "all" or len(arm.recipe.layers) == len(recipe.layers)) else None
 
 
-def role_of(arm: BenchArm, arms: Sequence[BenchArm]) -> Role:
-    """Return what `arm` is among `arms`: the base, a recipe that is judged, or which control of another one of them."""
+def group_of(arm: BenchArm) -> Group:
+    """Return what `arm` is drawn and listed as: the base, a recipe that is judged, or a kind of control."""
     if arm.recipe is None:
         return "base"
-    if arm.name == FINE_TUNE:
-        return "fine-tune"
-    others = [other.recipe for other in arms if other.recipe is not None and other.name != arm.name]
-    if any(layer_control(arm, other) for other in others):
-        return "other layers"
-    twins = (other.model_copy(update={"arm": arm.recipe.arm}) for other in others)
-    return "filtered" if arm.name in FILTERED and arm.recipe in twins else "recipe"
+    match arm.role:
+        case "all" | "bottom" | "last" | "random":
+            return "other layers"
+        case role:
+            return role
 
 
 def judged(arms: Sequence[BenchArm]) -> BenchArm | None:
     """Return the first arm that is a recipe and no control; None without one, and in a sweep of alphas."""
     if swept_alphas(arms):
         return None
-    return next((arm for arm in arms if role_of(arm, arms) == "recipe"), None)
+    return next((arm for arm in arms if group_of(arm) == "recipe"), None)
+
+
+def _filtered_arm(
+    name: str, recipe: EditRecipe, edit: ProjectedArm | NormMatchedArm | ServedArm | RandomSubspaceArm
+) -> BenchArm:
+    return BenchArm(name=name, recipe=recipe.model_copy(update={"arm": edit}), role="filtered")
 
 
 def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: int) -> tuple[BenchArm, BenchArm]:
     """Return the recipe filtered by the subject's latents: as it comes out, and scaled back to the raw norm."""
     return (
-        BenchArm(
-            name=FILTERED[0],
-            recipe=recipe.model_copy(
-                update={"arm": ProjectedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)},
-            ),
-        ),
-        BenchArm(
-            name=FILTERED[1],
-            recipe=recipe.model_copy(
-                update={"arm": NormMatchedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)},
-            ),
+        _filtered_arm("projected", recipe, ProjectedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)),
+        _filtered_arm(
+            "projected, norm-matched", recipe, NormMatchedArm(diagnosis=diagnosis, subject=subject, top_k=top_k)
         ),
     )
 
 
 def where_projected(recipe: EditRecipe, diagnosis: DiagnoseSpec) -> BenchArm:
     """Return the raw recipe restricted to the matrices that its projections can move."""
-    arm = ServedArm(saes=diagnosis.listens_with)
-    return BenchArm(name=FILTERED[4], recipe=recipe.model_copy(update={"arm": arm}))
+    return _filtered_arm("raw, where projected", recipe, ServedArm(saes=diagnosis.listens_with))
 
 
 def random_subspace(
@@ -195,13 +183,10 @@ def random_subspace(
     Args:
         saes: those of the projected arms, so that the same matrices are moved; None where there are no such arms.
     """
-    arm = RandomSubspaceArm(rank=rank, site=site, saes=saes, seed=seed)
+    edit = RandomSubspaceArm(rank=rank, site=site, saes=saes, seed=seed)
     return (
-        BenchArm(name=FILTERED[2], recipe=recipe.model_copy(update={"arm": arm})),
-        BenchArm(
-            name=FILTERED[3],
-            recipe=recipe.model_copy(update={"arm": arm.model_copy(update={"norm_matched": True})}),
-        ),
+        _filtered_arm("random subspace", recipe, edit),
+        _filtered_arm("random subspace, norm-matched", recipe, edit.model_copy(update={"norm_matched": True})),
     )
 
 

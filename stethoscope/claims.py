@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from stethoscope.arms import LAYER_CONTROLS, LayerControl, layer_control, role_of
+from stethoscope.arms import LAYER_CONTROLS, LayerControl, group_of, layer_control
 from stethoscope.records import BenchArm, BenchSpec, GradeStatus
 from stethoscope.results import BenchItem, LayerClaim
 from stethoscope.statistics import (
@@ -42,7 +42,7 @@ def layer_claims(
     answers = answers_by_arm(spec, items)
     found: list[LayerClaim] = []
     for arm in spec.arms:
-        if role_of(arm, spec.arms) == "recipe" and arm.name not in idle:
+        if group_of(arm) == "recipe" and arm.name not in idle:
             found.extend(claims_of(arm, controls_of(arm, spec.arms, idle), answers, decide))
     return tuple(found)
 

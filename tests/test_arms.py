@@ -9,7 +9,7 @@ from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.model.session import load_session
 from stethoscope.profiles import MINI
 from stethoscope.reach import reach
-from stethoscope.records import EditRecipe, ModelRef, RandomSubspaceArm
+from stethoscope.records import BenchArm, EditRecipe, ModelRef, RandomSubspaceArm
 from stethoscope.results import Ground
 from tests.grounds import ground
 
@@ -101,7 +101,7 @@ def test_a_raw_arm_that_moves_the_same_matrices_stands_beside_the_projected_ones
     assert reaches["projected"] == reaches["projected, norm-matched"] == reaches["raw, where projected"]
     assert sum(len(row.names) for row in reaches["projected"]) == 2 + 5 + 2
     assert len(reaches["recipe"]) == 13 * 4
-    roles = {arm.name: arms.role_of(arm, found.arms) for arm in found.arms}
+    roles = {arm.name: arms.group_of(arm) for arm in found.arms}
     assert roles["raw, where projected"] == "filtered"
     (said,) = [note for note in found.notes if "moves the same matrices" in note]
     assert "Moves 9 of 91 matrices: o_proj, down_proj in layers 15, 27; q_proj" in said
@@ -151,3 +151,22 @@ def test_the_full_fine_tune_is_the_fine_tuned_checkpoint_bit_by_bit(task_vector:
         assert torch.equal(edited, parameter.detach()), name
         moved += not torch.equal(edited, session.parameter(name).detach())
     assert moved > 100
+
+
+@pytest.mark.parametrize("name", ["all layers", "random 2 (0,1)", "bottom 2", "last 2", "projected", "full fine-tune"])
+def test_a_recipe_that_is_called_like_a_control_is_a_recipe(name: str) -> None:
+    found = standard(recipe_on((4, 5)))
+    controls = {arm.name: arms.group_of(arm) for arm in found.arms}
+    mine = BenchArm(name=name, recipe=recipe_on((0, 1)))
+    assert arms.group_of(mine) == "recipe"
+    assert arms.layer_control(mine, recipe_on((4, 5))) is None
+    assert arms.judged((arms.BASE, mine)) == mine
+    assert set(controls.values()) == {"base", "recipe", "other layers", "filtered", "fine-tune"}
+
+
+def test_a_control_of_another_recipe_is_none_of_this_one() -> None:
+    control = arms.last_layers(recipe_on((4, 5)), range(10))
+    assert arms.layer_control(control, recipe_on((4, 5))) == "last"
+    assert arms.layer_control(control, recipe_on((1, 2), master_alpha=0.5)) is None
+    assert arms.layer_control(control, recipe_on((1, 2, 3))) is None
+    assert arms.group_of(control) == "other layers"

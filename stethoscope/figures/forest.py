@@ -12,7 +12,7 @@ from typing import Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from stethoscope.arms import Role, role_of, swept_alphas
+from stethoscope.arms import Group, group_of, swept_alphas
 from stethoscope.figures.once import once
 from stethoscope.figures.theme import (
     BAND,
@@ -37,8 +37,8 @@ SIGNIFICANT = 0.05  # below it, as in a verdict
 TOTALS = "all subjects"
 FADED = 0.45
 RECIPES = (ORANGE, *SERIES[5:9], SERIES[3])
-CONTROLS: dict[Role, str] = {"base": BLUE, "other layers": GRAY, "filtered": SERIES[4], "fine-tune": SERIES[2]}
-CONTROL_WORDS: dict[Role, str] = {
+CONTROLS: dict[Group, str] = {"base": BLUE, "other layers": GRAY, "filtered": SERIES[4], "fine-tune": SERIES[2]}
+CONTROL_WORDS: dict[Group, str] = {
     "other layers": "gray: other layers",
     "filtered": "violet: a part of the edit",
     "fine-tune": "green: the whole fine-tune",
@@ -168,21 +168,21 @@ def colours(chosen: Sequence[BenchArm]) -> dict[str, str]:
     sweep = swept_alphas(chosen)
     found, own = {}, 0
     for arm in chosen:
-        role = role_of(arm, chosen)
-        found[arm.name] = CONTROLS[role] if role in CONTROLS else RECIPES[own % len(RECIPES)]
-        own += role == "recipe" and arm != chosen[0] and not sweep
+        group = group_of(arm)
+        found[arm.name] = CONTROLS[group] if group in CONTROLS else RECIPES[own % len(RECIPES)]
+        own += group == "recipe" and arm != chosen[0] and not sweep
     return found
 
 
 def _legend(result: BenchResult) -> str:
     """Return in words which colour is what, of the arms that were compared."""
     compared = {row.arm for row in result.comparisons}
-    roles = {role_of(arm, result.spec.arms) for arm in result.spec.arms if arm.name in compared}
-    own = [arm for arm in result.spec.arms if arm.name in compared and role_of(arm, result.spec.arms) == "recipe"]
+    groups = {group_of(arm) for arm in result.spec.arms if arm.name in compared}
+    own = [arm for arm in result.spec.arms if arm.name in compared and group_of(arm) == "recipe"]
     several = len(own) > 1 and not swept_alphas(result.spec.arms)
     said = ["each recipe in a colour of its own" if several else "orange: the recipe"] if own else []
-    said += [words for role, words in CONTROL_WORDS.items() if role in roles]
-    return f" {'; '.join(said).capitalize()}." if len(roles) > 1 or several else ""
+    said += [words for group, words in CONTROL_WORDS.items() if group in groups]
+    return f" {'; '.join(said).capitalize()}." if len(groups) > 1 or several else ""
 
 
 def _by_colour(

@@ -63,11 +63,23 @@ class CompareTextSpec(Spec):
     max_new_tokens: int = Field(default=128, ge=1, le=MOST)
 
 
+ArmRole = Literal["recipe", "all", "bottom", "last", "random", "filtered", "fine-tune"]
+
+
 class BenchArm(Record):
-    """One arm of a benchmark: a name and its recipe (None is the base)."""
+    """One arm of a benchmark.
+
+    Attributes:
+        name: what it is called in tables and figures; nothing else is read from it.
+        recipe: its edit; None is the base.
+        role: "recipe" is judged; the others are controls: on other layers ("all", "bottom", "last", "random"), on the
+            same layers projected, or only where a projection could move them ("filtered"), and the whole fine-tuned
+            model. Set where the arm is made.
+    """
 
     name: str
     recipe: EditRecipe | None = None
+    role: ArmRole = "recipe"
 
 
 class BenchSpec(Spec):

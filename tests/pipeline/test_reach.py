@@ -145,9 +145,9 @@ def test_an_arm_that_changes_nothing_is_named_and_gets_no_verdict(partial_profil
     chosen = (
         arms.BASE,
         BenchArm(name="recipe", recipe=own),
-        BenchArm(name="random 2 (0,2)", recipe=arms.with_layers(own, (0, 2))),
-        BenchArm(name="random 2 (5,7)", recipe=arms.with_layers(own, (5, 7))),
-        BenchArm(name="last 2", recipe=arms.with_layers(own, (1, 6))),
+        BenchArm(name="random 2 (0,2)", recipe=arms.with_layers(own, (0, 2)), role="random"),
+        BenchArm(name="random 2 (5,7)", recipe=arms.with_layers(own, (5, 7)), role="random"),
+        BenchArm(name="last 2", recipe=arms.with_layers(own, (1, 6)), role="last"),
     )
     spec = bench(partial_profile, chosen)
     plan = pipeline.run(BenchPlanSpec(bench=spec), context, Progress()).result
