@@ -1,5 +1,7 @@
 """A benchmark that is killed or interrupted goes on from its finished blocks, and ends with the same numbers."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from stethoscope import pipeline
+from stethoscope.cli import main
 from stethoscope.pipeline.bench import bench_problems, blocks_of
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
@@ -20,7 +23,7 @@ from stethoscope.records import BenchSpec, EditRecipe
 from stethoscope.store.runs import RunStore
 
 ROOT = Path(__file__).parent.parent.parent
-N, BLOCK = 12, 4  # of 2 subjects and 3 arms: 72 answers in 18 blocks of an arm
+N, BLOCK = 6, 2  # of 2 subjects and 3 arms: 36 answers in 18 blocks of an arm
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 STOPPED_AT = """
 import os, sys
@@ -41,20 +44,27 @@ sys.exit(main(arguments))
 
 
 class Bench:
-    """`python -m stethoscope bench` in processes of its own, on one home."""
+    """`python -m stethoscope bench` on one home: in a process of its own where it is stopped, else in this one."""
 
     def __init__(self, home: Path, profile: Path, *recipes: Path) -> None:
         self.home = home
         self.arguments = [
             *("bench", *map(str, recipes), "--json", "--profile", str(profile)),
             *("--device", "cpu", "--n", str(N), "--block-size", str(BLOCK), "--batch-size", "1"),
-            *("--max-new-tokens", "24"),
+            *("--max-new-tokens", "8"),
         ]
 
-    def run(self, *program: str) -> tuple[int, str, str]:
-        """Run `program` on this home with the arguments of the benchmark, and return its exit code and output."""
+    def to_the_end(self) -> dict[str, object]:
+        with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as out:
+            patched.setenv("STETHOSCOPE_HOME", str(self.home))
+            assert main(self.arguments) == 0
+        return json.loads(out.getvalue())
+
+    def stopped_after(self, blocks: int, how: signal.Signals) -> tuple[int, str, str]:
+        """Let a process send itself a signal at the first answer behind the `blocks`-th block of an arm, and return its
+        exit code and output."""
         ended = subprocess.run(
-            [sys.executable, *program, *self.arguments],
+            [sys.executable, "-c", STOPPED_AT, str(blocks * BLOCK + 1), str(int(how)), *self.arguments],
             cwd=ROOT,
             env=os.environ | ONE_THREAD | {"STETHOSCOPE_HOME": str(self.home)},
             text=True,
@@ -62,15 +72,6 @@ class Bench:
             check=False,
         )
         return ended.returncode, ended.stdout, ended.stderr
-
-    def to_the_end(self) -> dict[str, object]:
-        code, out, err = self.run("-m", "stethoscope")
-        assert code == 0, err
-        return json.loads(out)
-
-    def stopped_after(self, blocks: int, how: signal.Signals) -> tuple[int, str, str]:
-        """Let the program send itself a signal at the second answer behind the `blocks`-th block of an arm."""
-        return self.run("-c", STOPPED_AT, str(blocks * BLOCK + 2), str(int(how)))
 
     def stored(self) -> list[tuple[str, str]]:
         """Evaluation and problem of every stored answer."""
@@ -101,7 +102,7 @@ def answered_again(home: Path, spec: BenchSpec, copy: Path) -> int:
     context, progress = Context(RunStore(copy / "runs"), device="cpu"), Progress()
     pipeline.run(spec, context, progress)
     context.close()
-    assert (progress.done, progress.total) == (72, 72)
+    assert (progress.done, progress.total) == (36, 36)
     return progress.done - progress._skipped
 
 
@@ -124,7 +125,7 @@ def test_killed_in_the_middle_of_a_block_twice_and_resumed(
         (record,) = RunStore(bench.home / "runs").list_runs()
         assert record.state == "interrupted"
         run_ids.add(record.run_id)
-        assert answered_again(bench.home, spec, tmp_path / f"copy{kill}") == 72 - len(stored)
+        assert answered_again(bench.home, spec, tmp_path / f"copy{kill}") == 36 - len(stored)
     resumed = bench.to_the_end()
     (record,) = RunStore(bench.home / "runs").list_runs()
     assert (record.state, {record.run_id}) == ("done", run_ids), "one run, which went on"
@@ -141,6 +142,6 @@ def test_ctrl_c_stores_and_says_how_to_go_on(profile_file: Path, recipes: list[P
     assert (record.state, record.result_id is None) == ("paused", False)
     before = len(bench.stored())
     assert bench.to_the_end()["complete"] is True
-    assert len(bench.stored()) == 72 > before
+    assert len(bench.stored()) == 36 > before
     (record,) = RunStore(bench.home / "runs").list_runs()
     assert record.state == "done"
