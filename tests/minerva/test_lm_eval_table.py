@@ -2,16 +2,33 @@
 
 import collections
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from stethoscope.minerva.grading import Answer, GraderPool
 from stethoscope.minerva.problems import answer_of
-from stethoscope.records import GoldReading, GradeStatus
+from stethoscope.records import GoldReading, Grade, GradeStatus
 from tests.minerva.record_lm_eval import PAIRS, TABLE, answers
 
-ROWS = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+Row = dict[str, Any]
+ROWS: list[Row] = [json.loads(line) for line in TABLE.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GraderPool]:
+    with GraderPool(n_workers=2, deadline_s=30.0) as shared:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def graded(pool: GraderPool) -> list[tuple[Row, Grade]]:
+    """Every row and its grade, asked from a thread that is not the main one, as the job worker does."""
+    with ThreadPoolExecutor(1) as thread:
+        grades = thread.submit(pool.grade, [Answer(row["completion"], row["solution"]) for row in ROWS]).result()
+    return list(zip(ROWS, grades, strict=True))
 
 
 def test_the_table_is_the_one_that_the_script_writes() -> None:
@@ -46,13 +63,10 @@ def test_what_was_meant_to_be_equal_or_not_mostly_is() -> None:
         assert only_one >= 5, kind  # the metrics are two
 
 
-def test_every_grade_is_lm_evals() -> None:
-    """Asked from a thread that is not the main one, as the job worker does."""
-    with GraderPool(n_workers=2, deadline_s=30.0) as pool, ThreadPoolExecutor(1) as thread:
-        grades = thread.submit(pool.grade, [Answer(row["completion"], row["solution"]) for row in ROWS]).result()
+def test_every_grade_is_lm_evals(graded: list[tuple[Row, Grade]]) -> None:
     different = [
         (row["kind"], row["completion"][:90], metric)
-        for row, grade in zip(ROWS, grades, strict=True)
+        for row, grade in graded
         for metric in ("exact_match", "math_verify")
         if (getattr(grade, metric) is GradeStatus.CORRECT) != bool(row[metric])
     ]
@@ -60,22 +74,17 @@ def test_every_grade_is_lm_evals() -> None:
 
 
 @pytest.mark.parametrize("status", [GradeStatus.UNPARSABLE, GradeStatus.NO_ANSWER])
-def test_what_cannot_be_read_has_a_status_of_its_own(status: GradeStatus) -> None:
-    odd = [row for row in ROWS if row["kind"] == "odd"]
-    with GraderPool(deadline_s=30.0) as pool:
-        grades = pool.grade([Answer(row["completion"], row["solution"]) for row in odd])
-    assert sum(grade.exact_match is status for grade in grades) >= 5
+def test_what_cannot_be_read_has_a_status_of_its_own(status: GradeStatus, graded: list[tuple[Row, Grade]]) -> None:
+    assert sum(grade.exact_match is status for row, grade in graded if row["kind"] == "odd") >= 5
 
 
-def test_incorrect_was_compared() -> None:
+def test_incorrect_was_compared(pool: GraderPool, graded: list[tuple[Row, Grade]]) -> None:
     """Where the gold answer cannot be read, another text is not called incorrect; where both can, it is."""
-    near = [row for row in ROWS if row["kind"] == "near miss"]
-    with GraderPool(deadline_s=30.0) as pool:
-        grades = pool.grade([Answer(row["completion"], row["solution"]) for row in near])
-        golds = [answer_of(row["solution"]) or "" for row in near]
-        read = [reading is not GoldReading.UNREAD for reading in pool.read_golds(golds)]
+    near = [(row, grade) for row, grade in graded if row["kind"] == "near miss"]
+    golds = [answer_of(row["solution"]) or "" for row, _ in near]
+    read = [reading is not GoldReading.UNREAD for reading in pool.read_golds(golds)]
     assert 20 < sum(read) < len(near) - 20
-    for row, grade, readable in zip(near, grades, read, strict=True):
+    for (row, grade), readable in zip(near, read, strict=True):
         assert readable or grade.exact_match in (GradeStatus.UNPARSABLE, GradeStatus.CORRECT), row
-    numbers = [grade for row, grade in zip(near, grades, strict=True) if row["topic"] in ("number", "fraction", "root")]
+    numbers = [grade for row, grade in near if row["topic"] in ("number", "fraction", "root")]
     assert sum(grade.exact_match is GradeStatus.INCORRECT for grade in numbers) > 0.8 * len(numbers)
