@@ -19,9 +19,10 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
+from stethoscope.cli import main
 from stethoscope.profiles import PROFILES
 from tests.hub import contents
-from tests.hub.server import READER, LoopbackHub, Trouble, hub_environment
+from tests.hub.server import READER, LoopbackHub, Trouble, hub_environment, point_at
 
 ROOT = Path(__file__).parents[2]
 PROFILE = f"""
@@ -194,13 +195,22 @@ def check_export(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("token", "said"), [(None, "is gated; got no token"), ("mistyped", "the hub does not accept the token")]
 )
-def test_a_refusal_is_one_line_and_exit_code_2(hub: LoopbackHub, tmp_path: Path, token: str | None, said: str) -> None:
+def test_a_refusal_is_one_line_and_exit_code_2(
+    hub: LoopbackHub,
+    tmp_path: Path,
+    token: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     contents.fill(hub, gated=True)
     profile = tmp_path / "test.toml"
     profile.write_text(PROFILE)
-    environment = hub_environment(hub.endpoint, tmp_path / "hf", token=token)
-    done = run_all(commands(tmp_path, profile)[:1], environment | {"STETHOSCOPE_HOME": str(tmp_path / "home")})
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
-    assert "mistyped" not in done.stderr
+    point_at(monkeypatch, hub.endpoint, tmp_path / "hf", token=token)
+    monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+    assert main(commands(tmp_path, profile)[0]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert said in err
+    assert "mistyped" not in err
