@@ -135,7 +135,9 @@ def generate_plainly(model, tokenizer, problems: list[str], shots: list[tuple[st
     prompts = [few_shot_prompt(problem, shots) for problem in problems]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        ids = model.generate(
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, stop_strings=[STOP_STRING], tokenizer=tokenizer
+        )
     return [text.split(STOP_STRING)[0] for text in tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :])]
 
 
