@@ -60,7 +60,8 @@ def front() -> Any:
 def loaded() -> Any:
     """Return the row of the loaded model, None where that is not the profile's: visitors share one worker."""
     model, wanted = front().status().model, _session.profile().model
-    return model if model is not None and (model.id, model.dtype) == (wanted.id, wanted.dtype) else None
+    asked = None if model is None else (model.id, model.asked_revision, model.dtype)
+    return model if asked == (wanted.id, wanted.revision, wanted.dtype) else None
 
 
 def visitor() -> str:

@@ -19,6 +19,7 @@ def model_row(context: Context) -> ModelRow:
     return ModelRow(
         id=session.ref.id,
         revision=session.revision or session.ref.revision,
+        asked_revision=session.ref.revision,
         dtype=session.ref.dtype,
         n_layers=session.layout.n_layers,
         d_model=session.layout.d_model,

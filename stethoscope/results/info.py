@@ -20,11 +20,13 @@ class SaeRow(Record):
 class ModelRow(Record):
     """Size and identity of the loaded model; `checksum` is over all weights as loaded.
 
-    `chat_template`: the tokenizer has one.
+    `revision` is the commit of a model from a hub, `asked_revision` what was asked for: a branch, a tag, a commit, or
+    None for the newest. `chat_template`: the tokenizer has one.
     """
 
     id: str
     revision: str | None
+    asked_revision: str | None = None
     dtype: str
     n_layers: int
     d_model: int

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from scipy import special, stats
+from scipy import special
 
 from stethoscope.statistics.paired import SIGNIFICANCE
 
@@ -46,6 +46,8 @@ def discordant_rates(base_accuracy: float, difference: float, correlation: float
 @lru_cache(maxsize=64)
 def _critical_losses(n: int, level: float) -> Int[np.ndarray, " n_plus_1"]:
     """Return for K = 0..n discordant pairs the most losses with a two-sided exact p below `level`; -1: none."""
+    from scipy import stats  # 0.7 s, which no page and no command that computes no power waits for
+
     pairs = np.arange(n + 1)
     return stats.binom.ppf(level / 2, pairs, 0.5).astype(int) - 1  # ppf: the smallest c with P(X <= c) >= level / 2
 
@@ -62,6 +64,8 @@ def mcnemar_power(
         correlation: phi between right in one arm and right in the other, over problems.
         level: the two-sided p must be below it (for Holm's first step over m subjects: level / m).
     """
+    from scipy import stats  # see above
+
     assert n >= 0, f"n={n} is negative"
     gained, lost = discordant_rates(base_accuracy, difference, correlation)
     if difference < 0:
