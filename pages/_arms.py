@@ -52,7 +52,8 @@ def choose(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
 
 def _sweep(recipe: EditRecipe) -> list[BenchArm]:
     options = sorted({*ALPHAS, 0.05, 0.1, *st.session_state["bench_alphas"]})
-    st.multiselect("Master alphas (0, the base, is always among them)", options, format_func=lambda alpha: f"{alpha:g}",
+    st.multiselect("Alpha values to test (0, the base, is always included)", options,
+                   format_func=lambda alpha: f"{alpha:g}",
                    **_mirror.mirror("bench_alphas", "bench-alphas", "default"))  # fmt: skip
     return list(arms.alpha_sweep(recipe, st.session_state["bench_alphas"]))
 

@@ -37,7 +37,7 @@ def by_name(profile: Profile) -> None:
         width.text_input("Width", key="change-width", placeholder="16k")
         l0.text_input("L0", key="change-l0", placeholder="small")
         at.text_input("SAEs' revision", key="change-sae-revision", placeholder="main")
-        st.caption("A model of another id takes no task vector over: it was made for the former one.")
+        st.caption("Changing the model removes its task vectors.")
         typed = {field: st.session_state[f"change-{field}"].strip() or None for field in FIELDS}
         ready = typed["model"] is not None
         with st.container(horizontal=True):

@@ -71,7 +71,7 @@ def _rank(spec: RankSpec, found: RankResult | None) -> None:
     elif found is not None:
         _picture(found, "rank")
     if not view.active and (found is None or not found.complete):
-        st.caption(f"{spec.n_sets} random sets of equally many layers, as drawn and at the recipe’s edit norm, on the "
-                   f"likelihood probe of {spec.split} problems.")  # fmt: skip
+        st.caption(f"Compares with {spec.n_sets} random layer sets of equal size, unscaled and rescaled to this edit’s "
+                   f"norm, by the likelihood of {spec.split} solutions.")  # fmt: skip
         st.button(f"Rank among {spec.n_sets} random sets", key="run-rank", on_click=_jobs.begin, args=("rank", spec),
                   kwargs={"title": "Rank among random sets"})  # fmt: skip

@@ -50,7 +50,7 @@ def draw(recipe: EditRecipe) -> _jobs.View:
     """Draw prompt, buttons and texts; return what is on show."""
     spec = _prompt.spec_from_controls(recipe)
     view = _jobs.look("compare")
-    st.button("Write", key="run-compare", type="primary", disabled=spec is None or view.active,
+    st.button("Generate", key="run-compare", type="primary", disabled=spec is None or view.active,
               on_click=_jobs.begin, args=("compare", spec), kwargs={"title": "Text", "interactive": True})  # fmt: skip
     if view.error:
         _ui.banner(view.error)
@@ -58,7 +58,7 @@ def draw(recipe: EditRecipe) -> _jobs.View:
         _watch.watch(view, key="compare", draw=streaming, every=0.25)
         return view
     elif view.job is not None and view.job.state == "cancelled":
-        st.caption("Stopped; this is what was written.")
+        st.caption("Stopped; this is the output so far.")
         streaming(view.job)
         return view
     if isinstance(view.result, TextComparison):
@@ -67,9 +67,9 @@ def draw(recipe: EditRecipe) -> _jobs.View:
         if not recipe.layers:
             _status.show_certificate(view.result.certificate, recipe)
         if shown != spec:
-            st.caption("The recipe or prompt has changed since; press “Write” to write again.")
+            st.caption("The recipe or prompt has changed since; press “Generate” to run it again.")
     else:
-        st.caption("Nothing is written yet.")
+        st.caption("No output yet.")
     return view
 
 

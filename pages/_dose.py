@@ -17,7 +17,7 @@ def _curves(result: Any, recipe: EditRecipe) -> None:
         figure = dose.curves(result, alpha=recipe.master_alpha, subject=subject)
         _ui.chart(figure, key="dose", caption=dose.caption(result, subject), rows=result.rows)
     else:
-        st.caption("The first alpha is on its way; the probe and your texts go first.")
+        st.caption("Computing the first alpha; the probe and text generation run first.")
 
 
 def spec_of(recipe: EditRecipe) -> DoseSpec:

@@ -59,7 +59,7 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
             list(WEIGHTS),
             format_func=WEIGHTS.__getitem__,
             required=True,
-            help="The stream sees a matrix through its norm's gain G; plain weights leave G out.",
+            help="Gains folded in: scaled by the adjacent RMSNorm weight. Plain: unscaled.",
             **_mirror.mirror("fold_gains", "energy-gains", "default"),
         )
     k, layer = chosen["energy_k"], chosen["energy_layer"]

@@ -53,7 +53,7 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
         search=chosen["flip_search"],
     )
     counted = flips.counts(everything, chosen["flip_metric"])
-    st.segmented_control("What became of the answer", KINDS, format_func=lambda kind: f"{kind} ({counted[kind]})",
+    st.segmented_control("Outcome", KINDS, format_func=lambda kind: f"{kind} ({counted[kind]})",
                          required=True, **_mirror.mirror("flip_kind", "flip-kind", "default"))  # fmt: skip
     return flips.chosen(everything, kind=chosen["flip_kind"], metric=chosen["flip_metric"])
 
@@ -109,7 +109,7 @@ def _answer(item: BenchItem, diverges_at: int | None, key: str) -> None:
         st.markdown(f"**{_ui.escape(item.arm)}**")
         _grade(item)
         read = _ui.escape(item.grade.answer) if item.grade.answer else "nothing"
-        st.markdown(f"Read out of it: {read} · {item.n_tokens} tokens")
+        st.markdown(f"Extracted answer: {read} ({item.n_tokens} tokens)")
         st.html(flips.answer_html(item.completion, diverges_at))
 
 

@@ -70,7 +70,7 @@ def _mean(prediction: Prediction) -> float | None:
 def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
     """Draw the claim, the button that freezes it, and what was frozen; `spec` None: the diagnosis is out of date."""
     store = _jobs.front().store
-    with _ui.card("Freeze the prediction before judging it", key="freeze"):
+    with _ui.card("Preregister this pick", key="freeze"):
         if not st.session_state["layers"]:
             st.caption("Pick layers above; a frozen pick is compared with its controls once a benchmark has run.")
         elif not _session.profile().task_vectors:

@@ -54,7 +54,7 @@ def _is_of(run: Any, spec: GainSpec) -> bool:
 
 def _measure(spec: GainSpec) -> None:
     """Start the study as a batch job: it waits behind what a person is looking at."""
-    _jobs.begin(SLOT, spec, title="Did the stethoscope hear right")
+    _jobs.begin(SLOT, spec, title="Measured gain of each layer")
     st.session_state["slots"][SLOT]["spec"] = _jobs.spec_key(spec)
 
 
@@ -77,7 +77,7 @@ def draw() -> None:
         return
     spec = spec_from_session()
     subject = st.session_state["subject"]
-    with _ui.card("Did the stethoscope hear right?", key="gain"):
+    with _ui.card("Does the score predict which layers help?", key="gain"):
         _ui.opened_settings("gain")
         view = _view(spec)
         if view.error:
@@ -88,9 +88,10 @@ def draw() -> None:
         if not isinstance(view.result, GainResult):
             said = "Stopped; nothing was measured. " if view.stopped else ""
             st.caption(
-                f"{said}Injects each layer alone and asks whether the layers that the score names are those that help: "
-                f"{spec.n} {spec.split} problems a subject, beside first-order effect, relative update, linear probe, "
-                f"depth and {spec.random_sets} random sets of {spec.top_n} layers. {_cost(spec)}"
+                f"{said}Injects the task vector into one layer at a time and compares the measured gain with each "
+                "score, and with first-order effect, relative update, linear probe, depth and "
+                f"{spec.random_sets} random sets of {spec.top_n} layers: {spec.n} {spec.split} problems per subject. "
+                f"{_cost(spec)}"
             )
             st.button("Measure each layer's gain", key="gain-start", type="primary", on_click=_measure, args=(spec,))
             return

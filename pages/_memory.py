@@ -19,7 +19,7 @@ def card(profile: Profile) -> None:
         spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
         title = f"Sizes of {profile.title}"
         here = profile.model.id.startswith(EMBEDDED_PREFIX) or _jobs.loaded() is not None
-        said = "From config.json and the SAEs' settings, which are fetched if need be; no weights are."
+        said = "Estimated from config.json and the SAEs' settings (downloaded if missing). Weights are not downloaded."
         if not here and not _watch.asked_for("memory", spec, said, "Does it fit?"):
             return
         view = _jobs.ask("memory", spec, title=title, loads=False)

@@ -69,7 +69,7 @@ def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
         if found.frozen_first:
             st.markdown(f"Frozen on {when}, before this run.")
         else:
-            st.warning(f"Frozen on {when}, after this run started: this is no prediction.")
+            st.warning(f"Frozen on {when}, after this run started, so it does not count as a prediction.")
         if found.used_before:
             many = ", ".join(found.used_before[:3])
             st.warning(f"This edit had answered problems of this split before it was frozen (run {many}): "

@@ -12,8 +12,8 @@ from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult
 
 HOW_TO = (
-    "Click a cell to pick its layer or to put it back; with shift, everything from the layer clicked last; drag with "
-    "the box tool to add a range. By keyboard: the pills below."
+    "Click to select or deselect a layer; Shift-click selects a range; drag with the box tool to add one. By keyboard: "
+    "the pills below."
 )
 
 

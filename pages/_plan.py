@@ -78,7 +78,7 @@ def problems_and_n() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):  # wraps where it is narrow
         st.slider("n per subject", disabled=everything, width=300, **_mirror.bounds("bench_n", 2, MOST),
                   **_mirror.mirror("bench_n", "bench-n-slider", "value", linked=True))  # fmt: skip
-        st.number_input("exactly", step=10, disabled=everything, width=110, **_mirror.bounds("bench_n", 2, 5000),
+        st.number_input("exact n", step=10, disabled=everything, width=110, **_mirror.bounds("bench_n", 2, 5000),
                         **_mirror.mirror("bench_n", "bench-n", "value", linked=True))  # fmt: skip
         st.toggle("All problems", help="Ask every problem of the split: each subject has its own n.", width="content",
                   **_mirror.mirror("bench_all", "bench-all", "value"))  # fmt: skip
@@ -106,5 +106,5 @@ def how_asked(*, chat_template: bool) -> None:
                         help="“Not worse” means: the interval’s lower bound lies above minus this.",
                         **_mirror.mirror("bench_margin", "bench-margin", "value"))  # fmt: skip
         st.number_input("Block size, problems", step=8, **_mirror.bounds("bench_block", 8, 1024),
-                        help="Every arm answers a block before the next begins; a block is what a stop can cost.",
+                        help="All arms finish a block before the next starts; an interruption loses at most one block.",
                         **_mirror.mirror("bench_block", "bench-block", "value"))  # fmt: skip

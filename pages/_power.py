@@ -46,10 +46,10 @@ def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
     needed = n_for_margin(base, ABSTRACT_CORRELATION, spec.margin)
     with st.container(key="bench-power"):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            st.markdown(f"**n = {sizes_text(ns)} per subject cannot see {_unseen(*effects)}.**", width="content")
+            st.markdown(f"**n = {sizes_text(ns)} per subject {_detectable(*effects)}.**", width="content")
             if ns[0] < SMOKE_TEST_BELOW:
                 st.badge("smoke test", color="orange",
-                         help=f"Below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")  # fmt: skip
+                         help=f"Below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected.")  # fmt: skip
         st.caption(
             f"{_expected(len(ns), found)} “Not worse by more than {100 * spec.margin:g} points” needs about "
             f"n = {needed:,} where nothing changes. "
@@ -58,15 +58,15 @@ def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
         )
 
 
-def _unseen(at_most: float | None, at_fewest: float | None) -> str:
-    """Return what gain stays unseen, in the subjects with the most problems and in those with the fewest."""
+def _detectable(at_most: float | None, at_fewest: float | None) -> str:
+    """Return which differences can be detected, in the subjects with the most problems and in those with the fewest."""
     if at_most is None:
-        return "any gain"
+        return "is too few to detect any difference"
     least = f"{100 * at_most:.0f}"
     if at_fewest is None:
-        return f"less than about {least} points, and in the smallest subject no gain at all"
+        return f"can detect differences of about {least} points or more, and none in the smallest subject"
     most = f"{100 * at_fewest:.0f}"
-    return f"less than about {least if least == most else f'{least} to {most}'} points"
+    return f"can detect differences of about {least if least == most else f'{least} to {most}'} points or more"
 
 
 def _expected(subjects: int, found: float) -> str:
@@ -75,7 +75,7 @@ def _expected(subjects: int, found: float) -> str:
     if subjects == 1:
         return f"If it truly gains {gain}, that is found with a chance of {100 * found:.0f}%."
     which = "both subjects" if subjects == 2 else f"all {subjects} subjects"
-    return f"If {which} truly gain {gain}, about {found:.1f} of them are found after Holm."
+    return f"If {which} truly gain {gain}, expect about {found:.1f} to reach significance after Holm correction."
 
 
 def plan_of(spec: BenchSpec) -> _jobs.View:
@@ -101,7 +101,7 @@ def size(spec: BenchSpec, view: _jobs.View) -> bool:
     sizes = {name: sample_size(spec.n, has) for name, has in plan.available.items()}
     answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
     said = f"{len(spec.arms)} arms × {_problems_text(sizes)}: {answers:,} answers"
-    said += f", {stored:,} of them in the store already." if stored else ", none of them in the store yet."
+    said += f", {stored:,} of them stored already." if stored else ", none of them stored yet."
     if plan.answers_per_s and answers > stored:
         said += f" About {_span((answers - stored) / plan.answers_per_s)} at the {plan.answers_per_s:.1f} answers per "
         said += "second of earlier runs."

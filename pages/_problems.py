@@ -17,10 +17,10 @@ from stethoscope.results import ProblemsResult
 GOLDS_SHOWN = 3
 SUBJECTS_SHOWN = 12
 FORMAT = (
-    'One JSON object a line, or a JSON array of them: {"problem": …, "solution": …, "type": …}; the type, or a field '
-    '"subject", is the problem’s subject; the answer is a field of its own or the '
-    "solution’s last \\boxed{…}. One file is cut 80/10/10 into train, dev and test by its problems’ text; a folder "
-    "keeps its train.jsonl, dev.jsonl and test.jsonl."
+    'One JSON object per line, or a JSON array of them: {"problem": …, "solution": …, "type": …}; the type, or a '
+    'field "subject", is the problem’s subject; the answer is a field of its own or the '
+    "solution’s last \\boxed{…}. A single file is split 80/10/10 into train, dev and test by its problems’ text; a "
+    "folder keeps its train.jsonl, dev.jsonl and test.jsonl."
 )
 
 
@@ -50,7 +50,7 @@ def take(problems: ProblemsRef, name: str | None = None) -> None:
 def draw(split: str) -> None:
     """Draw which problems are in use, what `split` of one's own holds, and the form that takes others."""
     own = _own()
-    title = "Problems: the profile’s" if own is None else f"Problems: {_ui.escape(own['name'])}"
+    title = "Problem set: the profile’s" if own is None else f"Problem set: {_ui.escape(own['name'])}"
     with st.expander(title, key="bench-problems"):
         st.caption(_ui.escape(FORMAT))
         left, right = st.columns(2)
@@ -61,7 +61,7 @@ def draw(split: str) -> None:
             given = st.session_state["own-problems-file"] or st.session_state["own-problems-path"].strip()
             st.button("Use these problems", key="own-problems-use", disabled=not given, on_click=_use)
             if own is not None:
-                st.button("Back to the profile’s", key="own-problems-drop", on_click=_drop)
+                st.button("Use the profile’s problems", key="own-problems-drop", on_click=_drop)
     if error := st.session_state.get("own_problems_error"):
         _ui.banner(error)
     if own is not None:

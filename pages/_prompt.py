@@ -14,7 +14,7 @@ from stethoscope.minerva.sources import load_problems
 from stethoscope.records import CompareTextSpec, EditRecipe, ProjectedArm
 
 KINDS = ("a problem", "free text", "a list")
-THIRD = {"nobody": "nobody", "fine-tune": "the full fine-tune", "projected": "the projected edit"}
+THIRD = {"nobody": "nothing", "fine-tune": "the full fine-tune", "projected": "the projected edit"}
 MAX_PROMPTS = 16
 
 
@@ -56,20 +56,20 @@ def _one_problem() -> Question:
     problems = problems if opened is None or opened in problems else [opened, *problems]
     if st.session_state.get("problem") not in problems:
         st.session_state["problem"] = problems[0] if problems else ""
-    right.selectbox(
-        "Problem (dev split, put behind the shots)", problems, **_mirror.mirror("problem", "prompt-problem")
-    )
+    right.selectbox("Problem (dev split, few-shot prompt)", problems, **_mirror.mirror("problem", "prompt-problem"))
     return Question((st.session_state["problem"],) if st.session_state["problem"] else (), True)
 
 
 def _typed(kind: str) -> Question:
     if kind == "free text":
         st.session_state.setdefault("free_text", "Problem:\nWhat is 12 + 7?\n\nSolution:")
-        st.text_area("Text, given as it is", height=120, **_mirror.mirror("free_text", "free-text", "value"))
+        st.text_area(
+            "Raw prompt (no few-shot examples)", height=120, **_mirror.mirror("free_text", "free-text", "value")
+        )
         text = st.session_state["free_text"]
         return Question((text,) if text.strip() else (), False)
     st.session_state.setdefault("prompt_list", "What is 12 + 7?\nWhat is 9 - 4?")
-    st.text_area(f"One problem a line, each put behind the shots; at most {MAX_PROMPTS}", height=120,
+    st.text_area(f"One problem per line (max. {MAX_PROMPTS}), few-shot prompt", height=120,
                  **_mirror.mirror("prompt_list", "prompt-list", "value"))  # fmt: skip
     lines = [line.strip() for line in st.session_state["prompt_list"].splitlines() if line.strip()]
     if len(lines) > MAX_PROMPTS:
@@ -117,7 +117,7 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
     offered = [who for who in THIRD if who != "fine-tune" or why is None]
     chosen["third"] = chosen["third"] if chosen["third"] in offered else "nobody"
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.selectbox("Third column", offered, format_func=lambda who: THIRD[who], width=200,
+        st.selectbox("Also show", offered, format_func=lambda who: THIRD[who], width=200,
                      help=why and _ui.escape(why),
                      **_mirror.mirror("third", "third-choice"))  # fmt: skip
         st.number_input(

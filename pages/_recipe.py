@@ -130,11 +130,11 @@ def controls(n_layers: int) -> None:
         "Task vector", [ref.name for ref in profile.task_vectors], **_mirror.mirror("task_vector", "edit-tau")
     )
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        st.segmented_control("Arm", _session.possible_arms(profile), format_func=lambda arm: _session.ARMS[arm],
+        st.segmented_control("Edit type", _session.possible_arms(profile), format_func=lambda arm: _session.ARMS[arm],
                              required=True, **_mirror.mirror("arm", "arm-choice", "default"))  # fmt: skip
-        st.checkbox("Norms, too", help="The norm weights of the picked layers move with them.",
+        st.checkbox("Also edit norm weights", help="The norm weights of the picked layers move with them.",
                     **_mirror.mirror("norms", "edit-norms", "value"))  # fmt: skip
-        st.checkbox("Embeddings, too", help="Token embeddings, the tied head and the final norm, at master alpha.",
+        st.checkbox("Also edit embeddings", help="Token embeddings, the tied head and the final norm, at master alpha.",
                     **_mirror.mirror("embeddings", "edit-embeddings", "value"))  # fmt: skip
     if chosen["arm"] in ("raw", "raw-where-projected"):
         return

@@ -33,7 +33,7 @@ def _look(job_id: str) -> None:
     job = _jobs.front().snapshot(job_id)
     partial = None if job is None else job.partial
     if not isinstance(partial, BenchResult) or not partial.comparisons:
-        st.caption("A first look comes with the first finished block.")
+        st.caption("Interim results appear after the first block.")
         return
     first_look(partial)
 

@@ -15,6 +15,7 @@ LAYOUTS = ("side by side", "one below the other")
 ORDERS: tuple[Order, ...] = ("as planned", "by difference")
 GRID_COLUMNS = 4
 ALARMS_SHOWN = 6
+COLLAPSE = "Possible collapse: answers are degenerate (truncated, looping or unparsable), not just wrong more often."
 
 
 def badges(result: BenchResult) -> None:
@@ -52,9 +53,7 @@ def alarms(result: BenchResult) -> None:
                  for row in fallen[:ALARMS_SHOWN]]  # fmt: skip
         if len(fallen) > ALARMS_SHOWN:
             lines.append(f"… and {len(fallen) - ALARMS_SHOWN} more (column “alarm” of the table of arms).")
-        st.error(
-            "  \n".join(("Collapse alarm: here the model answers worse in kind, not only less often right.", *lines))
-        )
+        st.error("  \n".join((COLLAPSE, *lines)))
     if result.shortage:
         st.info(_ui.escape(result.shortage))
     if result.excluded:

@@ -13,7 +13,7 @@ from stethoscope.results import ExportResult
 from stethoscope.store.ids import content_id, short_id
 
 EXPORTS = {
-    "all": "everything below",
+    "all": "all formats",
     "checkpoint": "a plain checkpoint",
     "delta": "the bare delta",
     "mergekit": "a mergekit configuration",
@@ -105,9 +105,9 @@ def export_spec(recipe: EditRecipe) -> ExportSpec:
 def export(recipe: EditRecipe) -> None:
     """Draw where the edited model is written to, the button, progress and outcome."""
     spec = export_spec(recipe)
-    st.text_input("New folder, on the machine that runs the dashboard",
+    st.text_input("Output folder (on the server)",
                   **_mirror.mirror("export_out", "export-out", "value"))  # fmt: skip
-    st.selectbox("What", list(EXPORTS), format_func=lambda kind: EXPORTS[kind],
+    st.selectbox("Format", list(EXPORTS), format_func=lambda kind: EXPORTS[kind],
                  **_mirror.mirror("export_kind", "export-kind"))  # fmt: skip
     _ui.opened_settings("export")
     view = _jobs.look("export")

@@ -22,7 +22,8 @@ def show_certificate(certificate: Certificate, recipe: EditRecipe | None) -> Non
         layers = ",".join(map(str, certificate.layers_edited))
         alpha = f" · alpha {recipe.master_alpha:g}" if recipe is not None else ""
         short = (certificate.recipe_id or "").removeprefix("sha256-")[:4]
-        label = f"EDITED: layers {layers}{alpha}" + (f" · recipe {short}…" if short else "")
+        which = f"layer{'' if len(certificate.layers_edited) == 1 else 's'} {layers}"
+        label = f"EDITED: {which}{alpha}" + (f" · recipe {short}…" if short else "")
     elif recipe is not None and recipe.layers and recipe.master_alpha:
         label = "NOTHING CHANGED: the edit is the base"
     if not certificate.verified:

@@ -59,7 +59,7 @@ def presets(n_layers: int) -> None:
             ("MLP only", "mlp", strengths.only(now, "mlp"), {"disabled": not now}),
             ("LiNeS ramp", "ramp", strengths.ramp(now or everything, n_layers),
              {"help": "Strength rises with depth from 0 to 1: shallow layers move less (LiNeS, arXiv 2410.17146)."}),
-            ("Strengths to 1", "reset", strengths.uniform(now), {"disabled": not now}),
+            ("Reset strengths", "reset", strengths.uniform(now), {"disabled": not now}),
         ):  # fmt: skip
             st.button(label, key=f"preset-{key}", on_click=keep, args=(wanted,), **more)
 

@@ -94,7 +94,7 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
     """Draw the menu that saves a figure: the format of its picture, and its numbers as CSV."""
     with st.popover("Save", type="tertiary", key=f"{key}-save"):
         st.segmented_control(
-            "Picture: the camera above the chart saves it as",
+            "Image format (saved by the camera icon above the chart)",
             PICTURES,
             required=True,
             **_mirror.mirror("picture", f"{key}-picture", "default", linked=True),

@@ -19,7 +19,7 @@ def describe(job: Any) -> str:
     parts = [job.title, job.stage or "starting", *([job.detail] if job.detail else [])]
     parts += [counted(job.done, job.total, job.unit)] if job.total else []
     parts += [pace(job.rate, job.unit)] if job.rate else []
-    parts += [f"about {job.eta_s:.0f} s left"] if job.eta_s is not None else []
+    parts += [f"about {duration_text(job.eta_s)} left"] if job.eta_s is not None else []
     return " · ".join(parts)
 
 
@@ -102,7 +102,7 @@ def standing(view: _jobs.View, slot: str, again: str, *, stopped: str | None = N
     """
     if view.unasked:
         title = _session.profile().title
-        said = f"{title} is not loaded. Setup tells what loading it would download, and whether it fits into memory."
+        said = f"{title} is not loaded. Setup shows the download size, and whether it fits into memory."
         _ui.empty(said, "Load the model", f"{slot}-load", _session.ask_to_load)
     elif view.error:
         _ui.banner(view.error)

@@ -27,7 +27,7 @@ def live_probe(recipe: EditRecipe) -> None:
         job = _jobs.front().snapshot(view.job.job_id) if view.active else view.job
         _jobs.draw_again(view.active and _jobs.ended(view.job.job_id))
         updating = view.active and job is not None
-        st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if updating else "Up to date with the controls.")
+        st.caption(_ui.escape(f"Updating: {_watch.describe(job)}") if updating else "Up to date")
 
     if view.error:
         _ui.banner(view.error)

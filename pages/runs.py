@@ -96,7 +96,7 @@ def main() -> None:
         st.switch_page(f"pages/{page}.py")
     _session.link()
     kind = st.segmented_control("Kind", KEPT_KINDS, format_func=pretty, key="runs-kind")
-    everything = st.toggle("Show stopped and failed runs and dose curves, too", key="runs-all")
+    everything = st.toggle("Include stopped and failed runs and dose curves", key="runs-all")
     runs = sorted(_jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)
     runs = [run for run in runs if everything or _by_default(run, kind)]
     if not runs:

@@ -275,7 +275,7 @@ def _other_layers(
         notes.append(f"Other layers are taken from those that such an edit moves: {shown_layers(layers)}.")
     fixed = [last_layers(recipe, layers)]
     if order is None:
-        notes.append("No diagnosis, so no bottom layers.")
+        notes.append("Run Diagnose to enable the bottom-layers control.")
     elif (bottom := bottom_layers(recipe, layers, order)) is None:
         n = sum(layer in layers and layer not in recipe.layers for layer in order)
         notes.append(f"No bottom {size}: only {n} of the layers that were heard are outside the recipe and moved.")

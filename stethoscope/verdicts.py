@@ -80,7 +80,7 @@ def _setting(result: BenchResult) -> str:
     if result.shortage:
         said.append(result.shortage)
     if result.excluded:
-        said.append(f"{sum(result.excluded.values())} problems that something was chosen on were left out.")
+        said.append(f"{sum(result.excluded.values())} problems already used for tuning were excluded.")
     if result.configurations_tried is None:
         said.append("How many configurations have been tried on these problems was not counted.")
     else:

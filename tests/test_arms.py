@@ -125,7 +125,10 @@ def test_a_fine_tune_that_no_arm_can_be_is_not_among_the_arms() -> None:
 
 def test_what_cannot_be_is_said() -> None:
     found = standard(recipe_on((4, 5)), order=None, diagnosis=None)
-    assert found.notes == ("No diagnosis, so no bottom layers.", "No diagnosis is possible, so no projected arms.")
+    assert found.notes == (
+        "Run Diagnose to enable the bottom-layers control.",
+        "No diagnosis is possible, so no projected arms.",
+    )
     filtered = standard(recipe_on((4, 5), arm=RandomSubspaceArm(rank=4)))
     assert not any(arm.name.startswith("projected") for arm in filtered.arms)
     assert "The recipe is random-subspace itself, so no projected arms beside it." in filtered.notes

@@ -40,7 +40,7 @@ def test_a_download_is_described_by_files_bytes_rate_and_time_left() -> None:
         eta_s=240.0,
     )
     assert describe(job) == (
-        "Loading · Downloading model a/b, 1 of 3 files · 2.00 of 8.00 GB · 25.0 MB per s · about 240 s left"
+        "Loading · Downloading model a/b, 1 of 3 files · 2.00 of 8.00 GB · 25.0 MB per s · about 4 min left"
     )
     assert progress.rate is None, "bytes of an earlier run are no speed"
 

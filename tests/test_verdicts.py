@@ -113,7 +113,7 @@ def test_points_that_round_to_zero_have_no_sign(fraction: float, said: str) -> N
 def test_the_setting_names_what_a_referee_asks_for() -> None:
     setting = referee_text(planted({"algebra": GAIN}).model_copy(update={"excluded": {"algebra": 12}}), None)[0]
     for part in ("m, 200 test problems", "(algebra; seed 7)", "256 tokens", "without the chat template", "Holm",
-                 "margin 3 points", "12 problems that something was chosen on were left out",
+                 "margin 3 points", "12 problems already used for tuning were excluded",
                  "Configurations tried on these problems so far: 4"):  # fmt: skip
         assert part in setting
     assert "smoke test" not in setting

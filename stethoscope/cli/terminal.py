@@ -72,7 +72,7 @@ def print_memory(console: Console, result: MemoryResult) -> None:
     """Draw a row a use case: what it needs, whether that is there, and what it is made of."""
     console.print(
         f"{result.model} in {result.dtype} on {result.device} ({result.device_name}): "
-        f"{result.available_bytes / 1e9:.1f} of {result.capacity_bytes / 1e9:.1f} GB to be had; "
+        f"{result.available_bytes / 1e9:.1f} of {result.capacity_bytes / 1e9:.1f} GB free; "
         f"{result.edited_layers} layers edited, {result.batch_size} prompts at once"
     )
     table = Table("use case", "needs, GB", "fits", "made of, GB")
@@ -149,7 +149,7 @@ def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
         ["subject", *map(str, layers)],
         [[subject, *(_score(cells[subject, layer]) for layer in layers)] for subject in result.subjects],
         title=f"{result.score} against {result.control}, cross-fitted; bold where specific (corrected p < .05)",
-        caption=f"{result.formula}; source: {result.source}. Our definition; the paper's is not known to us.",
+        caption=f"{result.formula}; source: {result.source}. Our definition; the paper's formula is unavailable.",
     )
     console.print(_without_sae(result.n_layers, layers))
 
@@ -228,8 +228,9 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
     for limit in gain_limits(result, subject):
         console.print(limit)
     console.print(
-        f"Gains in nats per solution token, n = {result.n} {result.split} problems a subject, alpha {result.alpha:g}; "
-        f"{result.n_edits} edits, {'each taken off again' if result.verified else 'NOT VERIFIED'}."
+        f"Gains in nats per solution token, n = {result.n} {result.split} problems per subject, "
+        f"alpha {result.alpha:g}; {result.n_edits} edits, "
+        f"{'each taken off again' if result.verified else 'NOT VERIFIED'}."
     )
 
 
@@ -271,7 +272,7 @@ def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None
     rows = [(subject, str(has), str(sizes[subject])) for subject, has in plan.available.items()]
     print_table(console, ("subject", f"{spec.split} problems", "asked"), rows, title=f"{len(spec.arms)} arms")
     answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
-    console.print(f"{answers:,} answers, {stored:,} of them in the store already.")
+    console.print(f"{answers:,} answers, {stored:,} of them stored already.")
     if plan.answers_per_s:
         left = (answers - stored) / plan.answers_per_s
         console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of earlier runs.")
@@ -330,7 +331,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
     if result.damaged_rows:
         console.print(f"{result.damaged_rows} stored records of what was chosen on or tried are damaged.")
     if any(row.n < 100 for row in result.arms):
-        console.print("Fewer than 100 problems a subject: a smoke test, not a verdict.")
+        console.print("Fewer than 100 problems per subject: a smoke test, not a verdict.")
 
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:

@@ -206,21 +206,23 @@ def verdict(result: GainResult, subject: str) -> str:
     tau = f"(τ {signed(score.kendall_tau, 2)}, p {shown_p(score.p)})"
     if score.cannot_be_significant:
         heard = (
-            f"Over {score.n_layers} layers it cannot be told whether {label} orders them by their gain: "
+            f"{score.n_layers} layers are too few to tell whether {label} predicts which ones help: "
             f"{CANNOT_BE_SIGNIFICANT} {tau}"
         )
     elif score.p >= SIGNIFICANCE:
-        heard = f"{label.capitalize()} orders the layers by their gain not measurably better than chance {tau}"
+        heard = f"{label.capitalize()} does not predict which layers help better than chance {tau}"
     else:
         heard = (
-            f"{label.capitalize()} orders the layers {'by' if score.kendall_tau > 0 else 'against'} their gain {tau}"
+            f"{label.capitalize()} predicts which layers help {tau}"
+            if score.kendall_tau > 0
+            else f"{label.capitalize()} orders the layers against their gain {tau}"
         )
     if depth.kendall_tau is None:
         return f"{heard}."
     if score.cannot_be_significant:
         return f"{heard}; depth has τ {signed(depth.kendall_tau, 2)}."
-    closer = "closer" if score.kendall_tau > abs(depth.kendall_tau) else "no closer"
-    return f"{heard}, and {closer} to it than depth does (τ {signed(depth.kendall_tau, 2)})."
+    better = "better" if score.kendall_tau > abs(depth.kendall_tau) else "no better"
+    return f"{heard}, and is {better} than layer depth (τ {signed(depth.kendall_tau, 2)})."
 
 
 def caption(result: GainResult, subject: str) -> str:

@@ -318,7 +318,7 @@ def heatmap_caption(result: EnergyResult, k: int) -> str:
     low, high = min(cell.enrichment or 0 for cell in cells), max(cell.enrichment or 0 for cell in cells)
     return (
         f"Enrichment = retention / (r/d) at k = {k}, 1 is chance (log scale; blue above, orange below); "
-        f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale cells with a dot ({weak} of "
+        f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale with a dot ({weak} of "
         f"{len(cells)}): within 2 sd of a random subspace. Readers take the SAE of the layer before: q, k, v exactly, "
         "gate and up approximately, for attention writes in between."
     )

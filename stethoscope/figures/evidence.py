@@ -67,7 +67,7 @@ def caption(result: BenchResult) -> str:
     )
     n = sizes_text(row.n for row in result.arms)
     return (
-        "Evidence that may be looked at after every block: of arms that do not differ, at most one in twenty ever gets "
-        f"to e = 20 (each subject alone, not corrected over subjects). n = {n} per subject so far. "
+        "E-values stay valid at every look: without a real difference, the chance of ever reaching 20 is at most 5% "
+        f"(each subject alone, not corrected over subjects). n = {n} per subject so far. "
         f"{names + '.' if names else 'Nothing has reached 20 yet.'}"
     )

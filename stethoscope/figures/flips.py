@@ -12,7 +12,7 @@ from stethoscope.figures.text import STYLE
 from stethoscope.records import GradeStatus
 from stethoscope.results import BenchItem, BenchResult
 
-Kind = Literal["wrong to right", "right to wrong", "both wrong, differently", "all"]
+Kind = Literal["wrong to right", "right to wrong", "both wrong, different answers", "all"]
 Metric = Literal["exact_match", "math_verify", "strict"]
 Golds = Literal["all golds", "read whole", "at risk"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -45,7 +45,9 @@ class Flip:
         before, after = is_right(self.base, metric), is_right(self.arm, metric)
         if before != after:
             return "wrong to right" if after else "right to wrong"
-        return "both wrong, differently" if not after and self.base.grade.answer != self.arm.grade.answer else "all"
+        return (
+            "both wrong, different answers" if not after and self.base.grade.answer != self.arm.grade.answer else "all"
+        )
 
 
 def is_right(item: BenchItem, metric: Metric) -> bool:

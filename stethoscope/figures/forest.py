@@ -244,7 +244,7 @@ def caption(result: BenchResult, margin: float) -> str:
     if result.totals:
         parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")
     if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
-        parts.append(f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains stay unseen.")
+        parts.append(f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected.")
     if not result.complete:
-        parts.append("Partial: finished blocks only, so the intervals are faded and are no reason to stop or go on.")
+        parts.append("Partial: finished blocks only. Do not use interim intervals to decide whether to stop.")
     return " ".join(parts)

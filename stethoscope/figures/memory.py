@@ -22,7 +22,7 @@ def memory_stacks(result: MemoryResult) -> go.Figure:
                 y=activities,
                 x=[sum(part.size_bytes for part in parts) / GB if parts else None for parts in found],
                 customdata=["<br>".join(map(_line, parts)) for parts in found],
-                name=f"{kind} (gives way)" if gives_way else kind,
+                name=f"{kind} (evictable cache)" if gives_way else kind,
                 orientation="h",
                 marker={"color": SERIES[number % len(SERIES)], "opacity": 0.35 if gives_way else 1.0},
                 hovertemplate=f"%{{y}}: {kind} %{{x:.3g}} GB<br><i>%{{customdata}}</i><extra></extra>",
@@ -58,10 +58,10 @@ def memory_caption(result: MemoryResult) -> str:
     if host is not None:
         said += (
             f" In the machine's own memory, not drawn: at most {most.host_bytes / GB:.1f} GB ({most.activity}) of "
-            f"{host / GB:.1f} GB to be had."
+            f"{host / GB:.1f} GB free."
         )
     return (
         f"By formula, before anything is loaded: {result.dtype}, {result.edited_layers} layers edited, "
-        f"{result.batch_size} prompts at once. Dashed: {result.available_bytes / GB:.1f} GB to be had, solid: "
-        f"{result.capacity_bytes / GB:.1f} GB in all on {result.device} ({result.device_name}). {said}"
+        f"{result.batch_size} prompts at once. Dashed: {result.available_bytes / GB:.1f} GB free; solid: "
+        f"{result.capacity_bytes / GB:.1f} GB total on {result.device} ({result.device_name}). {said}"
     )

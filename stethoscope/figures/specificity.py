@@ -30,7 +30,7 @@ from stethoscope.figures.theme import (
 from stethoscope.results import DiagnosisResult, SpecificityCell
 
 SHOWN, NOT_SHOWN = "specific (corrected p < .05)", "not shown to be specific"
-DEFINITION_NOTE = "This definition is ours; the paper's formula is not known to us."
+DEFINITION_NOTE = "Our definition; the paper's formula is unavailable."
 
 
 def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
@@ -250,7 +250,7 @@ def caption(result: DiagnosisResult, subject: str) -> str:
         f"n = {documents} documents per subject and of {pretty(result.control)}; k = {result.top_k}; "
         "95% bootstrap intervals over documents, p by label permutation, corrected over the layers of a subject "
         "(step-down max-T). "
-        f"Pale cells with a dot: {NOT_SHOWN} (corrected p not below .05, or an interval that reaches the null, "
+        f"Pale with a dot: {NOT_SHOWN} (corrected p not below .05, or an interval that reaches the null, "
         f"{signed(result.null)}). "
         f"Best layers for {pretty(subject)}: {', '.join(best[:4]) or 'none'}. {rank_confidence(result, subject)}"
     )

@@ -102,8 +102,8 @@ def why_no_verdict(spec: BenchSpec, *, complete: bool) -> str | None:
         )
     if not complete:
         return (
-            "Not all problems are answered: intervals and p values hold for a look that was planned, and only the "
-            "e-value may be looked at before the end."
+            "Not all problems are answered: intervals and p values hold for a planned analysis only; until the run is "
+            "complete, only e-values stay valid."
         )
     return None
 

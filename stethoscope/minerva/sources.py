@@ -223,7 +223,7 @@ def _problems(path: Path) -> tuple[Problem, ...]:
             f"{path.name} is too large for a file of problems",
             got=f"{stat.st_size / 1e6:.0f} MB",
             expected=f"at most {LARGEST_FILE_BYTES / 1e6:.0f} MB",
-            next_step="Take a part of it: a benchmark asks a few hundred problems a subject.",
+            next_step="Take a part of it: a benchmark asks a few hundred problems per subject.",
         )
     return _parse_file(path, stat.st_size, stat.st_mtime_ns)
 

@@ -13,8 +13,8 @@ from stethoscope.records import BenchArm, BenchSpec
 from stethoscope.results import BenchItem, BenchResult
 
 AFTER_THE_FACT = (
-    "These runs were put side by side after they had been seen: the intervals and p values are for looking. A verdict "
-    "needs both recipes as arms of one benchmark."
+    "These runs were compared after their results had been seen: the intervals and p values are exploratory only. A "
+    "verdict needs both recipes as arms of one benchmark."
 )
 
 

@@ -40,7 +40,7 @@ def measured(spec: ExportSpec, context: Context) -> list[str]:
         shown += 1
         n = result.arms[0].n
         lines += [
-            f"Measured (run {run.run_id}, {bench.split} split, n = {n} a subject, greedy, "
+            f"Measured (run {run.run_id}, {bench.split} split, n = {n} per subject, greedy, "
             f"{bench.max_new_tokens} new tokens):",
             "",
             "| subject | edited minus reference | 95% interval | verdict |",

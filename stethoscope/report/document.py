@@ -187,9 +187,9 @@ def _header(result: BenchResult, facts: RunFacts) -> Iterator[tuple[str, object]
 
 def _alarms(result: BenchResult) -> Iterator[str]:
     if not result.complete:
-        yield "Partial: finished blocks only. The intervals are no reason to stop or to go on."
+        yield "Partial: finished blocks only. Do not use interim intervals to decide whether to stop."
     if any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms):
-        yield f"Smoke test: below n = {forest.SMOKE_TEST_BELOW} per subject most true gains stay unseen."
+        yield f"Smoke test: below n = {forest.SMOKE_TEST_BELOW} per subject most true gains go undetected."
     if any(not certificate.verified for certificate in result.certificates.values()):
         yield "At least one arm's weights could not be verified; do not trust this run."
     for name in result.idle:

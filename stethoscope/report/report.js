@@ -75,7 +75,7 @@
       const word = rest.match(/^\s*\S+/)?.[0] ?? "\u23f9";
       text.append(letters.slice(0, divergesAt).join(""), made("mark", word), rest.slice(rest ? word.length : 0));
     }
-    node.replaceChildren(made("h3", item.arm), made("p", facts.join(" \u00b7 ").replaceAll("_", " ")), made("p", "Read out of it: " + (grade.answer || "nothing")), text);
+    node.replaceChildren(made("h3", item.arm), made("p", facts.join(" \u00b7 ").replaceAll("_", " ")), made("p", "Extracted answer: " + (grade.answer || "nothing")), text);
   };
 
   const draw = () => {

@@ -67,15 +67,15 @@ def test_the_forest_has_a_row_a_predictor_and_the_score_on_trial_in_orange(resul
 
 def test_the_caption_says_what_the_numbers_say(result: GainResult) -> None:
     said = agreement.caption(result, "all")
-    assert "orders the layers by their gain not measurably better than chance (τ +0.30, p = .200)" in said
-    assert "and no closer to it than depth does (τ +0.42)." in said
+    assert "does not predict which layers help better than chance (τ +0.30, p = .200)" in said
+    assert "and is no better than layer depth (τ +0.42)." in said
     assert "Closest to the gain: first-order effect (τ +0.80)." in said
     assert "n = 16 dev problems" in said
     better = agreement.caption(with_taus(result, mean_rate_difference=(0.7, 0.01)), "all")
-    assert "orders the layers by their gain (τ +0.70, p = .010), and closer to it than depth does" in better
+    assert "predicts which layers help (τ +0.70, p = .010), and is better than layer depth" in better
     against = agreement.verdict(with_taus(result, mean_rate_difference=(-0.7, 0.01)), "all")
     assert "against their gain" in against
-    assert "no closer to it than depth" in against
+    assert "no better than layer depth" in against
     unknown = agreement.verdict(with_taus(result, mean_rate_difference=(None, None)), "all")
     assert unknown == "Mean rate difference does not tell the layers apart here."
 
@@ -94,7 +94,7 @@ def test_a_tau_over_few_layers_is_said_to_be_unable_and_idle_layers_are_named(re
     )
     said = agreement.caption(few, "all")
     assert "cannot be significant at this size" in agreement.verdict(few, "all")
-    assert "not measurably" not in said
+    assert "does not predict" not in said
     assert "layers 0-5" in said
     assert "4 layers injected one at a time" in said
     assert [text for trace in agreement.scatter(few, "all", [7]).data for text in trace.text] == [

@@ -286,10 +286,10 @@ def test_flips_are_paired_by_problem_and_told_apart() -> None:
     found = flips.pairs(flipping(), "recipe")
     assert [flip.problem_id for flip in found] == ["a", "b", "c", "d"]
     assert [flip.kind("exact_match") for flip in found] == [
-        "wrong to right", "right to wrong", "both wrong, differently", "all"
+        "wrong to right", "right to wrong", "both wrong, different answers", "all"
     ]  # fmt: skip
     assert flips.counts(found, "exact_match") == {
-        "wrong to right": 1, "right to wrong": 1, "both wrong, differently": 1, "all": 4
+        "wrong to right": 1, "right to wrong": 1, "both wrong, different answers": 1, "all": 4
     }  # fmt: skip
     assert len(flips.chosen(found, kind="all", metric="exact_match", subject="geometry")) == 1
     assert [flip.problem_id for flip in flips.chosen(found, kind="all", metric="exact_match", search=" SO 8")] == ["c"]
@@ -300,7 +300,7 @@ def test_flips_are_paired_by_problem_and_told_apart() -> None:
 def test_the_other_score_can_decide_a_flip() -> None:
     lenient = item("recipe", "c", WRONG, "5")
     (flip,) = flips.pairs(result(items=(item("base", "c", WRONG, "6"), lenient)), "recipe")
-    assert (flip.kind("exact_match"), flip.kind("math_verify")) == ("both wrong, differently", "wrong to right")
+    assert (flip.kind("exact_match"), flip.kind("math_verify")) == ("both wrong, different answers", "wrong to right")
 
 
 @pytest.mark.parametrize("diverges_at", [None, 0, 9, 20, 30])

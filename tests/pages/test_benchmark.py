@@ -59,14 +59,14 @@ def test_the_plan_says_what_n_can_show_before_anything_runs(front: FakeFront, op
     app = open_page("benchmark", layers=[3, 5])
     app.slider(key="bench-n-slider").set_value(50).run()
     said = texts(app)
-    assert "n = 50 per subject cannot see less than about 22 points." in said
-    assert "about 0.3 of them are found after Holm" in said
+    assert "n = 50 per subject can detect differences of about 22 points or more." in said
+    assert "expect about 0.3 to reach significance" in said
     assert "smoke test" in said
     app.number_input(key="bench-n-1").set_value(200).run()  # the slider's change put a new one there
     assert app.slider(key="bench-n-slider-1").value == 200
     said = texts(app)
-    assert "cannot see less than about 10 points." in said
-    assert "about 4.1 of them" in said
+    assert "can detect differences of about 10 points or more." in said
+    assert "expect about 4.1 to reach" in said
     assert "smoke test" not in said
     assert not asked(front, BenchSpec)
 
@@ -75,8 +75,11 @@ def test_the_plan_says_what_n_can_show_before_anything_runs(front: FakeFront, op
     ("subjects", "said"),
     [
         (["geometry"], "If it truly gains 9.8 points, that is found with a chance of 41%."),
-        (["geometry", "algebra"], "If both subjects truly gain 9.8 points, about 0.7 of them are found after Holm."),
-        (["geometry", "algebra", "precalculus"], "If all 3 subjects truly gain 9.8 points, about 0.9 of them"),
+        (
+            ["geometry", "algebra"],
+            "If both subjects truly gain 9.8 points, expect about 0.7 to reach significance after Holm correction.",
+        ),
+        (["geometry", "algebra", "precalculus"], "If all 3 subjects truly gain 9.8 points, expect about 0.9 to reach"),
     ],
 )
 def test_the_plan_counts_its_subjects_in_words(subjects: list[str], said: str, open_page: Open) -> None:
@@ -86,7 +89,7 @@ def test_the_plan_counts_its_subjects_in_words(subjects: list[str], said: str, o
 def test_the_plan_counts_the_answers_the_stored_ones_and_the_time(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5], bench_n=100, bench_controls=["all layers"])
     said = texts(app)
-    assert "3 arms × 7 subjects × 100 problems: 2,100 answers, 700 of them in the store already." in said
+    assert "3 arms × 7 subjects × 100 problems: 2,100 answers, 700 of them stored already." in said
     assert "About 70 s at the 20.0 answers per second of earlier runs." in said
     (plan,) = {spec.bench.n for spec in asked(front, BenchPlanSpec)}
     assert plan == 100
@@ -118,7 +121,7 @@ def test_all_problems_are_one_switch(front: FakeFront, open_page: Open) -> None:
     said = texts(app)
     assert "3 arms × 940 problems (algebra 900, digits and codes 40): 2,820 answers" in said
     assert "About 2 min at" in said, "the base's 940 answers are stored"
-    assert "n = 40 to 900 per subject cannot see less than about" in said
+    assert "n = 40 to 900 per subject can detect differences of about" in said
     assert "smoke test" in said
     app.button(key="run-bench").click().run()
     (spec,) = asked(front, BenchSpec)
@@ -173,7 +176,7 @@ def test_without_a_diagnosis_the_plan_says_what_is_missing(open_page: Open) -> N
     app = open_page("edit", layers=[3, 5])
     app.session_state["slots"] = {}
     app.switch_page("pages/benchmark.py").run()
-    assert "No diagnosis, so no bottom layers." in texts(app)
+    assert "Run Diagnose to enable the bottom-layers control." in texts(app)
 
 
 def test_saved_recipes_become_arms(front: FakeFront, open_page: Open) -> None:
@@ -315,7 +318,7 @@ def test_alarms_and_counts_stand_above_the_picture(
 
     monkeypatch.setitem(fake_front.ANSWERS, BenchSpec, collapsed)
     said = texts(ran(open_page, bench_controls=[]))
-    assert "Collapse alarm" in said
+    assert "Possible collapse" in said
     assert "recipe · precalculus" in said
     assert "80% cut off" in said
     assert "1 configuration tried on these problems" in said
@@ -440,7 +443,7 @@ def test_flips_are_counted_listed_and_stepped_through(open_page: Open) -> None:
     assert list(kinds.options) == [
         "wrong to right (10)",
         "right to wrong (1)",
-        "both wrong, differently (1)",
+        "both wrong, different answers (1)",
         "all (12)",
     ]
     assert app.session_state["flip_at"] == f"{0:016x}"
@@ -468,7 +471,7 @@ def test_a_flip_shows_formulas_and_nothing_else_as_markup(open_page: Open) -> No
     assert "It is <mark" in bodies(app).replace(" so", "")
     assert "&lt;b&gt;3&lt;/b&gt;" in bodies(app)
     assert "<b>3" not in bodies(app)
-    assert "Read out of it: 3" in texts(app)
+    assert "Extracted answer: 3" in texts(app)
 
 
 ODD_ARM = "*odd* <b>arm"

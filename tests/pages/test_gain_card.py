@@ -33,13 +33,13 @@ def asked(front: FakeFront) -> list[GainSpec]:
 def test_it_waits_for_its_button_and_then_draws(front: FakeFront, open_page: Open) -> None:
     app = open_page("diagnose", layers=[3, 5])
     assert not asked(front)
-    assert "Did the stethoscope hear right?" in said(app)
+    assert "Does the score predict which layers help?" in said(app)
     before = len(app.get("plotly_chart"))
     app.button(key="gain-start").click().run()
     assert asked(front) == [SPEC]
     assert not app.exception
     assert len(app.get("plotly_chart")) == before + 2
-    assert "not measurably better than chance" in said(app)
+    assert "does not predict which layers help" in said(app)
     assert "gain-start" not in keys(app)
     app.segmented_control(key="gain-rows").set_value("the subject").run()
     assert "20 of 99" not in said(app), "the sets on show are those of the subject"
@@ -82,7 +82,7 @@ def test_a_stored_result_of_the_same_spec_is_shown_at_once(same: bool, front: Fa
     front.store.finish_run(run_id, state="done", result=gain(spec), elapsed_s=1.0)
     app = open_page("diagnose")
     assert not asked(front)
-    assert ("not measurably better than chance" in said(app)) == same
+    assert ("does not predict which layers help" in said(app)) == same
     assert ("gain-start" in keys(app)) != same
 
 

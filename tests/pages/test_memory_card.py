@@ -17,18 +17,18 @@ RESULT = memory(MemorySpec(model=MINI.model, saes=MINI.saes))
 def test_the_picture_stacks_parts_with_their_formulas() -> None:
     figure = json.loads(memory_stacks(RESULT).to_json())
     bars = {trace["name"]: trace for trace in figure["data"]}
-    assert list(bars) == ["weights", "directions (gives way)", "KV cache"]
+    assert list(bars) == ["weights", "directions (evictable cache)", "KV cache"]
     assert bars["weights"]["x"] == [8.0, 8.0]
     assert bars["KV cache"]["x"] == [None, 9.0]
     assert bars["KV cache"]["customdata"][1] == "KV cache 9 GB: 32 rows x 2,048 slots"
-    assert bars["directions (gives way)"]["marker"]["opacity"] < bars["weights"]["marker"]["opacity"]
+    assert bars["directions (evictable cache)"]["marker"]["opacity"] < bars["weights"]["marker"]["opacity"]
     assert sorted(line["x0"] for line in figure["layout"]["shapes"]) == [15.0, 16.0]
     assert figure["layout"]["barmode"] == "stack"
 
 
 def test_the_caption_names_what_does_not_fit() -> None:
     assert "Does not fit: benchmark." in memory_caption(RESULT)
-    assert "15.0 GB to be had" in memory_caption(RESULT)
+    assert "15.0 GB free" in memory_caption(RESULT)
     roomy = RESULT.model_copy(update={"available_bytes": 17 * 10**9})
     assert "Everything fits." in memory_caption(roomy), "what gives way is not needed"
 

@@ -97,7 +97,7 @@ def test_diagnosis_starts_by_itself_and_draws(front: FakeFront, open_page: Open)
     figure = json.loads(charts[0].proto.spec)
     assert [trace["type"] for trace in figure["data"]] == ["heatmap", "heatmap", "scatter", "scatter"]
     assert len(figure["data"][3]["customdata"]) == 70
-    assert "This definition is ours; the paper's formula is not known to us." in texts(app)
+    assert "Our definition; the paper's formula is unavailable." in texts(app)
 
 
 def test_pick_top_n_fills_the_pills_and_the_other_pages_see_them(front: FakeFront, open_page: Open) -> None:

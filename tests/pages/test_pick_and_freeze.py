@@ -155,7 +155,7 @@ def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page
     click(app, "freeze-prediction")
     assert "This edit was benchmarked before" in texts(app)
     app.switch_page("pages/benchmark.py").run()
-    assert "this is no prediction" in texts(app)
+    assert "it does not count as a prediction" in texts(app)
     assert app.info[0].value == (
         "To judge the pick, add: random layers (at least two draws), bottom layers, last layers, all layers."
     )
