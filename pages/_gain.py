@@ -1,4 +1,4 @@
-"""The end of Diagnose: did the stethoscope hear right? Each layer's score against its measured gain."""
+"""The end of Diagnose: does the score predict which layers help? Each layer's score against its measured gain."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Did the stethoscope hear right? What decides the measured gain of each layer and its agreement with the scores."""
+"""Does the score predict which layers help? What decides the measured gain of each layer and its agreement with the scores."""
 
 import math
 
