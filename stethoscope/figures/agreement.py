@@ -1,4 +1,4 @@
-"""Does the score predict which layers help? Each layer's score against its measured gain, beside every predictor's Kendall tau.
+"""Does the score predict which layers help? Scores against measured gains, beside every predictor's Kendall tau.
 
 Left: one point a layer, the score to the right, the gain of injecting that layer alone upwards, 95% intervals on both
 axes. Right: a forest of Kendall's tau between each predictor and the gain; the gray band is a random order. The caption

@@ -1,4 +1,4 @@
-"""Use case: does the score predict which layers help? What injecting each layer does, beside what was said of it beforehand.
+"""Use case: does the score predict which layers help? What injecting each layer does, beside each predictor.
 
     gain of layer l on problem i = NLL_i(theta) - NLL_i(theta with alpha tau_l in layer l alone)
 

@@ -1,4 +1,4 @@
-"""Does the score predict which layers help? What decides the measured gain of each layer and its agreement with the scores."""
+"""What decides the measured gain of each layer, and its agreement with the scores."""
 
 import math
 
