@@ -83,9 +83,9 @@ def test_one_banner_with_the_next_step_and_a_retry_that_works(
     home = tmp_path / "hf"
     point_at(monkeypatch, hub.endpoint, home, token=READER)
     app = AppTest.from_file(APP, default_timeout=600)
-    app.run()
+    app.session_state["profile"] = "gemma-3-4b-it"
     app.switch_page("pages/setup.py").run()
-    app.selectbox(key="profile-choice").set_value("gemma-3-4b-it").run()
+    assert app.selectbox(key="profile-choice").value == "gemma-3-4b-it"
     with monkeypatch.context() as broken:
         breaks(hub, broken, home)
         settle(app.button(key="info-load").click().run(), worker)
