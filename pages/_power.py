@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import streamlit as st
 
 from pages import _jobs, _ui
-from stethoscope.figures.forest import SMOKE_TEST_BELOW
 from stethoscope.figures.theme import pretty
 from stethoscope.reach import in_words
 from stethoscope.records import BenchPlanSpec, BenchSpec, sample_size
 from stethoscope.results import BenchPlanResult, BenchResult, shortage
 from stethoscope.statistics import SIGNIFICANCE, detectable_difference, expected_found, n_for_margin
-from stethoscope.verdicts import sizes_text
+from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, sizes_text
 
 ABSTRACT_BASE, ABSTRACT_GAIN, ABSTRACT_CORRELATION = 0.296, 0.098, 0.45
 POWER = 0.8
@@ -48,8 +47,7 @@ def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown(f"**n = {sizes_text(ns)} per subject {_detectable(*effects)}.**", width="content")
             if ns[0] < SMOKE_TEST_BELOW:
-                st.badge("smoke test", color="orange",
-                         help=f"Below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected.")  # fmt: skip
+                st.badge("smoke test", color="orange", help=SMOKE_TEST)
         st.caption(
             f"{_expected(len(ns), found)} “Not worse by more than {100 * spec.margin:g} points” needs about "
             f"n = {needed:,} where nothing changes. "

@@ -10,6 +10,7 @@ from stethoscope.figures.forest import Order
 from stethoscope.figures.theme import percent, pretty, signed
 from stethoscope.reach import in_words
 from stethoscope.results import BenchResult
+from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW
 
 LAYOUTS = ("side by side", "one below the other")
 ORDERS: tuple[Order, ...] = ("as planned", "by difference")
@@ -23,9 +24,8 @@ def badges(result: BenchResult) -> None:
     with st.container(horizontal=True, gap="small", key="bench-badges"):
         if not result.complete:
             st.badge(f"partial: {result.blocks_done} of {result.blocks_total} blocks", color="orange")
-        if any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms):
-            st.badge("smoke test", color="orange",
-                     help=f"Below n = {forest.SMOKE_TEST_BELOW} per subject most true gains stay unseen.")  # fmt: skip
+        if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
+            st.badge("smoke test", color="orange", help=SMOKE_TEST)
         if result.spec.split != "test":
             st.badge(f"{result.spec.split} problems: no verdict", color="orange")
         if result.configurations_tried is not None:

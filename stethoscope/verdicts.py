@@ -19,7 +19,8 @@ from stethoscope.statistics import (
     WORSE,
 )
 
-SMOKE_TEST_BELOW = 100
+SMOKE_TEST_BELOW = 100  # problems per subject
+SMOKE_TEST = f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected."
 EVIDENCE_AT = 20  # an e-value of 20 keeps the error at 5%, however often one looks
 
 
@@ -94,7 +95,7 @@ def _setting(result: BenchResult) -> str:
             "from those left out, and a configuration that cannot be read counts as tried."
         )
     if sizes and sizes[0] < SMOKE_TEST_BELOW:
-        said.append(f"Below {SMOKE_TEST_BELOW} problems per subject this is a smoke test: most true gains stay unseen.")
+        said.append(SMOKE_TEST)
     return " ".join(said)
 
 

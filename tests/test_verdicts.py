@@ -116,9 +116,9 @@ def test_the_setting_names_what_a_referee_asks_for() -> None:
                  "margin 3 points", "12 problems already used for tuning were excluded",
                  "Configurations tried on these problems so far: 4"):  # fmt: skip
         assert part in setting
-    assert "smoke test" not in setting
-    assert "smoke test" in referee_text(planted({"algebra": (10, 9, 0, 80)}), None)[0]
-    assert "smoke test" not in referee_text(planted({"algebra": (10, 9, 0, 81)}), None)[0]
+    assert "Smoke test" not in setting
+    assert "Smoke test" in referee_text(planted({"algebra": (10, 9, 0, 80)}), None)[0]
+    assert "Smoke test" not in referee_text(planted({"algebra": (10, 9, 0, 81)}), None)[0]
     assert "was not counted" in referee_text(planted({"algebra": GAIN}, tried=None), None)[0]
 
 

@@ -28,7 +28,7 @@ from stethoscope.results import (
     StabilityResult,
 )
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
-from stethoscope.verdicts import gain_limits
+from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, gain_limits
 
 UNABLE = "*"  # behind a p or verdict that could not be significant, with its note under the table
 
@@ -330,8 +330,8 @@ def print_bench(console: Console, result: BenchResult) -> None:
         console.print(result.no_verdict)
     if result.damaged_rows:
         console.print(f"{result.damaged_rows} stored records of what was chosen on or tried are damaged.")
-    if any(row.n < 100 for row in result.arms):
-        console.print("Fewer than 100 problems per subject: a smoke test, not a verdict.")
+    if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
+        console.print(SMOKE_TEST)
 
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:

@@ -29,9 +29,8 @@ from stethoscope.figures.theme import (
 )
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
-from stethoscope.verdicts import pairs_text, shown_verdict, sizes_text
+from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, pairs_text, shown_verdict, sizes_text
 
-SMOKE_TEST_BELOW = 100
 CANNOT = "x-thin-open"  # no open circle: it could not have been significant
 SIGNIFICANT = 0.05  # below it, as in a verdict
 TOTALS = "all subjects"
@@ -244,7 +243,7 @@ def caption(result: BenchResult, margin: float) -> str:
     if result.totals:
         parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")
     if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
-        parts.append(f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected.")
+        parts.append(SMOKE_TEST)
     if not result.complete:
         parts.append("Partial: finished blocks only. Do not use interim intervals to decide whether to stop.")
     return " ".join(parts)

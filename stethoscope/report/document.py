@@ -29,7 +29,7 @@ from stethoscope.store.ids import bytes_id
 from stethoscope.store.ranks import stored_rank
 from stethoscope.store.runs import RunStore
 from stethoscope.store.settings import get_settings
-from stethoscope.verdicts import referee_text
+from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, referee_text
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -188,8 +188,8 @@ def _header(result: BenchResult, facts: RunFacts) -> Iterator[tuple[str, object]
 def _alarms(result: BenchResult) -> Iterator[str]:
     if not result.complete:
         yield "Partial: finished blocks only. Do not use interim intervals to decide whether to stop."
-    if any(row.n < forest.SMOKE_TEST_BELOW for row in result.arms):
-        yield f"Smoke test: below n = {forest.SMOKE_TEST_BELOW} per subject most true gains go undetected."
+    if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
+        yield SMOKE_TEST
     if any(not certificate.verified for certificate in result.certificates.values()):
         yield "At least one arm's weights could not be verified; do not trust this run."
     for name in result.idle:
