@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages import _jobs, _ui, _watch
-from stethoscope.figures.memory import memory_caption, memory_stacks
+from stethoscope.figures.memory import cards_text, memory_caption, memory_stacks
 from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import Profile
 from stethoscope.records import MemorySpec
@@ -32,6 +32,7 @@ def draw(result: MemoryResult) -> None:
     """Draw the picture, its numbers, and one line of advice for each use case that does not fit."""
     rows = [{"activity": stack.activity, **part.model_dump()} for stack in result.stacks for part in stack.parts]
     _ui.chart(memory_stacks(result), key="memory-stacks", caption=memory_caption(result), rows=rows)
+    st.caption(_ui.escape(cards_text(result)))
     for stack in result.stacks:
         if stack.advice:
             st.warning(_ui.escape(f"{stack.activity.capitalize()}: {stack.advice}"))

@@ -82,6 +82,11 @@ def print_memory(console: Console, result: MemoryResult) -> None:
         parts = ", ".join(f"{part.part}{on_host[part.where]} {part.size_bytes / 1e9:.2f}" for part in needed)
         table.add_row(stack.activity, f"{stack.need_bytes / 1e9:.2f}", "yes" if result.fits(stack) else "no", parts)
     console.print(table)
+    sizes = [
+        f"{'more than the largest' if size is None else f'{size} GB'}: {', '.join(activities)}"
+        for size, activities in result.cards().items()
+    ]
+    console.print(f"Smallest GPU, all of it free: {'; '.join(sizes)}.")
     for stack in result.stacks:
         if stack.advice:
             console.print(f"{stack.activity}: {stack.advice}")

@@ -1,9 +1,12 @@
 """How much memory each use case needs, by formula, beside what there is."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from stethoscope.records import Record
 from stethoscope.results.base import Result
+
+CARDS_GB = (8, 12, 16, 24, 40, 80)  # sizes of GPUs
 
 
 class MemoryPart(Record):
@@ -69,6 +72,18 @@ class MemoryResult(Result):
     edited_layers: int
     batch_size: int
     host_available_bytes: int | None = None
+
+    def cards(self, sizes_gb: Sequence[int] = CARDS_GB) -> dict[int | None, tuple[str, ...]]:
+        """Return the use cases by the smallest GPU, of so many GB (10^9 bytes), on which each fits; None: on none.
+
+        All of the GPU's memory counts as free, and what the machine's own memory holds beside it is left out.
+        """
+        found: dict[int | None, list[str]] = {}
+        for stack in self.stacks:
+            size = next((size for size in sorted(sizes_gb) if stack.need_bytes <= size * 10**9), None)
+            found.setdefault(size, []).append(stack.activity)
+        order = sorted(found, key=lambda size: float("inf") if size is None else size)
+        return {size: tuple(found[size]) for size in order}
 
     def fits(self, stack: MemoryStack) -> bool:
         """Tell whether what `stack` cannot do without is there."""

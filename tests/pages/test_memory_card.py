@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fake_front import FakeFront, memory
 from streamlit.testing.v1 import AppTest
 
-from stethoscope.figures.memory import memory_caption, memory_stacks
+from stethoscope.figures.memory import cards_text, memory_caption, memory_stacks
 from stethoscope.profiles import MINI
 from stethoscope.records import MemorySpec
 
@@ -31,6 +31,14 @@ def test_the_caption_names_what_does_not_fit() -> None:
     assert "15.0 GB free" in memory_caption(RESULT)
     roomy = RESULT.model_copy(update={"available_bytes": 17 * 10**9})
     assert "Everything fits." in memory_caption(roomy), "what gives way is not needed"
+
+
+def test_every_use_case_stands_at_the_smallest_gpu_that_holds_it() -> None:
+    needs = {stack.activity: stack.need_bytes for stack in RESULT.stacks}
+    assert needs == {"load": 8 * 10**9, "benchmark": 17 * 10**9}
+    assert RESULT.cards() == {8: ("load",), 24: ("benchmark",)}
+    assert RESULT.cards((12, 16)) == {12: ("load",), None: ("benchmark",)}
+    assert "8 GB: load; 24 GB: benchmark." in cards_text(RESULT)
 
 
 def test_setup_says_what_to_reduce(front: FakeFront, open_page: Open) -> None:
