@@ -55,6 +55,7 @@ def invoke(
 ) -> Invoke:
     """Function `invoke(command, option, value)` that gives the rest of the command what it needs."""
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("stethoscope.cli.serve", lambda port: 0)  # it would take the place of this process
     monkeypatch.chdir(tmp_path)
     recipe = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vectors[0], layers=parse_layers("1", 4))
     (tmp_path / "r.json").write_text(recipe.model_dump_json())
