@@ -36,7 +36,7 @@ class StderrProgress(Progress):
         if not (force and rewritten) and now - self._shown < (0.1 if rewritten else FILE_S):
             return
         self._shown = now
-        left = "" if self.rate is None else f", {pace(self.rate, self.unit)}, {duration_text(self.eta_s or 0)} left"
+        left = "" if self.rate is None else f", {pace(self.rate, self.unit)}, {duration_text(self.eta_s or 0.0)} left"
         end = "\n" if not rewritten or (self.total and self.done >= self.total) else ""
         begin = "\r\033[K" if rewritten else ""
         sys.stderr.write(f"{begin}{self.stage}: {counted(self.done, self.total, self.unit)}{left}{end}")

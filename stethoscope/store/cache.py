@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 CAPACITY_VARIABLE = "STETHOSCOPE_CACHE_MIB"
 CAPACITY_BYTES = (
@@ -39,6 +37,8 @@ class ArrayCache:
 
     def get(self, *key: str) -> dict[str, np.ndarray] | None:
         """Return the arrays that were put under `key`, or None; a damaged file is removed."""
+        from safetensors import SafetensorError, safe_open  # for the worker: no page reads or writes here
+
         path = self._path(key)
         try:
             with safe_open(path, framework="numpy") as file:
@@ -57,6 +57,9 @@ class ArrayCache:
 
     def put(self, *key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep `arrays` under `key`, where they fit on the disk and into the capacity."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
         size = sum(array.nbytes for array in arrays.values())
         if size > self.capacity // 2:
             return
