@@ -224,7 +224,7 @@ def test_only_a_finished_benchmark_of_test_problems_gives_a_verdict() -> None:
     tuning = judge(spec_of("dev"), answers, ids, complete=True)
     assert "dev problems, which recipes are tuned on" in str(tuning.no_verdict)
     partial = judge(spec_of(), answers, ids, complete=False)
-    assert "only the e-value" in str(partial.no_verdict)
+    assert "only e-values" in str(partial.no_verdict)
     for told in (tuning, partial):
         assert told.comparisons[0].verdict is None
         assert told.comparisons[0].difference == final.comparisons[0].difference, "the numbers stay"
