@@ -180,7 +180,7 @@ def long_bench(profile: Profile, layers: tuple[int, ...] = (1,)) -> BenchSpec:
         arms=(BenchArm(name="recipe", recipe=recipe), BenchArm(name="base")),
         subjects=profile.problems.subjects,
         n=8,
-        max_new_tokens=32,
+        max_new_tokens=12,
         batch_size=2,
     )
 
@@ -474,9 +474,9 @@ def test_a_model_that_gave_way_to_another_is_loaded_again(front: JobFront, pico_
 
 
 def curve(profile: Profile) -> DoseSpec:
-    """A curve of 60 alphas."""
+    """A curve of 12 alphas."""
     recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0})
-    return DoseSpec(recipe=recipe, problems=profile.problems, alphas=tuple(round(i / 50, 2) for i in range(60)), n=8)
+    return DoseSpec(recipe=recipe, problems=profile.problems, alphas=tuple(round(i / 10, 1) for i in range(12)), n=8)
 
 
 @pytest.mark.parametrize("interactive", [False, True])
