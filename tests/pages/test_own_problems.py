@@ -55,7 +55,7 @@ def test_an_uploaded_file_is_asked_kept_and_resumed(front: FakeFront, open_page:
     assert not asked(front, ProblemsSpec)
     upload(app, GOOD)
     assert in_plan(app) == list(SUBJECTS)
-    assert "Problems: mine.jsonl" in [box.label.replace("\\", "") for box in app.expander]
+    assert "Problem set: mine.jsonl" in [box.label.replace("\\", "") for box in app.expander]
     front.state = "running"
     app.button(key="run-bench").click().run()
     (spec,) = asked(front, BenchSpec)
