@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
-from test_walk import SLOW_MS, open_page
+from test_walk import SLOW_MS, at_rest, open_page
 
 from tests.browser.serving import ROOT, served
 
@@ -36,11 +36,14 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
     page.locator(".st-key-pick-top button").first.click()
     expect(page.locator(".st-key-layer-pills button[aria-pressed='true']")).to_have_count(4, timeout=SLOW_MS)
     open_page(page, "Benchmark")
+    expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 100 per subject", timeout=SLOW_MS)
+    at_rest(page)
     for key, value in (("bench-n", "6"), ("bench-seed", "3"), ("bench-tokens", "64")):
         box = page.locator(f".st-key-{key} input").first
         box.fill(value)
         box.press("Enter")
-    expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 6 per subject", timeout=SLOW_MS)
+        expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 6 per subject", timeout=SLOW_MS)
+        at_rest(page)
     page.locator(".st-key-bench-more button").first.click()
     expect(page.locator(".st-key-bench-margin input").first).to_have_value(re.compile("^3"), timeout=SLOW_MS)
     block = page.locator(".st-key-bench-block input").first

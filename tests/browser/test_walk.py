@@ -22,6 +22,13 @@ OUTLINED = """(layers) => {
 SLOW_MS = 600_000
 
 
+def at_rest(page: Any) -> None:
+    """Wait until no job runs: one that ends draws the page again (typing meanwhile: test_typed_while_drawn.py)."""
+    for _ in range(2):
+        expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0, timeout=SLOW_MS)
+        page.wait_for_timeout(1000)
+
+
 def open_page(page: Any, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_text(name, exact=True).click()
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
@@ -85,9 +92,11 @@ def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> Non
         expect(page.locator(f".st-key-text-{side}").first).to_contain_text(re.compile(r"\w{2}"), timeout=SLOW_MS)
 
     open_page(page, "Benchmark")
+    at_rest(page)
     count = page.locator(".st-key-bench-n input")
     count.fill("3")
     count.press("Enter")
+    expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 3 per subject", timeout=SLOW_MS)
     expect(page.locator(".st-key-run-bench button")).to_be_enabled(timeout=SLOW_MS)
     page.locator(".st-key-run-bench button").click()
     expect(page.locator(".st-key-forest .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
