@@ -69,7 +69,7 @@ def expect_picked(page: Any, *layers: int) -> None:
 def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> None:
     page.goto(app_url)
     expect(page.locator(".st-key-heatmap .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
-    expect(page.locator(".st-key-certificate").first).to_contain_text("BASE")
+    expect(page.locator(".st-key-certificate").first).to_contain_text("BASE", timeout=SLOW_MS)
 
     for layers in (["3"], ["3", "6"]):
         click_cell(page, int(layers[-1]))
