@@ -68,7 +68,7 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
     page.locator(".st-key-bench-resume button").first.click()
     expect(page.locator(".st-key-bench-stopped")).to_have_count(0, timeout=SLOW_MS)
     expect(page.locator(".st-key-bench-totals").first).to_contain_text("95% CI", timeout=3 * SLOW_MS)
-    expect(page.locator(".st-key-bench-badges").first).not_to_contain_text("partial")
+    expect(page.locator(".st-key-bench-badges").first).not_to_contain_text("partial", timeout=SLOW_MS)
 
     page.locator(".st-key-flip-kind button").last.click()  # all
     expect(page.locator(".st-key-flip-steps").first).to_contain_text("1 of 42", timeout=SLOW_MS)

@@ -31,7 +31,7 @@ def at_rest(page: Any) -> None:
 
 def open_page(page: Any, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_text(name, exact=True).click()
-    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible(timeout=SLOW_MS)
 
 
 def click_cell(page: Any, layer: int, row: int = 2, *, shift: bool = False) -> None:
