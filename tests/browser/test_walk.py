@@ -87,18 +87,18 @@ def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> Non
     expect(page.locator(".st-key-certificate").first).to_contain_text("alpha 0.8", timeout=SLOW_MS)
     expect(page.locator(".st-key-probe").first).not_to_have_text(before, timeout=SLOW_MS)
 
-    page.locator(".st-key-run-compare button").click()
+    page.locator(".st-key-run-compare button").first.click()
     for side in ("base", "edited"):
         expect(page.locator(f".st-key-text-{side}").first).to_contain_text(re.compile(r"\w{2}"), timeout=SLOW_MS)
 
     open_page(page, "Benchmark")
     at_rest(page)
-    count = page.locator(".st-key-bench-n input")
+    count = page.locator(".st-key-bench-n input").first
     count.fill("3")
     count.press("Enter")
     expect(page.locator(".st-key-bench-power").first).to_contain_text("n = 3 per subject", timeout=SLOW_MS)
-    expect(page.locator(".st-key-run-bench button")).to_be_enabled(timeout=SLOW_MS)
-    page.locator(".st-key-run-bench button").click()
+    expect(page.locator(".st-key-run-bench button").first).to_be_enabled(timeout=SLOW_MS)
+    page.locator(".st-key-run-bench button").first.click()
     expect(page.locator(".st-key-forest .js-plotly-plot").first).to_be_visible(timeout=SLOW_MS)
     expect(page.locator(".st-key-bench-totals").first).to_contain_text("95% CI", timeout=SLOW_MS)
     shown = page.locator(".st-key-bench-totals").first.inner_text()
