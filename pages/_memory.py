@@ -3,11 +3,12 @@
 import streamlit as st
 
 from pages import _jobs, _ui, _watch
-from stethoscope.figures.memory import cards_text, memory_caption, memory_stacks
+from stethoscope.figures.memory import memory_caption, memory_stacks
 from stethoscope.locations import EMBEDDED_PREFIX
 from stethoscope.profiles import Profile
 from stethoscope.records import MemorySpec
 from stethoscope.results import MemoryResult
+from stethoscope.results.memory import cards_text
 
 
 def card(profile: Profile) -> None:

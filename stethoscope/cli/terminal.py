@@ -27,6 +27,7 @@ from stethoscope.results import (
     SpecificityCell,
     StabilityResult,
 )
+from stethoscope.results.memory import cards_text
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
 from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, gain_limits
 
@@ -82,11 +83,7 @@ def print_memory(console: Console, result: MemoryResult) -> None:
         parts = ", ".join(f"{part.part}{on_host[part.where]} {part.size_bytes / 1e9:.2f}" for part in needed)
         table.add_row(stack.activity, f"{stack.need_bytes / 1e9:.2f}", "yes" if result.fits(stack) else "no", parts)
     console.print(table)
-    sizes = [
-        f"{'more than the largest' if size is None else f'{size} GB'}: {', '.join(activities)}"
-        for size, activities in result.cards().items()
-    ]
-    console.print(f"Smallest GPU, all of it free: {'; '.join(sizes)}.")
+    console.print(cards_text(result))
     for stack in result.stacks:
         if stack.advice:
             console.print(f"{stack.activity}: {stack.advice}")

@@ -4,7 +4,6 @@ import plotly.graph_objects as go
 
 from stethoscope.figures.theme import GRAY, ORANGE, SERIES, apply_layout
 from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
-from stethoscope.results.memory import CARDS_GB
 
 GB = 1e9
 OF_THEIR_OWN = ("weights", "runtime", "SAEs", "activations", "patch", "directions", "KV cache")
@@ -66,12 +65,3 @@ def memory_caption(result: MemoryResult) -> str:
         f"{result.batch_size} prompts at once. Dashed: {result.available_bytes / GB:.1f} GB free; solid: "
         f"{result.capacity_bytes / GB:.1f} GB total on {result.device} ({result.device_name}). {said}"
     )
-
-
-def cards_text(result: MemoryResult) -> str:
-    """Return in a sentence which use cases fit on a GPU of which size, by the formulas."""
-    said = [
-        f"{', '.join(activities)} on none of these" if size is None else f"{size} GB: {', '.join(activities)}"
-        for size, activities in result.cards().items()
-    ]
-    return f"Smallest GPU ({', '.join(map(str, CARDS_GB))} GB, all of it free) by use case. {'; '.join(said)}."

@@ -89,3 +89,12 @@ class MemoryResult(Result):
         """Tell whether what `stack` cannot do without is there."""
         host = self.host_available_bytes
         return stack.need_bytes <= self.available_bytes and (host is None or stack.host_bytes <= host)
+
+
+def cards_text(result: MemoryResult) -> str:
+    """Return in a sentence which use cases fit on a GPU of which size, by the formulas."""
+    said = [
+        f"{', '.join(activities)} on none of these" if size is None else f"{size} GB: {', '.join(activities)}"
+        for size, activities in result.cards().items()
+    ]
+    return f"Smallest GPU ({', '.join(map(str, CARDS_GB))} GB, all of it free) by use case. {'; '.join(said)}."

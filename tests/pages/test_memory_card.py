@@ -6,9 +6,10 @@ from collections.abc import Callable
 from fake_front import FakeFront, memory
 from streamlit.testing.v1 import AppTest
 
-from stethoscope.figures.memory import cards_text, memory_caption, memory_stacks
+from stethoscope.figures.memory import memory_caption, memory_stacks
 from stethoscope.profiles import MINI
 from stethoscope.records import MemorySpec
+from stethoscope.results.memory import cards_text
 
 Open = Callable[..., AppTest]
 RESULT = memory(MemorySpec(model=MINI.model, saes=MINI.saes))
