@@ -5,7 +5,6 @@ buffer comes free only when nobody holds its patch any more, which Python's own 
 is applied, lifted, or waiting in a job is held, however long ago it was forgotten here.
 """
 
-import os
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor
 from stethoscope.delta.patch import BufferLike, Patch, fresh_buffer
 from stethoscope.errors import ResourceError
 from stethoscope.model.memory import free_bytes
+from stethoscope.store.home import asked_bytes
 
 BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"
 LEAST_BUDGET = 256 << 20
@@ -140,17 +140,8 @@ def budget_bytes(device: torch.device, asked: int | None = None, *, weights_byte
     """
     if asked is not None:
         return asked
-    text = os.environ.get(BUDGET_VARIABLE)
-    if not text:
-        return default_budget(free_bytes(device), weights_bytes)
-    if not text.isdecimal():
-        raise ResourceError(
-            f"cannot read {BUDGET_VARIABLE}",
-            got=repr(text),
-            expected="a whole number of MiB",
-            next_step="Correct the environment variable, or remove it.",
-        )
-    return int(text) * 2**20
+    named = asked_bytes(BUDGET_VARIABLE)
+    return default_budget(free_bytes(device), weights_bytes) if named is None else named
 
 
 def default_budget(free: int, weights_bytes: int) -> int:

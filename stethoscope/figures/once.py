@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from functools import wraps
 from threading import Lock
 from typing import ParamSpec
+from weakref import ReferenceType, ref
 
 import plotly.graph_objects as go
 
@@ -18,21 +19,24 @@ def once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
     """Make `draw` return the figure that it drew for the same arguments before, of the last `KEPT`; change none.
 
     Records (results and their rows, which never change) are the same where they are one object, other arguments where
-    they are equal.
+    they are equal. No record is kept alive: a benchmark's result holds every answer.
     """
-    kept: OrderedDict[Hashable, tuple[object, go.Figure]] = OrderedDict()
+    kept: OrderedDict[Hashable, tuple[list[ReferenceType[Record]], go.Figure]] = OrderedDict()
     lock = Lock()
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> go.Figure:
-        key = (tuple(map(_key, args)), tuple((name, _key(value)) for name, value in sorted(kwargs.items())))
+        records: list[ReferenceType[Record]] = []
+        key = _key([*args, *sorted(kwargs.items())], records)
         with lock:
-            if key in kept:
+            found = kept.get(key)
+            if found is not None and all(record() is not None for record in found[0]):  # no other has taken its id
                 kept.move_to_end(key)
-                return kept[key][1]
+                return found[1]
         figure = draw(*args, **kwargs)
         with lock:
-            kept[key] = ((args, kwargs), figure)  # with the arguments: no other object gets the id of one of them
+            kept[key] = (records, figure)
+            kept.move_to_end(key)
             if len(kept) > KEPT:
                 kept.popitem(last=False)
         return figure
@@ -40,16 +44,18 @@ def once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
     return drawn
 
 
-def _key(value: object) -> Hashable:
+def _key(value: object, records: list[ReferenceType[Record]]) -> Hashable:
+    """Return what stands for `value`; note in `records` those that stand by their place in memory."""
     match value:
         case Record():
+            records.append(ref(value))
             return (Record, id(value))
         case list() | tuple():
-            return (type(value), *map(_key, value))
+            return (type(value), *(_key(item, records) for item in value))
         case set() | frozenset() | range():
             return (type(value), *sorted(value))
         case dict():
-            return (dict, *((name, _key(item)) for name, item in value.items()))
+            return (dict, *((name, _key(item, records)) for name, item in value.items()))
         case _:
             assert isinstance(value, Hashable), f"a figure's argument is a {type(value).__name__}, which has no key"
             return (type(value), value)

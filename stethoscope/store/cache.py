@@ -14,17 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
+from stethoscope.store.home import asked_bytes
+
 CAPACITY_VARIABLE = "STETHOSCOPE_CACHE_MIB"
-CAPACITY_BYTES = (
-    4 << 30
-)  # firing rates of Gemma 3 4B, 34 layers of 16k latents: 100 MB for each corpus of 128 documents
+# Firing rates of Gemma 3 4B, 34 layers of 16k latents, take 100 MB for each corpus of 128 documents.
+CAPACITY_BYTES = 4 << 30
 SPARE = 4  # a file is only written where the disk has this many times its size free
 
 
 def capacity_bytes() -> int:
-    """Return the bytes that cached files may take: STETHOSCOPE_CACHE_MIB in MiB, else 4 GiB; 0 keeps none."""
-    named = os.environ.get(CAPACITY_VARIABLE, "")
-    return int(named) << 20 if named.isdecimal() else CAPACITY_BYTES
+    """Return the bytes that cached files may take: STETHOSCOPE_CACHE_MIB in MiB, else 4 GiB; 0 keeps none.
+
+    Raises:
+        ResourceError: a value that is no number of MiB.
+    """
+    asked = asked_bytes(CAPACITY_VARIABLE)
+    return CAPACITY_BYTES if asked is None else asked
 
 
 class ArrayCache:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from stethoscope.errors import ResourceError
 from stethoscope.locations import path_of
 
 HOME_VARIABLE = "STETHOSCOPE_HOME"
@@ -39,3 +40,22 @@ def runs_dir() -> Path:
 def cache_dir() -> Path:
     """Return the folder of what can be recomputed (it need not exist yet)."""
     return home() / "cache"
+
+
+def asked_bytes(variable: str) -> int | None:
+    """Return the bytes that an environment variable asks for in MiB, None where it is not set.
+
+    Raises:
+        ResourceError: no number of MiB.
+    """
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise ResourceError(
+            f"cannot read {variable}",
+            got=repr(text),
+            expected="a whole number of MiB",
+            next_step="Correct the environment variable, or remove it.",
+        )
+    return int(text) << 20

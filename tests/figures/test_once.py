@@ -1,6 +1,7 @@
 """A figure is drawn once for the same arguments, and anew for others."""
 
 import gc
+import weakref
 
 import plotly.graph_objects as go
 import pytest
@@ -54,3 +55,16 @@ def test_no_more_than_the_last_are_kept() -> None:
     for number in range(KEPT):
         figure("later", number)
     assert figure("first") is not first
+
+
+def test_no_record_is_kept_alive_for_its_figure() -> None:
+    @once
+    def of_rows(*args: object, **options: object) -> go.Figure:
+        return go.Figure()
+
+    record, row = ModelRef(id="result"), ModelRef(id="row")
+    gone = [weakref.ref(record), weakref.ref(row)]
+    of_rows(record, rows=[row])
+    del record, row
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]

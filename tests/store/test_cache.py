@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stethoscope.errors import ResourceError
 from stethoscope.store.cache import ArrayCache, capacity_bytes
 
 ARRAYS = {
@@ -117,3 +118,10 @@ def test_the_capacity_is_an_environment_variable(tmp_path: Path, monkeypatch: py
     none = ArrayCache(tmp_path)
     none.put("key", arrays=ARRAYS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["4 GB", "-1", "1.5"])
+def test_a_capacity_that_cannot_be_read_is_said(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("STETHOSCOPE_CACHE_MIB", value)
+    with pytest.raises(ResourceError, match="STETHOSCOPE_CACHE_MIB"):
+        capacity_bytes()
