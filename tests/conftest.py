@@ -22,8 +22,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 if os.environ.get("STETHOSCOPE_CHECK_SHAPES") != "0":  # `make check` leaves it out: a fifth of the time
     with install_import_hook("stethoscope", "beartype.beartype"):
-        import stethoscope.pipeline  # shapes and dtypes of its signatures are checked with every call
+        import stethoscope.pipeline  # noqa: F401  shapes and dtypes of its signatures are checked with every call
 
+from stethoscope import pipeline
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.context import Context
@@ -390,7 +391,7 @@ def partial_run(partial_profile: Profile, tmp_path_factory: pytest.TempPathFacto
     def run(spec: Spec) -> Any:
         key = f"{type(spec).__name__} {spec.model_dump_json()}"
         if key not in known:
-            known[key] = stethoscope.pipeline.run(spec, context, Progress()).result
+            known[key] = pipeline.run(spec, context, Progress()).result
         return known[key]
 
     yield run
