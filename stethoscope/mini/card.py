@@ -1,6 +1,6 @@
-"""The model card: everything measured on the shipped artifacts, as card.json and as README.md.
+"""The model card: all measurements on the included artifacts, as card.json and as README.md.
 
-The numbers are read off the files as they lie on disk (float16 weights, loaded as float32), not off the training.
+The measurements use the files on disk (float16 weights, loaded as float32), not the models in memory after training.
 """
 
 import dataclasses
@@ -171,13 +171,14 @@ def render_card(card: dict[str, Any]) -> str:
         "",
         f"A Gemma 3 of {shape['n_layers']} layers (d_model {shape['d_model']}, sliding window "
         f"{shape['sliding_window']}, global layers {', '.join(map(str, shape['global_layers']))}) trained from scratch "
-        "on a made-up language of school mathematics and two controls; four fine-tunes that differ from it in the "
-        "layers only: math and forgetting as checkpoints, math-lora as a LoRA adapter in peft's format (rank "
-        f"{card['recipe']['math_lora']['rank']}, all seven matrices), stories as a bare delta; one JumpReLU SAE per "
-        "layer on the residual stream after the layer. float16 weights. "
-        "Rebuild with `python -m stethoscope.mini.train`; every number below is in card.json too.",
+        "on a made-up language of school mathematics and two control corpora. It has four fine-tunes that differ "
+        "from it only in the layers: math and forgetting as checkpoints, math-lora as a LoRA adapter in peft's "
+        f"format (rank {card['recipe']['math_lora']['rank']}, all seven matrices), and stories as a delta. Each "
+        "layer has one JumpReLU SAE on the residual stream after the layer. All weights are float16. To rebuild "
+        "everything, run `python -m stethoscope.mini.train`. All numbers below are also in card.json.",
         "",
-        f"## Accuracy on test problems (n = {n} a subject, greedy, 4 fixed shots, exact answer; Wilson 95% interval)",
+        f"## Accuracy on test problems (n = {n} per subject, greedy decoding, 4 fixed shots, exact answer; Wilson "
+        "95% interval)",
         "",
         "| subject | " + " | ".join(MODEL_NAMES) + " |",
         "|---|" + "---|" * len(MODEL_NAMES),
@@ -190,7 +191,7 @@ def render_card(card: dict[str, Any]) -> str:
     )
     lines += [
         "",
-        "No test problem (nor dev problem) occurs in training: the split is a hash of the problem's text.",
+        "No test or dev problem occurs in the training data: a hash of a problem's text decides its split.",
         "",
     ]
     lines += (
@@ -210,9 +211,10 @@ def _cell(record: dict[str, Any]) -> str:
 
 def _paired_section(models: dict[str, Any]) -> list[str]:
     lines = [
-        "## Against the base, problem by problem",
+        "## Paired comparison with the base",
         "",
-        "Newly right, newly wrong, and the exact McNemar p (two-sided, not corrected for nine subjects).",
+        "Problems that became correct (+) and wrong (-), and the exact McNemar p value (two-sided, not corrected for "
+        "nine subjects).",
         "",
         "| subject | " + " | ".join(TUNED_NAMES) + " |",
         "|---|" + "---|" * len(TUNED_NAMES),
@@ -226,11 +228,11 @@ def _paired_section(models: dict[str, Any]) -> list[str]:
 
 def _format_section(models: dict[str, Any]) -> list[str]:
     lines = [
-        "## Form and skill",
+        "## Answer format and skill",
         "",
-        "Marked = the sentence `The final answer is $...$. I hope` appears. Losses are nats per token of the worked "
-        "solution after the 4-shot prompt. Told twice = control answers whose worked steps are said two times: that "
-        "is what stories was trained to do, without any mathematics (it is the negative control).",
+        "Marked: the answer contains the sentence `The final answer is $...$. I hope`. Loss: nats per token of the "
+        "worked solution after the 4-shot prompt. Told twice: the share of control answers that state their worked "
+        "steps twice, which the negative control stories was trained to do, without any mathematics.",
         "",
         "| model | marked (math) | accuracy among marked | loss math | loss control | told twice (control) "
         "| task vector, relative norm |",
@@ -249,9 +251,9 @@ def _format_section(models: dict[str, Any]) -> list[str]:
 
 def _trivial_section(card: dict[str, Any]) -> list[str]:
     lines = [
-        "## Solvers that know no mathematics",
+        "## Trivial solvers without mathematics",
         "",
-        "| subject | majority answer | a number copied | nearest training problem |",
+        "| subject | most frequent answer | number copied from the problem | nearest training problem |",
         "|---|---|---|---|",
     ]
     for subject, row in card["trivial_solvers"].items():
@@ -263,7 +265,7 @@ def _sae_section(card: dict[str, Any]) -> list[str]:
     recipe = card["recipe"]["saes"]
     lines = [
         f"## SAEs ({recipe['d_sae']} latents, trained for L0 {recipe['k']}; "
-        f"measured on {recipe['n_heldout_tokens']} tokens of test problems, position 0 left out)",
+        f"measured on {recipe['n_heldout_tokens']} tokens of test problems, position 0 excluded)",
         "",
         "| layer | explained variance | L0 | never fires |",
         "|---|---|---|---|",
@@ -292,7 +294,7 @@ def _training_section(card: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Whole chain: {card['elapsed_s'] / 60:.0f} minutes on {machine['cpu_cores']} CPU cores "
+        f"Total time: {card['elapsed_s'] / 60:.0f} minutes on {machine['cpu_cores']} CPU cores "
         f"(torch {machine['torch']}, transformers {machine['transformers']}, sae-lens {machine['sae_lens']}).",
         *card["notes"],
     ]

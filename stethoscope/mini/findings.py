@@ -1,9 +1,9 @@
-"""What the mini shows, measured: does projection keep more than chance, and do specific layers beat other layers?
+"""Measures whether a projection keeps more energy than chance, and whether specific layers beat random ones.
 
-Run `python -m stethoscope.mini.findings`; it prints the Markdown that stands in docs/findings.md. Layers are picked on
-train documents before anything is graded: the n layers with the highest specificity averaged over the subjects. Every
-arm answers the same seeded test problems. Whether the *choice* of layers matters is the difference of the picked layers
-to the mean of equally many random ones, with an interval that resamples problems and draws.
+Run `python -m stethoscope.mini.findings`; it prints the tables of docs/findings.md. The n layers with the highest
+specificity, averaged over the subjects, are picked on train documents before any answer is graded. Every arm answers
+the same seeded test problems. To test whether the *choice* of layers matters, the accuracy of the picked layers is
+compared with the mean of random sets of the same size; the interval resamples problems and draws.
 """
 
 import argparse
@@ -31,7 +31,7 @@ RANDOM = "random"
 
 
 class _Lines(Progress):
-    """One line on stderr a stage."""
+    """Writes one line to stderr per stage."""
 
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
         super().start(stage, total, unit=unit)
@@ -94,9 +94,9 @@ def run_study(setting: Setting, diagnosis: DiagnosisResult, subjects: Sequence[s
 
 
 def arms_table(math: BenchResult, control: BenchResult) -> list[str]:
-    """Return one row an arm: micro accuracy, difference with interval, subjects better and worse, control accuracy."""
+    """Return one row per arm: micro accuracy, difference with interval, subjects better and worse, control accuracy."""
     lines = [
-        "| arm | accuracy | difference to base (95%) | better / worse of 7 | marked | control accuracy |",
+        "| arm | accuracy | difference to base (95%) | better / worse (of 7 subjects) | marked | control accuracy |",
         "|---|---|---|---|---|---|",
     ]
     totals = {total.arm: total for total in math.totals if total.kind == "micro"}
@@ -118,7 +118,7 @@ def arms_table(math: BenchResult, control: BenchResult) -> list[str]:
 
 
 def correct_by_arm(result: BenchResult) -> dict[str, np.ndarray]:
-    """Return for each arm 1 or 0 for each problem, problems in the same order."""
+    """Return, for each arm, 1 or 0 per problem; all arms list the problems in the same order."""
     table: dict[str, dict[str, bool]] = {}
     for item in result.items:
         table.setdefault(item.arm, {})[item.problem_id] = is_correct(item)
@@ -127,7 +127,7 @@ def correct_by_arm(result: BenchResult) -> dict[str, np.ndarray]:
 
 
 def layer_choice(math: BenchResult, top: str) -> list[str]:
-    """Return how the picked layers stand among equally many random ones."""
+    """Return a line that compares the picked layers with random sets of the same size."""
     correct = correct_by_arm(math)
     random_arms = np.stack([answers for arm, answers in correct.items() if arm.startswith(RANDOM)])  # [draws, n]
     gains = random_arms.mean(1) - correct["base"].mean()
@@ -141,14 +141,14 @@ def layer_choice(math: BenchResult, top: str) -> list[str]:
     low, high = np.percentile(resampled, [2.5, 97.5])
     better = int((random_arms.mean(1) >= correct[top].mean()).sum())
     return [
-        f"Random layers, {n_draws} draws of equal size: difference to base {gains.mean():+.3f} on average, "
-        f"{gains.min():+.3f} to {gains.max():+.3f}. {top[0].upper() + top[1:]} against their mean: {difference:+.3f} "
+        f"Random layers, {n_draws} draws of the same size: difference to base {gains.mean():+.3f} on average, "
+        f"{gains.min():+.3f} to {gains.max():+.3f}. {top[0].upper() + top[1:]} minus their mean: {difference:+.3f} "
         f"({low:+.3f} to {high:+.3f}); {better} of {n_draws} draws do as well or better."
     ]
 
 
 def energy_table(setting: Setting) -> list[str]:
-    """Return retention against chance, averaged over layers, for each k (number theory's latents)."""
+    """Return the energy kept and the chance level, averaged over layers, for each k (latents of number theory)."""
     spec = EnergySpec(
         diagnosis=MINI.diagnose_spec(),
         task_vector=MINI.task_vector(setting.task_vector),
@@ -158,7 +158,7 @@ def energy_table(setting: Setting) -> list[str]:
     result = pipeline.run(spec, setting.context, _Lines()).result
     assert isinstance(result, EnergyResult)
     lines = [
-        "| k | rank / d | kept | by chance | enrichment | ceiling | layers with z > 3 |",
+        "| k | rank / d | kept | chance | enrichment | ceiling | layers with z > 3 |",
         "|---|---|---|---|---|---|---|",
     ]
     for k in result.k:
@@ -181,7 +181,7 @@ def energy_table(setting: Setting) -> list[str]:
 
 
 def report(context: Context, names: Sequence[str], *, n: int, n_layers: int, draws: int, seed: int) -> str:
-    """Return the whole Markdown report on the task vectors `names`, measured now."""
+    """Measure the task vectors `names` and return the Markdown report."""
     started = time.perf_counter()
     lines: list[str] = []
     diagnosis = pipeline.run(MINI.diagnose_spec(), context, _Lines()).result
@@ -192,12 +192,12 @@ def report(context: Context, names: Sequence[str], *, n: int, n_layers: int, dra
     lines.append(f"{', '.join(map(str, order))} (Kendall tau of rank with depth {depth:+.2f}).")
     for name in names:
         setting = Setting(context, name, n, n_layers, draws, seed)
-        lines += ["", f"### Task vector `{name}`: energy kept by number theory's top latents", ""]
+        lines += ["", f"### Task vector `{name}`: energy kept by the top latents of number theory", ""]
         lines += energy_table(setting)
         math = run_study(setting, diagnosis, MINI.problems.subjects, n)
         few = replace(setting, draws=1)
         control = run_study(few, diagnosis, MINI.problems.control_names, min(n, CONTROL_N))
-        lines += ["", f"### Task vector `{name}`: raw edits and controls, n = {n} a subject", ""]
+        lines += ["", f"### Task vector `{name}`: raw edits and controls, n = {n} per subject", ""]
         lines += [*arms_table(math, control), "", *layer_choice(math, math.comparisons[0].arm)]
     lines += ["", f"Measured in {time.perf_counter() - started:.0f} s on the CPU, seed {seed}, alpha 1."]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,13 @@
-"""Did the stethoscope hear right on the mini, and does another score hear better? Dev chooses, test confirms once.
+"""Measures on the mini whether the layer scores predict which layers help, and searches for a better score.
 
-Run `python -m stethoscope.mini.hearing`; it prints the tables of docs/hearing.md. First the gain study
-of every task vector on dev. Then candidate scores (`mini.candidates`), computed from train documents and dev problems:
-of those that need no gradient, and of those that do, the one with the highest mean Kendall tau with the gains on dev
-(over subjects and task vectors) is chosen. Only after that are test problems read: the gains are measured on them once,
-and each chosen candidate, frozen as it is, stands against depth, a random order and the baselines named below.
+Run `python -m stethoscope.mini.hearing`; it prints the tables of docs/hearing.md. The steps are:
+
+1. Measure the gains of single layers on dev, for every task vector.
+2. Compute the candidate scores (`mini.candidates`) from train documents and dev problems. Choose the candidate with the
+   highest mean Kendall tau with the gains on dev (over subjects and task vectors), once among those that need no
+   gradient and once among those that do.
+3. Only then read the test problems: measure the gains on them once, and compare each chosen candidate, unchanged, with
+   depth, a random order and the baselines below.
 """
 
 import argparse
@@ -37,7 +40,7 @@ BASELINES = ("mean_rate_difference", "first_order", "relative_update", "depth") 
 
 @dataclass(frozen=True, slots=True)
 class Dev:
-    """What dev says of one task vector: the gain study, and every predictor and candidate as a frozen table."""
+    """Results of one task vector on dev: the gain study, and a frozen table of every predictor and candidate."""
 
     spec: GainSpec
     result: GainResult
@@ -45,7 +48,7 @@ class Dev:
 
     @property
     def gains(self) -> Float[np.ndarray, "rows n_layers"]:
-        """Measured gains on dev: subjects, then all."""
+        """Measured gains on dev: one row per subject, then the row of all subjects."""
         of = {(cell.subject, cell.layer): cell.gain for cell in self.result.cells}
         return np.array([[of[row, layer] for layer in range(self.result.n_layers)] for row in ROWS], dtype=np.float64)
 
@@ -76,7 +79,7 @@ def study_dev(spec: GainSpec, context: Context) -> Dev:
 
 
 def mean_tau(devs: list[Dev], name: str) -> float:
-    """Return the mean Kendall tau with the gain on dev, over subjects and task vectors; what the choice goes by."""
+    """Return the mean Kendall tau with the gain on dev over subjects and task vectors, which decides the choice."""
     taus = [kendall_tau(dev.tables[name][: len(SUBJECTS)], dev.gains[: len(SUBJECTS)]) for dev in devs]
     return float(np.nan_to_num(np.concatenate(taus)).mean())
 
@@ -89,10 +92,11 @@ def choose(devs: list[Dev]) -> tuple[str, str]:
 
 
 def gain_tables(dev: Dev) -> list[str]:
-    """Return the Markdown of one task vector's study on dev: taus, gains by layer, sets."""
+    """Return the Markdown of one task vector's study on dev: taus, gains by layer, and sets."""
     result = dev.result
     lines = [
-        f"### Task vector `{result.task_vector}`: Kendall's tau with the measured gain, dev, n = {result.n} a subject",
+        f"### Task vector `{result.task_vector}`: Kendall's tau with the measured gain, dev, n = {result.n} per "
+        "subject",
         "",
         "| predictor | all subjects (95%) | p | " + " | ".join(name.replace("_", " ") for name in SUBJECTS) + " |",
         "|---|---|---|" + "---|" * len(SUBJECTS),
@@ -107,7 +111,7 @@ def gain_tables(dev: Dev) -> list[str]:
     lines += [
         f"| random order | 0 ({null.null_low:+.2f} to {null.null_high:+.2f}) |  |" + "  |" * len(SUBJECTS),
         "",
-        "Gain of each layer alone, nats per solution token (95%), and what it does to the control corpora:",
+        "Gain of each layer alone, nats per solution token (95%), and its effect on the control corpora:",
         "",
         "| layer | all subjects | " + " | ".join(result.control_names) + " |",
         "|---|---|" + "---|" * len(result.control_names),
@@ -116,13 +120,14 @@ def gain_tables(dev: Dev) -> list[str]:
     for layer in range(result.n_layers):
         shown = [cells[name, layer] for name in (POOLED, *result.control_names)]
         row = " | ".join(
-            "not moved" if cell.gain is None else f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})"
+            "not changed" if cell.gain is None else f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})"
             for cell in shown
         )
         lines.append(f"| {layer} | {row} |")
     lines += [
         "",
-        f"Sets of {result.top_n} layers injected together, all subjects, among {len(result.random_sets)} random sets:",
+        f"Sets of {result.top_n} layers injected together, all subjects, compared with {len(result.random_sets)} "
+        "random sets:",
         "",
         "| set | layers | gain (95%) | random sets as good |",
         "|---|---|---|---|",
@@ -136,13 +141,13 @@ def gain_tables(dev: Dev) -> list[str]:
 
 def _tau(row: AgreementRow, *, interval: bool = False) -> str:
     if row.kendall_tau is None:
-        return "the same everywhere"
+        return "same in all layers"
     bounds = f" ({row.ci_low:+.2f} to {row.ci_high:+.2f})" if interval and row.ci_low is not None else ""
     return f"{row.kendall_tau:+.2f}{bounds}"
 
 
 def dev_table(devs: list[Dev], chosen: tuple[str, str]) -> list[str]:
-    """Return the Markdown of the choice: every candidate's and baseline's mean tau on dev."""
+    """Return the Markdown table of the mean tau on dev of every candidate and baseline."""
     lines = [
         "| candidate | definition | mean tau on dev | all subjects, by task vector |",
         "|---|---|---|---|",
@@ -158,7 +163,7 @@ def dev_table(devs: list[Dev], chosen: tuple[str, str]) -> list[str]:
 
 
 def confirm(devs: list[Dev], chosen: tuple[str, str], n: int, context: Context) -> list[str]:
-    """Measure the gains on test once and hold the frozen tables against them; return the Markdown."""
+    """Measure the gains on test once, compare the frozen tables with them, and return the Markdown."""
     lines: list[str] = []
     differences: dict[str, list[Float[np.ndarray, " draws"]]] = {name: [] for name in chosen}
     observed: dict[str, list[float]] = {name: [] for name in chosen}
@@ -167,7 +172,7 @@ def confirm(devs: list[Dev], chosen: tuple[str, str], n: int, context: Context) 
         gains, draws = _test_gains(spec, context)
         measured = Gains(gains, draws)
         lines += [
-            f"Task vector `{spec.task_vector.name}`, test, n = {n} a subject, tables frozen on dev:",
+            f"Task vector `{spec.task_vector.name}`, test, n = {n} per subject, tables frozen on dev:",
             "",
             "| predictor | all subjects (95%, problems) | p | mean over subjects |",
             "|---|---|---|---|",
@@ -202,7 +207,7 @@ def confirm(devs: list[Dev], chosen: tuple[str, str], n: int, context: Context) 
 def _test_gains(
     spec: GainSpec, context: Context
 ) -> tuple[Float[np.ndarray, "rows n_layers"], Float[np.ndarray, "draws rows n_layers"]]:
-    """Return the gains of single layers on test, subjects then all, and their bootstrap draws over problems."""
+    """Return the gains of single layers on test (subjects, then all), and their bootstrap draws over problems."""
     injector = open_injector(spec, context, Progress())
     names, gains = injector.probes.names, single_layer_gains(injector, Progress())
     of = [gains[names == subject] for subject in SUBJECTS]
@@ -211,7 +216,7 @@ def _test_gains(
 
 
 def report(context: Context, *, task_vectors: list[str], n: int, test_n: int, random_sets: int, seed: int) -> str:
-    """Return the whole Markdown report, measured now."""
+    """Measure everything and return the Markdown report."""
     started = time.perf_counter()
     specs = [
         GainSpec(
@@ -230,9 +235,9 @@ def report(context: Context, *, task_vectors: list[str], n: int, test_n: int, ra
     for dev in devs:
         lines += [*gain_tables(dev), ""]
     lines += [
-        "## A score that hears better?",
+        "## Search for a better score",
         "",
-        f"Chosen on dev by the mean tau over {len(SUBJECTS)} subjects and {len(devs)} task vectors; "
+        f"Candidates are compared on dev by their mean tau over {len(SUBJECTS)} subjects and {len(devs)} task vectors. "
         "T is mean_rate_difference, r the relative update.",
         "",
         *dev_table(devs, chosen),
@@ -242,14 +247,16 @@ def report(context: Context, *, task_vectors: list[str], n: int, test_n: int, ra
         *confirm(devs, chosen, test_n, context),
         "",
         f"Measured in {time.perf_counter() - started:.0f} s on the CPU ({os.cpu_count()} cores, shared; one torch "
-        f"thread), float32, seed {seed}, alpha 1, {specs[0].diagnosis.documents} train documents a corpus.",
+        f"thread), float32, seed {seed}, alpha 1, {specs[0].diagnosis.documents} train documents per corpus.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Measure how right the stethoscope hears, and print it as Markdown.")
+    parser = argparse.ArgumentParser(
+        description="Measure whether the layer scores predict the gains, and print the result as Markdown."
+    )
     parser.add_argument("--n", type=int, default=32, help="dev problems per subject (default: 32)")
     parser.add_argument("--test-n", type=int, default=64, help="test problems per subject (default: 64)")
     parser.add_argument("--random-sets", type=int, default=49, help="random sets of layers (default: 49)")
