@@ -87,6 +87,7 @@ def write_smollm2(folder: Path) -> Path:
 def write_gemma3(folder: Path) -> Path:
     """Write a random model in the shape of Gemma 3 270M, its sliding window shorter than the shots."""
     tokenizer = AutoTokenizer.from_pretrained(write_smollm2(folder))
+    assert tokenizer is not None
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=640,

@@ -312,8 +312,10 @@ class JobFront:
         if session is None:
             return
 
+        loaded = session.ref
+
         def fits(job: Job) -> bool:
-            return job.interactive and not job.background and all(model == session.ref for model in job.models)
+            return job.interactive and not job.background and all(model == loaded for model in job.models)
 
         job = self._take(fits)
         if job is None:

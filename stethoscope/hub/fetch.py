@@ -20,7 +20,6 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RevisionResolutionError,
 )
 from huggingface_hub.file_download import repo_folder_name
@@ -354,7 +353,6 @@ def _refusals(repo_id: str, repo_type: str, revision: str | None) -> Iterator[No
         httpx2.HTTPError,
         OSError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RevisionResolutionError,
         CachedRepoTreeNotFoundError,
     ) as error:

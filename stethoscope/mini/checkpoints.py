@@ -95,7 +95,9 @@ def save_delta(tuned: Gemma3ForCausalLM, base: Gemma3ForCausalLM, folder: Path) 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a model folder."""
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer is not None
+    return tokenizer
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, str]]) -> None:

@@ -151,7 +151,7 @@ def _inferred(model: Any, main: torch.device) -> dict[str, str]:
     whole: list[str] = sorted(model._no_split_modules or ())
     if len(gpus) > 1:
         room = dict(get_balanced_memory(model, room, no_split_module_classes=whole) or room)
-    found: Mapping[str, Any] = infer_auto_device_map(model, room, no_split_module_classes=whole)
+    found: Mapping[Any, Any] = infer_auto_device_map(model, room, no_split_module_classes=whole)
     return {path: f"cuda:{place}" if isinstance(place, int) else str(place) for path, place in found.items()}
 
 

@@ -95,7 +95,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         )
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+            assert tokenizer is not None
+            return tokenizer
     except Exception as error:  # tokenizers raises bare Exception on a corrupt file
         raise CheckpointError(
             f"cannot read the tokenizer of {name}", got=first_line(error), next_step="Fetch or write its files again."

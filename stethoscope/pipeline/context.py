@@ -145,7 +145,7 @@ class Context:
         owner = (kind.__name__, key, _code(), torch.__version__, _processor(self._session.device))
         arrays = self.cache.get(*owner)
         if arrays is not None:
-            return kind.from_arrays(arrays)
+            return kind.from_arrays(arrays)  # pyrefly: ignore[bad-return]
         made = make()
         self.cache.put(*owner, arrays=made.to_arrays())
         return made

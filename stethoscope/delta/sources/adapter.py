@@ -67,7 +67,7 @@ class AdapterSource:
         self.description = f"{_kind(self._config)} {described(ref)}: {len(self._factors)} matrices" + (
             f", {len(self._saved)} saved whole" if self._saved else ""
         )
-        self.remarks = (
+        self.remarks: tuple[Remark, ...] = (
             base.compare_tokens(path, self._title),
             base.compare_name(self._config.base_model_name_or_path, self._config.revision),
             *self._unknown_fields(),

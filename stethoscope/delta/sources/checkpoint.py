@@ -55,7 +55,7 @@ class CheckpointSource:
         config = read_config(title, path)
         _check_forward_pass(config, base, title)
         self.description = f"checkpoint {described(ref)}"
-        self.remarks = (
+        self.remarks: tuple[Remark, ...] = (
             base.compare_tokens(path, title),
             *_positions(config, base),
             *_generation(path, config, base),

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from stethoscope.delta.sources.base import Base, described
+from stethoscope.delta.sources.base import Base, Remark, described
 from stethoscope.delta.sources.stored import StoredTensors
 from stethoscope.errors import CheckpointError
 from stethoscope.progress import Progress
@@ -45,7 +45,7 @@ class DeltaFileSource:
             )
         self.names = tuple(name for name in base.names if name in self._stored)
         self.description = f"delta {described(ref)}: {len(self.names)} tensors"
-        self.remarks = (
+        self.remarks: tuple[Remark, ...] = (
             base.compare_tokens(folder, title),
             base.compare_name(self._tensors.metadata().get(BASE_KEY)),
         )
