@@ -6,6 +6,7 @@ byte-level tokenizer whose tokens may hold a part of a character. Factories are 
 test module needs no import from here.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -36,8 +37,9 @@ from tests.hub.server import LoopbackHub, point_at
 from tests.tokens import pico_tokenizer
 
 torch.set_num_threads(1)
+gc.disable()  # until all tests are imported: the collector finds nothing there, and takes a third of the time
 
-SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
+SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs; single tests have the marker
     "browser/",
     "cli/",
     "hub/",
@@ -62,8 +64,10 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "pipeline/test_bench_troubles.py",
     "pipeline/test_compare_text.py",
     "pipeline/test_dose.py",
+    "pipeline/test_export_killed.py",
     "pipeline/test_fine_tune_facts.py",
     "pipeline/test_gain.py",
+    "pipeline/test_hindered_midway.py",
     "pipeline/test_memory.py",
     "pipeline/test_other_models.py",
     "pipeline/test_pipeline.py",
@@ -71,6 +75,7 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "pipeline/test_problem_counts.py",
     "pipeline/test_rank.py",
     "pipeline/test_reach.py",
+    "pipeline/test_scoring_memory.py",
     "pipeline/test_tuning.py",
     "report/test_report.py",
     "sae/test_counts.py",
@@ -85,11 +90,27 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
 )
 
 
+def _is_slow(path: Path) -> bool:
+    return path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import what `-m "not slow"` leaves out."""
+    return (
+        config.getoption("markexpr") == "not slow" and collection_path.is_file() and _is_slow(collection_path) or None
+    )
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but not what was imported."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of `SLOW`: folders end in a slash."""
-    here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW):
+        if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
 
 

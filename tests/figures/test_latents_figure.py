@@ -130,7 +130,7 @@ def drawn_layer(n: int) -> LatentsResult:
     return RESULT.model_copy(update={"rows": rows, "d_sae": n})
 
 
-@pytest.mark.parametrize("n", [16_384, 262_144])
+@pytest.mark.parametrize("n", [16_384, pytest.param(262_144, marks=pytest.mark.slow)])
 def test_a_wide_layer_is_drawn_in_a_megabyte_and_what_is_selected_stays_exact(n: int) -> None:
     result, chosen = drawn_layer(n), 5
     figure = latents.effect_against_density(result, 0.05, chosen)
