@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-if os.environ.get("STETHOSCOPE_CHECK_SHAPES") != "0":  # `make check` leaves it out: a fifth of the time
-    with install_import_hook("stethoscope", "beartype.beartype"):
+from tests.shapes import checked_shapes
+
+if os.environ.get("STETHOSCOPE_CHECK_SHAPES") != "0":  # `make check` leaves it out
+    with checked_shapes("stethoscope"):
         import stethoscope.pipeline  # noqa: F401  shapes and dtypes of its signatures are checked with every call
 
 from stethoscope import pipeline
