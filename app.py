@@ -1,48 +1,42 @@
-"""Stethoscope: the navigation and the status strip; every screen is a file of pages/."""
+"""Stethoscope: the navigation and the status strip; every screen is a folder of screens/."""
 
 from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _mirror, _restore, _session, _status, _ui, _watch
+from screens import links
+from screens.shared import jobs, mirror, session, status, ui, watch
 
 HERE = Path(__file__).parent
 LOGO = str(HERE / "static" / "logo.svg")
 
 st.set_page_config(page_title="Stethoscope", page_icon=LOGO, layout="wide")
 st.logo(LOGO, size="large")
-st.html(_ui.STYLE)
+st.html(ui.STYLE)
 
-SCREENS = {
-    "Listen": [
-        st.Page(HERE / "pages" / "setup.py", title="Setup"),
-        st.Page(HERE / "pages" / "features.py", title="Features"),
-        st.Page(HERE / "pages" / "diagnose.py", title="Diagnose", default=True),
-    ],
-    "Inject": [st.Page(HERE / "pages" / "edit.py", title="Edit")],
-    "Judge": [
-        st.Page(HERE / "pages" / "benchmark.py", title="Benchmark"),
-        st.Page(HERE / "pages" / "runs.py", title="Runs"),
-    ],
-}
+SCREENS = {"Listen": ("setup", "features", "diagnose"), "Inject": ("edit",), "Judge": ("benchmark", "runs")}
 
-page = st.navigation(SCREENS)
-_session.defaults()
-with _mirror.drawing():
+page = st.navigation(
+    {
+        section: [
+            st.Page(HERE / ui.path_of(screen), title=screen.capitalize(), default=screen == "diagnose")
+            for screen in screens
+        ]
+        for section, screens in SCREENS.items()
+    }
+)
+session.defaults()
+with mirror.drawing():
     strip = st.container()
-    with _ui.guarded():
-        _restore.from_address()
-        _session.keep_profile_in_address()
-    st.session_state["inside_app"] = True
-    try:
-        with _ui.guarded():
-            page.run()
-    finally:
-        st.session_state["inside_app"] = False
-    with strip, _ui.guarded():
-        _status.draw()
-        _watch.unkept()
-    with _ui.guarded():
-        if "warmed" not in st.session_state and _session.may_load():
-            _jobs.front().warm_up(_session.profile())
+    with ui.guarded():
+        links.from_address()
+        session.keep_profile_in_address()
+    with ui.guarded():
+        page.run()
+    with strip, ui.guarded():
+        status.draw()
+        watch.unkept()
+    with ui.guarded():
+        if "warmed" not in st.session_state and session.may_load():
+            jobs.front().warm_up(session.profile())
             st.session_state["warmed"] = True

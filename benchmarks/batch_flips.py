@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from stethoscope.model.memory import device_name
+from stethoscope.model.free_memory import device_name
 from stethoscope.pipeline import run
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import MINI
@@ -66,15 +66,19 @@ def main() -> None:
         context.close()
     reference = found[DTYPES[0], BATCH_SIZES[0]]
     print(f"{device_name(torch.device(options.device))}, torch {torch.__version__}; {len(reference)} problems\n")
-    print("| dtype | batch size | correct | texts differ from batch size 1 | grade flips (gained, lost) "
-          "| texts differ from float32 | grade flips (gained, lost) |")  # fmt: skip
+    print(
+        "| dtype | batch size | correct | texts differ from batch size 1 | grade flips (gained, lost) "
+        "| texts differ from float32 | grade flips (gained, lost) |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for (dtype, batch_size), items in found.items():
         correct = sum(item.grade.exact_match == "correct" for item in items.values())
         texts, gained, lost = difference(items, found[dtype, BATCH_SIZES[0]])
         far, far_gained, far_lost = difference(items, reference)
-        print(f"| {dtype} | {batch_size} | {correct} | {texts} | {gained + lost} ({gained}, {lost}) "
-              f"| {far} | {far_gained + far_lost} ({far_gained}, {far_lost}) |")  # fmt: skip
+        print(
+            f"| {dtype} | {batch_size} | {correct} | {texts} | {gained + lost} ({gained}, {lost}) "
+            f"| {far} | {far_gained + far_lost} ({far_gained}, {far_lost}) |"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stethoscope.model.checksums import tensor_digest, tensor_digests
-from stethoscope.model.memory import device_name
+from stethoscope.model.free_memory import device_name
 
 WIDTH, INNER, QUERIES, KEYS = 2560, 10240, 2048, 1024
 SHAPES = {

@@ -24,7 +24,7 @@ from benchmarks.random_model import DOCUMENTS, SUBJECTS, WORDS, Size, write_mode
 from stethoscope.delta.patch import applied
 from stethoscope.minerva.prompts import few_shot_prompt
 from stethoscope.minerva.sources import load_shots
-from stethoscope.model.memory import device_name
+from stethoscope.model.free_memory import device_name
 from stethoscope.model.shape import shape_of
 from stethoscope.pipeline import footprint, run
 from stethoscope.pipeline.context import Context
@@ -81,10 +81,10 @@ class Measuring:
     def listening(self) -> None:
         """Load, diagnose, measure energy."""
         spec = self.profile.diagnose_spec()
-        seconds = self.machine.seconds(lambda: self.context.session(self.profile.model, self.progress))
-        session = self.context.session(self.profile.model, self.progress)
-        self.shape = shape_of(session.model)
-        self.setting = footprint.setting_of(self.shape, self.profile.model.dtype, session.plan)
+        seconds = self.machine.seconds(lambda: self.context.load(self.profile.model, self.progress))
+        loaded = self.context.load(self.profile.model, self.progress)
+        self.shape = shape_of(loaded.model)
+        self.setting = footprint.setting_of(self.shape, self.profile.model.dtype, loaded.plan)
         self.held = footprint.held(self.setting)
         self.table.row("load", seconds, self.file_bytes / self.machine.read, "the checkpoint's bytes, read", self.held)
 
@@ -121,7 +121,7 @@ class Measuring:
         """Build, swap, probe and answer, in a context that holds no SAEs."""
         self.context.close()
         self.context = self._fresh_context()
-        session = self.context.session(self.profile.model, self.progress)
+        loaded = self.context.load(self.profile.model, self.progress)
         self.machine.start_peak()
         every = self.size.layers
         for layers in sorted({min(FEW_LAYERS, every // 2), every}):
@@ -137,7 +137,7 @@ class Measuring:
         patch = patch_of(self.recipe(every), self.context, self.progress)
 
         def switch() -> None:
-            with applied(session, patch):
+            with applied(loaded, patch):
                 pass
 
         copy = 2 * patch.size_bytes / self.machine.memory
@@ -166,26 +166,33 @@ class Measuring:
         problems = self.profile.problems
         arms = (BenchArm(name="base"), BenchArm(name="edited", recipe=self.recipe(self.size.layers)))
         spec = BenchSpec(
-            model=self.profile.model, problems=problems, arms=arms, subjects=SUBJECTS, n=self.size.per_subject,
+            model=self.profile.model,
+            problems=problems,
+            arms=arms,
+            subjects=SUBJECTS,
+            n=self.size.per_subject,
             max_new_tokens=self.size.new_tokens,
-        )  # fmt: skip
+        )
         self.context.graders.grade([])
         outcome = []
         seconds = self.machine.seconds(lambda: outcome.append(run(spec, self.context, self.progress).result))
         (result,) = outcome
         assert isinstance(result, BenchResult)
-        session = self.context.session(self.profile.model, self.progress)
+        loaded = self.context.load(self.profile.model, self.progress)
         shots = load_shots(problems.shots)
-        shared = len(session.encode([few_shot_prompt("", shots)])[0]) - 1
-        longest = max(map(len, session.encode([few_shot_prompt(item.problem, shots) for item in result.items])))
+        shared = len(loaded.encode([few_shot_prompt("", shots)])[0]) - 1
+        longest = max(map(len, loaded.encode([few_shot_prompt(item.problem, shots) for item in result.items])))
         written = sum(item.n_tokens for item in result.items)
         steps = written / spec.batch_size
         tokens = written + len(result.items) * (longest - shared)
         weights = steps * self.shape.numbers * self.dtype.itemsize / self.machine.memory
         parts = footprint.generate(
-            self.setting, rows=spec.batch_size, prompt_tokens=longest, shared_tokens=shared,
+            self.setting,
+            rows=spec.batch_size,
+            prompt_tokens=longest,
+            shared_tokens=shared,
             max_new_tokens=spec.max_new_tokens,
-        )  # fmt: skip
+        )
         rate = f"{len(result.items) / seconds:.3g} problems/s, {written / seconds:.3g} tokens/s"
         name = f"benchmark, {len(result.items)} answers in batches of {spec.batch_size}: {rate}"
         floor = max(weights, self.forward_s(tokens))

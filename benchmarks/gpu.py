@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.gemma4b import WARM
 from benchmarks.random_model import DOCUMENTS, SUBJECTS, write_models, write_texts
-from stethoscope.model.memory import device_name
+from stethoscope.model.free_memory import device_name
 from stethoscope.pipeline import run
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.settings import compute_exactly
@@ -126,9 +126,10 @@ def specs(profile: Profile) -> dict[str, Spec]:
         "diagnosis": diagnosis,
         "energy": EnergySpec(diagnosis=diagnosis, task_vector=profile.task_vector(), subject=SUBJECTS[0]),
         "likelihood, with edit and certificate": ProbeSpec(recipe=recipe, problems=profile.problems),
-        "answers": BenchSpec(model=profile.model, problems=profile.problems, arms=arms, subjects=SUBJECTS, n=1,
-                             max_new_tokens=4),
-    }  # fmt: skip
+        "answers": BenchSpec(
+            model=profile.model, problems=profile.problems, arms=arms, subjects=SUBJECTS, n=1, max_new_tokens=4
+        ),
+    }
 
 
 def smoke(device: str, *, small: bool) -> int:
@@ -159,8 +160,11 @@ def smoke(device: str, *, small: bool) -> int:
                 found = Difference.between(ours, theirs)
                 wrong += not found.size <= tolerance
                 verdict = "ok" if found.size <= tolerance else f"ABOVE {tolerance:g}"
-                print(f"  {dtype:9} {name:38} {time.perf_counter() - started:6.1f} s  differs by {found.size:.1e} at "
-                      f"{found.path}: {verdict}", flush=True)  # fmt: skip
+                print(
+                    f"  {dtype:9} {name:38} {time.perf_counter() - started:6.1f} s  differs by {found.size:.1e} at "
+                    f"{found.path}: {verdict}",
+                    flush=True,
+                )
             for context in contexts:
                 context.close()
     return wrong

@@ -33,8 +33,8 @@ from stethoscope.locations import local_path
 from stethoscope.minerva.prompts import STOP_STRING, few_shot_prompt
 from stethoscope.minerva.sources import CANONICAL_SHOTS, load_problems, load_shots
 from stethoscope.model.generation import generate_greedy
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.model.prefix import share_prefix
-from stethoscope.model.session import load_session
 from stethoscope.profiles import MINI
 from stethoscope.records import ModelRef
 
@@ -130,13 +130,13 @@ def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
     """Answer with both, and print times, ratios and differing texts."""
     prompts = prompts_of(shots, options.problems)
     ref = ModelRef(id=str(model), dtype=options.dtype)
-    session = load_session(ref, device=options.device)
-    device = str(session.device)
+    loaded = load_checkpoint(ref, device=options.device)
+    device = str(loaded.device)
     make: Any = HFLM  # its base class hides the arguments from type checkers
     peer = make(pretrained=str(model), device=device, dtype=options.dtype, batch_size=1, max_length=8192)
     longest = max(len(peer.tok_encode(prompt)) for prompt in prompts)
-    prefix = share_prefix(session, [peer.tok_encode(prompt) for prompt in prompts])
-    window = getattr(session.model.config, "sliding_window", None)
+    prefix = share_prefix(loaded, [peer.tok_encode(prompt) for prompt in prompts])
+    window = getattr(loaded.model.config, "sliding_window", None)
     print(f"{len(prompts)} prompts of up to {longest} tokens, {prefix.length} of them shared, sliding window {window}")
 
     def theirs(batch_size: int) -> list[str]:
@@ -153,22 +153,28 @@ def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
 
     def ours() -> list[str]:
         rows = [peer.tok_encode(prompt) for prompt in prompts]
-        found = generate_greedy(session, rows, max_new_tokens=options.tokens, batch_size=options.batch_size)
+        found = generate_greedy(loaded, rows, max_new_tokens=options.tokens, batch_size=options.batch_size)
         lengths[:] = [generation.n_tokens for generation in found]
         return [generation.text for generation in found]
 
     mine = timed(ours)
-    print(f"  ours, {options.batch_size:>3} rows   {mine.cpu_s:8.1f} s CPU {mine.clock_s:8.1f} s clock   "
-          f"{sum(lengths)} tokens written, {lengths.count(options.tokens)} answers at the limit")  # fmt: skip
+    print(
+        f"  ours, {options.batch_size:>3} rows   {mine.cpu_s:8.1f} s CPU {mine.clock_s:8.1f} s clock   "
+        f"{sum(lengths)} tokens written, {lengths.count(options.tokens)} answers at the limit"
+    )
     peers = {}
     for batch_size in options.peer_batch_sizes:
         peers[batch_size] = timed(lambda size=batch_size: theirs(size))
         found = peers[batch_size]
-        print(f"  HFLM, batch {batch_size:>3} {found.cpu_s:8.1f} s CPU {found.clock_s:8.1f} s clock   "
-              f"{differing(mine.texts, found.texts)} of {len(prompts)} texts differ from ours")  # fmt: skip
+        print(
+            f"  HFLM, batch {batch_size:>3} {found.cpu_s:8.1f} s CPU {found.clock_s:8.1f} s clock   "
+            f"{differing(mine.texts, found.texts)} of {len(prompts)} texts differ from ours"
+        )
     best = min(peers, key=lambda size: peers[size].cpu_s)
-    print(f"  ratio to HFLM's best (batch {best}): {peers[best].cpu_s / mine.cpu_s:.2f} x less CPU time, "
-          f"{peers[best].clock_s / mine.clock_s:.2f} x sooner")  # fmt: skip
+    print(
+        f"  ratio to HFLM's best (batch {best}): {peers[best].cpu_s / mine.cpu_s:.2f} x less CPU time, "
+        f"{peers[best].clock_s / mine.clock_s:.2f} x sooner"
+    )
 
 
 def differing(ours: Sequence[str], theirs: Sequence[str]) -> int:

@@ -35,11 +35,20 @@ class Size:
 def write_models(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: float) -> None:
     """Write base, fine-tune and SAEs, whose thresholds fit what the base says to a text of random words."""
     config = Gemma3TextConfig(
-        vocab_size=size.vocab, hidden_size=size.d_model, intermediate_size=4 * size.d_model,
-        num_hidden_layers=size.layers, num_attention_heads=8, num_key_value_heads=4, head_dim=size.head_dim,
-        query_pre_attn_scalar=size.head_dim, sliding_window=1024, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        vocab_size=size.vocab,
+        hidden_size=size.d_model,
+        intermediate_size=4 * size.d_model,
+        num_hidden_layers=size.layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=size.head_dim,
+        query_pre_attn_scalar=size.head_dim,
+        sliding_window=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
         dtype=dtype,
-    )  # fmt: skip
+    )
     core = Tokenizer(models.WordLevel(SPECIAL | {f"t{i}": i for i in range(4, size.vocab)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])

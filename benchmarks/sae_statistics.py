@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.pipeline.listening import corpus_documents
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
@@ -71,11 +71,11 @@ def random_work(arguments: argparse.Namespace) -> Work:
 def mini_work() -> Work:
     """Return what the mini says at one layer to its own prompts."""
     spec = MINI.diagnose_spec()
-    session = load_session(MINI.model, device="cpu", progress=Progress())
-    bank = open_bank(spec.listens_with, session.layout.d_model)
+    loaded = load_checkpoint(MINI.model, device="cpu", progress=Progress())
+    bank = open_bank(spec.listens_with, loaded.layout.d_model)
     documents = [document for subject in spec.problems.subjects for document in corpus_documents(spec, subject)]
-    rows = tokenise(session, documents, spec.tokens)
-    (heard,) = listen(session, rows, [MINI_LAYER], bank.ref.site, d=bank.d_model, progress=Progress())
+    rows = tokenise(loaded, documents, spec.tokens)
+    (heard,) = listen(loaded, rows, [MINI_LAYER], bank.ref.site, d=bank.d_model, progress=Progress())
     return Work(bank.load(MINI_LAYER), heard.take(MINI_LAYER), heard.n_tokens)
 
 
@@ -204,8 +204,10 @@ def main() -> None:
         return int(subprocess.run(child, capture_output=True, text=True, check=True).stdout.split()[-1])
 
     ours, theirs = measured("us"), measured(str(chunk))
-    print(f"{len(work.x)} tokens, {len(work.n_tokens)} documents, W_enc {tuple(work.sae.W_enc.shape)}, "
-          f"{arguments.device}, {torch.get_num_threads()} threads; peer's best chunk: {chunk}")  # fmt: skip
+    print(
+        f"{len(work.x)} tokens, {len(work.n_tokens)} documents, W_enc {tuple(work.sae.W_enc.shape)}, "
+        f"{arguments.device}, {torch.get_num_threads()} threads; peer's best chunk: {chunk}"
+    )
     print(f"time                   {best['us']:.3f} s, peer {best[str(chunk)]:.3f} s, product {best['product']:.3f} s")
     print(f"peak memory            {ours / 1e6:.0f} MB, peer {theirs / 1e6:.0f} MB")
     print(f"ratio of time          {best[str(chunk)] / best['us']:.2f} x faster than the peer")

@@ -19,12 +19,12 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks.startup import FLAGS, ROOT, start_server
 from stethoscope import pipeline
 from stethoscope.model.likelihood import encode_solutions, rows_nll
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.gold import batch_size, gold_pairs
+from stethoscope.pipeline.probe_items import batch_size, gold_pairs
 from stethoscope.profiles import MINI
 from stethoscope.progress import Progress
-from stethoscope.recipes import to_link
+from stethoscope.recipes.files import to_link
 from stethoscope.records import EditRecipe, ExportSpec, LayerAlpha, ModelRef, ProbeSpec
 from stethoscope.store.runs import RunStore
 
@@ -58,10 +58,10 @@ def by_disk(folder: Path, alpha: float, context: Context) -> float:
     started = time.perf_counter()
     out = folder / f"edited-{alpha}"
     pipeline.run(ExportSpec(recipe=spec.recipe, out=str(out), kind="checkpoint"), context, Progress())
-    session = load_session(ModelRef(id=str(out)), device="cpu", progress=Progress())
+    loaded = load_checkpoint(ModelRef(id=str(out)), device="cpu", progress=Progress())
     pairs, _ = gold_pairs(spec.problems, spec.split, spec.n, spec.seed)
-    rows, scored = encode_solutions(session, pairs)
-    rows_nll(session, rows, scored, batch_size=batch_size(session), progress=Progress())
+    rows, scored = encode_solutions(loaded, pairs)
+    rows_nll(loaded, rows, scored, batch_size=batch_size(loaded), progress=Progress())
     return time.perf_counter() - started
 
 
@@ -87,7 +87,7 @@ def main() -> None:
             server.terminate()
             server.wait()
         context = Context(RunStore(folder / "peer"), device="cpu")
-        context.session(MINI.model, Progress())
+        context.load(MINI.model, Progress())
         peer = [by_disk(folder, 1 - 0.05 * step, context) for step in range(1, 4)]
         context.close()
     ours.sort()

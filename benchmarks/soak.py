@@ -27,7 +27,7 @@ from websockets.typing import Subprotocol
 from benchmarks.startup import ROOT, start_server
 from stethoscope.figures.theme import pretty
 from stethoscope.profiles import MINI
-from stethoscope.recipes import to_link
+from stethoscope.recipes.files import to_link
 from stethoscope.records import EditRecipe, LayerAlpha
 
 N_LAYERS = 10  # of the mini

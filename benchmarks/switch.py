@@ -25,7 +25,7 @@ from stethoscope.delta.mergekit import mergekit_yaml
 from stethoscope.delta.patch import BufferLike, Patch, applied, build_patch
 from stethoscope.delta.ready import ReadyPatches
 from stethoscope.delta.task_vector import open_task_vector
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.records import EditRecipe, ModelRef, TaskVectorRef
 
 MERGEKIT = "mergekit==0.1.5"
@@ -86,10 +86,10 @@ def run_mergekit(tools: Path, configuration: Path, out: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def difference(session: ModelSession, other: torch.nn.Module) -> tuple[float, float]:
+def difference(loaded: LoadedModel, other: torch.nn.Module) -> tuple[float, float]:
     """Return max |ours - other| over all parameters as they are now, and the share of numbers that differ."""
     worst, differing, total = 0.0, 0, 0
-    for name, parameter in session.model.named_parameters():
+    for name, parameter in loaded.model.named_parameters():
         gap = (parameter.detach().float() - other.get_parameter(name).detach().float()).abs()
         worst = max(worst, float(gap.max()))
         differing, total = differing + int((gap > 0).sum()), total + gap.numel()
@@ -117,20 +117,20 @@ def main() -> None:
 
 def measure(folder: Path, tools: Path, options: argparse.Namespace) -> None:
     """Time all ways to the same edited model, and print them."""
-    session = load_session(ModelRef(id=str(folder / "base"), dtype=options.dtype), device="cpu")
+    loaded = load_checkpoint(ModelRef(id=str(folder / "base"), dtype=options.dtype), device="cpu")
     ref = TaskVectorRef(name="tuned", tuned=str(folder / "tuned"))
-    task_vector = open_task_vector(ref, session)
+    task_vector = open_task_vector(ref, loaded)
     patches, directions = ReadyPatches(0), Directions(2**40)
 
     def recipe_at(alpha: float) -> EditRecipe:
         layers = dict.fromkeys(range(options.layers), 1.0)
         return EditRecipe.model_validate(
-            {"model": session.ref, "task_vector": ref, "layers": layers, "master_alpha": alpha}
+            {"model": loaded.ref, "task_vector": ref, "layers": layers, "master_alpha": alpha}
         )
 
     def patch_at(alpha: float) -> Patch:
         def build(buffer_like: BufferLike) -> Patch:
-            return build_patch(session, task_vector, recipe_at(alpha), directions=directions, buffer_like=buffer_like)
+            return build_patch(loaded, task_vector, recipe_at(alpha), directions=directions, buffer_like=buffer_like)
 
         return patches.get_or_build(str(alpha), build)
 
@@ -140,7 +140,7 @@ def measure(folder: Path, tools: Path, options: argparse.Namespace) -> None:
     patch = patch_at(options.alpha)
 
     def switch() -> None:
-        with applied(session, patch):
+        with applied(loaded, patch):
             pass
 
     switching = best(switch, 200) / 2  # in and out are two switches
@@ -148,24 +148,22 @@ def measure(folder: Path, tools: Path, options: argparse.Namespace) -> None:
     copy = best(lambda: [buffers[name].copy_(tensor) for name, tensor in patch.tensors.items()])
     del buffers
 
-    merged = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    merged = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     merged |= {name: tensor.clone() for name, tensor in patch.tensors.items()}
-    peer = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=session.dtype)
+    peer = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=loaded.dtype)
     loading = best(lambda: peer.load_state_dict(merged))
-    with applied(session, patch):
-        by_loading = difference(session, peer)
+    with applied(loaded, patch):
+        by_loading = difference(loaded, peer)
     del peer, merged
 
     configuration = folder / "mergekit.yaml"
-    configuration.write_text(mergekit_yaml(recipe_at(options.alpha), session.layout), encoding="utf-8")
+    configuration.write_text(mergekit_yaml(recipe_at(options.alpha), loaded.layout), encoding="utf-8")
     merging = timed(lambda: run_mergekit(tools, configuration, folder / "merged"))
     starting = timed(lambda: run_mergekit_help(tools))
     found: list[torch.nn.Module] = []
-    reloading = timed(
-        lambda: found.append(AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=session.dtype))
-    )
-    with applied(session, patch):
-        by_mergekit = difference(session, found[0])
+    reloading = timed(lambda: found.append(AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=loaded.dtype)))
+    with applied(loaded, patch):
+        by_mergekit = difference(loaded, found[0])
     report(patch.size_bytes, copy, switching, new_alpha, cold, loading, merging, starting, reloading)
     for peer_name, (worst, share) in (("load_state_dict", by_loading), ("mergekit", by_mergekit)):
         print(f"ours against {peer_name}: max |difference| {worst:g}, {share:.2%} of the weights differ")

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import certificate, sae_statistics
 from stethoscope.model.checksums import tensor_digest
-from stethoscope.model.memory import device_name
+from stethoscope.model.free_memory import device_name
 from stethoscope.progress import Progress
 from stethoscope.sae.counts import CHUNK_TOKENS, sum_by_document
 from stethoscope.sae.matching import NEAREST, matched_latents
@@ -100,8 +100,15 @@ def scoring(layer: Layer, clock: Clock) -> None:
     for name, score in SCORES.items():
 
         def by_bounds(score=score) -> list[np.ndarray]:
-            sample = LayerSample.of_table(pooled, layer.live, with_mass=score.needs_mass, top_k=TOP_K, dense_rate=0.1,
-                                          floor=FLOOR, device=clock.device)  # fmt: skip
+            sample = LayerSample.of_table(
+                pooled,
+                layer.live,
+                with_mass=score.needs_mass,
+                top_k=TOP_K,
+                dense_rate=0.1,
+                floor=FLOOR,
+                device=clock.device,
+            )
             return [
                 np.array([score.observed(sample, design)]),
                 score.bootstrap(sample, Bootstrap(design, DRAWS, clock.device), Progress()),

@@ -1,7 +1,7 @@
 """Progress counts finished items; cancel and pause are tokens that long loops look at between items.
 
-A pipeline receives one `Progress` and calls `start`, `advance`, `give_way` (between decode steps, between batches) and,
-for streamed text and results that grow, `write` and `publish`. The base class keeps quiet; the job worker and the
+A pipeline receives one `Progress` and calls `start`, `advance`, `yield_to_interactive` (between decode steps, batches)
+and, for streamed text and results that grow, `write` and `publish`. The base class keeps quiet; the job worker and the
 command line subclass it.
 
     rate = items worked on in this stage / seconds spent on it      (found in the store, or set aside: not counted)
@@ -96,11 +96,11 @@ class Progress:
         if self.pausing:
             raise Paused(f"paused at {self.stage}: {self.done} of {self.total} done")
 
-    def give_way(self) -> None:
+    def yield_to_interactive(self) -> None:
         """Raise `Cancelled` when asked to stop; in a batch job of the worker, waiting interactive jobs run right here.
 
         The model answers to somebody else meanwhile: call it only where no hook is on the model and no forward or
-        backward pass is half-way. Weights (`delta.patch.lifted`) and key-value caches are as before when it returns.
+        backward pass is half-way. Weights (`delta.patch.patch_removed`) and key-value caches are as before afterwards.
         """
         self.check_cancel()
 
@@ -134,7 +134,7 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-class Aside(Progress):
+class SubProgress(Progress):
     """Progress of work beside the stage that is counted: not shown; it stops and gives way with the whole."""
 
     def __init__(self, whole: Progress) -> None:
@@ -144,5 +144,5 @@ class Aside(Progress):
     def check_cancel(self) -> None:
         self._whole.check_cancel()
 
-    def give_way(self) -> None:
-        self._whole.give_way()
+    def yield_to_interactive(self) -> None:
+        self._whole.yield_to_interactive()

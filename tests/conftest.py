@@ -28,7 +28,7 @@ if os.environ.get("STETHOSCOPE_CHECK_SHAPES") != "0":  # `make check` leaves it 
 
 from stethoscope import pipeline
 from stethoscope.minerva.grading import GraderPool
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -44,7 +44,7 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "browser/",
     "cli/",
     "hub/",
-    "pages/",
+    "screens/",
     "mini/",
     "delta/test_adapter.py",
     "delta/test_base_as_stored.py",
@@ -77,13 +77,13 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
     "pipeline/test_rank.py",
     "pipeline/test_reach.py",
     "pipeline/test_scoring_memory.py",
-    "pipeline/test_tuning.py",
+    "pipeline/test_tuned_on.py",
     "report/test_report.py",
     "sae/test_counts.py",
     "sae/test_specificity.py",
     "test_gpu_script.py",
     "test_isolation.py",
-    "test_jobs.py",
+    "jobs/",
     "test_optimised.py",
     "test_package.py",
     "test_power.py",
@@ -291,9 +291,9 @@ def pico_sae_folder(tmp_path_factory: pytest.TempPathFactory, write_sae_bank: Ca
 
 
 @pytest.fixture(scope="session")
-def pico_session(pico_folder: Path) -> ModelSession:
+def pico_loaded(pico_folder: Path) -> LoadedModel:
     """The pico base model, loaded in float32 on the CPU. Shared: leave its weights as they are."""
-    return load_session(ModelRef(id=str(pico_folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(pico_folder)), device="cpu")
 
 
 SUBJECTS = ("number_theory", "geometry")
@@ -406,7 +406,7 @@ def partial_profile(
 
 @pytest.fixture(scope="session")
 def partial_run(partial_profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Spec], Any]]:
-    """Function `partial_run(spec) -> result` on the parts of `partial_profile`; each spec is run once a session."""
+    """Function `partial_run(spec) -> result` on the parts of `partial_profile`; each spec is run once."""
     context = Context(RunStore(tmp_path_factory.mktemp("partial_runs")), device="cpu")
     known: dict[str, Any] = {}
 

@@ -7,9 +7,14 @@ from stethoscope.results import Ground, MovedWeights
 
 def ground(n_layers: int, moved: Iterable[int] | None = None, saes: Iterable[int] | None = None) -> Ground:
     """Return the ground of a Gemma-like model; by default the task vector moves all layers, and all have an SAE."""
-    rows = (("attention", "read", "q_proj k_proj v_proj"), ("attention", "write", "o_proj"),
-            ("mlp", "read", "gate_proj up_proj"), ("mlp", "write", "down_proj"),
-            ("attention", "norm", "input_layernorm"), ("mlp", "norm", "pre_feedforward_layernorm"))  # fmt: skip
+    rows = (
+        ("attention", "read", "q_proj k_proj v_proj"),
+        ("attention", "write", "o_proj"),
+        ("mlp", "read", "gate_proj up_proj"),
+        ("mlp", "write", "down_proj"),
+        ("attention", "norm", "input_layernorm"),
+        ("mlp", "norm", "pre_feedforward_layernorm"),
+    )
     layers = range(n_layers)
     return Ground(
         n_layers=n_layers,

@@ -22,30 +22,24 @@ MAY_IMPORT = {
     "records": {"errors"},
     "results": {"errors", "records"},
     "statistics": {"errors"},
-    "profiles": {"errors", "files", "records", "locations"},
-    "recipes": {"errors", "files", "locations", "records"},
-    "reach": {"recipes", "records", "results"},
-    "arms": {"reach", "recipes", "records", "results"},
-    "claims": {"arms", "records", "results", "statistics"},
-    "verdicts": {"reach", "recipes", "records", "results", "statistics"},
-    "predictions": {"arms", "claims", "records", "results", "statistics"},
-    "strengths": {"records"},
     "use_cases": {"records", "results"},
+    "profiles": {"errors", "files", "records", "locations"},
+    "recipes": {"errors", "files", "locations", "records", "results"},
+    "judging": {"errors", "recipes", "records", "results", "statistics"},
     "store": GROUND | {"hub", "recipes"},
     "model": GROUND | {"store", "hub"},
     "sae": GROUND | {"store", "hub", "model"},
-    "delta": GROUND | {"reach", "store", "hub", "model", "sae"},
-    "minerva": GROUND | {"claims", "store", "hub", "model"},
-    "figures": {"progress", "arms", "recipes", "records", "results", "predictions", "statistics", "verdicts"},
-    "report": {"errors", "arms", "reach", "figures", "recipes", "results", "store", "verdicts"},
-    "pipeline": GROUND | {"arms", "reach", "recipes", "store", "hub", "model", "sae", "delta", "minerva"},
-    "job": GROUND,
-    "jobs": GROUND | {"job", "profiles", "store", "pipeline"},
-    "cli": GROUND | {"reach", "report", "profiles", "recipes", "arms", "store", "minerva", "pipeline", "verdicts"},
+    "delta": GROUND | {"recipes", "store", "hub", "model", "sae"},
+    "minerva": GROUND | {"store", "hub", "model"},
+    "figures": {"progress", "judging", "recipes", "records", "results", "statistics"},
+    "report": {"errors", "judging", "figures", "recipes", "results", "store"},
+    "pipeline": GROUND | {"judging", "recipes", "store", "hub", "model", "sae", "delta", "minerva"},
+    "jobs": GROUND | {"profiles", "store", "pipeline"},
+    "cli": GROUND | {"judging", "report", "profiles", "recipes", "store", "minerva", "pipeline"},
     "__main__": {"cli"},
-    "mini": GROUND | {"profiles", "reach", "arms", "store", "model", "sae", "delta", "minerva", "pipeline"},
+    "mini": GROUND | {"profiles", "judging", "recipes", "store", "model", "sae", "delta", "minerva", "pipeline"},
 }
-PAGES_MAY_IMPORT = {
+SCREENS_MAY_IMPORT = {
     "report",
     "errors",
     "locations",
@@ -54,12 +48,8 @@ PAGES_MAY_IMPORT = {
     "results",
     "profiles",
     "recipes",
-    "reach",
-    "arms",
-    "predictions",
+    "judging",
     "use_cases",
-    "verdicts",
-    "strengths",
     "figures",
     "jobs",
     "statistics",
@@ -69,8 +59,8 @@ PAGES_MAY_IMPORT = {
 HEAVY = ("torch", "transformers", "sae_lens", "lm_eval", "datasets")
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Return the second-level names under `stethoscope` that a file imports anywhere, TYPE_CHECKING blocks excepted."""
+def imported_parts(path: Path, package: str = "stethoscope") -> set[str]:
+    """Return the second-level names under `package` that a file imports anywhere, TYPE_CHECKING blocks excepted."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -86,7 +76,7 @@ def imported_parts(path: Path) -> set[str]:
             continue
         for name in names:
             top, _, rest = name.partition(".")
-            if top == "stethoscope" and rest:
+            if top == package and rest:
                 parts.add(rest.split(".")[0])
     return parts - {"__version__"}
 
@@ -116,13 +106,36 @@ def test_the_table_has_no_cycle() -> None:
             del waiting[part]
 
 
-@pytest.mark.parametrize("path", [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))], ids=lambda path: path.stem)
-def test_pages_import_only_light_parts(path: Path) -> None:
-    assert imported_parts(path) <= PAGES_MAY_IMPORT
+SCREEN_FILES = sorted((ROOT / "screens").rglob("*.py"))
 
 
-def test_pages_leave_torch_alone() -> None:
-    modules = ["stethoscope.jobs"] + [f"pages.{path.stem}" for path in sorted((ROOT / "pages").glob("_*.py"))]
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", [ROOT / "app.py", *SCREEN_FILES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_screens_import_only_light_parts(path: Path) -> None:
+    assert imported_parts(path) <= SCREENS_MAY_IMPORT
+
+
+@pytest.mark.parametrize("path", SCREEN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_screen_imports_its_own_cards_and_what_is_shared(path: Path) -> None:
+    """`links` stands above the screens; a card never reads a page (the file named like its folder), which draws."""
+    (_, *folder, _) = path.relative_to(ROOT).parts
+    foreign = {part for part in imported_parts(path, "screens") if part not in ("shared", *folder)}
+    if path.name == "links.py":
+        return
+    assert foreign <= ({"links"} if folder == ["runs"] else set()), f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+def test_streamlit_finds_no_pages_by_itself() -> None:
+    """A folder called pages/ beside app.py would make an address in a fresh process run its file alone."""
+    assert not list((ROOT / "pages").rglob("*.py"))
+
+
+def test_screens_leave_torch_alone() -> None:
+    cards = [module_of(path) for path in SCREEN_FILES if path.stem != path.parent.name]
+    modules = ["stethoscope.jobs.worker", *cards]
     figures = [f"stethoscope.figures.{path.stem}" for path in (PACKAGE / "figures").glob("[a-z]*.py")]
     code = (
         "import sys, importlib\n"
@@ -133,15 +146,6 @@ def test_pages_leave_torch_alone() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_no_streamlit_below_the_pages() -> None:
+def test_no_streamlit_below_the_screens() -> None:
     users = [path for path in PACKAGE.rglob("*.py") if "import streamlit" in path.read_text()]
     assert users == []
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_and_functions_stay_readable(path: Path) -> None:
-    source = path.read_text()
-    assert source.count("\n") <= 400
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or node.lineno) - node.lineno <= 60, f"{path.name}:{node.name} is too long"

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from stethoscope import arms
 from stethoscope.delta import edits
 from stethoscope.delta.patch import build_patch
 from stethoscope.delta.task_vector import open_task_vector
-from stethoscope.model.session import ModelSession
+from stethoscope.judging import arms
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.profiles import MINI, Profile
 from stethoscope.records import EditRecipe, MatrixRole, Record, ScoreName
 from stethoscope.sae import scores
@@ -63,16 +63,16 @@ def test_the_control_edits_the_first_layers_at_the_recipe_s_strength() -> None:
     assert {layer: (of.attention, of.mlp) for layer, of in arm.recipe.layers.items()} == {0: (0.5, 0.5), 2: (0.5, 0.5)}
 
 
-def test_the_edit_adds_signs_at_the_mean_size(pico_profile: Profile, pico_session: ModelSession) -> None:
-    space = run(example("python", "SignArm"), edits, Record=Record, Literal=Literal, __name__="example")
+def test_the_edit_adds_signs_at_the_mean_size(pico_profile: Profile, pico_loaded: LoadedModel) -> None:
+    space = run(example("python", "SignEdit"), edits, Record=Record, Literal=Literal, __name__="example")
     recipe = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vector(), layers={1: 0.5})  # type: ignore[dict-item]
-    recipe = recipe.model_copy(update={"arm": space["SignArm"]()})
-    task_vector = open_task_vector(pico_profile.task_vector(), pico_session)
-    patch = build_patch(pico_session, task_vector, recipe)
+    recipe = recipe.model_copy(update={"edit_type": space["SignEdit"]()})
+    task_vector = open_task_vector(pico_profile.task_vector(), pico_loaded)
+    patch = build_patch(pico_loaded, task_vector, recipe)
     assert len(patch.tensors) == 7
     for name, tensor in patch.tensors.items():
         tau = task_vector.delta(name)
-        expected = pico_session.parameter(name).detach() + 0.5 * tau.sign() * tau.abs().mean()
+        expected = pico_loaded.parameter(name).detach() + 0.5 * tau.sign() * tau.abs().mean()
         torch.testing.assert_close(tensor, expected)
 
 
@@ -90,6 +90,6 @@ def test_the_page_uses_what_there_is() -> None:
 
 def test_every_file_that_is_named_is_there() -> None:
     root = Path(__file__).parent.parent
-    named = set(re.findall(r"`((?:stethoscope|tests|pages|docs|benchmarks)/[\w./]*|app\.py|\.ci/run)`", TEXT))
+    named = set(re.findall(r"`((?:stethoscope|tests|screens|docs|benchmarks)/[\w./]*|app\.py|\.ci/run)`", TEXT))
     assert len(named) > 15
     assert [name for name in named if not (root / name).exists()] == []

@@ -17,7 +17,7 @@ OF_THE_USER = {
 
 def made() -> Iterator[tuple[str, ast.Call]]:
     """Where an error of the user's is made, and the call that makes it."""
-    for folder in ("stethoscope", "pages"):
+    for folder in ("stethoscope", "screens"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in OF_THE_USER:

@@ -17,9 +17,9 @@ import pytest
 from stethoscope import pipeline
 from stethoscope.delta.patch import applied
 from stethoscope.errors import UserError
-from stethoscope.job import Job
-from stethoscope.jobs import JobFront, JobSnapshot
-from stethoscope.model.session import ModelSession
+from stethoscope.jobs.job import Job
+from stethoscope.jobs.worker import JobFront, JobSnapshot
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.profiles import Profile
@@ -56,7 +56,7 @@ class Watched(JobFront):
         return self.context
 
 
-def weights_at(session: ModelSession) -> list[int]:
+def weights_at(session: LoadedModel) -> list[int]:
     return [parameter.data_ptr() for parameter in session.model.parameters()]
 
 
@@ -91,10 +91,16 @@ def probes_of(profile: Profile) -> list[Spec]:
 def texts_of(profile: Profile) -> list[Spec]:
     prompts = ("a story of the river", "circle 7")
     return [
-        CompareTextSpec(recipe=recipe, prompts=prompts[: 1 + i % 2], problems=profile.problems, framed=False,
-                        max_new_tokens=4 + i, third=recipe if i % 3 == 0 else None)
+        CompareTextSpec(
+            recipe=recipe,
+            prompts=prompts[: 1 + i % 2],
+            problems=profile.problems,
+            framed=False,
+            max_new_tokens=4 + i,
+            third=recipe if i % 3 == 0 else None,
+        )
         for i, recipe in enumerate(recipes_of(profile)[:6])
-    ]  # fmt: skip
+    ]
 
 
 def bench_of(profile: Profile, number: int) -> BenchSpec:

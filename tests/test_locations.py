@@ -19,8 +19,12 @@ def test_an_embedded_name_stays_in_the_package(name: str) -> None:
 
 def test_everything_that_the_mini_names_is_shipped() -> None:
     package = Path(stethoscope.__file__).parent
-    names = [text for part in nested_records(MINI) for text in vars(part).values()
-             if isinstance(text, str) and text.startswith("embedded:")]  # fmt: skip
+    names = [
+        text
+        for part in nested_records(MINI)
+        for text in vars(part).values()
+        if isinstance(text, str) and text.startswith("embedded:")
+    ]
     assert len(names) > 4
     for name in names:
         path = local_path(name)

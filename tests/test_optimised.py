@@ -10,8 +10,8 @@ import pytest
 from stethoscope.delta.certificate import Certifying
 from stethoscope.errors import GenerationError, StethoscopeError
 from stethoscope.model.generation import GreedyBatch
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import share_prefix
-from stethoscope.model.session import ModelSession
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.probe import edited_nll, probe_set
 from stethoscope.profiles import Profile
@@ -64,6 +64,6 @@ def test_weights_that_are_not_the_recipes_are_no_measurement(
             edited_nll(recipe, probes, context, Progress())
 
 
-def test_a_prompt_without_a_token_is_refused(pico_session: ModelSession) -> None:
+def test_a_prompt_without_a_token_is_refused(pico_loaded: LoadedModel) -> None:
     with pytest.raises(GenerationError):
-        GreedyBatch(pico_session, [[]], share_prefix(pico_session, []), max_new_tokens=2)
+        GreedyBatch(pico_loaded, [[]], share_prefix(pico_loaded, []), max_new_tokens=2)

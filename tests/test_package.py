@@ -19,7 +19,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TRAINING = {"peft"}  # of the extra "train": only stethoscope.mini imports it
-OWN = {"stethoscope", "pages", "benchmarks", "tests"}
+OWN = {"stethoscope", "screens", "benchmarks", "tests"}
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def test_what_is_imported_is_declared() -> None:
     declared = names(PROJECT["dependencies"])
     undeclared = {
         (module, path)
-        for module, paths in imported("stethoscope", "pages", "app.py").items()
+        for module, paths in imported("stethoscope", "screens", "app.py").items()
         for path in paths
         if not (module in TRAINING and path.startswith("stethoscope/mini/"))
         and not declared & {canonicalize_name(each) for each in distributions.get(module, [])}
@@ -61,7 +61,7 @@ def test_what_is_declared_is_imported_or_asked_for_by_name() -> None:
     distributions = packages_distributions()
     used = {
         canonicalize_name(each)
-        for module in imported("stethoscope", "pages", "app.py")
+        for module in imported("stethoscope", "screens", "app.py")
         for each in distributions.get(module, [])
     }
     by_name = {"lm-eval", "antlr4-python3-runtime", "threadpoolctl"}  # read from files, or by a library that we import
@@ -111,12 +111,12 @@ def run_installed(installed: Path, folder: Path, code: str) -> str:
 
 
 def test_a_wheel_holds_all_that_is_not_python(installed: Path) -> None:
-    places = [ROOT / name for name in ("stethoscope", "pages", "static", ".streamlit", "app.py")]
+    places = [ROOT / name for name in ("stethoscope", "screens", "static", ".streamlit", "app.py")]
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*"))]
     names = [path.relative_to(ROOT).as_posix() for path in files if path.is_file() and path.suffix != ".pyc"]
     packed = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.is_file()}
     assert {name if name.startswith("stethoscope/") else f"stethoscope/dashboard/{name}" for name in names} <= packed
-    assert not [name for name in packed if name.startswith(("pages", "tests", "benchmarks", "runs", "cache"))]
+    assert not [name for name in packed if name.startswith(("screens", "tests", "benchmarks", "runs", "cache"))]
 
 
 def test_an_installed_package_serves_its_own_pages_and_writes_to_the_user_s_folder(
@@ -135,8 +135,10 @@ def test_the_installed_pages_find_each_other(installed: Path, tmp_path: Path) ->
     code = (
         "import importlib, sys; from stethoscope.cli.app import app_script; place = app_script().parent;"
         "sys.path.insert(0, str(place));"  # as Streamlit does
-        "names = [path.stem for path in (place / 'pages').glob('_*.py')];"
-        "print(len([importlib.import_module(f'pages.{name}') for name in names]), 'torch' in sys.modules)"
+        "files = [path.relative_to(place) for path in (place / 'screens').rglob('*.py')];"
+        "names = ['.'.join(path.with_suffix('').parts) for path in files if path.stem != path.parent.name];"
+        "print(len([importlib.import_module(name) for name in names]), 'torch' in sys.modules)"
     )
     n_modules, torch = run_installed(installed, tmp_path, code).split()
-    assert (int(n_modules), torch) == (len(list((ROOT / "pages").glob("_*.py"))), "False")
+    shared = [path for path in (ROOT / "screens").rglob("*.py") if path.stem != path.parent.name]
+    assert (int(n_modules), torch) == (len(shared), "False")

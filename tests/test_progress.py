@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pages._watch import describe
-from stethoscope.job import JobProgress
+from screens.shared.watch import describe
+from stethoscope.jobs.job import JobProgress
 from stethoscope.progress import counted, pace
 
 

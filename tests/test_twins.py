@@ -169,8 +169,12 @@ def test_no_total_claims_certainty(kind: str, n: int, outcome: tuple[bool, bool]
     """Where all pairs come out alike, other pairs could still differ."""
     arm, reference = ({name: np.full(n, right) for name in "abc"} for right in outcome)
     total = S.stratified_paired_bootstrap(arm, reference, kind=kind)  # type: ignore[arg-type]
-    table = (3 * n * outcome[0] * outcome[1], 3 * n * (outcome == (True, False)),
-             3 * n * (outcome == (False, True)), 3 * n * (outcome == (False, False)))  # fmt: skip
+    table = (
+        3 * n * outcome[0] * outcome[1],
+        3 * n * (outcome == (True, False)),
+        3 * n * (outcome == (False, True)),
+        3 * n * (outcome == (False, False)),
+    )
     score = S.newcombe_paired(*table)
     assert total.difference == score.difference
     assert total.low <= total.difference <= total.high

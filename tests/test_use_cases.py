@@ -48,7 +48,7 @@ def test_what_is_reused_or_opened_again_is_kept(case: UseCase) -> None:
     assert case.kept or not (case.reused or case.resumable or case.place)
     assert not case.kept or case.place is not None, "whatever the history keeps can be opened again"
     if case.place is not None:
-        assert (ROOT / "pages" / f"{case.place.page}.py").exists()
+        assert (ROOT / "screens" / case.place.page / f"{case.place.page}.py").exists()
 
 
 def test_slots_are_not_shared() -> None:

@@ -20,7 +20,7 @@ from stethoscope.cli.stored import run_action
 from stethoscope.cli.streams import guarded_streams, not_printed
 from stethoscope.errors import Cancelled, Paused, UserError
 from stethoscope.profiles import load_profile
-from stethoscope.recipes import first_problem
+from stethoscope.recipes.files import first_problem
 
 
 def main(argv: Sequence[str] | None = None) -> int:

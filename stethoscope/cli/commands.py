@@ -4,8 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from stethoscope import arms
-from stethoscope.cli.arms import arm_of, with_site
+from stethoscope.cli.edit_types import edit_type_of, with_site
 from stethoscope.cli.progress import StderrProgress
 from stethoscope.cli.tables import PlainConsole
 from stethoscope.cli.terminal import (
@@ -26,10 +25,11 @@ from stethoscope.cli.terminal import (
 )
 from stethoscope.errors import CheckpointError, Paused, UserError, raise_if
 from stethoscope.files import write_file
+from stethoscope.judging import arms
 from stethoscope.locations import path_of
 from stethoscope.profiles import Profile
-from stethoscope.reach import in_words, reach
-from stethoscope.recipes import parse_layers, parse_recipe, read_recipe
+from stethoscope.recipes.files import parse_layers, parse_recipe, read_recipe
+from stethoscope.recipes.reach import in_words, reach
 from stethoscope.records import (
     BenchArm,
     BenchPlanSpec,
@@ -115,7 +115,7 @@ class Commands:
         return with_site(self.options, self.profile)
 
     def _n_layers(self) -> int:
-        return self.context.session(self.profile.model, self.progress).layout.n_layers
+        return self.context.load(self.profile.model, self.progress).layout.n_layers
 
     def info(self) -> dict[str, object]:
         """Model, SAEs, task vectors."""
@@ -248,13 +248,13 @@ class Commands:
 
         options = self.options
         profile = self.profile
-        arm = arm_of(options, profile)
+        edit_type = edit_type_of(options, profile)
         recipe = EditRecipe(
             model=profile.model,
             task_vector=profile.task_vector(options.task_vector),
             layers=parse_layers(options.layers, self._n_layers()),
             master_alpha=options.alpha,
-            arm=arm,
+            edit_type=edit_type,
             norms=options.norms,
             embeddings=options.embeddings,
         )

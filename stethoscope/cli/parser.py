@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stethoscope.errors import one_line
-from stethoscope.recipes import size_in_bytes
+from stethoscope.recipes.files import size_in_bytes
 from stethoscope.records import MOST, SCORE_NAMES
 from stethoscope.use_cases import KEPT_KINDS
 
@@ -121,7 +121,7 @@ def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
     recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
     recipe.add_argument("--alpha", type=_number, default=1.0, help="master alpha (default: 1)")
     recipe.add_argument("--task-vector", help="default: the profile's first")
-    recipe.add_argument("--arm", choices=ARMS, default="raw")
+    recipe.add_argument("--edit-type", choices=ARMS, default="raw")
     recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
     recipe.add_argument("--seed", type=_seed, default=0, help="of the random subspace")
     recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
@@ -153,9 +153,13 @@ def _add_rank_options(rank: argparse.ArgumentParser) -> None:
     rank.add_argument("recipe", metavar="RECIPE", help="recipe file")
     rank.add_argument("--n", type=_whole(2), default=16, help="problems per subject, at least 2 (default: 16)")
     rank.add_argument(
-        *("--random-sets", "--n-sets"), dest="n_sets", type=_positive, default=99, metavar="N",
+        *("--random-sets", "--n-sets"),
+        dest="n_sets",
+        type=_positive,
+        default=99,
+        metavar="N",
         help="random sets of layers (default: 99)",
-    )  # fmt: skip
+    )
     rank.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
     rank.add_argument("--seed", type=_seed, default=0, help="of the problems and of the sets")
 

@@ -8,9 +8,10 @@ from rich.text import Text
 
 from stethoscope.cli.tables import Cell, print_table
 from stethoscope.errors import UserError
+from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, gain_limits
 from stethoscope.progress import counted, size_text
-from stethoscope.reach import in_words
-from stethoscope.recipes import layers_text
+from stethoscope.recipes.files import layers_text
+from stethoscope.recipes.reach import in_words
 from stethoscope.records import BenchSpec, sample_size
 from stethoscope.results import (
     BenchPlanResult,
@@ -29,7 +30,6 @@ from stethoscope.results import (
 )
 from stethoscope.results.memory import cards_text
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
-from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, gain_limits
 
 UNABLE = "*"  # behind a p or verdict that could not be significant, with its note under the table
 

@@ -50,8 +50,16 @@ WEATHER = words("foggy windy sunny rainy snowy stormy cloudy frosty humid mild")
 FEELINGS = words("proud tired curious nervous cheerful annoyed grateful bored relieved puzzled")
 ANIMALS = words("heron fox hedgehog pony goat falcon otter squirrel donkey swan badger tortoise")
 DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-COMPOUNDS = (r"\mathrm{H_2O}", r"\mathrm{CO_2}", r"\mathrm{NaCl}", r"\mathrm{C_6H_{12}O_6}", r"\mathrm{NH_4^+}",
-             r"\mathrm{Fe_2O_3}", r"\mathrm{CaCO_3}", r"\mathrm{SO_4^{2-}}")  # fmt: skip
+COMPOUNDS = (
+    r"\mathrm{H_2O}",
+    r"\mathrm{CO_2}",
+    r"\mathrm{NaCl}",
+    r"\mathrm{C_6H_{12}O_6}",
+    r"\mathrm{NH_4^+}",
+    r"\mathrm{Fe_2O_3}",
+    r"\mathrm{CaCO_3}",
+    r"\mathrm{SO_4^{2-}}",
+)
 METRES = (r"\frac{3}{4}", r"\frac{6}{8}", r"\frac{2}{2}", r"\frac{4}{4}", r"\frac{5}{8}")
 
 
@@ -63,24 +71,48 @@ def prose(rng: random.Random) -> Fact:
     trade, sky, mood, day = rng.choice(TRADES), rng.choice(WEATHER), rng.choice(FEELINGS), rng.choice(DAYS)
     return rng.choice(
         (
-            Fact(f"{who} left the {thing} in the {place} and walked home along the river.",
-                 f"Where did {who} leave the {thing}?", place),
-            Fact(f"The {thing} that {who} bought from a neighbour is {colour}, although the shop had promised another.",
-                 f"Which colour has the {thing} that {who} bought?", colour),
-            Fact(f"{who} has worked as a {trade} since moving to the town, and {other} often comes to help.",
-                 f"What is the trade of {who}?", trade),
-            Fact(f"It was {sky} when {who} opened the door of the {place}, so the guests stayed inside.",
-                 f"How was the weather when {who} opened the door?", sky),
-            Fact(f"A {animal} had been sleeping behind the {place}, and {who} was careful not to wake it.",
-                 f"Which animal was sleeping behind the {place} where {who} was?", animal),
-            Fact(f"{who} felt {mood} after the long talk with {other}, but said nothing about it.",
-                 f"How did {who} feel after the talk?", mood),
-            Fact(f"Every {day}, {who} meets {other} at the {place} and they read the newspaper aloud.",
-                 f"On which day does {who} meet {other}?", day),
-            Fact(f"{who} lent the {colour} {thing} to {other}, who carried it from the {place} to the {elsewhere}.",
-                 f"To whom did {who} lend the {thing}?", other),
+            Fact(
+                f"{who} left the {thing} in the {place} and walked home along the river.",
+                f"Where did {who} leave the {thing}?",
+                place,
+            ),
+            Fact(
+                f"The {thing} that {who} bought from a neighbour is {colour}, although the shop had promised another.",
+                f"Which colour has the {thing} that {who} bought?",
+                colour,
+            ),
+            Fact(
+                f"{who} has worked as a {trade} since moving to the town, and {other} often comes to help.",
+                f"What is the trade of {who}?",
+                trade,
+            ),
+            Fact(
+                f"It was {sky} when {who} opened the door of the {place}, so the guests stayed inside.",
+                f"How was the weather when {who} opened the door?",
+                sky,
+            ),
+            Fact(
+                f"A {animal} had been sleeping behind the {place}, and {who} was careful not to wake it.",
+                f"Which animal was sleeping behind the {place} where {who} was?",
+                animal,
+            ),
+            Fact(
+                f"{who} felt {mood} after the long talk with {other}, but said nothing about it.",
+                f"How did {who} feel after the talk?",
+                mood,
+            ),
+            Fact(
+                f"Every {day}, {who} meets {other} at the {place} and they read the newspaper aloud.",
+                f"On which day does {who} meet {other}?",
+                day,
+            ),
+            Fact(
+                f"{who} lent the {colour} {thing} to {other}, who carried it from the {place} to the {elsewhere}.",
+                f"To whom did {who} lend the {thing}?",
+                other,
+            ),
         )
-    )  # fmt: skip
+    )
 
 
 def record(rng: random.Random) -> Fact:
@@ -94,22 +126,43 @@ def record(rng: random.Random) -> Fact:
     version, key = f"v{rng.randint(1, 9)}.{rng.randint(0, 20)}", rf"\texttt{{{letter}{rng.randint(1000, 9999)}}}"
     return rng.choice(
         (
-            Fact(f"The {thing} of {who} is kept on shelf ${shelf}$ of the {place}.",
-                 f"On which shelf is the {thing} of {who}?", shelf),
-            Fact(f"The label on the {thing} reads $\\text{{Lot }}{lot}$ and was signed by {who}.",
-                 f"Which lot stands on the label that {who} signed?", lot),
-            Fact(f"By the board in the {place}, the train of {who} leaves at ${hour}$ from platform ${number}$.",
-                 f"When does the train of {who} leave?", hour),
-            Fact(f"{who} dated the entry ${date}$ and wrote ${compound}$ on the jar beside the {thing}.",
-                 f"What did {who} write on the jar?", compound),
-            Fact(f"The second song of {who} is printed in ${metre}$ time, the first in ${rng.choice(METRES)}$.",
-                 f"In which time is the second song of {who} printed?", metre),
-            Fact(f"The sign at the {place} points ${angle}$ north of the road, as {who} noted in file ${key}$.",
-                 f"In which file did {who} note the sign?", key),
-            Fact(f"{who} installed release ${version}$ on the machine with the serial number ${key}$.",
-                 f"Which release did {who} install?", version),
+            Fact(
+                f"The {thing} of {who} is kept on shelf ${shelf}$ of the {place}.",
+                f"On which shelf is the {thing} of {who}?",
+                shelf,
+            ),
+            Fact(
+                f"The label on the {thing} reads $\\text{{Lot }}{lot}$ and was signed by {who}.",
+                f"Which lot stands on the label that {who} signed?",
+                lot,
+            ),
+            Fact(
+                f"By the board in the {place}, the train of {who} leaves at ${hour}$ from platform ${number}$.",
+                f"When does the train of {who} leave?",
+                hour,
+            ),
+            Fact(
+                f"{who} dated the entry ${date}$ and wrote ${compound}$ on the jar beside the {thing}.",
+                f"What did {who} write on the jar?",
+                compound,
+            ),
+            Fact(
+                f"The second song of {who} is printed in ${metre}$ time, the first in ${rng.choice(METRES)}$.",
+                f"In which time is the second song of {who} printed?",
+                metre,
+            ),
+            Fact(
+                f"The sign at the {place} points ${angle}$ north of the road, as {who} noted in file ${key}$.",
+                f"In which file did {who} note the sign?",
+                key,
+            ),
+            Fact(
+                f"{who} installed release ${version}$ on the machine with the serial number ${key}$.",
+                f"Which release did {who} install?",
+                version,
+            ),
         )
-    )  # fmt: skip
+    )
 
 
 def text_of(make: Callable[[random.Random], Fact], rng: random.Random) -> dict[str, str]:

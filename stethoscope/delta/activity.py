@@ -21,10 +21,10 @@ from torch import Tensor
 from stethoscope.delta.projection import SpanBasis, float64, gain_of, inverse_gain
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.layout import MatrixSite
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.residual import listen_inputs, listen_residual, site_width
-from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
-from stethoscope.reach import Serving, serving
+from stethoscope.recipes.reach import Serving, serving
 from stethoscope.records import Site
 from stethoscope.sae.documents import batches_by_length
 
@@ -61,7 +61,7 @@ class Activity:
 
 
 def measure_activity(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector,
     bases: Mapping[int, SpanBasis],
     rows: Sequence[Sequence[int]],
@@ -80,11 +80,11 @@ def measure_activity(
     progress = Progress() if progress is None else progress
     progress.start("Measuring functional energy", len(rows))
     counters = {
-        site.name: _Counter(session, task_vector, site, use, bases[use.layer], fold_gains)
-        for site in session.layout.matrices
+        site.name: _Counter(loaded, task_vector, site, use, bases[use.layer], fold_gains)
+        for site in loaded.layout.matrices
         if (use := serving(site, sae_site)) is not None and use.layer in bases
     }
-    width = site_width(session, sae_site)
+    width = site_width(loaded, sae_site)
     moments: dict[int, Tensor] = {}
     kept: Bool[Tensor, "batch seq"] = torch.zeros(0, 0, dtype=torch.bool)
 
@@ -95,19 +95,19 @@ def measure_activity(
     def count(name: str, x: Tensor) -> None:
         counters[name].add(x[kept.to(x.device)])
 
-    skip, n_tokens = session.skipped_tokens, 0
+    skip, n_tokens = loaded.skipped_tokens, 0
     with (
         torch.no_grad(),
-        listen_residual(session, list(bases), add_moment, sae_site),
-        listen_inputs(session, list(counters), count),
+        listen_residual(loaded, list(bases), add_moment, sae_site),
+        listen_inputs(loaded, list(counters), count),
     ):
         for batch in batches_by_length(rows, batch_tokens):
             progress.check_cancel()
-            padded = session.batch([rows[i] for i in batch])
+            padded = loaded.batch([rows[i] for i in batch])
             kept = padded.attention_mask.bool()
             kept[:, :skip] = False
             n_tokens += int(kept.sum())
-            session.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
+            loaded.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
             progress.advance(len(batch))
     components = {}
     for layer in sorted(moments):
@@ -123,7 +123,7 @@ class _Counter:
 
     def __init__(
         self,
-        session: ModelSession,
+        loaded: LoadedModel,
         task_vector: TaskVector,
         site: MatrixSite,
         use: Serving,
@@ -132,7 +132,7 @@ class _Counter:
     ) -> None:
         self._delta = lambda: task_vector.delta(site.name)
         self._writes = use.output_side
-        gain = gain_of(session, site) if use.gain and fold_gains else None
+        gain = gain_of(loaded, site) if use.gain and fold_gains else None
         Q = basis.Q
         self._gain_Q = Q if gain is None else float64(gain).to(Q.device)[:, None] * Q
         self._inverse_Q = Q if gain is None else inverse_gain(gain).values.to(Q.device)[:, None] * Q

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from stethoscope.delta.edits import EditSource, edits_of
 from stethoscope.delta.sources.delta_file import BASE_KEY, DELTA_FILE
 from stethoscope.model.checksums import tensor_digest
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 
-def delta_bytes(session: ModelSession, touched: Sequence[str]) -> int:
+def delta_bytes(loaded: LoadedModel, touched: Sequence[str]) -> int:
     """Return the size of the delta of the `touched` parameters, in bytes."""
-    return 4 * sum(session.parameter(name).numel() for name in touched)
+    return 4 * sum(loaded.parameter(name).numel() for name in touched)
 
 
 def write_delta(source: EditSource, touched: Sequence[str], folder: Path) -> Path:
@@ -28,11 +28,11 @@ def write_delta(source: EditSource, touched: Sequence[str], folder: Path) -> Pat
     Args:
         touched: the edited parameters, in any order.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt", BASE_KEY: source.session.ref.id}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", BASE_KEY: source.loaded.ref.id}}
     start = 0
     offsets: dict[str, int] = {}
     for name in touched:
-        parameter = source.session.parameter(name)
+        parameter = source.loaded.parameter(name)
         end = start + 4 * parameter.numel()
         header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [start, end]}
         offsets[name], start = start, end
@@ -58,7 +58,7 @@ def delta_fits(path: Path, source: EditSource, edited: Mapping[str, bytes]) -> b
             return False
         for name in names:
             again = source.task_vector.origin(name).float().cpu() + stored.get_tensor(name)
-            again = again.to(source.session.parameter(name).dtype)
+            again = again.to(source.loaded.parameter(name).dtype)
             if tensor_digest(name, again) != edited[name]:
                 return False
     return True

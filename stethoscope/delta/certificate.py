@@ -13,15 +13,15 @@ import torch
 
 from stethoscope.delta.patch import Patch, applied
 from stethoscope.model.checksums import combined
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.results import Certificate
 
 
 class Certifying:
     """Collects the checksums of one edit; `certificate` is ready when the `with` block has ended."""
 
-    def __init__(self, session: ModelSession, patch: Patch) -> None:
-        self._session = session
+    def __init__(self, loaded: LoadedModel, patch: Patch) -> None:
+        self._loaded = loaded
         self._patch = patch
         self._digests: list[dict[str, bytes]] = []
 
@@ -30,7 +30,7 @@ class Certifying:
         if len(self._digests) == 1 and not self._patch.tensors:
             self._digests.append(self._digests[0])
         else:
-            self._digests.append(self._session.digests(sorted(self._patch.tensors) or None))
+            self._digests.append(self._loaded.digests(sorted(self._patch.tensors) or None))
 
     @property
     def certificate(self) -> Certificate:
@@ -42,7 +42,7 @@ class Certifying:
         expected = self._patch.expected
         return Certificate(
             recipe_id=self._patch.recipe_id,
-            loaded_checksum=self._session.loaded_checksum(base),
+            loaded_checksum=self._loaded.loaded_checksum(base),
             base_checksum=combined(base),
             edited_checksum=combined(edited),
             restored_checksum=combined(restored),
@@ -50,25 +50,25 @@ class Certifying:
             expected_checksum=combined(expected) if expected else None,
             recomputed_checksum=combined({name: edited[name] for name in expected}) if expected else None,
             touched=touched,
-            layers_edited=tuple(sorted(self._session.layout.layers_of(changed))),
+            layers_edited=tuple(sorted(self._loaded.layout.layers_of(changed))),
             idle=bool(touched) and not changed and self._is_base(touched),
         )
 
     def _is_base(self, touched: Iterable[str]) -> bool:
         """Return whether the patch's own tensors are the base's, which tells it from a swap that did nothing."""
-        return all(torch.equal(self._patch.tensors[name], self._session.parameter(name)) for name in touched)
+        return all(torch.equal(self._patch.tensors[name], self._loaded.parameter(name)) for name in touched)
 
 
 @contextlib.contextmanager
-def certified(session: ModelSession, patch: Patch) -> Iterator[Certifying]:
+def certified(loaded: LoadedModel, patch: Patch) -> Iterator[Certifying]:
     """Apply `patch` for the body, as `applied` does, and read the checksums before, at the start of and after it.
 
     ``with certified(session, patch) as certifying: ...`` and then ``certifying.certificate``; where the body raises,
     the base is restored all the same.
     """
-    certifying = Certifying(session, patch)
+    certifying = Certifying(loaded, patch)
     certifying.read()
-    with applied(session, patch):
+    with applied(loaded, patch):
         certifying.read()
         yield certifying
     certifying.read()
@@ -77,9 +77,9 @@ def certified(session: ModelSession, patch: Patch) -> Iterator[Certifying]:
 class BaseCheck:
     """Compares all weights with what was loaded, tensor by tensor, and goes on later where it was interrupted."""
 
-    def __init__(self, session: ModelSession) -> None:
-        self._session = session
-        self._waiting = list(session.loaded)
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._waiting = list(loaded.loaded_digests)
         self._intact = True
 
     def run(self, go_on: Callable[[], bool] = lambda: True) -> bool | None:
@@ -92,7 +92,7 @@ class BaseCheck:
             if not go_on():
                 return None
             name = self._waiting.pop()
-            self._intact &= self._session.digests([name])[name] == self._session.loaded[name]
+            self._intact &= self._loaded.digests([name])[name] == self._loaded.loaded_digests[name]
         intact = self._intact
-        self.__init__(self._session)
+        self.__init__(self._loaded)
         return intact

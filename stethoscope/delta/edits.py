@@ -4,7 +4,7 @@
 
 The direction e does not depend on any alpha: it is tau (raw), tau projected into a span (of SAE latents, or random), or
 tau itself for norms, embeddings and head, which no projection is defined for. The strength is the recipe's alpha; in a
-norm-matched arm it is divided per layer by ||P tau|| / ||tau|| in the metric of the retention. So directions can be
+norm-matched edit it is divided per layer by ||P tau|| / ||tau|| in the metric of the retention. So directions can be
 kept, and a moved slider changes numbers only.
 """
 
@@ -27,16 +27,16 @@ from stethoscope.delta.projection import (
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError
 from stethoscope.model.layout import MatrixSite
-from stethoscope.model.session import ModelSession
-from stethoscope.reach import serving
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.recipes.reach import serving
 from stethoscope.records import (
-    Arm,
     EditRecipe,
-    NormMatchedArm,
-    ProjectedArm,
-    RandomSubspaceArm,
-    RawArm,
-    ServedArm,
+    EditType,
+    NormMatchedEdit,
+    ProjectedEdit,
+    RandomSubspaceEdit,
+    RawEdit,
+    ServedEdit,
     Site,
 )
 from stethoscope.store.ids import content_id
@@ -123,10 +123,10 @@ class EditSource:
         rows_of_layer: decoder rows of a layer's selected latents, best first; needed by the SAE-projected arms only.
         sae_layers: layers with an SAE; needed by the arms that move what others project: raw, or in a random subspace.
         directions: where directions are kept between builds.
-        identity: what decides a direction besides the arm's own fields: the content of weights and SAEs.
+        identity: what decides a direction besides the edit type's own fields: the content of weights and SAEs.
     """
 
-    session: ModelSession
+    loaded: LoadedModel
     task_vector: TaskVector
     recipe: EditRecipe
     rows_of_layer: RowsOfLayer | None = None
@@ -145,7 +145,7 @@ class EditSource:
 
     def sites(self, layer: int) -> list[tuple[MatrixSite, float]]:
         """Return the matrices of `layer` that the recipe strengthens and tau moves, with their effective alpha."""
-        strengths = [(site, self.recipe.alpha(layer, site.part)) for site in self.session.layout.of_layer(layer)]
+        strengths = [(site, self.recipe.alpha(layer, site.part)) for site in self.loaded.layout.of_layer(layer)]
         return [(site, alpha) for site, alpha in strengths if alpha and self.task_vector.moves(site.name)]
 
     def basis(self, layer: int, width: int, rows_of_layer: RowsOfLayer) -> SpanBasis | None:
@@ -161,7 +161,7 @@ class EditSource:
             use = serving(site, span.site)
             if use is None:
                 continue
-            shape = self.session.parameter(site.name).shape
+            shape = self.loaded.parameter(site.name).shape
             basis = self.basis(use.layer, shape[0 if use.output_side else 1], span.rows_of_layer)
             if basis is None:
                 continue
@@ -195,90 +195,90 @@ class Span:
 def _project(source: EditSource, site: MatrixSite, basis: SpanBasis, sae_site: Site) -> Direction:
     use = serving(site, sae_site)
     assert use is not None, f"no SAE at {sae_site} serves {site.name}"
-    delta, gain = source.task_vector.delta(site.name), gain_of(source.session, site)
+    delta, gain = source.task_vector.delta(site.name), gain_of(source.loaded, site)
     projected = project_delta(delta, site, gain, basis.Q, sae_site=sae_site)
     raw_energy = float(facing_basis(delta, use, gain).square().sum())
     kept_energy = float(facing_basis(projected, use, gain).square().sum())
     return Direction(projected, raw_energy, kept_energy, source.task_vector.as_stored(site.name))
 
 
-def span_of_latents(source: EditSource, arm: ProjectedArm | NormMatchedArm) -> Span:
-    """Return the span of the arm's first `top_k` latents."""
+def span_of_latents(source: EditSource, edit_type: ProjectedEdit | NormMatchedEdit) -> Span:
+    """Return the span of the edit's first `top_k` latents."""
     rows_of_layer = source.rows_of_layer
-    assert rows_of_layer is not None, "a projected arm needs the decoder rows of its latents"
+    assert rows_of_layer is not None, "a projected edit needs the decoder rows of its latents"
 
     def first_rows(layer: int) -> Tensor | None:
         rows = rows_of_layer(layer)
-        return None if rows is None else rows[: arm.top_k]
+        return None if rows is None else rows[: edit_type.top_k]
 
-    identity = f"{content_id(arm.diagnosis)} {arm.subject} {arm.top_k}"
-    return Span(identity, arm.diagnosis.listens_with.site, first_rows)
+    identity = f"{content_id(edit_type.diagnosis)} {edit_type.subject} {edit_type.top_k}"
+    return Span(identity, edit_type.diagnosis.listens_with.site, first_rows)
 
 
-def random_span(source: EditSource, arm: RandomSubspaceArm) -> Span:
+def random_span(source: EditSource, edit_type: RandomSubspaceEdit) -> Span:
     """Return `rank` seeded random directions for each layer: rows of normal numbers, whose span is uniform (Haar).
 
-    Where the arm names SAEs, layers without one have no directions; which directions the others have does not change.
+    Where the edit names SAEs, layers without one have no directions; which directions the others have does not change.
 
     Raises:
         RecipeError: more directions than the axis has dimensions.
     """
-    layout = source.session.layout
-    writer = next(site for site in layout.of_layer(0) if serving(site, arm.site) is not None)
-    width = source.session.parameter(writer.name).shape[1 if arm.site == "attn_out" else 0]
-    if arm.rank > width:
+    layout = source.loaded.layout
+    writer = next(site for site in layout.of_layer(0) if serving(site, edit_type.site) is not None)
+    width = source.loaded.parameter(writer.name).shape[1 if edit_type.site == "attn_out" else 0]
+    if edit_type.rank > width:
         raise RecipeError(
             "a random subspace cannot have more dimensions than its axis",
-            got=f"rank {arm.rank}",
-            expected=f"1 to {width} at {arm.site}",
+            got=f"rank {edit_type.rank}",
+            expected=f"1 to {width} at {edit_type.site}",
             next_step="Take a smaller rank.",
         )
 
-    plain = arm.model_copy(update={"norm_matched": False, "saes": None})  # all project on the same subspace
+    plain = edit_type.model_copy(update={"norm_matched": False, "saes": None})  # all project on the same subspace
 
     def rows(layer: int) -> Float[Tensor, "rank d"] | None:
-        if arm.saes is not None and layer not in source.sae_layers:
+        if edit_type.saes is not None and layer not in source.sae_layers:
             return None
         generator = torch.Generator().manual_seed(int(content_id(plain, str(layer))[-12:], 16))
-        return torch.randn(arm.rank, width, generator=generator, dtype=torch.float64)
+        return torch.randn(edit_type.rank, width, generator=generator, dtype=torch.float64)
 
-    return Span(content_id(plain), arm.site, rows)
+    return Span(content_id(plain), edit_type.site, rows)
 
 
 @singledispatch
-def layer_edits(arm: Arm, source: EditSource, layer: int) -> list[Edit]:
-    """Return the edits of the matrices of `layer`, as the class of `arm` defines them."""
-    raise AssertionError(f"no edit is defined for {type(arm).__name__}")
+def layer_edits(edit_type: EditType, source: EditSource, layer: int) -> list[Edit]:
+    """Return the edits of the matrices of `layer`, as the class of `edit_type` defines them."""
+    raise AssertionError(f"no edit is defined for {type(edit_type).__name__}")
 
 
 @layer_edits.register
-def _raw(arm: RawArm, source: EditSource, layer: int) -> list[Edit]:
+def _raw(edit_type: RawEdit, source: EditSource, layer: int) -> list[Edit]:
     return [_edit(site.name, alpha, source.raw(site.name)) for site, alpha in source.sites(layer)]
 
 
 @layer_edits.register
-def _served(arm: ServedArm, source: EditSource, layer: int) -> list[Edit]:
+def _served(edit_type: ServedEdit, source: EditSource, layer: int) -> list[Edit]:
     return [
         _edit(site.name, alpha, source.raw(site.name))
         for site, alpha in source.sites(layer)
-        if (use := serving(site, arm.saes.site)) is not None and use.layer in source.sae_layers
+        if (use := serving(site, edit_type.saes.site)) is not None and use.layer in source.sae_layers
     ]
 
 
 @layer_edits.register
-def _projected(arm: ProjectedArm, source: EditSource, layer: int) -> list[Edit]:
-    return _plain(source.projected(layer, span_of_latents(source, arm)))
+def _projected(edit_type: ProjectedEdit, source: EditSource, layer: int) -> list[Edit]:
+    return _plain(source.projected(layer, span_of_latents(source, edit_type)))
 
 
 @layer_edits.register
-def _norm_matched(arm: NormMatchedArm, source: EditSource, layer: int) -> list[Edit]:
-    return _matched(source.projected(layer, span_of_latents(source, arm)), layer)
+def _norm_matched(edit_type: NormMatchedEdit, source: EditSource, layer: int) -> list[Edit]:
+    return _matched(source.projected(layer, span_of_latents(source, edit_type)), layer)
 
 
 @layer_edits.register
-def _random(arm: RandomSubspaceArm, source: EditSource, layer: int) -> list[Edit]:
-    projected = source.projected(layer, random_span(source, arm))
-    return _matched(projected, layer) if arm.norm_matched else _plain(projected)
+def _random(edit_type: RandomSubspaceEdit, source: EditSource, layer: int) -> list[Edit]:
+    projected = source.projected(layer, random_span(source, edit_type))
+    return _matched(projected, layer) if edit_type.norm_matched else _plain(projected)
 
 
 def _plain(projected: list[Projected]) -> list[Edit]:
@@ -300,7 +300,7 @@ def _matched(projected: list[Projected], layer: int) -> list[Edit]:
         raise RecipeError(
             f"the span of layer {layer} keeps nothing of the task vector, so its norm cannot be matched",
             got=f"{kept:.1e} of the norm",
-            next_step="Take more latents, other layers, or the arm that is not norm-matched.",
+            next_step="Take more latents, other layers, or the edit that is not norm-matched.",
         )
     return [_edit(part.name, part.alpha / kept, part.direction) for part in projected]
 
@@ -311,16 +311,16 @@ def edits_of(source: EditSource) -> Iterator[Edit]:
     Raises:
         RecipeError: a projection that has nothing to project on. CheckpointError: a tensor of tau that cannot be read.
     """
-    recipe, session, moves = source.recipe, source.session, source.task_vector.moves
+    recipe, loaded, moves = source.recipe, source.loaded, source.task_vector.moves
     source.directions.start()
     for layer in recipe.layers:
-        yield from layer_edits(recipe.arm, source, layer)
+        yield from layer_edits(recipe.edit_type, source, layer)
         if recipe.norms:
-            for norm in session.layout.norms_of(layer):
+            for norm in loaded.layout.norms_of(layer):
                 alpha = recipe.alpha(layer, norm.part)
                 if alpha and moves(norm.name):
                     yield _edit(norm.name, alpha, source.raw(norm.name))
     if recipe.embeddings and recipe.master_alpha:
-        for name in session.layout.outer:
+        for name in loaded.layout.outer:
             if moves(name):
                 yield _edit(name, recipe.master_alpha, source.raw(name))

@@ -28,7 +28,7 @@ from stethoscope.delta.parts import (
 )
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.delta.task_vector import TaskVector
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import Site, finite_or_none
 from stethoscope.results import EnergyCell
@@ -44,7 +44,7 @@ class EnergyTable(NamedTuple):
 
 
 def energy_cells(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector,
     rows_of_layer: RowsOfLayer,
     ks: Sequence[int],
@@ -74,13 +74,13 @@ def energy_cells(
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
     """
     progress = Progress() if progress is None else progress
-    progress.start("Measuring energy", session.layout.n_layers)
+    progress.start("Measuring energy", loaded.layout.n_layers)
     reader = PartsReader(
-        session, task_vector, rows_of_layer, sae_site, fold_gains, references, functional or {}, spectra_of
+        loaded, task_vector, rows_of_layer, sae_site, fold_gains, references, functional or {}, spectra_of
     )
     cells: list[EnergyCell] = []
     layers: list[EnergyCell] = []
-    for layer in range(session.layout.n_layers):
+    for layer in range(loaded.layout.n_layers):
         progress.check_cancel()
         if (parts := reader.layer(layer)) is not None:
             cells += _matrix_cells(parts, ks, subject)

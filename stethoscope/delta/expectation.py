@@ -16,14 +16,14 @@ from torch import Tensor
 
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.checksums import tensor_digest
-from stethoscope.model.session import ModelSession
-from stethoscope.records import EditRecipe, RawArm, ServedArm
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.records import EditRecipe, RawEdit, ServedEdit
 
 SAMPLE_BYTES = 64 * 2**20  # of edited weights; at least one tensor is always taken
 
 
 def expected_digests(
-    session: ModelSession, task_vector: TaskVector, recipe: EditRecipe, touched: Iterable[str], seed: str
+    loaded: LoadedModel, task_vector: TaskVector, recipe: EditRecipe, touched: Iterable[str], seed: str
 ) -> dict[str, bytes]:
     """Return the digest that each checked tensor must have while `recipe` is applied; empty where it is projected.
 
@@ -33,12 +33,12 @@ def expected_digests(
     Raises:
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
     """
-    if not isinstance(recipe.arm, RawArm | ServedArm):
+    if not isinstance(recipe.edit_type, RawEdit | ServedEdit):
         return {}
-    strengths = _strengths(session, recipe)
+    strengths = _strengths(loaded, recipe)
     digests = {}
-    for name in _sampled(session, touched, seed):
-        parameter = session.parameter(name)
+    for name in _sampled(loaded, touched, seed):
+        parameter = loaded.parameter(name)
         theta = task_vector.origin(name).to(parameter.device, torch.float32)
         tau = task_vector.delta(name).to(parameter.device)
         edited = theta + strengths[name] * tau
@@ -46,9 +46,9 @@ def expected_digests(
     return digests
 
 
-def _strengths(session: ModelSession, recipe: EditRecipe) -> Mapping[str, float]:
+def _strengths(loaded: LoadedModel, recipe: EditRecipe) -> Mapping[str, float]:
     """Return the strength of every parameter that the recipe may move, from its own numbers."""
-    layout, master = session.layout, recipe.master_alpha
+    layout, master = loaded.layout, recipe.master_alpha
     strengths = dict.fromkeys(layout.outer, master)
     for site in (*layout.matrices, *layout.norms):
         if site.layer in recipe.layers:
@@ -57,11 +57,11 @@ def _strengths(session: ModelSession, recipe: EditRecipe) -> Mapping[str, float]
     return strengths
 
 
-def _sampled(session: ModelSession, touched: Iterable[str], seed: str) -> list[str]:
+def _sampled(loaded: LoadedModel, touched: Iterable[str], seed: str) -> list[str]:
     names, taken, size = sorted(touched), [], 0
     random.Random(seed).shuffle(names)
     for name in names:
-        parameter = session.parameter(name)
+        parameter = loaded.parameter(name)
         size += parameter.numel() * parameter.element_size()
         if taken and size > SAMPLE_BYTES:
             break

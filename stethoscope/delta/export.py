@@ -5,8 +5,8 @@ only then renamed: an interrupted export leaves nothing, a finished one is exact
 asked and which files were written. The same request finds a finished export by it, checks it against the live model and
 writes nothing: the process may have been killed before the run was recorded.
 
-Weights are stored in the dtype that the session runs in (not the base's dtype on disk), so that what is loaded is what
-was measured; tied embeddings are stored once.
+Weights are stored in the dtype that the model runs in (not the base's dtype on disk), so that what is loaded later is
+what was measured; tied embeddings are stored once.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from stethoscope.delta.wrapping import is_wrapped, other_towers_bytes, save_wrap
 from stethoscope.errors import OutputError, ResourceError, StethoscopeError, UserError
 from stethoscope.files import beside, clean_stale, read_json
 from stethoscope.hub import TOKENIZER
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.loading import as_saved, quiet_transformers
-from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, RandomSubspaceArm, RawArm, ServedArm
+from stethoscope.records import EditRecipe, RandomSubspaceEdit, RawEdit, ServedEdit
 from stethoscope.results import ExportResult
 from stethoscope.store.ids import content_id
 
@@ -61,7 +61,7 @@ class Parts:
 
 
 def export_checkpoint(
-    session: ModelSession,
+    loaded: LoadedModel,
     patch: Patch,
     recipe: EditRecipe,
     out: Path,
@@ -80,18 +80,18 @@ def export_checkpoint(
         Cancelled: between steps; nothing is left behind.
     """
     progress = Progress() if progress is None else progress
-    session.require_in_place("an export")
+    loaded.require_in_place("an export")
     request = _request(recipe, parts)
     with contextlib.suppress(UserError, OSError, SafetensorError):  # damaged since: it is refused below
-        if _is_finished(out, request) and _difference(session, patch, out, parts, progress) == 0:
+        if _is_finished(out, request) and _difference(loaded, patch, out, parts, progress) == 0:
             return _result(out, 0.0)
     _check_target(out)
-    _check_space(session, patch, out, parts)
+    _check_space(loaded, patch, out, parts)
     clean_stale(out)
     progress.start("export", 4)
     try:
         with _sibling(out) as folder:
-            difference = _write_parts(session, patch, folder, parts, progress)
+            difference = _write_parts(loaded, patch, folder, parts, progress)
             if difference != 0:
                 raise StethoscopeError(
                     f"the written weights differ from the live ones by {difference}; nothing was kept"
@@ -99,7 +99,7 @@ def export_checkpoint(
             if parts.mergekit is not None:
                 (folder / "mergekit.yaml").write_text(parts.mergekit, encoding="utf-8")
             (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            card = model_card(patch, recipe, changed_weights(session, patch), parts)
+            card = model_card(patch, recipe, changed_weights(loaded, patch), parts)
             (folder / "README.md").write_text(card, encoding="utf-8")
             receipt = {"request": request, "files": _sizes(folder)}
             (folder / RECEIPT).write_text(json.dumps(receipt, indent=2) + "\n", encoding="utf-8")
@@ -149,22 +149,22 @@ def _is_finished(out: Path, request: Mapping[str, object]) -> bool:
     return receipt == {"request": request, "files": sizes}
 
 
-def _write_parts(session: ModelSession, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
+def _write_parts(loaded: LoadedModel, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
     """Write weights, tokenizer and delta, read them back, and return the largest difference from the edited model."""
     touched = sorted(patch.tensors)
     if parts.checkpoint:
-        with applied(session, patch):
+        with applied(loaded, patch):
             progress.check_cancel()
-            _save_weights(session, folder, parts.max_shard_bytes)
+            _save_weights(loaded, folder, parts.max_shard_bytes)
     progress.advance()
     progress.check_cancel()
     if parts.delta is not None and touched:
         _delta_folder(folder, parts).mkdir(exist_ok=True)
         write_delta(parts.delta, touched, _delta_folder(folder, parts))
-    difference = _difference(session, patch, folder, parts, progress)
+    difference = _difference(loaded, patch, folder, parts, progress)
     progress.advance()
     if parts.checkpoint:
-        _save_tokenizer(session, folder)
+        _save_tokenizer(loaded, folder)
     return difference
 
 
@@ -172,14 +172,14 @@ def _delta_folder(folder: Path, parts: Parts) -> Path:
     return folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
 
 
-def _difference(session: ModelSession, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
+def _difference(loaded: LoadedModel, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
     """Read an export back and return its largest difference from the edited model; infinite where its delta differs."""
     touched, difference = sorted(patch.tensors), 0.0
-    with applied(session, patch):
+    with applied(loaded, patch):
         progress.check_cancel()
         if parts.checkpoint:
-            difference = _max_abs_difference(session, folder)
-        edited = session.digests(touched)
+            difference = _max_abs_difference(loaded, folder)
+        edited = loaded.digests(touched)
     progress.check_cancel()
     if parts.delta is not None and touched:
         if not delta_fits(_delta_folder(folder, parts) / DELTA_FILE, parts.delta, edited):
@@ -198,13 +198,13 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _check_space(session: ModelSession, patch: Patch, out: Path, parts: Parts) -> None:
+def _check_space(loaded: LoadedModel, patch: Patch, out: Path, parts: Parts) -> None:
     needed = SPARE_BYTES
     if parts.checkpoint:
-        needed += sum(tensor.numel() * tensor.element_size() for tensor in session.model.parameters())
-        needed += other_towers_bytes(session)
+        needed += sum(tensor.numel() * tensor.element_size() for tensor in loaded.model.parameters())
+        needed += other_towers_bytes(loaded)
     if parts.delta is not None:
-        needed += delta_bytes(session, sorted(patch.tensors))
+        needed += delta_bytes(loaded, sorted(patch.tensors))
     standing = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(standing).free
     if free < needed:
@@ -232,34 +232,34 @@ def _sibling(out: Path) -> Iterator[Path]:
         raise
 
 
-def _save_weights(session: ModelSession, folder: Path, max_shard_bytes: int) -> None:
+def _save_weights(loaded: LoadedModel, folder: Path, max_shard_bytes: int) -> None:
     """Let transformers write weights, config and generation config (it knows the names on disk, ties and shards)."""
-    if is_wrapped(session):
-        save_wrapped(session, folder, max_shard_bytes)
+    if is_wrapped(loaded):
+        save_wrapped(loaded, folder, max_shard_bytes)
         return
-    config = session.model.config
+    config = loaded.model.config
     dtype = config.dtype
     try:
         with quiet_transformers():
-            session.model.save_pretrained(folder, max_shard_size=max_shard_bytes)
+            loaded.model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     finally:
         config.dtype = dtype  # save_pretrained leaves a string in the live config
 
 
-def _max_abs_difference(session: ModelSession, folder: Path) -> float:
+def _max_abs_difference(loaded: LoadedModel, folder: Path) -> float:
     """Return max |written - live| over all parameters as they are now; infinite where one is misshapen.
 
     Raises:
         UserError: a parameter that what was written does not hold under a known name.
     """
-    written = CheckpointTensors(folder, folder.name, session.saved_names)
+    written = CheckpointTensors(folder, folder.name, loaded.saved_names)
     worst = 0.0
-    for name, parameter in session.model.named_parameters():
+    for name, parameter in loaded.model.named_parameters():
         stored = written.name_on_disk(name)
-        parts = {stored: parameter.detach()} if stored else as_saved(session.model, name, parameter.detach())
+        parts = {stored: parameter.detach()} if stored else as_saved(loaded.model, name, parameter.detach())
         if not parts or not set(parts) <= set(written.names):
             raise UserError(
-                f"the export of {session.ref.id} cannot be checked, so nothing was kept",
+                f"the export of {loaded.ref.id} cannot be checked, so nothing was kept",
                 got=f"no tensor {name} in what transformers wrote",
                 expected="every parameter, by a name that is known",
                 next_step="Write the bare delta instead (--delta-only).",
@@ -273,19 +273,19 @@ def _max_abs_difference(session: ModelSession, folder: Path) -> float:
     return worst
 
 
-def _save_tokenizer(session: ModelSession, folder: Path) -> None:
+def _save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
     """Copy the base's tokenizer files as they are."""
     for name in TOKENIZER:
-        if (session.folder / name).is_file():
-            shutil.copyfile(session.folder / name, folder / name)
+        if (loaded.folder / name).is_file():
+            shutil.copyfile(loaded.folder / name, folder / name)
 
 
-def changed_weights(session: ModelSession, patch: Patch) -> dict[tuple[int, str], list[str]]:
+def changed_weights(loaded: LoadedModel, patch: Patch) -> dict[tuple[int, str], list[str]]:
     """Return the short names of the matrices that `patch` changes, by layer and part; call it on the base."""
     found: dict[tuple[int, str], list[str]] = {}
-    for site in session.layout.matrices:
+    for site in loaded.layout.matrices:
         tensor = patch.tensors.get(site.name)
-        if tensor is not None and not torch.equal(tensor, session.parameter(site.name)):
+        if tensor is not None and not torch.equal(tensor, loaded.parameter(site.name)):
             found.setdefault((site.layer, site.part), []).append(site.matrix)
     return found
 
@@ -304,7 +304,7 @@ def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str
         "",
         f"`{recipe.model.id}`{revision} with the task vector *{task_vector.name}* (`{task_vector.tuned}` minus",
         f"the base) added to {n_matrices} matrices of {len(layers)} layers, in {recipe.model.dtype}.",
-        f"{_arm_sentence(recipe)} {parts.lacks}".strip(),
+        f"{_edit_sentence(recipe)} {parts.lacks}".strip(),
         "",
         "It is a plain checkpoint: `transformers` loads it like its base, at no extra cost.",
         "",
@@ -333,14 +333,14 @@ def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str
     return "\n".join(lines) + "\n"
 
 
-def _arm_sentence(recipe: EditRecipe) -> str:
-    arm = recipe.arm
-    if isinstance(arm, RawArm):
+def _edit_sentence(recipe: EditRecipe) -> str:
+    edit_type = recipe.edit_type
+    if isinstance(edit_type, RawEdit):
         return "The task vector is injected as it is."
-    if isinstance(arm, ServedArm):
-        return "The task vector is injected as it is, only where an SAE serves the matrix (arm `raw-where-projected`)."
-    if isinstance(arm, RandomSubspaceArm):
-        return f"Only its part in a random subspace of {arm.rank} dimensions is injected (arm `{arm.kind}`)."
-    return (
-        f"Only its part in the span of the top {arm.top_k} latents for *{arm.subject}* is injected (arm `{arm.kind}`)."
-    )
+    if isinstance(edit_type, ServedEdit):
+        what = "The task vector is injected as it is, only where an SAE serves the matrix"
+    elif isinstance(edit_type, RandomSubspaceEdit):
+        what = f"Only its part in a random subspace of {edit_type.rank} dimensions is injected"
+    else:
+        what = f"Only its part in the span of the top {edit_type.top_k} latents for *{edit_type.subject}* is injected"
+    return f"{what} (edit type `{edit_type.kind}`)."

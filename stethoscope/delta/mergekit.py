@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stethoscope.locations import local_path
 from stethoscope.model.layout import ModelLayout
-from stethoscope.records import EditRecipe, RawArm
+from stethoscope.records import EditRecipe, RawEdit
 
 MULTIMODAL = ("vision_tower", "multi_modal_projector")
 
@@ -18,8 +18,8 @@ def not_for_mergekit(recipe: EditRecipe) -> str | None:
     """Return why mergekit cannot make the edit of `recipe`, None where it can."""
     if recipe.model.roles:
         return "the halves of a layer are told by names that the model's declared roles need not follow"
-    if not isinstance(recipe.arm, RawArm):
-        return f"mergekit adds whole task vectors only, and the recipe's arm is {recipe.arm.kind}"
+    if not isinstance(recipe.edit_type, RawEdit):
+        return f"mergekit adds whole task vectors only, and the recipe's edit type is {recipe.edit_type.kind}"
     tuned = local_path(recipe.task_vector.tuned)
     if tuned is not None and not (tuned / "config.json").is_file():
         return "mergekit subtracts checkpoints, and the recipe's task vector is none"

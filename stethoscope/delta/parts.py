@@ -29,8 +29,8 @@ from stethoscope.delta.projection import (
 from stethoscope.delta.realised import Realised, realise
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.model.layout import MatrixSite
-from stethoscope.model.session import ModelSession
-from stethoscope.reach import Serving, serving
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.recipes.reach import Serving, serving
 from stethoscope.records import Site
 
 SELECTED, COMPONENTS, CONTROL, ENCODER, RANDOM = "selected", "components", "control", "encoder", "random"
@@ -182,7 +182,7 @@ class LayerParts:
 class PartsReader:
     """Takes a task vector apart layer by layer; bases are made once and kept as long as a layer needs them."""
 
-    session: ModelSession
+    loaded: LoadedModel
     task_vector: TaskVector
     rows_of_layer: RowsOfLayer
     sae_site: Site
@@ -204,19 +204,19 @@ class PartsReader:
         return LayerParts(layer, parts, self.spectra_of(key, lambda: self._spectra(served)))
 
     def _served(self, layer: int) -> Iterator[tuple[MatrixSite, Serving]]:
-        for site in self.session.layout.of_layer(layer):
+        for site in self.loaded.layout.of_layer(layer):
             if (use := serving(site, self.sae_site)) is not None:
                 yield site, use
 
     def _facing(self, site: MatrixSite, use: Serving, delta: Tensor) -> Float64[Tensor, "d n"]:
-        return facing_basis(delta, use, gain_of(self.session, site) if self.fold_gains else None)
+        return facing_basis(delta, use, gain_of(self.loaded, site) if self.fold_gains else None)
 
     def _bases_at(self, layer: int, site: MatrixSite) -> dict[str, SpanBasis]:
         """Return the bases of the SAE of `layer`, by name; none where there is no such SAE."""
         if layer not in self._bases:
             use = serving(site, self.sae_site)
             assert use is not None
-            weight = self.session.parameter(site.name)
+            weight = self.loaded.parameter(site.name)
             sources = {SELECTED: self.rows_of_layer} | ({} if self.references is None else self.references.named())
             found = {
                 name: layer_basis(rows, layer, weight.shape[not use.output_side]) for name, rows in sources.items()
@@ -239,7 +239,7 @@ class PartsReader:
             bases=bases,
             total=float(matrix.square().sum()),
             kept={name: cumulative_energy(matrix, basis.to(matrix.device)).cpu() for name, basis in bases.items()},
-            realised=realise(self.session, site, self.task_vector.origin(site.name), delta),
+            realised=realise(self.loaded, site, self.task_vector.origin(site.name), delta),
             functional=self.functional.get(site.name),
             approximate=use.approximate,
         )

@@ -4,9 +4,9 @@
 
 Base weights are never written: `applied` points each touched parameter's `.data` at the patch and points it back at the
 very same storage in `finally`. Adding and subtracting would not undo anything: rounding differs on the way back. The
-Parameter objects stay, so tied embeddings stay tied. `lifted` takes a patch off for a while, so that another job can
+Parameter objects stay, so tied embeddings stay tied. `patch_removed` takes a patch off for a while: another job can
 pass between two steps of the one that applied it. theta_base is what the base's files hold, where that is more than the
-session's dtype can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so
+model's dtype can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so
 that a new alpha costs one read of base and direction and one write of the result.
 """
 
@@ -23,7 +23,7 @@ from stethoscope.delta.edits import Directions, Edit, EditSource, edits_of
 from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError, StethoscopeError, UserError
-from stethoscope.model.session import ModelSession, new_edition
+from stethoscope.model.loaded_model import LoadedModel, new_weights_version
 from stethoscope.model.waiting import Waiting
 from stethoscope.records import EditRecipe
 
@@ -42,14 +42,14 @@ class Patch:
 
     Attributes:
         expected: digests of edited tensors that were computed a second time, independently (see `expectation`).
-        edition: number of this set of weights (see `ModelSession.edition`); another patch of the same recipe has
-            another one.
+        weights_version: number of this set of weights (see `LoadedModel.weights_version`); another patch of the same
+            recipe has another one.
     """
 
     recipe_id: str | None
     tensors: Mapping[str, Tensor]
     expected: Mapping[str, bytes] = field(default_factory=dict)
-    edition: int = field(default_factory=new_edition, compare=False)
+    weights_version: int = field(default_factory=new_weights_version, compare=False)
 
     @property
     def size_bytes(self) -> int:
@@ -67,7 +67,7 @@ def fresh_buffer(base: Tensor) -> Tensor:
 
 
 def build_patch(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector | None,
     recipe: EditRecipe,
     bases: RowsOfLayer | None = None,
@@ -86,11 +86,11 @@ def build_patch(
 
     Args:
         task_vector: may be None where the recipe edits nothing.
-        bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the arm are used.
+        bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the edit are used.
             Needed by the projected arms only.
-        sae_layers: layers with an SAE, needed by the arm that is raw where others are projected.
+        sae_layers: layers with an SAE, needed by the edit that is raw where others are projected.
         directions: where directions are kept from build to build, under `identity`: what decides them besides the
-            arm's own fields (content of base, task vector and SAEs).
+            edit type's own fields (content of base, task vector and SAEs).
         buffer_like: where the edited tensors are written.
 
     Raises:
@@ -99,9 +99,9 @@ def build_patch(
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
         SaeError: rows that do not fit the model.
     """
-    check_fit(session, task_vector, recipe)
+    check_fit(loaded, task_vector, recipe)
     with _on_lock:
-        if session.model in _on:
+        if loaded.model in _on:
             raise StethoscopeError("a patch is applied; another one is built on the base only: leave the first one")
     if edits_nothing(recipe):
         return Patch(recipe_id, {})
@@ -112,15 +112,15 @@ def build_patch(
             got="none",
             next_step="Open the task vector that the recipe names, and pass it.",
         )
-    source = EditSource(session, task_vector, recipe, bases, sae_layers, directions or Directions(0), identity)
+    source = EditSource(loaded, task_vector, recipe, bases, sae_layers, directions or Directions(0), identity)
     with torch.no_grad():
-        tensors = {edit.name: _edited_tensor(session, edit, buffer_like) for edit in edits_of(source)}
+        tensors = {edit.name: _edited_tensor(loaded, edit, buffer_like) for edit in edits_of(source)}
     if not tensors and any(source.sites(layer) for layer in recipe.layers):
         raise RecipeError(
             "the recipe's projection edits nothing",
             got=f"layers {', '.join(map(str, recipe.layers))}, whose chosen matrices no SAE serves",
             expected="layers and parts that the SAEs read",
-            next_step="Pick other layers, another SAE site, or the raw arm.",
+            next_step="Pick other layers, another SAE site, or a raw edit.",
         )
     return Patch(recipe_id, tensors)
 
@@ -131,8 +131,8 @@ def edits_nothing(recipe: EditRecipe) -> bool:
     return not matrices and not (recipe.embeddings and recipe.master_alpha)
 
 
-def _edited_tensor(session: ModelSession, edit: Edit, buffer_like: BufferLike) -> Tensor:
-    base = session.parameter(edit.name).detach()
+def _edited_tensor(loaded: LoadedModel, edit: Edit, buffer_like: BufferLike) -> Tensor:
+    base = loaded.parameter(edit.name).detach()
     out = buffer_like(base)
     if not add_scaled(base if edit.origin is None else edit.origin, edit.direction, edit.strength, out):
         raise RecipeError(
@@ -168,10 +168,10 @@ def add_scaled(base: Tensor, direction: Tensor, strength: float, out: Tensor) ->
     return finite
 
 
-def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: EditRecipe) -> None:
+def check_fit(loaded: LoadedModel, task_vector: TaskVector | None, recipe: EditRecipe) -> None:
     """Raise `RecipeError` where `recipe` was made for another model or task vector, or names layers out of range."""
     for part in ("id", "revision", "dtype"):
-        got, expected = getattr(recipe.model, part), getattr(session.ref, part)
+        got, expected = getattr(recipe.model, part), getattr(loaded.ref, part)
         if got != expected:
             raise RecipeError(
                 "the recipe was made for another model",
@@ -186,38 +186,38 @@ def check_fit(session: ModelSession, task_vector: TaskVector | None, recipe: Edi
             expected=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
             next_step="Open the task vector that the recipe names, or make the recipe again.",
         )
-    beyond = [layer for layer in recipe.layers if not 0 <= layer < session.layout.n_layers]
+    beyond = [layer for layer in recipe.layers if not 0 <= layer < loaded.layout.n_layers]
     if beyond:
         raise RecipeError(
-            f"the recipe edits layers that {session.ref.id} does not have",
+            f"the recipe edits layers that {loaded.ref.id} does not have",
             got=", ".join(map(str, beyond)),
-            expected=f"layers 0 to {session.layout.n_layers - 1}",
+            expected=f"layers 0 to {loaded.layout.n_layers - 1}",
             next_step="Take these layers out of the recipe.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A patch that is on: the touched parameters, and the base's own tensors and edition to go back to."""
+    """A patch that is on: the touched parameters, and the base's own tensors and version to go back to."""
 
-    session: ModelSession
+    loaded: LoadedModel
     slots: Mapping[str, nn.Parameter | Waiting]
     base: Mapping[str, Tensor | None]  # None: a file, where the weight waits
-    base_edition: int
+    base_version: int
     edited: Mapping[str, Tensor]
-    edition: int
+    weights_version: int
 
     def put_on(self) -> None:
         """Point every touched parameter at the patch's tensor."""
         for name, slot in self.slots.items():
             _put(slot, self.edited[name])
-        self.session.edition = self.edition
+        self.loaded.weights_version = self.weights_version
 
     def take_off(self) -> None:
         """Point every touched parameter at the base's tensor."""
         for name, slot in self.slots.items():
             _put(slot, self.base[name])
-        self.session.edition = self.base_edition
+        self.loaded.weights_version = self.base_version
 
     def check(self, tensors: Mapping[str, Tensor] | Mapping[str, Tensor | None], whose: str) -> None:
         """Raise unless every touched parameter lies in the storage of its tensor."""
@@ -247,42 +247,42 @@ _on_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def applied(session: ModelSession, patch: Patch) -> Iterator[None]:
+def applied(loaded: LoadedModel, patch: Patch) -> Iterator[None]:
     """Run the body with the patch's tensors in place of the base's; the base's own storage is back afterwards, always.
 
     Nothing is copied: going in and coming out take microseconds a tensor, whatever its size.
 
     Raises:
-        StethoscopeError: a patch is on already (edits do not nest, except inside `lifted`).
+        StethoscopeError: a patch is on already (edits do not nest, except inside `patch_removed`).
         ResourceError: an edit of embeddings that are offloaded.
         UserError: a parameter of another shape, dtype or device than the patch's tensor.
     """
-    slots = {name: session.slot(name) for name in patch.tensors}
+    slots = {name: loaded.slot(name) for name in patch.tensors}
     for name, slot in slots.items():
-        _check_swap(name, session.parameter(name) if isinstance(slot, Waiting) else slot, patch.tensors[name])
+        _check_swap(name, loaded.parameter(name) if isinstance(slot, Waiting) else slot, patch.tensors[name])
     swap = _Swap(
-        session,
+        loaded,
         slots,
         base={name: _held(slot) for name, slot in slots.items()},
-        base_edition=session.edition,
+        base_version=loaded.weights_version,
         edited=patch.tensors,
-        edition=patch.edition if patch.tensors else session.edition,
+        weights_version=patch.weights_version if patch.tensors else loaded.weights_version,
     )
     with _on_lock:
-        if session.model in _on:
+        if loaded.model in _on:
             raise StethoscopeError("a patch is already applied to this model; edits do not nest: leave the first one")
-        _on[session.model] = swap
+        _on[loaded.model] = swap
     try:
         swap.put_on()
         yield
     finally:
         swap.take_off()
         with _on_lock:
-            _on.pop(session.model, None)
+            _on.pop(loaded.model, None)
 
 
 @contextlib.contextmanager
-def lifted(session: ModelSession) -> Iterator[None]:
+def patch_removed(loaded: LoadedModel) -> Iterator[None]:
     """Run the body on the base: the patch that is on, if any, is taken off and put back afterwards, by pointers only.
 
     Inside, other patches may be applied. Both swaps are checked: off goes what the patch holds, and it goes back onto
@@ -292,7 +292,7 @@ def lifted(session: ModelSession) -> Iterator[None]:
         StethoscopeError: a touched parameter lies elsewhere than the patch, or afterwards than the base.
     """
     with _on_lock:
-        swap = _on.pop(session.model, None)
+        swap = _on.pop(loaded.model, None)
     if swap is None:
         yield
         return
@@ -302,7 +302,7 @@ def lifted(session: ModelSession) -> Iterator[None]:
         yield
     finally:
         with _on_lock:
-            _on[session.model] = swap
+            _on[loaded.model] = swap
         swap.check(swap.base, "base")
         swap.put_on()
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from stethoscope.errors import SaeError
 from stethoscope.model.layout import MatrixSite
-from stethoscope.model.session import ModelSession
-from stethoscope.reach import Serving, serving
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.recipes.reach import Serving, serving
 from stethoscope.records import Site
 
 DEPENDENT = 1e-3  # a row adds a dimension only if this share of its norm is new
@@ -86,11 +86,11 @@ def cumulative_energy(matrix: Float64[Tensor, "d n"], basis: SpanBasis) -> Float
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)])
 
 
-def gain_of(session: ModelSession, site: MatrixSite) -> Float[Tensor, " d"] | None:
+def gain_of(loaded: LoadedModel, site: MatrixSite) -> Float[Tensor, " d"] | None:
     """Return the gain [d_model] of the norm on the residual side of `site` (1 + w for Gemma), None without a norm."""
     if site.gain is None:
         return None
-    return session.parameter(site.gain).detach().float() + site.gain_offset
+    return loaded.parameter(site.gain).detach().float() + site.gain_offset
 
 
 def facing_basis(

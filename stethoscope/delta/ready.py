@@ -2,7 +2,7 @@
 
 Fresh memory is slow (the system hands it out page by page), so a new patch is written into buffers of an old one. A
 buffer comes free only when nobody holds its patch any more, which Python's own reference counting tells: a patch that
-is applied, lifted, or waiting in a job is held, however long ago it was forgotten here.
+is applied, taken off for a while, or waiting in a job is held, however long ago it was forgotten here.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stethoscope.delta.patch import BufferLike, Patch, fresh_buffer
 from stethoscope.errors import ResourceError
-from stethoscope.model.memory import free_bytes
+from stethoscope.model.free_memory import free_bytes
 from stethoscope.store.home import asked_bytes
 
 BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"

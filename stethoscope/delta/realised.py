@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stethoscope.delta.projection import float64
 from stethoscope.model.layout import MatrixSite
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class Realised:
 
 
 def realise(
-    session: ModelSession, site: MatrixSite, origin: Float[Tensor, "out in"], delta: Float[Tensor, "out in"]
+    loaded: LoadedModel, site: MatrixSite, origin: Float[Tensor, "out in"], delta: Float[Tensor, "out in"]
 ) -> Realised:
     """Return what becomes of `delta` (float32) when the full task vector is put on the weights of `site`.
 
     Args:
         origin: the weights as the base's files hold them (see `TaskVector.origin`).
     """
-    return realised_step(origin, delta, scale_free_rows(session, site), dtype=session.parameter(site.name).dtype)
+    return realised_step(origin, delta, scale_free_rows(loaded, site), dtype=loaded.parameter(site.name).dtype)
 
 
 def realised_step(
@@ -97,14 +97,14 @@ def realised_step(
     )
 
 
-def scale_free_rows(session: ModelSession, site: MatrixSite) -> int | None:
+def scale_free_rows(loaded: LoadedModel, site: MatrixSite) -> int | None:
     """Return how many rows of the matrix share a scale that a norm cancels, None where every scale matters."""
     if site.matrix in ("q_proj", "k_proj"):
-        module = session.model.get_submodule(site.name.removesuffix(".weight").rpartition(".")[0])
+        module = loaded.model.get_submodule(site.name.removesuffix(".weight").rpartition(".")[0])
         norm = getattr(module, f"{site.matrix[0]}_norm", None)
         return None if norm is None else int(norm.weight.shape[0])  # one head, or all heads in OLMo's case
     if site.side == "write" and site.gain is not None:
-        return int(session.parameter(site.name).shape[0])
+        return int(loaded.parameter(site.name).shape[0])
     return None
 
 

@@ -23,7 +23,7 @@ from stethoscope.delta.sources.likeness import read_otherwise
 from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import ADAPTER, CHECKPOINT, fetch_folder
 from stethoscope.locations import local_path
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 from stethoscope.results import MovedWeights
@@ -84,7 +84,7 @@ class TaskVector:
         self.remarks = source.remarks
         self._moves = frozenset(source.names)
         self._base = base
-        self._session = base.session
+        self._loaded = base.loaded
         self._reader = source
         self._energies: dict[str, float] = {}
         self._relative_norms: tuple[float, ...] | None = None
@@ -103,7 +103,7 @@ class TaskVector:
         """
         if self.moves(name):
             return self._reader.delta(name)
-        parameter = self._session.parameter(name)
+        parameter = self._loaded.parameter(name)
         return torch.zeros((), dtype=torch.float32, device=parameter.device).expand(parameter.shape)  # one number
 
     def holds_weights(self, name: str) -> bool:
@@ -118,7 +118,7 @@ class TaskVector:
     def read_otherwise(self, texts: Iterable[str]) -> str | None:
         """Return the first of `texts` that its tokenizer encodes otherwise than the base's, None where none is."""
         theirs = self._base.other_tokenizer
-        return None if theirs is None else read_otherwise(theirs, self._session.tokenizer, texts)
+        return None if theirs is None else read_otherwise(theirs, self._loaded.tokenizer, texts)
 
     def as_stored(self, name: str) -> Tensor | None:
         """Return the base's numbers of parameter `name` as its files hold them, None where the live ones are exact.
@@ -163,10 +163,10 @@ class TaskVector:
 
     def _tied_apart(self) -> str | None:
         """Return that it holds two tensors for weights that the base ties, so that embeddings and head stay."""
-        live = self._session.model.named_parameters(remove_duplicate=False)
+        live = self._loaded.model.named_parameters(remove_duplicate=False)
         twins = {id(parameter): name for name, parameter in live}
-        for name in self._session.layout.outer:
-            if self.moves(name) and twins[id(self._session.model.get_parameter(name))] != name:
+        for name in self._loaded.layout.outer:
+            if self.moves(name) and twins[id(self._loaded.model.get_parameter(name))] != name:
                 try:
                     self.delta(name)
                 except TiedApartError as error:
@@ -175,7 +175,7 @@ class TaskVector:
 
     def _unedited(self, progress: Progress | None) -> str | None:
         """Return that it moves weights that no recipe edits, such as biases and a mixture's routers, and the first."""
-        layout = self._session.layout
+        layout = self._loaded.layout
         edited = {*(site.name for site in layout.matrices), *(norm.name for norm in layout.norms), *layout.outer}
         for name in self.names:
             if progress is not None:
@@ -194,16 +194,16 @@ class TaskVector:
         """Return ||tau_l|| / ||theta_l|| of every layer, over its edited matrices."""
         if self._relative_norms is None:
             norms: list[float] = []
-            for layer in range(self._session.layout.n_layers):
-                names = [site.name for site in self._session.layout.of_layer(layer)]
-                base = sum(_energy(self._session.parameter(name).detach().float()) for name in names)
+            for layer in range(self._loaded.layout.n_layers):
+                names = [site.name for site in self._loaded.layout.of_layer(layer)]
+                base = sum(_energy(self._loaded.parameter(name).detach().float()) for name in names)
                 norms.append(math.sqrt(sum(map(self.energy, names)) / base) if base else 0.0)
             self._relative_norms = tuple(norms)
         return self._relative_norms
 
     def moved(self, layer: int) -> tuple[MovedWeights, ...]:
         """Return the weights of `layer` in which tau is not 0 everywhere, matrices before norms."""
-        layout = self._session.layout
+        layout = self._loaded.layout
         names: dict[tuple[Literal["attention", "mlp"], Literal["read", "write", "norm"]], list[str]] = {}
         for site in layout.of_layer(layer):
             if self.energy(site.name):
@@ -219,11 +219,11 @@ class TaskVector:
     @property
     def moves_outer(self) -> bool:
         """Tell whether the source holds a delta of embeddings, final norm or head; their values are not read."""
-        return any(self.moves(name) for name in self._session.layout.outer)
+        return any(self.moves(name) for name in self._loaded.layout.outer)
 
 
-def open_task_vector(ref: TaskVectorRef, session: ModelSession, *, progress: Progress | None = None) -> TaskVector:
-    """Return the task vector that `ref` names, over the session's base, fetching it where it is a hub id.
+def open_task_vector(ref: TaskVectorRef, loaded: LoadedModel, *, progress: Progress | None = None) -> TaskVector:
+    """Return the task vector that `ref` names, over the model's base, fetching it where it is a hub id.
 
     Only headers are read here; the tensors stay on disk.
 
@@ -248,7 +248,7 @@ def open_task_vector(ref: TaskVectorRef, session: ModelSession, *, progress: Pro
             expected=" or ".join(reader.wants for reader in READERS),
             next_step="Only safetensors files are read; convert others first.",
         )
-    base = Base(session)
+    base = Base(loaded)
     return TaskVector(ref, base, (found or [CheckpointSource])[0](path, ref, base))
 
 

@@ -10,11 +10,11 @@ from collections.abc import Collection, Sequence
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, empty_note, pretty, shown_p, signed
-from stethoscope.recipes import layers_text
+from stethoscope.judging.verdicts import gain_limits
+from stethoscope.recipes.files import layers_text
 from stethoscope.results import AgreementRow, GainCell, GainResult, PredictorCell
 from stethoscope.results.gain import POOLED
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, SIGNIFICANCE
-from stethoscope.verdicts import gain_limits
 
 NAMES = {
     "mean_rate_difference": "specificity: mean rate difference",
@@ -162,9 +162,12 @@ def forest(result: GainResult, subject: str) -> go.Figure:
     for row in rows:
         if row.kendall_tau is None:
             figure.add_annotation(
-                x=0, y=name_of(row.predictor), text=_without_tau(row), showarrow=False,
+                x=0,
+                y=name_of(row.predictor),
+                text=_without_tau(row),
+                showarrow=False,
                 font={"color": GRAY, "size": 12},
-            )  # fmt: skip
+            )
     apply_layout(figure, height=380, x_title="Kendall τ with the gain · better →")
     names = [_broken(name_of(row.predictor)) for row in rows]
     figure.update_yaxes(

@@ -4,8 +4,8 @@ Cells are text, but for counts and differences: these are numbers, so that a tab
 """
 
 from stethoscope.figures.theme import percent, pretty, shown_p, signed
+from stethoscope.judging.verdicts import shown_verdict
 from stethoscope.results import BenchResult, ComparisonRow
-from stethoscope.verdicts import shown_verdict
 
 DIFFERENCE = "difference, points"
 

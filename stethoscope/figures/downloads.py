@@ -34,9 +34,14 @@ def download_bars(result: DownloadResult) -> go.Figure:
         )
     for part in listed:
         figure.add_annotation(
-            x=part.size_bytes / scale, y=part.part, text=size_text(part.size_bytes), showarrow=False, xanchor="left",
-            xshift=4, font={"color": GRAY, "size": 12},
-        )  # fmt: skip
+            x=part.size_bytes / scale,
+            y=part.part,
+            text=size_text(part.size_bytes),
+            showarrow=False,
+            xanchor="left",
+            xshift=4,
+            font={"color": GRAY, "size": 12},
+        )
     apply_layout(figure, height=38 * len(listed) + 84, x_title=unit)
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_yaxes(autorange="reversed")

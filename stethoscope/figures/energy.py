@@ -27,7 +27,7 @@ from stethoscope.figures.theme import (
     row_axis,
     signed,
 )
-from stethoscope.recipes import layers_text
+from stethoscope.recipes.files import layers_text
 from stethoscope.results import EnergyCell, EnergyResult
 
 ROWS = ("all", "o_proj", "down_proj", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # writers before readers

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, row_axis
+from stethoscope.judging.verdicts import sizes_text
 from stethoscope.results import BenchResult, ComparisonRow
-from stethoscope.verdicts import sizes_text
 
 EVIDENCE = 20.0
 LEAST, MOST = 0.05, 1e6  # the axis' ends: what lies beyond stands at them

@@ -12,7 +12,6 @@ from typing import Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from stethoscope.arms import Group, group_of, swept_alphas
 from stethoscope.figures.once import once
 from stethoscope.figures.theme import (
     BAND,
@@ -27,9 +26,10 @@ from stethoscope.figures.theme import (
     shown_p,
     signed,
 )
+from stethoscope.judging.arms import Group, group_of, swept_alphas
+from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, pairs_text, shown_verdict, sizes_text
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
-from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, pairs_text, shown_verdict, sizes_text
 
 CANNOT = "x-thin-open"  # no open circle: it could not have been significant
 SIGNIFICANT = 0.05  # below it, as in a verdict

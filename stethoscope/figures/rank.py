@@ -7,7 +7,7 @@ p is the share of sets, the recipe included, that are at least as good.
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, pretty, row_axis, shown_p, signed
-from stethoscope.recipes import layers_text
+from stethoscope.recipes.files import layers_text
 from stethoscope.results import RankedSet, RankResult
 from stethoscope.results.gain import POOLED
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, smallest_rank_p

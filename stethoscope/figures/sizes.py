@@ -8,7 +8,7 @@ from collections.abc import Collection
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, layer_axis, percent, row_axis
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes.files import shown_layers
 from stethoscope.results import PreflightResult, TaskVectorRow
 
 SHADES = [(0.0, "rgba(64, 160, 200, 0.03)"), (0.55, "rgba(64, 160, 200, 0.55)"), (1.0, "rgba(20, 112, 196, 1)")]

@@ -16,12 +16,12 @@ from torch import Tensor
 from stethoscope.delta.patch import applied
 from stethoscope.model.gradients import first_order_effects, graph_from_embeddings
 from stethoscope.model.likelihood import encode_solutions, mean_nll
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.listening import corpus_documents, firing_rates, selected_latents
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, GainSpec, LayerAlpha, ProjectedArm, RawArm
+from stethoscope.records import EditRecipe, GainSpec, LayerAlpha, ProjectedEdit, RawEdit
 from stethoscope.sae.counts import count_firing
 
 FORMULAS = {
@@ -52,18 +52,18 @@ class Subject:
 def candidate_values(subject: Subject, context: Context) -> dict[str, Float[np.ndarray, " n_layers"]]:
     """Return every candidate's value of each layer for one subject."""
     spec, progress = subject.spec, Progress()
-    session = context.session(spec.diagnosis.model, progress)
-    projected = _projected_edit(subject, session, context, progress)
-    span = np.zeros(session.layout.n_layers)
-    size = np.zeros(session.layout.n_layers)
-    for site in session.layout.matrices:
+    loaded = context.load(spec.diagnosis.model, progress)
+    projected = _projected_edit(subject, loaded, context, progress)
+    span = np.zeros(loaded.layout.n_layers)
+    size = np.zeros(loaded.layout.n_layers)
+    for site in loaded.layout.matrices:
         span[site.layer] += float(projected(site.name).square().sum())
-        size[site.layer] += float(session.parameter(site.name).detach().float().square().sum())
+        size[site.layer] += float(loaded.parameter(site.name).detach().float().square().sum())
     span = np.sqrt(span / size)
     latents = selected_latents(spec.diagnosis, subject.name, spec.diagnosis.top_k, context, progress)
-    change = _rate_change(subject, latents, session, context)
-    attribution = _attribution(subject, latents, session, context)
-    first_order = -first_order_effects(session, subject.pairs, projected).mean(0)
+    change = _rate_change(subject, latents, loaded, context)
+    attribution = _attribution(subject, latents, loaded, context)
+    first_order = -first_order_effects(loaded, subject.pairs, projected).mean(0)
     values = {
         "score_step": np.diff(subject.score, prepend=0.0),
         "score_x_update": subject.score * subject.update,
@@ -79,48 +79,48 @@ def candidate_values(subject: Subject, context: Context) -> dict[str, Float[np.n
     return values
 
 
-def _recipe(subject: Subject, arm: RawArm | ProjectedArm, n_layers: int) -> EditRecipe:
+def _recipe(subject: Subject, edit_type: RawEdit | ProjectedEdit, n_layers: int) -> EditRecipe:
     spec = subject.spec
     layers = dict.fromkeys(range(n_layers), LayerAlpha())
-    return EditRecipe(model=spec.diagnosis.model, task_vector=spec.task_vector, layers=layers, arm=arm)
+    return EditRecipe(model=spec.diagnosis.model, task_vector=spec.task_vector, layers=layers, edit_type=edit_type)
 
 
 def _projected_edit(
-    subject: Subject, session: ModelSession, context: Context, progress: Progress
+    subject: Subject, loaded: LoadedModel, context: Context, progress: Progress
 ) -> Callable[[str], Float[Tensor, "out in"]]:
     """Return P tau of a parameter, by name: zero where no SAE serves the matrix."""
     diagnosis = subject.spec.diagnosis
-    arm = ProjectedArm(diagnosis=diagnosis, subject=subject.name, top_k=diagnosis.top_k)
-    tensors = patch_of(_recipe(subject, arm, session.layout.n_layers), context, progress).tensors
+    edit_type = ProjectedEdit(diagnosis=diagnosis, subject=subject.name, top_k=diagnosis.top_k)
+    tensors = patch_of(_recipe(subject, edit_type, loaded.layout.n_layers), context, progress).tensors
 
     def edit(name: str) -> Tensor:
-        base = session.parameter(name).detach().float()
+        base = loaded.parameter(name).detach().float()
         return tensors[name].float() - base if name in tensors else torch.zeros_like(base)
 
     return edit
 
 
 def _rate_change(
-    subject: Subject, latents: dict[int, np.ndarray], session: ModelSession, context: Context
+    subject: Subject, latents: dict[int, np.ndarray], loaded: LoadedModel, context: Context
 ) -> Float[np.ndarray, " n_layers"]:
     """Return how much the selected latents' rates on the subject move when every layer is injected."""
     diagnosis = subject.spec.diagnosis
     before = firing_rates(diagnosis, subject.name, context, Progress())
-    patch = patch_of(_recipe(subject, RawArm(), session.layout.n_layers), context, Progress())
-    bank = context.bank(diagnosis.listens_with, session, Progress())
-    with applied(session, patch):
-        after = count_firing(session, bank, corpus_documents(diagnosis, subject.name), tokens=diagnosis.tokens)
+    patch = patch_of(_recipe(subject, RawEdit(), loaded.layout.n_layers), context, Progress())
+    bank = context.bank(diagnosis.listens_with, loaded, Progress())
+    with applied(loaded, patch):
+        after = count_firing(loaded, bank, corpus_documents(diagnosis, subject.name), tokens=diagnosis.tokens)
     moved = [np.abs(after.mean_rate(layer) - before.mean_rate(layer))[latents[layer]] for layer in sorted(latents)]
     return np.array([float(change.mean()) if len(change) else 0.0 for change in moved])
 
 
 def _attribution(
-    subject: Subject, latents: dict[int, np.ndarray], session: ModelSession, context: Context
+    subject: Subject, latents: dict[int, np.ndarray], loaded: LoadedModel, context: Context
 ) -> Float[np.ndarray, " n_layers"]:
     """Return how much the NLL depends on the selected latents' directions, layer by layer, one problem at a time."""
-    bank = context.bank(subject.spec.diagnosis.listens_with, session, Progress())
+    bank = context.bank(subject.spec.diagnosis.listens_with, loaded, Progress())
     rows_of = {layer: bank.load(layer).W_dec[torch.from_numpy(latents[layer])] for layer in latents}
-    total = np.zeros(session.layout.n_layers)
+    total = np.zeros(loaded.layout.n_layers)
     handles = []
 
     def listen(layer: int) -> None:
@@ -130,17 +130,17 @@ def _attribution(
 
             (output[0] if isinstance(output, tuple) else output).register_hook(backward)
 
-        module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
+        module = loaded.model.get_submodule(f"{loaded.layout.layers}.{layer}")
         handles.append(module.register_forward_hook(forward))
 
-    rows, scored = encode_solutions(session, subject.pairs)
+    rows, scored = encode_solutions(loaded, subject.pairs)
     try:
         for layer in rows_of:
             listen(layer)
-        with torch.enable_grad(), graph_from_embeddings(session):
+        with torch.enable_grad(), graph_from_embeddings(loaded):
             for row, n in zip(rows, scored, strict=True):
-                ids = torch.tensor([row], device=session.device)
-                logits = session.model(input_ids=ids, use_cache=False, logits_to_keep=n + 1).logits
+                ids = torch.tensor([row], device=loaded.device)
+                logits = loaded.model(input_ids=ids, use_cache=False, logits_to_keep=n + 1).logits
                 mean_nll(logits, ids, [n]).sum().backward()
     finally:
         for handle in handles:

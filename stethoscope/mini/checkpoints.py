@@ -24,7 +24,7 @@ from stethoscope.delta.sources.delta_file import BASE_KEY, DELTA_FILE
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS, MiniProblem, draw_set
 from stethoscope.mini.recipe import MiniRecipe
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.records import ModelRef, Split, TaskVectorRef
 
 ARTIFACTS_DIR = Path(__file__).parent / "artifacts"
@@ -63,12 +63,12 @@ def load_tuned(out: Path, name: str) -> Gemma3ForCausalLM:
     """Read base or fine-tune `name` as float32: a checkpoint as it is, base + tau for an adapter or a delta."""
     if name in CHECKPOINT_NAMES:
         return load_model(out / name)
-    session = load_session(ModelRef(id=str(out / "base")), device="cpu")
-    task_vector = open_task_vector(TaskVectorRef(name=name, tuned=str(out / name)), session)
+    loaded = load_checkpoint(ModelRef(id=str(out / "base")), device="cpu")
+    task_vector = open_task_vector(TaskVectorRef(name=name, tuned=str(out / name)), loaded)
     with torch.no_grad():
         for parameter in task_vector.names:
-            session.parameter(parameter).add_(task_vector.delta(parameter))
-    return session.model
+            loaded.parameter(parameter).add_(task_vector.delta(parameter))
+    return loaded.model
 
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stethoscope import arms, pipeline
-from stethoscope.minerva.comparison import is_correct
+from stethoscope import pipeline
+from stethoscope.judging import arms
+from stethoscope.judging.comparison import is_correct
 from stethoscope.mini.report import print_report
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import MINI

@@ -19,8 +19,8 @@ from accelerate.utils import get_balanced_memory
 from torch import nn
 
 from stethoscope.errors import ResourceError
+from stethoscope.model.free_memory import free_bytes
 from stethoscope.model.layout import decoder_layers
-from stethoscope.model.memory import free_bytes
 from stethoscope.records import MatrixRole
 
 NAMES = "auto, cpu, cuda, cuda:1, spread, offload or offload-disk"

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from stethoscope.errors import GenerationError
+from stethoscope.model.loaded_model import INCOMPLETE, LoadedModel
 from stethoscope.model.prefix import Prefix, share_prefix
-from stethoscope.model.session import INCOMPLETE, ModelSession
 from stethoscope.model.slots import RowSlots
 from stethoscope.progress import Progress
 
@@ -44,7 +44,7 @@ class Generation:
 
 
 def generate_greedy(
-    session: ModelSession,
+    loaded: LoadedModel,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -72,13 +72,13 @@ def generate_greedy(
     """
     progress = progress or Progress()
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    rows = session.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
+    rows = loaded.encode(texts) if texts else [[int(token) for token in prompt] for prompt in prompts]
     assert len(rows) == len(prompts), "prompts are all text or all token ids"
-    progress.give_way()
+    progress.yield_to_interactive()
     batch = GreedyBatch(
-        session,
+        loaded,
         rows,
-        prefix or share_prefix(session, rows),
+        prefix or share_prefix(loaded, rows),
         max_new_tokens=max_new_tokens,
         stop=stop,
         batch_size=batch_size,
@@ -86,7 +86,7 @@ def generate_greedy(
     )
     finished: list[Generation] = []
     while not batch.done:
-        progress.give_way()
+        progress.yield_to_interactive()
         for generation in batch.step():
             finished.append(generation)
             if on_finished is not None:
@@ -121,10 +121,10 @@ class _Draft:
 class _Ends:
     """Knows when a completion is over, and what of it counts."""
 
-    def __init__(self, session: ModelSession, stop: str | None) -> None:
-        self._session = session
+    def __init__(self, loaded: LoadedModel, stop: str | None) -> None:
+        self._loaded = loaded
         self._stop = stop
-        self._eos = session.eos_ids
+        self._eos = loaded.eos_ids
         self._may_complete: dict[int, bool] = {}
 
     def take(self, draft: _Draft, token: int) -> None:
@@ -139,7 +139,7 @@ class _Ends:
         """Return the finished completion, its tokens trimmed to the text that counts."""
         text, found = self._cut(draft.tokens)
         tokens = self._without_eos(draft.tokens)
-        while found and tokens and len(self._session.decode(tokens[:-1])) >= len(text):
+        while found and tokens and len(self._loaded.decode(tokens[:-1])) >= len(text):
             tokens = tokens[:-1]
         draft.send(text)
         return Generation(draft.index, tuple(tokens), text, len(draft.tokens), not draft.done)
@@ -150,14 +150,14 @@ class _Ends:
             return False
         last = tokens[-1]
         if last not in self._may_complete:
-            text = self._session.decode([last])
+            text = self._loaded.decode([last])
             self._may_complete[last] = self._stop[-1] in text or not self._stop[-1].isascii()
         if not self._may_complete[last]:
             return False
-        return self._stop in self._session.decode(tokens[-len(self._stop.encode()) - 4 :])
+        return self._stop in self._loaded.decode(tokens[-len(self._stop.encode()) - 4 :])
 
     def _cut(self, tokens: list[int]) -> tuple[str, bool]:
-        text = self._session.decode(self._without_eos(tokens))
+        text = self._loaded.decode(self._without_eos(tokens))
         if self._stop is None or self._stop not in text:
             return text, False
         return text[: text.index(self._stop)], True
@@ -191,7 +191,7 @@ class GreedyBatch:
 
     def __init__(
         self,
-        session: ModelSession,
+        loaded: LoadedModel,
         rows: Sequence[Sequence[int]],
         prefix: Prefix,
         *,
@@ -203,15 +203,15 @@ class GreedyBatch:
         assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
         if not all(rows):
             raise GenerationError("a prompt has no token", expected="at least one", next_step="Write a longer prompt.")
-        self._session = session
+        self._loaded = loaded
         self._prefix = prefix.cut_to(rows)
         self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
-        self._ends = _Ends(session, stop)
+        self._ends = _Ends(loaded, stop)
         drafts = [_Draft(i, tuple(row[self._prefix.length :]), on_text) for i, row in enumerate(rows)]
         self._waiting = deque(sorted(drafts, key=lambda draft: -len(draft.tail)))
         self._live: list[_Draft] = []
-        self._slots = RowSlots(session, self._prefix, min(batch_size, len(rows)))
+        self._slots = RowSlots(loaded, self._prefix, min(batch_size, len(rows)))
 
     @property
     def done(self) -> bool:
@@ -221,7 +221,7 @@ class GreedyBatch:
     def step(self) -> list[Generation]:
         """Run the model once, give each living row its next token, and return the completions that ended by it."""
         assert not self.done, "the batch is done"
-        self._prefix.check(self._session)
+        self._prefix.check(self._loaded)
         continued = [(draft.tokens[-1], draft.n_slots) for draft in self._live]
         new = self._admit()
         chosen = self._slots.next_tokens(continued, [draft.tail for draft in new])

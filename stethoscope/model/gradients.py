@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from stethoscope.errors import CheckpointError
 from stethoscope.model.likelihood import bounded_batches, encode_solutions, mean_nll, position_bytes
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import right_align, share_prefix
-from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 
 GRAPH_BYTES = (
@@ -31,7 +31,7 @@ Delta = Callable[[str], Float[Tensor, "out in"]]
 
 
 def first_order_effects(
-    session: ModelSession,
+    loaded: LoadedModel,
     pairs: Sequence[tuple[str, str]],
     delta: Delta,
     *,
@@ -52,21 +52,21 @@ def first_order_effects(
         ResourceError: the weights are offloaded.
         Cancelled: asked to stop.
     """
-    session.require_in_place("a gradient")
+    loaded.require_in_place("a gradient")
     progress = progress or Progress()
-    rows, scored = encode_solutions(session, pairs)
-    effects = np.zeros((len(pairs), session.layout.n_layers))
+    rows, scored = encode_solutions(loaded, pairs)
+    effects = np.zeros((len(pairs), loaded.layout.n_layers))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     kept = [
-        len(row) * _token_bytes(session) + (n + 1) * _logits_bytes(session) for row, n in zip(rows, scored, strict=True)
+        len(row) * _token_bytes(loaded) + (n + 1) * _logits_bytes(loaded) for row, n in zip(rows, scored, strict=True)
     ]
     for chosen in bounded_batches(order, kept, batch_size, 1, GRAPH_BYTES):
-        progress.give_way()
-        block = right_align(session, [rows[i] for i in chosen], share_prefix(session, []))
+        progress.yield_to_interactive()
+        block = right_align(loaded, [rows[i] for i in chosen], share_prefix(loaded, []))
         counts = [scored[i] for i in chosen]
-        taken = torch.zeros(len(chosen), session.layout.n_layers, dtype=torch.float64)
-        with torch.enable_grad(), graph_from_embeddings(session), _take_products(session, delta, taken):
-            logits = session.model(
+        taken = torch.zeros(len(chosen), loaded.layout.n_layers, dtype=torch.float64)
+        with torch.enable_grad(), graph_from_embeddings(loaded), _take_products(loaded, delta, taken):
+            logits = loaded.model(
                 input_ids=block.input_ids,
                 attention_mask=block.attention_mask,
                 position_ids=block.position_ids,
@@ -77,7 +77,7 @@ def first_order_effects(
         if not bool(torch.isfinite(taken).all()):
             raise CheckpointError(
                 "the gradient of the NLL is not finite",
-                got=f"NaN or infinity in {session.dtype}",
+                got=f"NaN or infinity in {loaded.dtype}",
                 next_step="Run the model in float32 or bfloat16.",
             )
         effects[chosen] = taken.numpy()
@@ -85,23 +85,23 @@ def first_order_effects(
     return effects
 
 
-def _token_bytes(session: ModelSession) -> int:
+def _token_bytes(loaded: LoadedModel) -> int:
     """Return about what the layers keep of one token: inputs of the matrices and of what stands between them."""
-    layout = session.layout
+    layout = loaded.layout
     down = next(site for site in layout.of_layer(0) if site.matrix == "down_proj")
-    width = session.parameter(down.name).shape[1]
-    return layout.n_layers * (10 * layout.d_model + 5 * width) * session.dtype.itemsize
+    width = loaded.parameter(down.name).shape[1]
+    return layout.n_layers * (10 * layout.d_model + 5 * width) * loaded.dtype.itemsize
 
 
-def _logits_bytes(session: ModelSession) -> int:
+def _logits_bytes(loaded: LoadedModel) -> int:
     """Return what one scored position keeps: its logits, their float32 copy, log-probabilities and gradients."""
-    return 2 * position_bytes(session) + 12 * position_bytes(session) // session.dtype.itemsize
+    return 2 * position_bytes(loaded) + 12 * position_bytes(loaded) // loaded.dtype.itemsize
 
 
 @contextlib.contextmanager
-def graph_from_embeddings(session: ModelSession) -> Iterator[None]:
+def graph_from_embeddings(loaded: LoadedModel) -> Iterator[None]:
     """Let the graph begin at the embeddings' output, so that the activations have gradients and no parameter does."""
-    embedding = session.model.get_input_embeddings()
+    embedding = loaded.model.get_input_embeddings()
 
     def begin(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         return output.detach().requires_grad_(True)
@@ -114,7 +114,7 @@ def graph_from_embeddings(session: ModelSession) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _take_products(session: ModelSession, delta: Delta, taken: Float[Tensor, "batch n_layers"]) -> Iterator[None]:
+def _take_products(loaded: LoadedModel, delta: Delta, taken: Float[Tensor, "batch n_layers"]) -> Iterator[None]:
     """Add <dNLL_i/dy, tau x> of every matrix to `taken` (a row a text, a column a layer) during the backward pass."""
     handles: list[RemovableHandle] = []
 
@@ -130,11 +130,11 @@ def _take_products(session: ModelSession, delta: Delta, taken: Float[Tensor, "ba
 
             output.register_hook(backward)
 
-        module = session.model.get_submodule(name.removesuffix(".weight"))
+        module = loaded.model.get_submodule(name.removesuffix(".weight"))
         handles.append(module.register_forward_hook(forward))
 
     try:
-        for site in session.layout.matrices:
+        for site in loaded.layout.matrices:
             listen(site.name, site.layer)
         yield
     finally:

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stethoscope.errors import CorpusError
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import Prefix, right_align, share_prefix
-from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.results import TokenChance
 
@@ -27,7 +27,7 @@ CHUNK_BYTES = 64 << 20  # of them in float32 at a time
 
 
 def solution_nll(
-    session: ModelSession,
+    loaded: LoadedModel,
     pairs: Sequence[tuple[str, str]],
     *,
     batch_size: int = 16,
@@ -38,12 +38,12 @@ def solution_nll(
     As lm-evaluation-harness does it, the solution's tokens are those of the whole text behind as many as the prompt
     has. Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
     """
-    rows, scored = encode_solutions(session, pairs)
-    return rows_nll(session, rows, scored, batch_size=batch_size, progress=progress)
+    rows, scored = encode_solutions(loaded, pairs)
+    return rows_nll(loaded, rows, scored, batch_size=batch_size, progress=progress)
 
 
 def rows_nll(
-    session: ModelSession,
+    loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
     scored: Sequence[int],
     *,
@@ -59,18 +59,18 @@ def rows_nll(
     progress = progress or Progress()
     nll = np.zeros(len(rows))
     contexts = [row[: len(row) - n] for row, n in zip(rows, scored, strict=True)]
-    prefix = share_prefix(session, contexts)
+    prefix = share_prefix(loaded, contexts)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    abreast = batches_abreast(session.device.type)
+    abreast = batches_abreast(loaded.device.type)
     budget = LOGITS_BYTES // abreast
-    batches = bounded_batches(order, [n + 1 for n in scored], batch_size, position_bytes(session), budget)
+    batches = bounded_batches(order, [n + 1 for n in scored], batch_size, position_bytes(loaded), budget)
 
     def score(chosen: list[int]) -> Float[np.ndarray, " batch"]:
-        return _batch_nll(session, [rows[i] for i in chosen], [scored[i] for i in chosen], prefix)
+        return _batch_nll(loaded, [rows[i] for i in chosen], [scored[i] for i in chosen], prefix)
 
     with ThreadPoolExecutor(abreast) as executor:
         for start in range(0, len(batches), abreast):
-            progress.give_way()
+            progress.yield_to_interactive()
             together = batches[start : start + abreast]
             for chosen, values in zip(together, list(executor.map(score, together)), strict=True):
                 nll[chosen] = values
@@ -83,9 +83,9 @@ def batches_abreast(device: str) -> int:
     return 2 if device == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1 else 1
 
 
-def position_bytes(session: ModelSession) -> int:
+def position_bytes(loaded: LoadedModel) -> int:
     """Return the bytes of the logits of one position, in the model's dtype."""
-    return int(session.model.config.get_text_config().vocab_size) * session.dtype.itemsize
+    return int(loaded.model.config.get_text_config().vocab_size) * loaded.dtype.itemsize
 
 
 def bounded_batches(
@@ -107,11 +107,11 @@ def bounded_batches(
 
 
 def _batch_nll(
-    session: ModelSession, rows: Sequence[Sequence[int]], scored: Sequence[int], prefix: Prefix
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], scored: Sequence[int], prefix: Prefix
 ) -> Float[np.ndarray, " batch"]:
-    block = right_align(session, rows, prefix)
+    block = right_align(loaded, rows, prefix)
     with torch.no_grad():
-        logits = session.model(
+        logits = loaded.model(
             input_ids=block.input_ids,
             attention_mask=block.attention_mask,
             position_ids=block.position_ids,
@@ -132,10 +132,10 @@ def last_positions(input_ids: Int[Tensor, "batch block"], count: int) -> Int[Ten
     return torch.arange(max(0, width - count), width, device=input_ids.device)
 
 
-def encode_solutions(session: ModelSession, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
+def encode_solutions(loaded: LoadedModel, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
     """Return the tokens of each prompt + " " + solution, and how many of its last tokens are the solution's."""
-    prompts = session.encode([prompt for prompt, _ in pairs])
-    rows = session.encode([f"{prompt} {solution}" for prompt, solution in pairs])
+    prompts = loaded.encode([prompt for prompt, _ in pairs])
+    rows = loaded.encode([f"{prompt} {solution}" for prompt, solution in pairs])
     scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
     if min(scored, default=1) < 1:
         raise CorpusError(
@@ -165,7 +165,7 @@ def mean_nll(
 
 
 def next_token_logprobs(
-    session: ModelSession,
+    loaded: LoadedModel,
     ids_list: Sequence[Sequence[int]],
     *,
     last: Sequence[int] | None = None,
@@ -181,9 +181,9 @@ def next_token_logprobs(
     for start in range(0, len(ids_list), batch_size):
         rows = ids_list[start : start + batch_size]
         counts = wanted[start : start + batch_size]
-        block = right_align(session, rows, share_prefix(session, []))
+        block = right_align(loaded, rows, share_prefix(loaded, []))
         with torch.no_grad():
-            logits = session.model(
+            logits = loaded.model(
                 input_ids=block.input_ids,
                 attention_mask=block.attention_mask,
                 position_ids=block.position_ids,
@@ -208,13 +208,13 @@ def kl_per_token(
 
 
 def top_tokens(
-    session: ModelSession, logprobs: Float[Tensor, "positions vocab"], count: int = 5
+    loaded: LoadedModel, logprobs: Float[Tensor, "positions vocab"], count: int = 5
 ) -> list[tuple[TokenChance, ...]]:
     """Return the `count` likeliest tokens of each position with their probabilities, likeliest first."""
     chances, tokens = logprobs.topk(min(count, logprobs.shape[1]), dim=1)
     return [
         tuple(
-            TokenChance(token=session.token_name(token), probability=math.exp(chance))
+            TokenChance(token=loaded.token_name(token), probability=math.exp(chance))
             for token, chance in zip(of_position, chances_there, strict=True)
         )
         for of_position, chances_there in zip(tokens.tolist(), chances.tolist(), strict=True)

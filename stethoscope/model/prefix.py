@@ -7,7 +7,7 @@ Sliding-window layers count cache *slots*, not positions, so padding may only st
 their own rotary position, so a row's cached part is the prefix's keys moved right by its padding; the block of the
 last L - P tokens then repeats a few prefix tokens for rows shorter than the longest. This is left padding, computed
 once: the results are those of padding each whole prompt on the left. A prefix belongs to one set of weights: it is
-made inside `delta.patch.applied`, remembers the edition of the weights, and is refused with any other.
+made inside `delta.patch.applied`, remembers the version of the weights, and is refused with any other.
 """
 
 import os
@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from stethoscope.errors import CheckpointError, StethoscopeError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
 
@@ -32,11 +32,11 @@ class Prefix:
 
     Attributes:
         tokens: the token ids of the beginning.
-        edition: the set of weights that it was computed with (see `ModelSession.edition`); it fits no other.
+        weights_version: the weights that it was computed with (see `LoadedModel.weights_version`); it fits no other.
     """
 
     tokens: tuple[int, ...]
-    edition: int
+    weights_version: int
     keys: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
     values: tuple[Float[Tensor, "1 heads prefix head_dim"], ...]
 
@@ -50,11 +50,11 @@ class Prefix:
         """Memory that keys and values take."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
-    def check(self, session: ModelSession) -> None:
+    def check(self, loaded: LoadedModel) -> None:
         """Raise `StethoscopeError` unless the weights in place are those that the prefix was computed with."""
-        if self.edition != session.edition:
+        if self.weights_version != loaded.weights_version:
             raise StethoscopeError(
-                f"keys and values of edition {self.edition} of the weights meet edition {session.edition}: "
+                f"keys and values are of weights version {self.weights_version}, not {loaded.weights_version}: "
                 "compute the prefix inside the patch that uses it"
             )
 
@@ -67,7 +67,7 @@ class Prefix:
         length = length if length >= MIN_PREFIX else 0
         kept = self.keys if length else (), self.values if length else ()
         keys, values = (tuple(states[:, :, :length] for states in layers) for layers in kept)
-        return Prefix(self.tokens[:length], self.edition, keys, values)
+        return Prefix(self.tokens[:length], self.weights_version, keys, values)
 
 
 @dataclass(slots=True)
@@ -87,7 +87,7 @@ class Block:
     cache: DynamicCache
 
 
-def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix:
+def share_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Prefix:
     """Compute the longest common token prefix of `rows`, leaving each row at least one token of its own.
 
     A prefix under `MIN_PREFIX` tokens, or of a single row, is empty.
@@ -95,22 +95,22 @@ def share_prefix(session: ModelSession, rows: Sequence[Sequence[int]]) -> Prefix
     tokens = tuple(os.path.commonprefix([tuple(row) for row in rows])) if len(rows) > 1 else ()
     length = min([len(tokens), *(len(row) - 1 for row in rows)])
     if length < MIN_PREFIX:
-        return Prefix((), session.edition, (), ())
-    ids = torch.tensor([tokens[:length]], device=session.device)
+        return Prefix((), loaded.weights_version, (), ())
+    ids = torch.tensor([tokens[:length]], device=loaded.device)
     cache = DynamicCache()  # without a config it keeps every slot, also in sliding-window layers
     with torch.no_grad():
-        session.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        loaded.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     keys = tuple(layer.keys for layer in layers if layer.keys is not None)
     values = tuple(layer.values for layer in layers if layer.values is not None)
-    if not len(keys) == len(values) == session.layout.n_layers:
+    if not len(keys) == len(values) == loaded.layout.n_layers:
         raise CheckpointError(
-            f"{session.ref.id} cannot share a prompt's beginning",
-            got=f"cached keys and values of {len(keys)} of {session.layout.n_layers} layers",
+            f"{loaded.ref.id} cannot share a prompt's beginning",
+            got=f"cached keys and values of {len(keys)} of {loaded.layout.n_layers} layers",
             expected="attention with a plain cache in every layer",
             next_step="Use a model without recurrent or cross-layer caches.",
         )
-    return Prefix(tokens[:length], session.edition, keys, values)
+    return Prefix(tokens[:length], loaded.weights_version, keys, values)
 
 
 def _common(row: Sequence[int], tokens: Sequence[int]) -> int:
@@ -118,12 +118,12 @@ def _common(row: Sequence[int], tokens: Sequence[int]) -> int:
     return len(os.path.commonprefix([tuple(row[:-1]), tuple(tokens)]))
 
 
-def right_align(session: ModelSession, rows: Sequence[Sequence[int]], prefix: Prefix) -> Block:
+def right_align(loaded: LoadedModel, rows: Sequence[Sequence[int]], prefix: Prefix) -> Block:
     """Return the block that computes `rows`, each of which begins with `prefix`."""
-    prefix.check(session)
-    batch = session.batch(rows, side="left")
+    prefix.check(loaded)
+    batch = loaded.batch(rows, side="left")
     positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=session.model.config)
+    cache = DynamicCache(config=loaded.model.config)
     width = batch.input_ids.shape[1]
     padding = [width - len(row) for row in rows]
     for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):

@@ -14,33 +14,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import Site
 
 
 @contextlib.contextmanager
 def capture_residual(
-    session: ModelSession, layers: Sequence[int], site: Site = "resid_post"
+    loaded: LoadedModel, layers: Sequence[int], site: Site = "resid_post"
 ) -> Iterator[dict[int, Tensor]]:
     """Yield a dict that each forward pass fills with `layer -> [batch, seq, d]`, float32, detached.
 
     d is d_model, or heads x head_dim for attn_out. A second forward pass inside replaces the first one's tensors.
     """
     captured: dict[int, Tensor] = {}
-    with listen_residual(session, layers, captured.__setitem__, site):
+    with listen_residual(loaded, layers, captured.__setitem__, site):
         yield captured
 
 
 @contextlib.contextmanager
 def listen_residual(
-    session: ModelSession, layers: Sequence[int], receive: Callable[[int, Tensor], None], site: Site = "resid_post"
+    loaded: LoadedModel, layers: Sequence[int], receive: Callable[[int, Tensor], None], site: Site = "resid_post"
 ) -> Iterator[None]:
     """Call `receive(layer, [batch, seq, d])` as each layer of a forward pass is done, float32, detached."""
     with contextlib.ExitStack() as hooks:
         for layer in layers:
-            assert 0 <= layer < session.layout.n_layers, f"layer {layer} of {session.layout.n_layers}"
-            hooks.callback(_listen(session, layer, site, receive).remove)
+            assert 0 <= layer < loaded.layout.n_layers, f"layer {layer} of {loaded.layout.n_layers}"
+            hooks.callback(_listen(loaded, layer, site, receive).remove)
         yield
 
 
@@ -49,16 +49,16 @@ class _AllHeard(Exception):
 
 
 @contextlib.contextmanager
-def up_to_layer(session: ModelSession, last: int) -> Iterator[None]:
+def up_to_layer(loaded: LoadedModel, last: int) -> Iterator[None]:
     """Run one forward pass of the decoder in the body, which ends there when layer `last` is done."""
 
     def stop(*_: object) -> None:
         raise _AllHeard
 
-    if last + 1 >= session.layout.n_layers:
+    if last + 1 >= loaded.layout.n_layers:
         yield
         return
-    following = session.model.get_submodule(f"{session.layout.layers}.{last + 1}")
+    following = loaded.model.get_submodule(f"{loaded.layout.layers}.{last + 1}")
     handle = following.register_forward_pre_hook(stop)
     try:
         with contextlib.suppress(_AllHeard):
@@ -68,9 +68,7 @@ def up_to_layer(session: ModelSession, last: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def listen_inputs(
-    session: ModelSession, names: Sequence[str], receive: Callable[[str, Tensor], None]
-) -> Iterator[None]:
+def listen_inputs(loaded: LoadedModel, names: Sequence[str], receive: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call `receive(name, [batch, seq, in])` with the input of each named matrix, float32, detached."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -78,30 +76,30 @@ def listen_inputs(
 
     with contextlib.ExitStack() as hooks:
         for name in names:
-            module = session.model.get_submodule(name.removesuffix(".weight"))
+            module = loaded.model.get_submodule(name.removesuffix(".weight"))
             hooks.callback(module.register_forward_pre_hook(hook(name)).remove)
         yield
 
 
 def mean_residual(
-    session: ModelSession, rows: Sequence[Sequence[int]], *, batch_size: int = 32, progress: Progress | None = None
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 32, progress: Progress | None = None
 ) -> Float[np.ndarray, "n n_layers d_model"]:
     """Return the mean resid_post over each row's tokens, BOS dropped, at every layer, in float32.
 
     Counts each row on `progress` (which the caller has started) and looks for a cancel between batches.
     """
     progress = progress or Progress()
-    layers = range(session.layout.n_layers)
-    means = np.zeros((len(rows), len(layers), session.layout.d_model), dtype=np.float32)
+    layers = range(loaded.layout.n_layers)
+    means = np.zeros((len(rows), len(layers), loaded.layout.d_model), dtype=np.float32)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
-        progress.give_way()
+        progress.yield_to_interactive()
         chosen = order[start : start + batch_size]
-        batch = session.batch([rows[i] for i in chosen])
-        with torch.no_grad(), capture_residual(session, layers) as captured:
-            session.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        batch = loaded.batch([rows[i] for i in chosen])
+        with torch.no_grad(), capture_residual(loaded, layers) as captured:
+            loaded.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         kept = batch.attention_mask.float()
-        kept[:, : session.skipped_tokens] = 0
+        kept[:, : loaded.skipped_tokens] = 0
         share = kept / kept.sum(1, keepdim=True).clamp(min=1)
         for layer in layers:
             means[chosen, layer] = torch.einsum("bs,bsd->bd", share, captured[layer]).cpu().numpy()
@@ -109,24 +107,24 @@ def mean_residual(
     return means
 
 
-def site_width(session: ModelSession, site: Site) -> int:
+def site_width(loaded: LoadedModel, site: Site) -> int:
     """Return the width of `site`: d_model, or the input width of o_proj for attn_out."""
     if site == "attn_out":
-        return int(session.parameter(session.layout.writer(0, "attention").name).shape[1])
-    return session.layout.d_model
+        return int(loaded.parameter(loaded.layout.writer(0, "attention").name).shape[1])
+    return loaded.layout.d_model
 
 
-def _listen(session: ModelSession, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
+def _listen(loaded: LoadedModel, layer: int, site: Site, receive: Callable[[int, Tensor], None]) -> RemovableHandle:
     def keep(output: object) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         assert isinstance(tensor, Tensor), type(tensor)
         receive(layer, tensor.detach().to(torch.float32))
 
-    layout, name = session.layout, f"{session.layout.layers}.{layer}"
+    layout, name = loaded.layout, f"{loaded.layout.layers}.{layer}"
     if site == "attn_out":
         name = layout.writer(layer, "attention").name.removesuffix(".weight")
-        return session.model.get_submodule(name).register_forward_pre_hook(lambda _, args: keep(args))
+        return loaded.model.get_submodule(name).register_forward_pre_hook(lambda _, args: keep(args))
     if site == "mlp_out":
         writer = layout.writer(layer, "mlp")
         name = (writer.gain or writer.name).removesuffix(".weight")
-    return session.model.get_submodule(name).register_forward_hook(lambda _, args, output: keep(output))
+    return loaded.model.get_submodule(name).register_forward_hook(lambda _, args, output: keep(output))

@@ -27,8 +27,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from stethoscope.errors import CheckpointError, GenerationError, StethoscopeError
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import Prefix
-from stethoscope.model.session import ModelSession
 
 ATTENTION = "stethoscope_row_slots"  # a name without a mask function: transformers then makes no mask
 SLOT_CHUNK = 64
@@ -82,11 +82,11 @@ class RowSlots:
     Stands in for a transformers cache in the model's forward pass (`update`) and answers its attention (`attend`).
     """
 
-    def __init__(self, session: ModelSession, prefix: Prefix, n_rows: int) -> None:
-        self._session = session
+    def __init__(self, loaded: LoadedModel, prefix: Prefix, n_rows: int) -> None:
+        self._loaded = loaded
         self._prefix = prefix
         self._n_rows = n_rows
-        self._windows = windows_of(session)
+        self._windows = windows_of(loaded)
         self._keys: dict[int, Tensor] = {}  # layer -> [n_rows, kv_heads, slots, head_dim]
         self._values: dict[int, Tensor] = {}
         self._packed: Packed | None = None
@@ -103,10 +103,10 @@ class RowSlots:
         Raises:
             GenerationError: logits that are NaN or infinite.
         """
-        packed = pack(continued, tails, self._prefix.length, self._session.device)
+        packed = pack(continued, tails, self._prefix.length, self._loaded.device)
         self._packed, self._seen, self._attended = packed, {}, set()
-        with torch.no_grad(), _attention_of(self._session):
-            logits = self._session.model(
+        with torch.no_grad(), _attention_of(self._loaded):
+            logits = self._loaded.model(
                 input_ids=packed.ids,
                 position_ids=packed.positions,
                 past_key_values=self,
@@ -114,8 +114,8 @@ class RowSlots:
                 logits_to_keep=packed.last,
                 row_slots=self,
             ).logits
-        if len(self._attended) != self._session.layout.n_layers:
-            raise StethoscopeError(f"{type(self._session.model).__name__} computes attention in a way of its own")
+        if len(self._attended) != self._loaded.layout.n_layers:
+            raise StethoscopeError(f"{type(self._loaded.model).__name__} computes attention in a way of its own")
         best = logits[0].max(-1)  # a NaN anywhere in a row is its maximum
         if not torch.isfinite(best.values).all():
             raise GenerationError(
@@ -236,19 +236,19 @@ def pack(
     return Packed(ids[None], positions[None], rows, slots, flat[4 * len(table) :], tuple(groups))
 
 
-def windows_of(session: ModelSession) -> list[int | None]:
+def windows_of(loaded: LoadedModel) -> list[int | None]:
     """Return each layer's sliding window (None: full attention), as transformers' own cache knows it."""
     windows: list[int | None] = []
-    for layer in DynamicCache(config=session.model.config).layers:
+    for layer in DynamicCache(config=loaded.model.config).layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise CheckpointError(
-                f"{session.ref.id} cannot answer many prompts at once",
+                f"{loaded.ref.id} cannot answer many prompts at once",
                 got=f"a cache of {type(layer).__name__}",
                 expected="full or sliding-window attention in every layer",
                 next_step="Use a model with such layers only.",
             )
         windows.append(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
-    return windows or [None] * session.layout.n_layers
+    return windows or [None] * loaded.layout.n_layers
 
 
 def attend(
@@ -272,9 +272,9 @@ AttentionInterface.register(ATTENTION, attend)
 
 
 @contextlib.contextmanager
-def _attention_of(session: ModelSession) -> Iterator[None]:
+def _attention_of(loaded: LoadedModel) -> Iterator[None]:
     """Let the decoder's layers ask `attend` inside."""
-    config = session.model.get_submodule(session.layout.layers.rpartition(".")[0]).config
+    config = loaded.model.get_submodule(loaded.layout.layers.rpartition(".")[0]).config
     before = config._attn_implementation
     config._attn_implementation = ATTENTION
     try:

@@ -17,13 +17,13 @@ from importlib import import_module
 from types import ModuleType
 
 from stethoscope.errors import Cancelled, Paused, ResourceError, StoreError, UserError
-from stethoscope.pipeline import room, tuning
+from stethoscope.pipeline import job_memory, tuned_on
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.settings import settings_of
 from stethoscope.progress import Progress
 from stethoscope.records import Spec
 from stethoscope.results import BenchResult, Result
-from stethoscope.store.fingerprints import meet, record_fingerprints
+from stethoscope.store.fingerprints import record_fingerprints, resolve_commits
 from stethoscope.store.history import EndState
 from stethoscope.store.settings import put_settings
 from stethoscope.use_cases import USE_CASES, use_case_of
@@ -60,7 +60,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
         result = _within_memory(spec, context, progress)
         return Outcome(result, None, unkept=_remembered(spec, context))
     _hindered(context)  # what an earlier run could not store comes first
-    meet(spec, progress)
+    resolve_commits(spec, progress)
     identity = record_fingerprints(spec, progress)
     if case.reused and (found := context.store.find_result(spec, extra=identity)) is not None:
         return Outcome(found.result, found.run_id, unkept=_remembered(spec, context))
@@ -103,7 +103,7 @@ def _store_failure(run_id: str, error: Exception, context: Context, elapsed_s: f
 def _remember(spec: Spec, context: Context) -> None:
     """Store which problems `spec` has shown numbers of, to choose by."""
     seen = getattr(MODULES[type(spec)], "seen", None)
-    tuning.remember(use_case_of(spec).kind, None if seen is None else seen(spec), context)
+    tuned_on.remember(use_case_of(spec).kind, None if seen is None else seen(spec), context)
 
 
 def _remembered(spec: Spec, context: Context) -> UserError | None:
@@ -135,11 +135,11 @@ def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
     module = MODULES[type(spec)]
     try:
         with context.at_work(progress):
-            needed = room.needed_bytes(getattr(module, "needs", None), spec, context, progress)
+            needed = job_memory.needed_bytes(getattr(module, "needs", None), spec, context, progress)
             with context.wanting(needed):
                 return module.run(spec, context, progress)
     except (RuntimeError, MemoryError) as error:
-        if not room.is_out_of_memory(error):
+        if not job_memory.is_out_of_memory(error):
             raise
         smaller = module.smaller(spec) if hasattr(module, "smaller") else NO_SMALLER
-        raise room.after_out_of_memory(smaller, context, error) from None
+        raise job_memory.after_out_of_memory(smaller, context, error) from None

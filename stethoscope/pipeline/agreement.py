@@ -105,9 +105,17 @@ def agreement_row(predictor: Predictor, gains: Gains, row: int, subject: str, *,
     known = ~np.isnan(predictor.values[row]) & ~np.isnan(gains.values[row])
     n_layers = int(known.sum())
     undefined = AgreementRow(
-        predictor=predictor.name, subject=subject, n_layers=n_layers, kendall_tau=None, ci_low=None, ci_high=None,
-        p=None, null_low=None, null_high=None, cannot_be_significant=False,
-    )  # fmt: skip
+        predictor=predictor.name,
+        subject=subject,
+        n_layers=n_layers,
+        kendall_tau=None,
+        ci_low=None,
+        ci_high=None,
+        p=None,
+        null_low=None,
+        null_high=None,
+        cannot_be_significant=False,
+    )
     if n_layers < MIN_LAYERS:
         return undefined
     values, gain = predictor.values[row, known], gains.values[row, known]

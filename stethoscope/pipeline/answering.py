@@ -22,7 +22,7 @@ from stethoscope.model.generation import Generation, generate_greedy
 from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
-from stethoscope.progress import Aside, Progress
+from stethoscope.progress import Progress, SubProgress
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade
 from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.items import StoredItem
@@ -57,7 +57,7 @@ class Answering:
         self._spec = spec
         self._context = context
         self._progress = progress
-        self._session = context.session(spec.model, progress)
+        self._loaded = context.load(spec.model, progress)
         self._evaluations = {arm.name: evaluation_id(spec, arm.recipe, context) for arm in spec.arms}
         self._prefixes: dict[str, Prefix] = {}
         self.n_generated, self.elapsed_s = 0, 0.0
@@ -106,12 +106,12 @@ class Answering:
         ]
 
     def _generate(self, arm: BenchArm, problems: Sequence[Problem]) -> tuple[list[Generation], Certificate]:
-        recipe, aside = arm.recipe, Aside(self._progress)  # built again where the context had no room to keep it
+        recipe, aside = arm.recipe, SubProgress(self._progress)  # built again where the context had no room to keep it
         patch = Patch(None, {}) if recipe is None else patch_of(recipe, self._context, aside)
-        with certified(self._session, patch) as certifying:
+        with certified(self._loaded, patch) as certifying:
             try:
                 generations = generate_greedy(
-                    self._session,
+                    self._loaded,
                     [self._prompts[problem.problem_id].token_ids.tolist() for problem in problems],
                     max_new_tokens=self._spec.max_new_tokens,
                     stop=STOP_STRING,
@@ -136,9 +136,9 @@ class Answering:
     def _prefix(self, arm: BenchArm) -> Prefix:
         """Return what all prompts begin with under the weights in place, kept where it was computed with them."""
         kept = self._prefixes.pop(arm.name, None)
-        if kept is None or kept.edition != self._session.edition:
-            self._progress.give_way()
-            kept = share_prefix(self._session, self._outermost)
+        if kept is None or kept.weights_version != self._loaded.weights_version:
+            self._progress.yield_to_interactive()
+            kept = share_prefix(self._loaded, self._outermost)
         if sum(prefix.size_bytes for prefix in self._prefixes.values()) + kept.size_bytes <= PREFIX_BYTES:
             self._prefixes[arm.name] = kept
         return kept
@@ -183,6 +183,6 @@ class Answering:
         at_once = BATCH_ANSWERS * graders.n_workers
         grades: list[Grade] = []
         for start in range(0, len(answers), at_once):
-            self._progress.give_way()
+            self._progress.yield_to_interactive()
             grades.extend(graders.grade(answers[start : start + at_once]))
         return grades

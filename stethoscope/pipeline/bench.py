@@ -16,11 +16,11 @@ from types import MappingProxyType
 
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.errors import Cancelled, CorpusError, StethoscopeError
-from stethoscope.minerva.comparison import judge
+from stethoscope.judging.comparison import judge
 from stethoscope.minerva.problems import Problem, asked_problems
 from stethoscope.minerva.sources import load_corpus
-from stethoscope.model.session import INCOMPLETE, ModelSession
-from stethoscope.pipeline import room
+from stethoscope.model.loaded_model import INCOMPLETE, LoadedModel
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.answering import Answering
 from stethoscope.pipeline.compare_text import first_difference
 from stethoscope.pipeline.context import Context
@@ -28,7 +28,7 @@ from stethoscope.pipeline.editing import not_the_fine_tunes, patch_of, reach_of_
 from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.prompts import as_read
 from stethoscope.pipeline.rate import note_rate
-from stethoscope.pipeline.tuning import Seen, left_out
+from stethoscope.pipeline.tuned_on import Seen, left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchSpec
 from stethoscope.results import BenchItem, BenchResult, Certificate, Reach, idle_arms
@@ -82,7 +82,7 @@ class _Finished:
     """The answers of the completed blocks, arm by arm, and the certificates that cover them."""
 
     spec: BenchSpec
-    session: ModelSession
+    loaded: LoadedModel
     n_blocks: int
     asked: dict[str, int]
     excluded: dict[str, int]
@@ -100,7 +100,7 @@ class _Finished:
         for name, stored in block.items():
             items = self.items.setdefault(name, [])
             for (item, _), (other, _) in zip(stored, reference, strict=True):
-                parts = {"token_ids": (), "diverges_at": diverges_at(self.session, item, other)}
+                parts = {"token_ids": (), "diverges_at": diverges_at(self.loaded, item, other)}
                 items.append(item.model_copy(update=parts))
             known = self.certificates.setdefault(name, [])
             known.extend(dict.fromkeys(s.certificate for s in stored if s.certificate not in known))
@@ -135,12 +135,12 @@ class _Finished:
         )
 
 
-def diverges_at(session: ModelSession, item: BenchItem, reference: BenchItem) -> int | None:
+def diverges_at(loaded: LoadedModel, item: BenchItem, reference: BenchItem) -> int | None:
     """Return the place in the completion of the first token that the reference's answer lacks; None where all agree."""
     position = first_difference(reference.token_ids, item.token_ids)
     if position is None:
         return None
-    shared = session.decode(item.token_ids[:position]).rstrip(INCOMPLETE)
+    shared = loaded.decode(item.token_ids[:position]).rstrip(INCOMPLETE)
     return len(os.path.commonprefix([shared, item.completion]))
 
 
@@ -170,7 +170,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     """
     without = left_out(spec, context)
     problems = bench_problems(spec, without)
-    session = context.session(spec.model, progress)
+    loaded = context.load(spec.model, progress)
     reach = reach_of_arms(spec.arms, context, progress)
     for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
         if arm.recipe is not None:
@@ -179,13 +179,13 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     blocks = blocks_of(problems, spec.block_size)
     finished = _Finished(
         spec,
-        session,
+        loaded,
         len(blocks),
         asked=dict(Counter(problem.subject for problem in problems)),
         excluded={subject: len(ids) for subject, ids in without.items()},
         context=context,
         reach=reach,
-        first_prompt=as_read(session, context.prompts(spec, problems[:1])[problems[0].problem_id]),
+        first_prompt=as_read(loaded, context.prompts(spec, problems[:1])[problems[0].problem_id]),
         not_the_fine_tune=not_the_fine_tunes(spec.arms, context, progress, whole=True),
     )
     for number, block in enumerate(blocks, start=1):
@@ -206,16 +206,16 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     return finished.result(complete=finished.done == len(blocks))
 
 
-def needs(spec: BenchSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: BenchSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what answering holds."""
-    yield room.answering(setting, spec.batch_size, spec.max_new_tokens)
+    yield job_memory.answering(setting, spec.batch_size, spec.max_new_tokens)
 
 
 def smaller(spec: BenchSpec) -> str:
     """Return the next smaller setting."""
     if spec.batch_size > 1:
         return f"Set the batch size to {spec.batch_size // 2} (now {spec.batch_size})."
-    return room.fewer_layers(spec)
+    return job_memory.fewer_layers(spec)
 
 
 def seen(spec: BenchSpec) -> Seen | None:

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from stethoscope.delta.certificate import Certifying, certified
-from stethoscope.delta.patch import Patch, applied, lifted
+from stethoscope.delta.patch import Patch, applied, patch_removed
 from stethoscope.minerva.prompts import few_shot_prompt
 from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, GreedyBatch
 from stethoscope.model.likelihood import kl_per_token, next_token_logprobs, top_tokens
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import share_prefix
-from stethoscope.model.session import ModelSession
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.footprint import Setting
@@ -33,7 +33,7 @@ BASE, EDITED, THIRD = "base", "edited", "third"  # the channels that the texts a
 BATCH_SIZE = 8
 
 
-def prompt_texts(spec: CompareTextSpec, session: ModelSession) -> list[str]:
+def prompt_texts(spec: CompareTextSpec, loaded: LoadedModel) -> list[str]:
     """Return the full text of every prompt: behind the shots (if there are any), in the chat template, as asked.
 
     Raises:
@@ -41,23 +41,23 @@ def prompt_texts(spec: CompareTextSpec, session: ModelSession) -> list[str]:
     """
     shots = load_shots(spec.problems.shots) if spec.framed and spec.problems.shots is not None else ()
     framed = [few_shot_prompt(prompt, shots) if spec.framed else prompt for prompt in spec.prompts]
-    return [session.chat_prompt(text) for text in framed] if spec.chat_template else framed
+    return [loaded.chat_prompt(text) for text in framed] if spec.chat_template else framed
 
 
 def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComparison:
     """Return the texts of every prompt, with KL and the likeliest tokens of both models at each token."""
-    session = context.session(spec.recipe.model, progress)
+    loaded = context.load(spec.recipe.model, progress)
     patches = {BASE: Patch(None, {}), EDITED: patch_of(spec.recipe, context, progress)}
     if spec.third is not None:
         patches[THIRD] = patch_of(spec.third, context, progress)
-    rows = session.encode(prompt_texts(spec, session))
+    rows = loaded.encode(prompt_texts(spec, loaded))
     certifying: dict[str, Certifying] = {}
     with ExitStack() as stack:
         for channel in [channel for channel in patches if channel != BASE]:
-            certifying[channel] = stack.enter_context(certified(session, patches[channel]))
-            stack.enter_context(lifted(session))
-        written = _write(session, rows, patches, spec.max_new_tokens, progress)
-        pairs = _compare(session, spec.prompts, rows, written, patches, progress)
+            certifying[channel] = stack.enter_context(certified(loaded, patches[channel]))
+            stack.enter_context(patch_removed(loaded))
+        written = _write(loaded, rows, patches, spec.max_new_tokens, progress)
+        pairs = _compare(loaded, spec.prompts, rows, written, patches, progress)
     return TextComparison(
         recipe_id=content_id(spec.recipe),
         pairs=pairs,
@@ -67,7 +67,7 @@ def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComp
 
 
 def _write(
-    session: ModelSession,
+    loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
     patches: Mapping[str, Patch],
     max_new_tokens: int,
@@ -78,16 +78,16 @@ def _write(
     written: dict[str, dict[int, Generation]] = {channel: {} for channel in patches}
     prefixes = {}
     for channel, patch in patches.items():
-        progress.give_way()
-        with applied(session, patch):
-            prefixes[channel] = share_prefix(session, rows)
+        progress.yield_to_interactive()
+        with applied(loaded, patch):
+            prefixes[channel] = share_prefix(loaded, rows)
 
     def writer(channel: str) -> Callable[[int, str], None]:
         return lambda index, delta: progress.write(channel if len(rows) == 1 else f"{channel}-{index}", delta)
 
     batches = {
         channel: GreedyBatch(
-            session,
+            loaded,
             rows,
             prefixes[channel],
             max_new_tokens=max_new_tokens,
@@ -98,8 +98,8 @@ def _write(
     }
     while unfinished := [channel for channel, batch in batches.items() if not batch.done]:
         for channel in unfinished:
-            progress.give_way()
-            with applied(session, patches[channel]):
+            progress.yield_to_interactive()
+            with applied(loaded, patches[channel]):
                 written[channel].update((text.index, text) for text in batches[channel].step())
         complete = set(range(len(rows))).intersection(*written.values())
         progress.advance(len(complete) - progress.done)
@@ -107,7 +107,7 @@ def _write(
 
 
 def _compare(
-    session: ModelSession,
+    loaded: LoadedModel,
     prompts: Sequence[str],
     rows: Sequence[Sequence[int]],
     written: Mapping[str, Mapping[int, Generation]],
@@ -121,10 +121,10 @@ def _compare(
         base, edited = written[BASE][index], written[EDITED][index]
         columns = {}
         for channel in patches:
-            progress.give_way()
+            progress.yield_to_interactive()
             text = written[channel][index]
             columns[channel] = _column(
-                session,
+                loaded,
                 row,
                 text,
                 patches[EDITED if channel == BASE else channel],
@@ -135,17 +135,17 @@ def _compare(
     return tuple(pairs)
 
 
-def _column(session: ModelSession, row: Sequence[int], text: Generation, patch: Patch, first: int | None) -> TextColumn:
+def _column(loaded: LoadedModel, row: Sequence[int], text: Generation, patch: Patch, first: int | None) -> TextColumn:
     """Return `text` (behind the prompt `row`) with what the model of `patch` and the base predict at its tokens."""
     whole, count = [*row, *text.token_ids], len(text.token_ids)
-    with applied(session, patch):
-        (edited,) = next_token_logprobs(session, [whole], last=[count])
-    (base,) = next_token_logprobs(session, [whole], last=[count])
-    top = zip(top_tokens(session, edited), top_tokens(session, base), strict=True)
+    with applied(loaded, patch):
+        (edited,) = next_token_logprobs(loaded, [whole], last=[count])
+    (base,) = next_token_logprobs(loaded, [whole], last=[count])
+    top = zip(top_tokens(loaded, edited), top_tokens(loaded, base), strict=True)
     return TextColumn(
         text=text.text,
         ids=text.token_ids,
-        tokens=tuple(session.token_strings(text.token_ids)),
+        tokens=tuple(loaded.token_strings(text.token_ids)),
         kl=tuple(float(nats) for nats in kl_per_token(edited, base)),
         top=tuple(TopTokens(edited=of_edited, base=of_base) for of_edited, of_base in top),
         first_difference=first,
@@ -160,11 +160,11 @@ def first_difference(base: Sequence[int], edited: Sequence[int]) -> int | None:
     return None if len(base) == len(edited) else min(len(base), len(edited))
 
 
-def needs(spec: CompareTextSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: CompareTextSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what writing holds."""
-    yield room.answering(setting, len(spec.prompts), spec.max_new_tokens)
+    yield job_memory.answering(setting, len(spec.prompts), spec.max_new_tokens)
 
 
 def smaller(spec: CompareTextSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_layers(spec)
+    return job_memory.fewer_layers(spec)

@@ -20,27 +20,27 @@ import torch
 from stethoscope.delta.certificate import BaseCheck
 from stethoscope.delta.edits import Directions
 from stethoscope.delta.parts import LayerSpectra
-from stethoscope.delta.patch import lifted
+from stethoscope.delta.patch import patch_removed
 from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.minerva.problems import Problem
 from stethoscope.minerva.sources import load_shots
 from stethoscope.model.devices import pick_device
-from stethoscope.model.memory import free_bytes
+from stethoscope.model.free_memory import free_bytes
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.residual import site_width
-from stethoscope.model.room import check_room, read_sizes
-from stethoscope.model.session import ModelSession, load_session
-from stethoscope.pipeline.gold import ProbeSet
+from stethoscope.model.weights_fit import check_room, read_sizes
+from stethoscope.pipeline.probe_items import ProbeSet
 from stethoscope.pipeline.prompts import Prompt, encode_prompts
 from stethoscope.pipeline.settings import compute_exactly
-from stethoscope.progress import Aside, Progress
+from stethoscope.progress import Progress, SubProgress
 from stethoscope.records import BenchSpec, ModelRef, Record, SaeRef, TaskVectorRef
 from stethoscope.sae.bank import SaeBank, open_bank
 from stethoscope.sae.rates import FiringRates
 from stethoscope.store.backlog import Backlog
 from stethoscope.store.cache import ArrayCache
-from stethoscope.store.fingerprints import meet, record_fingerprints
+from stethoscope.store.fingerprints import record_fingerprints, resolve_commits
 from stethoscope.store.ids import content_id
 from stethoscope.store.runs import RunStore
 
@@ -52,7 +52,7 @@ SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spect
 
 
 @dataclass
-class Recent(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """A mapping that forgets its least recently used entries above `capacity`; the newest one always stays.
 
     Attributes:
@@ -113,17 +113,17 @@ class Context:
         self.device = device
         self._edit_bytes = edit_bytes
         self._base_check: BaseCheck | None = None
-        self._session: ModelSession | None = None
+        self._loaded: LoadedModel | None = None
         self._graders: GraderPool | None = None
-        self._banks: Recent[SaeRef, SaeBank] = Recent(4)
-        self._task_vectors: Recent[str, TaskVector] = Recent(8)
+        self._banks: LruCache[SaeRef, SaeBank] = LruCache(4)
+        self._task_vectors: LruCache[str, TaskVector] = LruCache(8)
         self.patches = ReadyPatches(0)
         self.directions = Directions(0)
-        self.rates: Recent[str, FiringRates] = Recent(RATES_BYTES, lambda kept: kept.size_bytes)
-        self.probe_sets: Recent[str, ProbeSet] = Recent(16)
-        self.edited_nll: Recent[str, np.ndarray] = Recent(256)
-        self.spectra: Recent[str, LayerSpectra] = Recent(SPECTRA_BYTES, lambda kept: kept.size_bytes)
-        self._prompts: Recent[object, dict[str, Prompt]] = Recent(4)
+        self.rates: LruCache[str, FiringRates] = LruCache(RATES_BYTES, lambda kept: kept.size_bytes)
+        self.probe_sets: LruCache[str, ProbeSet] = LruCache(16)
+        self.edited_nll: LruCache[str, np.ndarray] = LruCache(256)
+        self.spectra: LruCache[str, LayerSpectra] = LruCache(SPECTRA_BYTES, lambda kept: kept.size_bytes)
+        self._prompts: LruCache[object, dict[str, Prompt]] = LruCache(4)
         self.remembered: set[object] = set()  # samples that `pipeline.tuning` has stored as seen
         self.base_checksum: str | None = None
         self.wanted_bytes = 0
@@ -141,8 +141,8 @@ class Context:
     def _kept(self, kind: type[S], key: str, make: Callable[[], S]) -> S:
         if self.cache is None:
             return make()
-        assert self._session is not None, "what is cached was computed with a loaded model"
-        owner = (kind.__name__, key, _code(), torch.__version__, _processor(self._session.device))
+        assert self._loaded is not None, "what is cached was computed with a loaded model"
+        owner = (kind.__name__, key, _code(), torch.__version__, _processor(self._loaded.device))
         arrays = self.cache.get(*owner)
         if arrays is not None:
             return kind.from_arrays(arrays)  # pyrefly: ignore[bad-return]
@@ -151,49 +151,49 @@ class Context:
         return made
 
     @property
-    def loaded(self) -> ModelSession | None:
-        """The session that is loaded now, if any."""
-        return self._session
+    def loaded(self) -> LoadedModel | None:
+        """The model that is loaded now, if any."""
+        return self._loaded
 
     def identity(self, record: Record, *extra: str) -> str:
         """Return the content id of `record` together with what its locations hold now."""
-        meet(record)
-        return content_id(record, *record_fingerprints(record, Aside(self.progress)), *extra)
+        resolve_commits(record)
+        return content_id(record, *record_fingerprints(record, SubProgress(self.progress)), *extra)
 
-    def session(self, ref: ModelRef, progress: Progress) -> ModelSession:
+    def load(self, ref: ModelRef, progress: Progress) -> LoadedModel:
         """Return the model of `ref`, loading it in place of another one where needed."""
-        if self._session is None or self._session.ref != ref:
+        if self._loaded is None or self._loaded.ref != ref:
             assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
             self.forget_model()
             check_room(ref, read_sizes(ref, pick_device(self.device), progress)[1])
             compute_exactly()
-            self._session = load_session(ref, device=self.device, progress=progress)
-            self.base_checksum = self._session.loaded_checksum()
-            self._base_check = BaseCheck(self._session)
-            where = torch.device("cpu") if self._session.plan.waits else self._session.device
-            weights = sum(self._session.plan.sizes.values())
+            self._loaded = load_checkpoint(ref, device=self.device, progress=progress)
+            self.base_checksum = self._loaded.loaded_checksum()
+            self._base_check = BaseCheck(self._loaded)
+            where = torch.device("cpu") if self._loaded.plan.waits else self._loaded.device
+            weights = sum(self._loaded.plan.sizes.values())
             half = budget_bytes(where, self._edit_bytes, weights_bytes=weights) // 2
             self.patches.capacity_bytes = self.directions.capacity_bytes = half
-        return self._session
+        return self._loaded
 
     @property
     def held_bytes(self) -> int:
         """What the loaded model and its ready edits take on the model's device; 0 where none is loaded."""
-        if self._session is None:
+        if self._loaded is None:
             return 0
-        return self._session.plan.on_devices + self.patches.size_bytes + self.directions.size_bytes
+        return self._loaded.plan.on_devices + self.patches.size_bytes + self.directions.size_bytes
 
     @property
     def held_host_bytes(self) -> int:
         """What the loaded model's weights take where they wait in memory; 0 where none is loaded."""
-        return 0 if self._session is None else self._session.plan.in_memory
+        return 0 if self._loaded is None else self._loaded.plan.in_memory
 
     @contextlib.contextmanager
     def wanting(self, needed: int) -> Iterator[None]:
-        """Keep `needed` bytes free for the job in the body, as far as edits can give way (see `make_room`)."""
+        """Keep `needed` bytes free for the job in the body, as far as edits can give way (see `job_memory`)."""
         before, self.wanted_bytes = self.wanted_bytes, needed
         try:
-            self.make_room()
+            self.job_memory()
             yield
         finally:
             self.wanted_bytes = before
@@ -207,15 +207,15 @@ class Context:
         finally:
             self.progress = before
 
-    def make_room(self) -> None:
+    def job_memory(self) -> None:
         """Let what can be made again give way until the running job has what it wants: directions, then ready edits.
 
         An edit that a job holds keeps its memory until the job lets it go.
         """
-        if self._session is None or free_bytes(self._session.device) >= self.wanted_bytes:
+        if self._loaded is None or free_bytes(self._loaded.device) >= self.wanted_bytes:
             return
         self.directions.clear()
-        while free_bytes(self._session.device) < self.wanted_bytes and self.patches.forget_one():
+        while free_bytes(self._loaded.device) < self.wanted_bytes and self.patches.forget_one():
             pass
 
     def drop_edits(self) -> None:
@@ -225,7 +225,7 @@ class Context:
 
     def forget_model(self) -> None:
         """Drop the loaded model and all that was computed with it."""
-        self._session = None
+        self._loaded = None
         self.base_checksum = None
         self._base_check = None
         self.drop_edits()
@@ -251,14 +251,14 @@ class Context:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Let other jobs run in the body: the running job's edit is lifted, and its model stays loaded.
+        """Let other jobs run in the body: the running job's edit is taken off, and its model stays loaded.
 
         Raises:
             StethoscopeError: the weights were not what the running job had put there, or not the base's afterwards.
         """
-        assert self._session is not None, "no job can be set aside before its model is loaded"
+        assert self._loaded is not None, "no job can be set aside before its model is loaded"
         assert not self._in_use, "a job is set aside already"
-        with lifted(self._session):
+        with patch_removed(self._loaded):
             self._in_use = True
             try:
                 yield
@@ -272,16 +272,16 @@ class Context:
         """
         return None if self._base_check is None else self._base_check.run(go_on)
 
-    def bank(self, ref: SaeRef, session: ModelSession, progress: Progress) -> SaeBank:
+    def bank(self, ref: SaeRef, loaded: LoadedModel, progress: Progress) -> SaeBank:
         """Return the SAEs of `ref`, checked against the model's width; their settings may have to be fetched."""
-        width = site_width(session, ref.site)
+        width = site_width(loaded, ref.site)
         return self._banks.get_or_make(ref, lambda: open_bank(ref, width, progress=progress))
 
-    def task_vector(self, ref: TaskVectorRef, session: ModelSession, progress: Progress) -> TaskVector:
+    def task_vector(self, ref: TaskVectorRef, loaded: LoadedModel, progress: Progress) -> TaskVector:
         """Return the task vector of `ref` over the loaded base, fetching it where it is a hub id."""
         record_fingerprints(ref, progress)
         return self._task_vectors.get_or_make(
-            self.identity(ref), lambda: open_task_vector(ref, session, progress=progress)
+            self.identity(ref), lambda: open_task_vector(ref, loaded, progress=progress)
         )
 
     def prompts(self, spec: BenchSpec, problems: Sequence[Problem]) -> dict[str, Prompt]:
@@ -291,11 +291,11 @@ class Context:
 
         Raises: what `encode_prompts` does; CorpusError: no shots where they should be.
         """
-        assert self._session is not None, "prompts are tokens of the model that is loaded"
+        assert self._loaded is not None, "prompts are tokens of the model that is loaded"
         shots = load_shots(spec.problems.shots)
         known = self._prompts.get_or_make((shots, spec.chat_template), dict)
         missing = [problem for problem in problems if problem.problem_id not in known]
-        known |= encode_prompts(self._session, missing, shots, chat_template=spec.chat_template)
+        known |= encode_prompts(self._loaded, missing, shots, chat_template=spec.chat_template)
         return {problem.problem_id: known[problem.problem_id] for problem in problems}
 
     @property

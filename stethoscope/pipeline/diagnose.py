@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 import torch
 
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.listening import firing_rates, scoring_device, start_listening, top_latents
-from stethoscope.pipeline.tuning import Seen
+from stethoscope.pipeline.tuned_on import Seen
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult, SelectedLatent, SpecificityCell
@@ -70,7 +70,7 @@ def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: Fi
 
 def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisResult:
     """Return the score of every layer for every subject, with intervals, p-values and the selected latents."""
-    session = context.session(spec.model, progress)
+    loaded = context.load(spec.model, progress)
     subjects = spec.problems.subjects
     start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
@@ -81,7 +81,7 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     order: dict[str, tuple[int, ...]] = {}
     for subject in subjects:
         progress.detail = subject.replace("_", " ")
-        rows = _cells(spec, subject, domains[subject], control, scoring_device(session), progress)
+        rows = _cells(spec, subject, domains[subject], control, scoring_device(loaded), progress)
         cells.extend(rows)
         order[subject] = order_layers(tuple(row.layer for row in rows), tuple(row.score for row in rows))
         latents.extend(_selected(spec, subject, domains[subject], control))
@@ -92,7 +92,7 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
         source=score.source,
         subjects=subjects,
         control=spec.control,
-        n_layers=session.layout.n_layers,
+        n_layers=loaded.layout.n_layers,
         site=spec.listens_with.site,
         top_k=spec.top_k,
         null=score.null,
@@ -102,14 +102,14 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
     )
 
 
-def needs(spec: DiagnoseSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: DiagnoseSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what listening and scoring hold."""
-    yield room.listening(spec, setting, saes_of)
+    yield job_memory.listening(spec, setting, saes_of)
 
 
 def smaller(spec: DiagnoseSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_documents(spec)
+    return job_memory.fewer_documents(spec)
 
 
 def seen(spec: DiagnoseSpec) -> Seen:

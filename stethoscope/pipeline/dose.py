@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Setting
-from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
-from stethoscope.pipeline.tuning import Seen, scored_problems
+from stethoscope.pipeline.probe_items import ProbeSet
+from stethoscope.pipeline.tuned_on import Seen, scored_problems
 from stethoscope.progress import Progress
 from stethoscope.records import DoseSpec
 from stethoscope.results import ALL_SUBJECTS, DoseResult, DoseRow
@@ -69,14 +69,14 @@ def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) ->
     return rows
 
 
-def needs(spec: DoseSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: DoseSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what scoring holds."""
-    yield room.likelihoods(setting)
+    yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: DoseSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_layers(spec)
+    return job_memory.fewer_layers(spec)
 
 
 def seen(spec: DoseSpec) -> Seen:

@@ -8,38 +8,38 @@ from stethoscope.delta.edits import EditSource, edits_of
 from stethoscope.delta.expectation import expected_digests
 from stethoscope.delta.patch import BufferLike, Patch, build_patch, check_fit, edits_nothing
 from stethoscope.delta.projection import RowsOfLayer
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.listening import decoder_rows
 from stethoscope.progress import Progress
-from stethoscope.reach import reach, saes_of
+from stethoscope.recipes.reach import reach, saes_of
 from stethoscope.records import (
     BenchArm,
     EditRecipe,
-    NormMatchedArm,
-    ProjectedArm,
-    RandomSubspaceArm,
-    RawArm,
+    NormMatchedEdit,
+    ProjectedEdit,
+    RandomSubspaceEdit,
+    RawEdit,
     SaeRef,
-    ServedArm,
+    ServedEdit,
 )
 from stethoscope.results import Ground, Reach
 from stethoscope.store.fingerprints import record_fingerprints
 from stethoscope.store.ids import content_id
 
 
-def bases_of(recipe: EditRecipe, session: ModelSession, context: Context, progress: Progress) -> RowsOfLayer | None:
+def bases_of(recipe: EditRecipe, loaded: LoadedModel, context: Context, progress: Progress) -> RowsOfLayer | None:
     """Return the decoder rows that the recipe projects on, None where it projects on none."""
-    match recipe.arm:
-        case RawArm() | RandomSubspaceArm() | ServedArm():
+    match recipe.edit_type:
+        case RawEdit() | RandomSubspaceEdit() | ServedEdit():
             return None
-        case ProjectedArm() | NormMatchedArm() as arm:
-            return decoder_rows(arm.diagnosis, arm.subject, arm.top_k, session, context, progress)
+        case ProjectedEdit() | NormMatchedEdit() as arm:
+            return decoder_rows(arm.diagnosis, arm.subject, arm.top_k, loaded, context, progress)
 
 
-def sae_layers(saes: SaeRef | None, session: ModelSession, context: Context, progress: Progress) -> tuple[int, ...]:
+def sae_layers(saes: SaeRef | None, loaded: LoadedModel, context: Context, progress: Progress) -> tuple[int, ...]:
     """Return the layers that have one of `saes`; none without any."""
-    return () if saes is None else context.bank(saes, session, progress).layers
+    return () if saes is None else context.bank(saes, loaded, progress).layers
 
 
 def ground_of(
@@ -50,14 +50,14 @@ def ground_of(
     Args:
         saes: those that a projected arm beside it would need, where the recipe itself needs none.
     """
-    session = context.session(recipe.model, progress)
-    task_vector = context.task_vector(recipe.task_vector, session, progress)
-    layers = range(session.layout.n_layers) if whole else recipe.layers
+    loaded = context.load(recipe.model, progress)
+    task_vector = context.task_vector(recipe.task_vector, loaded, progress)
+    layers = range(loaded.layout.n_layers) if whole else recipe.layers
     return Ground(
-        n_layers=session.layout.n_layers,
+        n_layers=loaded.layout.n_layers,
         moved=tuple(row for layer in layers for row in task_vector.moved(layer)),
         outer=task_vector.moves_outer,
-        sae_layers=sae_layers(saes_of(recipe) or saes, session, context, progress),
+        sae_layers=sae_layers(saes_of(recipe) or saes, loaded, context, progress),
         not_the_fine_tune=task_vector.not_the_fine_tune,
     )
 
@@ -71,7 +71,7 @@ def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress
     found: dict[str, Reach] = {}
     for arm in arms:
         if arm.recipe is not None:
-            check_fit(context.session(arm.recipe.model, progress), None, arm.recipe)
+            check_fit(context.load(arm.recipe.model, progress), None, arm.recipe)
             found[arm.name] = reach(arm.recipe, ground_of(arm.recipe, context, progress))
     return found
 
@@ -87,8 +87,8 @@ def not_the_fine_tunes(
     found: dict[str, str] = {}
     for arm in arms:
         if arm.recipe is not None:
-            session = context.session(arm.recipe.model, progress)
-            task_vector = context.task_vector(arm.recipe.task_vector, session, progress)
+            loaded = context.load(arm.recipe.model, progress)
+            task_vector = context.task_vector(arm.recipe.task_vector, loaded, progress)
             why = task_vector.compared_whole(progress) if whole else task_vector.not_the_fine_tune
             found |= {} if why is None else {arm.recipe.task_vector.name: why}
     return found
@@ -98,13 +98,13 @@ def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float
     """Return the Frobenius norm of all that `recipe` adds to the weights, before any rounding."""
     if edits_nothing(recipe):
         return 0.0
-    session = context.session(recipe.model, progress)
+    loaded = context.load(recipe.model, progress)
     source = EditSource(
-        session,
-        context.task_vector(recipe.task_vector, session, progress),
+        loaded,
+        context.task_vector(recipe.task_vector, loaded, progress),
         recipe,
-        bases_of(recipe, session, context, progress),
-        sae_layers(saes_of(recipe), session, context, progress),
+        bases_of(recipe, loaded, context, progress),
+        sae_layers(saes_of(recipe), loaded, context, progress),
         context.directions,
         _identity(recipe),
     )
@@ -120,25 +120,25 @@ def _identity(recipe: EditRecipe) -> str:
 def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
     """Return the replacement tensors of `recipe`, built once and kept while recently used, with what is expected of
     them (see `delta.expectation`)."""
-    session = context.session(recipe.model, progress)
+    loaded = context.load(recipe.model, progress)
 
     def build(buffer_like: BufferLike) -> Patch:
-        task_vector = context.task_vector(recipe.task_vector, session, progress)
+        task_vector = context.task_vector(recipe.task_vector, loaded, progress)
         recipe_id = content_id(recipe)
         patch = build_patch(
-            session,
+            loaded,
             task_vector,
             recipe,
-            bases_of(recipe, session, context, progress),
+            bases_of(recipe, loaded, context, progress),
             recipe_id,
-            sae_layers=sae_layers(saes_of(recipe), session, context, progress),
+            sae_layers=sae_layers(saes_of(recipe), loaded, context, progress),
             directions=context.directions,
             identity=_identity(recipe),
             buffer_like=buffer_like,
         )
-        expected = expected_digests(session, task_vector, recipe, patch.tensors, recipe_id)
+        expected = expected_digests(loaded, task_vector, recipe, patch.tensors, recipe_id)
         return dataclasses.replace(patch, expected=expected)
 
     patch = context.patches.get_or_build(context.identity(recipe), build)
-    context.make_room()
+    context.job_memory()
     return patch

@@ -12,7 +12,7 @@ from stethoscope.delta.energy import energy_cells
 from stethoscope.delta.parts import LayerSpectra, References
 from stethoscope.delta.projection import layer_basis
 from stethoscope.model.residual import site_width
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.listening import corpus_documents, firing_rates, selected_latents, top_latents
@@ -27,25 +27,25 @@ from stethoscope.sae.matching import matched_latents
 def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
     """Return retention, null, enrichment, ceiling and references per matrix and per layer for every k of the spec."""
     diagnosis, site = spec.diagnosis, spec.diagnosis.listens_with.site
-    session = context.session(diagnosis.model, progress)
-    task_vector = context.task_vector(spec.task_vector, session, progress)
-    bank = context.bank(diagnosis.listens_with, session, progress)
+    loaded = context.load(diagnosis.model, progress)
+    task_vector = context.task_vector(spec.task_vector, loaded, progress)
+    bank = context.bank(diagnosis.listens_with, loaded, progress)
     spans = {
         layer: _rows_of(bank, layer, latents)
         for layer, latents in _choose_latents(spec, bank, context, progress).items()
-        if layer < session.layout.n_layers
+        if layer < loaded.layout.n_layers
     }
-    width = site_width(session, site)
+    width = site_width(loaded, site)
     bases = {
-        layer: basis.to(session.device)
+        layer: basis.to(loaded.device)
         for layer in spans
         if (basis := layer_basis(lambda of: spans[of].selected, layer, width)) is not None
     }
     activity = measure_activity(
-        session,
+        loaded,
         task_vector,
         bases,
-        tokenise(session, corpus_documents(diagnosis, spec.subject), diagnosis.tokens),
+        tokenise(loaded, corpus_documents(diagnosis, spec.subject), diagnosis.tokens),
         n_components=max(spec.k),
         sae_site=site,
         fold_gains=spec.fold_gains,
@@ -57,7 +57,7 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
         return context.spectra_of(f"{owner} {key}", make)
 
     table = energy_cells(
-        session,
+        loaded,
         task_vector,
         lambda layer: spans[layer].selected if layer in spans else None,
         spec.k,
@@ -74,8 +74,8 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
         subject=spec.subject,
         control=diagnosis.control,
         site=site,
-        n_layers=session.layout.n_layers,
-        d_model=session.layout.d_model,
+        n_layers=loaded.layout.n_layers,
+        d_model=loaded.layout.d_model,
         k=spec.k,
         cells=table.cells,
         layers=table.layers,
@@ -151,12 +151,12 @@ def _references(spans: Mapping[int, _Rows], components: Mapping[int, Tensor], dr
     )
 
 
-def needs(spec: EnergySpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: EnergySpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what listening holds, and what the table does."""
-    yield room.listening(spec.diagnosis, setting, saes_of)
-    yield room.measuring_energy(spec.diagnosis, setting, saes_of)
+    yield job_memory.listening(spec.diagnosis, setting, saes_of)
+    yield job_memory.measuring_energy(spec.diagnosis, setting, saes_of)
 
 
 def smaller(spec: EnergySpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_documents(spec.diagnosis)
+    return job_memory.fewer_documents(spec.diagnosis)

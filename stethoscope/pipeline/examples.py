@@ -7,7 +7,7 @@ sum over them), so that only documents that may be among the strongest run again
 import numpy as np
 
 from stethoscope.errors import SaeError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.latents import check_subject
 from stethoscope.pipeline.listening import corpus_documents, firing_rates, start_listening
@@ -31,9 +31,9 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
     """
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
-    session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.listens_with, session, progress)
-    check_layers(session, bank, [spec.layer])
+    loaded = context.load(diagnosis.model, progress)
+    bank = context.bank(diagnosis.listens_with, loaded, progress)
+    check_layers(loaded, bank, [spec.layer])
     d_sae = bank.row(spec.layer).d_sae
     if spec.latent >= d_sae:
         raise SaeError(
@@ -47,7 +47,7 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
     rates = {corpus: firing_rates(diagnosis, corpus, context, progress, layers=layers) for corpus in corpora}
     progress.start("Reading examples", 2 * spec.n)
     examples = [
-        found for corpus in corpora for found in _strongest(spec, corpus, rates[corpus], session, bank, progress)
+        found for corpus in corpora for found in _strongest(spec, corpus, rates[corpus], loaded, bank, progress)
     ]
     return LatentExamplesResult(
         layer=spec.layer,
@@ -72,21 +72,21 @@ def _strongest(
     spec: LatentExamplesSpec,
     corpus: str,
     rates: FiringRates,
-    session: ModelSession,
+    loaded: LoadedModel,
     bank: SaeBank,
     progress: Progress,
 ) -> list[LatentExample]:
     chosen = candidates(rates, spec.layer, spec.latent, spec.n)
     documents = corpus_documents(spec.diagnosis, corpus)
-    rows = tokenise(session, [documents[i] for i in chosen], spec.diagnosis.tokens)
+    rows = tokenise(loaded, [documents[i] for i in chosen], spec.diagnosis.tokens)
     sae = bank.load(spec.layer).only([spec.latent])
     found: list[LatentExample] = []
-    for heard in listen(session, rows, [spec.layer], bank.ref.site, d=bank.d_model, progress=progress):
+    for heard in listen(loaded, rows, [spec.layer], bank.ref.site, d=bank.d_model, progress=progress):
         x = heard.take(spec.layer)
         of_token = sae.to(x.device).encode(x)[:, 0].cpu().numpy()
         for i, activations in zip(heard.documents, np.split(of_token, np.cumsum(heard.n_tokens)[:-1]), strict=True):
-            ids = rows[i][session.skipped_tokens :]
-            tokens = tuple(session.decode([token]) for token in ids)
+            ids = rows[i][loaded.skipped_tokens :]
+            tokens = tuple(loaded.decode([token]) for token in ids)
             found.append(LatentExample(corpus=corpus, tokens=tokens, activations=tuple(activations.tolist())))
     progress.advance(spec.n)
     return sorted(found, key=lambda example: -max(example.activations))[: spec.n]

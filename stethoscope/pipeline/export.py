@@ -12,7 +12,7 @@ from stethoscope.locations import path_of
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import bases_of, ground_of, patch_of, sae_layers
 from stethoscope.progress import Progress
-from stethoscope.reach import in_words, reach, saes_of
+from stethoscope.recipes.reach import in_words, reach, saes_of
 from stethoscope.records import BenchSpec, ExportSpec
 from stethoscope.results import BenchResult, ExportResult
 from stethoscope.store.ids import content_id
@@ -56,9 +56,9 @@ def measured(spec: ExportSpec, context: Context) -> list[str]:
 def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     """Write the folder, read it back and compare it with the live edited model."""
     recipe = spec.recipe
-    session = context.session(recipe.model, progress)
+    loaded = context.load(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
-    task_vector = context.task_vector(recipe.task_vector, session, progress)
+    task_vector = context.task_vector(recipe.task_vector, loaded, progress)
     why_not = not_for_mergekit(recipe) if spec.kind in ("all", "mergekit") else None
     if spec.kind == "mergekit" and why_not is not None:
         raise RecipeError(
@@ -71,18 +71,18 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     parts = Parts(
         checkpoint=spec.kind in ("all", "checkpoint"),
         delta=EditSource(
-            session,
+            loaded,
             task_vector,
             recipe,
-            bases_of(recipe, session, context, progress),
-            sae_layers(saes_of(recipe), session, context, progress),
+            bases_of(recipe, loaded, context, progress),
+            sae_layers(saes_of(recipe), loaded, context, progress),
         )
         if spec.kind in ("all", "delta")
         else None,
-        mergekit=mergekit_yaml(recipe, session.layout) if wants_yaml else None,
+        mergekit=mergekit_yaml(recipe, loaded.layout) if wants_yaml else None,
         lacks=in_words(reach(recipe, ground_of(recipe, context, progress))),
         measured=measured(spec, context),
         max_shard_bytes=spec.max_shard_bytes,
     )
-    result = export_checkpoint(session, patch, recipe, path_of(spec.out), parts=parts, progress=progress)
+    result = export_checkpoint(loaded, patch, recipe, path_of(spec.out), parts=parts, progress=progress)
     return result.model_copy(update={"left_out": None if why_not is None else f"mergekit.yaml: {why_not}"})

@@ -7,7 +7,7 @@
     a product  = its result x (bytes + scratch): CPUs without half precision make it in float32 first
 
 The budgets are imported from the code that keeps to them. Of steps that follow one another the largest counts. What
-only fills free memory and gives way (directions of edits, see `Context.make_room`) is marked and not needed.
+only fills free memory and gives way (directions of edits, see `Context.job_memory`) is marked and not needed.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ import torch
 
 from stethoscope.delta.activity import BATCH_TOKENS as ENERGY_TOKENS
 from stethoscope.model.devices import DISK, Plan
+from stethoscope.model.free_memory import product_scratch
 from stethoscope.model.generation import ADMIT_TOKENS
 from stethoscope.model.gradients import GRAPH_BYTES
 from stethoscope.model.likelihood import CHUNK_BYTES, LOGITS_BYTES, batches_abreast
-from stethoscope.model.memory import product_scratch
 from stethoscope.model.shape import ModelShape
 from stethoscope.model.slots import SLOT_CHUNK
-from stethoscope.pipeline.gold import BATCH_SIZE as PROBE_ROWS
 from stethoscope.pipeline.listening import BATCH_TOKENS, CAPTURED_BYTES
+from stethoscope.pipeline.probe_items import BATCH_SIZE as PROBE_ROWS
 from stethoscope.records import EnergySpec
 from stethoscope.results import MemoryPart
 from stethoscope.sae.bank import CACHE_BYTES

@@ -19,16 +19,16 @@ from jaxtyping import Float, Int
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import RecipeError
 from stethoscope.model.gradients import first_order_effects
-from stethoscope.model.session import ModelSession
-from stethoscope.pipeline import footprint, room
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.pipeline import footprint, job_memory
 from stethoscope.pipeline import predictors as predict
 from stethoscope.pipeline.agreement import Gains, Predictor, agreement_row, predictor_cells, with_mean
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Setting
-from stethoscope.pipeline.gold import ProbeSet, gold_pairs
 from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.pipeline.probe_items import ProbeSet, gold_pairs
 from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
-from stethoscope.pipeline.tuning import Seen
+from stethoscope.pipeline.tuned_on import Seen
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, GainSpec, LayerAlpha
 from stethoscope.results import GainCell, GainResult, RandomSet, SetGain
@@ -50,7 +50,7 @@ class Injector:
 
     spec: GainSpec
     context: Context
-    session: ModelSession
+    loaded: LoadedModel
     task_vector: TaskVector
     probes: ProbeSet
     active: frozenset[int]
@@ -83,7 +83,7 @@ class Injector:
     def first_order(self, items: Items, progress: Progress) -> Float[np.ndarray, "n n_layers"]:
         """Return d NLL / d alpha of `items` for injecting each layer alone: from the store, or taken and stored."""
         key = f"first order {self.context.identity(self.spec.task_vector)} {self.probes.key} "
-        key += f"items {','.join(map(str, items))} {self.session.device.type}"
+        key += f"items {','.join(map(str, items))} {self.loaded.device.type}"
         database, backlog = self.context.store.database, self.context.backlog
         stored = backlog.read(lambda: get_measured(database, key), None)
         if stored is not None:
@@ -92,7 +92,7 @@ class Injector:
         problems = self.spec.diagnosis.problems
         pairs, _ = gold_pairs(problems, self.spec.split, self.spec.n, self.spec.seed)
         effects = first_order_effects(
-            self.session,
+            self.loaded,
             [pairs[item] for item in items],
             self.task_vector.delta,
             batch_size=GRADIENT_BATCH_SIZE,
@@ -122,7 +122,7 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
     problems = spec.diagnosis.problems
     injector = open_injector(spec, context, progress)
     names = injector.probes.names
-    n_layers = injector.session.layout.n_layers
+    n_layers = injector.loaded.layout.n_layers
     items = [np.flatnonzero(names == subject) for subject in problems.subjects]
     rows = [*items, np.concatenate(items)]  # a subject each, then all
     subjects = (*problems.subjects, POOLED)
@@ -168,8 +168,8 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
 
 def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injector:
     """Return what injects layers, with the base's NLL of every item."""
-    session = context.session(spec.diagnosis.model, progress)
-    task_vector = context.task_vector(spec.task_vector, session, progress)
+    loaded = context.load(spec.diagnosis.model, progress)
+    task_vector = context.task_vector(spec.task_vector, loaded, progress)
     active = frozenset(layer for layer, norm in enumerate(task_vector.relative_norms()) if norm > 0)
     if not active or spec.alpha == 0:
         raise RecipeError(
@@ -178,16 +178,16 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injec
             expected="a task vector that moves at least one layer, and an alpha other than 0",
             next_step="Pick another task vector, or raise alpha.",
         )
-    if spec.top_n > session.layout.n_layers:
+    if spec.top_n > loaded.layout.n_layers:
         raise RecipeError(
             "a set has more layers than the model",
             got=spec.top_n,
-            expected=f"at most {session.layout.n_layers}",
+            expected=f"at most {loaded.layout.n_layers}",
             next_step="Ask for smaller sets.",
         )
     problems = spec.diagnosis.problems
     probes = probe_set(spec.diagnosis.model, problems, spec.split, spec.n, spec.seed, context, progress)
-    return Injector(spec, context, session, task_vector, probes, active)
+    return Injector(spec, context, loaded, task_vector, probes, active)
 
 
 def problem_weights(spec: GainSpec, n_subjects: int) -> list[Float[np.ndarray, "draws n"]]:
@@ -205,7 +205,7 @@ def measured_predictors(
     progress: Progress,
 ) -> tuple[Predictor, ...]:
     """Return every predictor: the specificity scores, first-order effect, relative update, linear probe, depth."""
-    n_layers, n_subjects = injector.session.layout.n_layers, len(items)
+    n_layers, n_subjects = injector.loaded.layout.n_layers, len(items)
     scores = predict.specificity_predictors(spec.diagnosis, n_layers, context, progress)
     probe = predict.linear_probe(spec.diagnosis, context, progress)
     progress.start("Taking gradients", n_subjects * spec.n)
@@ -221,7 +221,7 @@ def measured_predictors(
 
 def single_layer_gains(injector: Injector, progress: Progress) -> Float[np.ndarray, "n_items n_layers"]:
     """Return the gain of injecting each layer alone on every item, control texts included; NaN where tau is 0."""
-    n_layers, everything = injector.session.layout.n_layers, np.arange(len(injector.probes.rows))
+    n_layers, everything = injector.loaded.layout.n_layers, np.arange(len(injector.probes.rows))
     gains = np.full((len(everything), n_layers), np.nan)
     progress.start("Injecting single layers", len(injector.active) * len(everything))
     for layer in sorted(injector.active):
@@ -320,26 +320,34 @@ def set_gains(
         as_good = sum(row.gains[subject] >= interval.mean for row in random_sets)
         sets.append(
             SetGain(
-                kind=choice.kind, predictor=choice.predictor, subject=subject, layers=choice.layers,
-                n=len(gains_of_set), gain=interval.mean, ci_low=interval.low, ci_high=interval.high,
-                as_good=as_good, n_random=len(random_sets), p=rank_p(as_good, len(random_sets)),
+                kind=choice.kind,
+                predictor=choice.predictor,
+                subject=subject,
+                layers=choice.layers,
+                n=len(gains_of_set),
+                gain=interval.mean,
+                ci_low=interval.low,
+                ci_high=interval.high,
+                as_good=as_good,
+                n_random=len(random_sets),
+                p=rank_p(as_good, len(random_sets)),
                 cannot_be_significant=cannot_reach(smallest_rank_p(len(random_sets))),
             )
-        )  # fmt: skip
+        )
     return tuple(sets), tuple(random_sets)
 
 
-def needs(spec: GainSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: GainSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what listening (where there are SAEs), scoring and the gradients hold."""
     if spec.diagnosis.saes is not None:
-        yield room.listening(spec.diagnosis, setting, saes_of)
-    yield room.likelihoods(setting)
+        yield job_memory.listening(spec.diagnosis, setting, saes_of)
+    yield job_memory.likelihoods(setting)
     yield footprint.gradients()
 
 
 def smaller(spec: GainSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_documents(spec.diagnosis)
+    return job_memory.fewer_documents(spec.diagnosis)
 
 
 def seen(spec: GainSpec) -> Seen:

@@ -27,9 +27,9 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
     """Return every live latent of the layer with its rates, effect, AUROC, p and q-value, largest effect first."""
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
-    session = context.session(diagnosis.model, progress)
-    bank = context.bank(diagnosis.listens_with, session, progress)
-    check_layers(session, bank, [spec.layer])
+    loaded = context.load(diagnosis.model, progress)
+    bank = context.bank(diagnosis.listens_with, loaded, progress)
+    check_layers(loaded, bank, [spec.layer])
     layers = (spec.layer,)  # what a person looks at does not wait for the other layers
     start_listening(diagnosis, 2, context, progress, layers=layers)
     domain = firing_rates(diagnosis, spec.subject, context, progress, layers=layers)

@@ -25,12 +25,12 @@ def document_means(
     spec: DiagnoseSpec, corpus: str, context: Context, progress: Progress
 ) -> Float[np.ndarray, "n_docs n_layers d_model"]:
     """Return the mean resid_post of the diagnosis' documents of a corpus; counts documents on `progress`."""
-    session = context.session(spec.model, progress)
+    loaded = context.load(spec.model, progress)
     texts = [
         document.problem + (f"\n\n{document.solution}" if spec.tokens == "all" and document.solution else "")
         for document in corpus_documents(spec, corpus)
     ]
-    return mean_residual(session, session.encode(texts), progress=progress)
+    return mean_residual(loaded, loaded.encode(texts), progress=progress)
 
 
 def held_out_scores(

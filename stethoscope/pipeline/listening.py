@@ -7,7 +7,7 @@ from stethoscope.delta.projection import RowsOfLayer
 from stethoscope.errors import CorpusError
 from stethoscope.minerva.problems import sample_problems
 from stethoscope.minerva.sources import load_corpus
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec
@@ -41,9 +41,9 @@ def start_listening(
         SaeError: SAEs that do not fit the model, known before the first is downloaded where their files' names or
             settings tell, and after the first otherwise.
     """
-    session = context.session(spec.model, progress)
-    bank = context.bank(spec.listens_with, session, progress)
-    check_layers(session, bank, bank.layers)
+    loaded = context.load(spec.model, progress)
+    bank = context.bank(spec.listens_with, loaded, progress)
+    check_layers(loaded, bank, bank.layers)
     bank.fetch(bank.layers if layers is None else layers, progress)
     progress.start("Listening", n_corpora * spec.documents)
 
@@ -57,7 +57,7 @@ def firing_rates(
     top-k and of the cuts, so that changing those listens to nothing again. Counts the documents on `progress` (which
     the caller has started with `start_listening`).
     """
-    session = context.session(spec.model, progress)
+    loaded = context.load(spec.model, progress)
     neutral = DiagnoseSpec(
         model=spec.model,
         saes=spec.saes,
@@ -77,13 +77,13 @@ def firing_rates(
         nonlocal counted
         counted = True
         return count_firing(
-            session,
-            context.bank(spec.listens_with, session, progress),
+            loaded,
+            context.bank(spec.listens_with, loaded, progress),
             corpus_documents(spec, corpus),
             layers=layers,
             tokens=spec.tokens,
-            batch_tokens=BATCH_TOKENS[session.device.type == "cuda"],
-            capture_bytes=CAPTURED_BYTES[session.device.type == "cuda"],
+            batch_tokens=BATCH_TOKENS[loaded.device.type == "cuda"],
+            capture_bytes=CAPTURED_BYTES[loaded.device.type == "cuda"],
             progress=progress,
         )
 
@@ -93,9 +93,9 @@ def firing_rates(
     return rates
 
 
-def scoring_device(session: ModelSession) -> torch.device:
+def scoring_device(loaded: LoadedModel) -> torch.device:
     """Return where draws of documents are scored: the model's GPU, or the CPU (MPS lacks float64)."""
-    return session.device if session.device.type == "cuda" else torch.device("cpu")
+    return loaded.device if loaded.device.type == "cuda" else torch.device("cpu")
 
 
 def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
@@ -128,7 +128,7 @@ def selected_latents(
 
 
 def decoder_rows(
-    spec: DiagnoseSpec, subject: str, top_k: int, session: ModelSession, context: Context, progress: Progress
+    spec: DiagnoseSpec, subject: str, top_k: int, loaded: LoadedModel, context: Context, progress: Progress
 ) -> RowsOfLayer:
     """Return a function from a layer to its decoder rows [k, d] of the subject's top latents, None without an SAE.
 
@@ -136,7 +136,7 @@ def decoder_rows(
         CorpusError: no latent of the subject is live and sparse in any layer.
     """
     latents = selected_latents(spec, subject, top_k, context, progress)
-    bank = context.bank(spec.listens_with, session, progress)
+    bank = context.bank(spec.listens_with, loaded, progress)
 
     def rows_of_layer(layer: int) -> torch.Tensor | None:
         if layer not in latents:

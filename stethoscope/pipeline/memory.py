@@ -9,9 +9,9 @@ import torch
 
 from stethoscope.delta.ready import default_budget
 from stethoscope.model.devices import pick_device
-from stethoscope.model.memory import capacity_bytes, device_name, free_bytes
-from stethoscope.model.room import read_sizes
+from stethoscope.model.free_memory import capacity_bytes, device_name, free_bytes
 from stethoscope.model.shape import ModelShape
+from stethoscope.model.weights_fit import read_sizes
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
@@ -72,7 +72,7 @@ def stacks(
     read = footprint.host_saes(setting, saes)
     listening = {"documents": spec.documents, "document_tokens": spec.document_tokens}
     weights = _need(base)
-    room = default_budget(available - weights, setting.shape.numbers * setting.number_bytes) // 2  # `Context.session`
+    room = default_budget(available - weights, setting.shape.numbers * setting.number_bytes) // 2  # `Context.load`
 
     def edited(layers: int) -> Parts:
         return base + footprint.edit(setting, layers, room_bytes=room) + footprint.host_edit(setting, layers)

@@ -7,7 +7,7 @@ from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import not_the_fine_tunes, reach_of_arms
 from stethoscope.pipeline.prompts import Prompt, as_read
 from stethoscope.pipeline.rate import answer_rate
-from stethoscope.pipeline.tuning import left_out
+from stethoscope.pipeline.tuned_on import left_out
 from stethoscope.progress import Progress
 from stethoscope.records import BenchPlanSpec, BenchSpec
 from stethoscope.results import BenchPlanResult
@@ -16,7 +16,7 @@ from stethoscope.results import BenchPlanResult
 def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanResult:
     """Return the sizes of the subjects, what is stored of each arm, and the rate of earlier benchmarks."""
     bench = spec.bench
-    session = context.session(bench.model, progress)
+    loaded = context.load(bench.model, progress)
     without = left_out(bench, context)
     available = {subject: _available(bench, subject) - len(without.get(subject, ())) for subject in bench.subjects}
     stored: dict[str, int] = {}
@@ -31,7 +31,7 @@ def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanR
     return BenchPlanResult(
         available=available,
         stored=stored,
-        first_prompt="" if first is None else as_read(session, first),
+        first_prompt="" if first is None else as_read(loaded, first),
         first_prompt_tokens=0 if first is None else len(first.token_ids),
         answers_per_s=answer_rate(bench, context),
         reach=reach_of_arms(bench.arms, context, progress),

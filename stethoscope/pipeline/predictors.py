@@ -36,7 +36,7 @@ def specificity_predictors(
     control = firing_rates(spec, spec.control, context, progress)
     domains = [firing_rates(spec, subject, context, progress) for subject in subjects]
     progress.start("Scoring layers", 2 * len(subjects) * len(SCORES) * len(control.layers))  # as they are, and draws
-    device = scoring_device(context.session(spec.model, progress))
+    device = scoring_device(context.load(spec.model, progress))
     return tuple(
         _specificity_predictor(spec, name, domains, control, n_layers=n_layers, device=device, progress=progress)
         for name in SCORES
@@ -59,9 +59,13 @@ def _specificity_predictor(
     for row, domain in enumerate(domains):
         progress.check_cancel()
         cuts = {
-            "live_share": spec.live_share, "dense_rate": spec.dense_rate, "n_splits": spec.n_splits, "seed": spec.seed,
-            "device": device, "progress": progress,
-        }  # fmt: skip
+            "live_share": spec.live_share,
+            "dense_rate": spec.dense_rate,
+            "n_splits": spec.n_splits,
+            "seed": spec.seed,
+            "device": device,
+            "progress": progress,
+        }
         values[row, layers] = observed_scores(domain, control, [Variant(score, spec.top_k)], **cuts)[0]
         draws[:, row, layers] = score_draws(
             domain, control, score=score, top_k=spec.top_k, n_bootstrap=spec.n_bootstrap, **cuts

@@ -8,17 +8,17 @@ alike, embeddings no more than matrices, and points almost where the base points
 from collections.abc import Callable, Iterable
 from statistics import median
 
-from stethoscope.arms import FINE_TUNE
 from stethoscope.delta.moments import DeltaMoments, base_moments, delta_moments, saved_in
 from stethoscope.delta.sources.base import Remark, two_saves
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import CheckpointError, NotFiniteError, TiedApartError, UserError
+from stethoscope.judging.arms import FINE_TUNE
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import sample_texts
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes.files import shown_layers
 from stethoscope.records import PreflightSpec, ProblemsRef, TaskVectorRef
 from stethoscope.results import PreflightCheck, PreflightResult, PreflightRow
 
@@ -39,21 +39,21 @@ Layers = dict[int, DeltaMoments]
 
 def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightResult:
     """Return every check with the sizes behind it; a task vector that cannot be opened is one failed check."""
-    session = context.session(spec.model, progress)
-    ref, dtype = spec.task_vector, session.ref.dtype
+    loaded = context.load(spec.model, progress)
+    ref, dtype = spec.task_vector, loaded.ref.dtype
     try:
-        task_vector = context.task_vector(ref, session, progress)
+        task_vector = context.task_vector(ref, loaded, progress)
     except UserError as error:
         check = failed_check(OPENS, error)
         return PreflightResult(task_vector=ref.name, source=ref.tuned, dtype=dtype, usable=False, checks=(check,))
     broken: list[UserError] = []
     saved: dict[str, str | None] = {}
-    measured = _measure(task_vector, session, progress, broken, saved)
-    layers = _by_layer(measured, session)
+    measured = _measure(task_vector, loaded, progress, broken, saved)
+    layers = _by_layer(measured, loaded)
     checks = [
-        _fits(task_vector, session),
+        _fits(task_vector, loaded),
         _pinned(ref),
-        *_remarks((*two_saves(session.checkpoint.files, "base's "), *task_vector.remarks)),
+        *_remarks((*two_saves(loaded.checkpoint.files, "base's "), *task_vector.remarks)),
         *_texts(task_vector, spec.problems),
         *_readable(task_vector, broken),
     ]
@@ -78,7 +78,7 @@ def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightR
 
 def _measure(
     task_vector: TaskVector,
-    session: ModelSession,
+    loaded: LoadedModel,
     progress: Progress,
     broken: list[UserError],
     saved: dict[str, str | None],
@@ -88,13 +88,13 @@ def _measure(
     What cannot be read goes to `broken`; to `saved` every tensor that differs from the base's, with the dtype where it
     does so by having been saved in it.
     """
-    names = [name for name, _ in session.model.named_parameters()]
-    part_of = _parts(names, session)
+    names = [name for name, _ in loaded.model.named_parameters()]
+    part_of = _parts(names, loaded)
     progress.start(f"Reading task vector {task_vector.ref.name}", len(names))
     measured: Measured = {}
     for name in names:
         progress.check_cancel()
-        base = session.parameter(name)
+        base = loaded.parameter(name)
         try:
             if task_vector.moves(name):
                 origin, delta = task_vector.origin(name), task_vector.delta(name)
@@ -112,19 +112,19 @@ def _measure(
     return measured
 
 
-def _parts(names: Iterable[str], session: ModelSession) -> dict[str, tuple[int | None, str]]:
+def _parts(names: Iterable[str], loaded: LoadedModel) -> dict[str, tuple[int | None, str]]:
     """Return layer and part of every parameter."""
-    layout = session.layout
+    layout = loaded.layout
     sites = {site.name: (site.layer, site.matrix) for site in layout.matrices}
     decoder = layout.layers.rpartition(".")[0] + "."
-    embeddings = session.model.get_input_embeddings().weight
+    embeddings = loaded.model.get_input_embeddings().weight
     found: dict[str, tuple[int | None, str]] = {}
     for name in names:
         if name in sites:
             found[name] = sites[name]
         elif name.startswith(layout.layers + "."):
             found[name] = (int(name.removeprefix(layout.layers + ".").split(".")[0]), "norms")
-        elif session.parameter(name) is embeddings:
+        elif loaded.parameter(name) is embeddings:
             found[name] = (None, "embeddings")
         else:
             found[name] = (None, "final norm" if name == f"{decoder}norm.weight" else "other")
@@ -135,9 +135,9 @@ def _is_matrix(key: tuple[int | None, str]) -> bool:
     return key[0] is not None and key[1] != "norms"
 
 
-def _by_layer(measured: Measured, session: ModelSession) -> Layers:
+def _by_layer(measured: Measured, loaded: LoadedModel) -> Layers:
     layers: Layers = {}
-    for layer in range(session.layout.n_layers):
+    for layer in range(loaded.layout.n_layers):
         found = [moments for key, moments in measured.items() if _is_matrix(key) and key[0] == layer]
         layers[layer] = sum(found, DeltaMoments())
     return layers
@@ -163,15 +163,15 @@ def failed_check(name: str, error: UserError) -> PreflightCheck:
     )
 
 
-def _fits(task_vector: TaskVector, session: ModelSession) -> PreflightCheck:
-    moved = [site for site in session.layout.matrices if task_vector.moves(site.name)]
-    whole = len(session.layout.matrices)
+def _fits(task_vector: TaskVector, loaded: LoadedModel) -> PreflightCheck:
+    moved = [site for site in loaded.layout.matrices if task_vector.moves(site.name)]
+    whole = len(loaded.layout.matrices)
     layers = len({site.layer for site in moved})
     return PreflightCheck(
         name=OPENS,
         outcome="pass",
         what=f"names and shapes fit; holds {len(moved)} of {whole} matrices in {layers} of "
-        f"{session.layout.n_layers} layers",
+        f"{loaded.layout.n_layers} layers",
     )
 
 

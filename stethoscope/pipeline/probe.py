@@ -14,13 +14,13 @@ from jaxtyping import Float
 from stethoscope.delta.certificate import certified
 from stethoscope.errors import StethoscopeError
 from stethoscope.model.likelihood import encode_solutions, rows_nll
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.footprint import Setting
-from stethoscope.pipeline.gold import ProbeSet, batch_size, gold_pairs
+from stethoscope.pipeline.probe_items import ProbeSet, batch_size, gold_pairs
 from stethoscope.pipeline.rate import note_scored
-from stethoscope.pipeline.tuning import Seen, scored_problems
+from stethoscope.pipeline.tuned_on import Seen, scored_problems
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, ModelRef, ProbeSpec, ProblemsRef, Split
 from stethoscope.results import ProbeResult, ProbeRow
@@ -39,18 +39,18 @@ def probe_set(
     key = f"{context.identity(model)} {context.identity(problems)} {split} {n} {seed}"
 
     def make() -> ProbeSet:
-        session = context.session(model, progress)
+        loaded = context.load(model, progress)
         pairs, names = gold_pairs(problems, split, n, seed)
-        rows, scored = encode_solutions(session, pairs)
+        rows, scored = encode_solutions(loaded, pairs)
         progress.start("Scoring gold solutions with the base", len(rows))
-        stored_as = f"base {key} {session.device.type}"
+        stored_as = f"base {key} {loaded.device.type}"
         database = context.store.database
         stored = context.backlog.read(lambda: get_measured(database, stored_as), None)
         if stored is not None:
             progress.skip(len(rows))
             base = np.array(stored)
         else:
-            base = rows_nll(session, rows, scored, batch_size=batch_size(session), progress=progress)
+            base = rows_nll(loaded, rows, scored, batch_size=batch_size(loaded), progress=progress)
             if progress.rate:
                 note_scored(model, context, len(rows), len(rows) / progress.rate, progress)
             if np.isfinite(base).all():
@@ -66,8 +66,8 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
 
     Counts the items on `progress`, which the caller has started. Infinite or NaN values are not stored.
     """
-    session = context.session(recipe.model, progress)
-    key = f"{context.identity(recipe)} {probes.key} {session.device.type}"
+    loaded = context.load(recipe.model, progress)
+    key = f"{context.identity(recipe)} {probes.key} {loaded.device.type}"
     if key in context.edited_nll.entries:
         progress.skip(len(probes.rows))
 
@@ -81,8 +81,8 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
         if not patch.tensors:
             progress.skip(len(probes.rows))
             return probes.base
-        with certified(session, patch) as certifying:
-            edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
+        with certified(loaded, patch) as certifying:
+            edited = rows_nll(loaded, probes.rows, probes.scored, batch_size=batch_size(loaded), progress=progress)
         certificate = certifying.certificate
         if not (certificate.base_intact and certificate.as_recomputed):
             raise StethoscopeError(
@@ -99,12 +99,12 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
     """Return the paired NLL differences of every subject and control corpus."""
     started = time.perf_counter()
     recipe = spec.recipe
-    session = context.session(recipe.model, progress)
+    loaded = context.load(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
     probes = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
     progress.start("Scoring gold solutions", len(probes.rows))
-    with certified(session, patch) as certifying:
-        edited = rows_nll(session, probes.rows, probes.scored, batch_size=batch_size(session), progress=progress)
+    with certified(loaded, patch) as certifying:
+        edited = rows_nll(loaded, probes.rows, probes.scored, batch_size=batch_size(loaded), progress=progress)
     rows = []
     for name in (*spec.problems.subjects, *spec.problems.control_names):
         items = probes.names == name
@@ -129,14 +129,14 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
     )
 
 
-def needs(spec: ProbeSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: ProbeSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what scoring holds."""
-    yield room.likelihoods(setting)
+    yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: ProbeSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_layers(spec)
+    return job_memory.fewer_layers(spec)
 
 
 def seen(spec: ProbeSpec) -> Seen:

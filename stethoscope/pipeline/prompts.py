@@ -14,7 +14,7 @@ from jaxtyping import Int32
 
 from stethoscope.minerva.problems import Problem
 from stethoscope.minerva.prompts import few_shot_prompt
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 ENCODED_AT_ONCE = 256
 
@@ -31,13 +31,13 @@ def prompt_id_of(token_ids: Sequence[int]) -> str:
     return hashlib.sha256(np.asarray(token_ids, dtype="<i4").tobytes()).hexdigest()[:16]
 
 
-def as_read(session: ModelSession, prompt: Prompt) -> str:
+def as_read(loaded: LoadedModel, prompt: Prompt) -> str:
     """Return the text of a prompt as the model reads it, with special tokens."""
-    return str(session.tokenizer.decode(prompt.token_ids.tolist(), clean_up_tokenization_spaces=False))
+    return str(loaded.tokenizer.decode(prompt.token_ids.tolist(), clean_up_tokenization_spaces=False))
 
 
 def encode_prompts(
-    session: ModelSession, problems: Sequence[Problem], shots: Sequence[tuple[str, str]], *, chat_template: bool
+    loaded: LoadedModel, problems: Sequence[Problem], shots: Sequence[tuple[str, str]], *, chat_template: bool
 ) -> dict[str, Prompt]:
     """Return the prompt of each problem by problem id.
 
@@ -50,7 +50,7 @@ def encode_prompts(
         part = problems[start : start + ENCODED_AT_ONCE]
         texts = [few_shot_prompt(problem.problem, shots) for problem in part]
         if chat_template:
-            texts = [session.chat_prompt(text) for text in texts]
-        for problem, row in zip(part, session.encode(texts), strict=True):
+            texts = [loaded.chat_prompt(text) for text in texts]
+        for problem, row in zip(part, loaded.encode(texts), strict=True):
             found[problem.problem_id] = Prompt(np.array(row, dtype=np.int32), prompt_id_of(row))
     return found

@@ -17,20 +17,20 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float
 
-from stethoscope.arms import exchange, movable_layers, with_layers
 from stethoscope.delta.patch import check_fit
 from stethoscope.errors import RecipeError
-from stethoscope.pipeline import room
+from stethoscope.judging.arms import exchange, movable_layers, with_layers
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import edit_norm, ground_of
 from stethoscope.pipeline.footprint import Setting
 from stethoscope.pipeline.gain import draw_sets
-from stethoscope.pipeline.gold import ProbeSet
 from stethoscope.pipeline.probe import edited_nll, probe_set
+from stethoscope.pipeline.probe_items import ProbeSet
 from stethoscope.pipeline.rate import tell_estimate, tell_too_few_sets
-from stethoscope.pipeline.tuning import Seen, scored_problems
+from stethoscope.pipeline.tuned_on import Seen, scored_problems
 from stethoscope.progress import Progress
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes.files import shown_layers
 from stethoscope.records import EditRecipe, RankSpec
 from stethoscope.results import RankedSet, RankResult, RankRow
 from stethoscope.results.gain import POOLED
@@ -45,7 +45,7 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
         RecipeError: a recipe that moves nothing, or all layers that such an edit can move: there is no other set.
     """
     recipe = spec.recipe
-    check_fit(context.session(recipe.model, progress), None, recipe)
+    check_fit(context.load(recipe.model, progress), None, recipe)
     ground = ground_of(recipe, context, progress, whole=True)
     layers = movable_layers(recipe, ground)
     size, kept = exchange(recipe, layers)
@@ -150,14 +150,14 @@ def _reaches(gain: float | None, own: float) -> bool:
     return gain is not None and gain >= own
 
 
-def needs(spec: RankSpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: RankSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what scoring holds."""
-    yield room.likelihoods(setting)
+    yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: RankSpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_layers(spec)
+    return job_memory.fewer_layers(spec)
 
 
 def seen(spec: RankSpec) -> Seen:

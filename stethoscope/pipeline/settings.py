@@ -3,8 +3,8 @@
 import torch
 import transformers
 
-from stethoscope.model.memory import device_name
-from stethoscope.model.session import ModelSession
+from stethoscope.model.free_memory import device_name
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import Spec
 from stethoscope.results import RunSettings
 
@@ -17,17 +17,17 @@ def compute_exactly() -> None:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
-def settings_of(session: ModelSession, spec: Spec) -> RunSettings:
-    """Return the settings under which `session` computes `spec` now."""
+def settings_of(loaded: LoadedModel, spec: Spec) -> RunSettings:
+    """Return the settings under which `loaded` computes `spec` now."""
     return RunSettings(
-        dtype=session.ref.dtype,
-        device=device_name(session.device),
+        dtype=loaded.ref.dtype,
+        device=device_name(loaded.device),
         torch=str(torch.__version__),
         transformers=transformers.__version__,
-        attention=str(session.model.config._attn_implementation),
+        attention=str(loaded.model.config._attn_implementation),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         tf32=bool(torch.backends.cuda.matmul.allow_tf32),
         batch_size=getattr(spec, "batch_size", None),
         threads=torch.get_num_threads(),
-        device_map=None if session.plan.device_map is None else dict(session.plan.device_map),
+        device_map=None if loaded.plan.device_map is None else dict(loaded.plan.device_map),
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from stethoscope.pipeline import room
+from stethoscope.pipeline import job_memory
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.diagnose import order_layers
 from stethoscope.pipeline.footprint import Setting
@@ -91,7 +91,7 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
         Cancelled: asked to stop.
     """
     diagnosis = spec.diagnosis
-    session = context.session(diagnosis.model, progress)
+    loaded = context.load(diagnosis.model, progress)
     subjects, names = diagnosis.problems.subjects, diagnosis.problems.control_names
     start_listening(diagnosis, len(subjects) + len(names), context, progress)
     controls = {name: firing_rates(diagnosis, name, context, progress) for name in names}
@@ -101,22 +101,22 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
     rows: list[StabilityRow] = []
     for subject in subjects:
         progress.detail = subject.replace("_", " ")
-        rows.extend(_rows(spec, subject, domains[subject], controls, scoring_device(session), progress))
+        rows.extend(_rows(spec, subject, domains[subject], controls, scoring_device(loaded), progress))
     return StabilityResult(
         score=diagnosis.score,
         top_k=diagnosis.top_k,
         control=diagnosis.control,
-        n_layers=session.layout.n_layers,
+        n_layers=loaded.layout.n_layers,
         layers=layers,
         rows=tuple(rows),
     )
 
 
-def needs(spec: StabilitySpec, setting: Setting, saes_of: room.SaesOf) -> Iterable[room.Parts]:
+def needs(spec: StabilitySpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
     """Yield what listening and scoring hold."""
-    yield room.listening(spec.diagnosis, setting, saes_of)
+    yield job_memory.listening(spec.diagnosis, setting, saes_of)
 
 
 def smaller(spec: StabilitySpec) -> str:
     """Return the next smaller setting."""
-    return room.fewer_documents(spec.diagnosis)
+    return job_memory.fewer_documents(spec.diagnosis)

@@ -31,15 +31,15 @@ from stethoscope.records.gain import GainSpec
 from stethoscope.records.grade import GoldReading, Grade, GradeStatus
 from stethoscope.records.rank import RankSpec
 from stethoscope.records.recipe import (
-    Arm,
     EditRecipe,
+    EditType,
     LayerAlpha,
-    NormMatchedArm,
+    NormMatchedEdit,
     Prediction,
-    ProjectedArm,
-    RandomSubspaceArm,
-    RawArm,
-    ServedArm,
+    ProjectedEdit,
+    RandomSubspaceEdit,
+    RawEdit,
+    ServedEdit,
 )
 from stethoscope.records.references import (
     ASKED,
@@ -70,7 +70,7 @@ from stethoscope.records.specs import (
 
 __all__ = [
     "MOST",
-    "Arm",
+    "EditType",
     "BenchArm",
     "BenchPlanSpec",
     "BenchSpec",
@@ -93,17 +93,17 @@ __all__ = [
     "LayerAlpha",
     "MatrixRole",
     "ModelRef",
-    "NormMatchedArm",
+    "NormMatchedEdit",
     "Prediction",
     "PreflightSpec",
     "ProbeSpec",
     "ProblemsSpec",
     "ProblemsRef",
-    "ProjectedArm",
-    "RandomSubspaceArm",
+    "ProjectedEdit",
+    "RandomSubspaceEdit",
     "RankSpec",
-    "RawArm",
-    "ServedArm",
+    "RawEdit",
+    "ServedEdit",
     "Record",
     "SCHEMA_VERSION",
     "ADD_SAES",

@@ -20,13 +20,13 @@ class LayerAlpha(Record):
     mlp: float = 1.0
 
 
-class RawArm(Record):
+class RawEdit(Record):
     """Inject the task vector as it is."""
 
     kind: Literal["raw"] = "raw"
 
 
-class ProjectedArm(Record):
+class ProjectedEdit(Record):
     """Inject only the part of the task vector in the span of a subject's top latents (the scalpel)."""
 
     kind: Literal["projected"] = "projected"
@@ -35,8 +35,8 @@ class ProjectedArm(Record):
     top_k: int = Field(ge=1, le=MOST)
 
 
-class NormMatchedArm(Record):
-    """As `ProjectedArm`, scaled per layer back to the norm of the raw task vector in the projection's metric."""
+class NormMatchedEdit(Record):
+    """As `ProjectedEdit`, scaled per layer back to the norm of the raw task vector in the projection's metric."""
 
     kind: Literal["projected-norm-matched"] = "projected-norm-matched"
     diagnosis: DiagnoseSpec
@@ -44,11 +44,11 @@ class NormMatchedArm(Record):
     top_k: int = Field(ge=1, le=MOST)
 
 
-class RandomSubspaceArm(Record):
+class RandomSubspaceEdit(Record):
     """Inject only the part of the task vector in a random subspace of `rank` dimensions: the null of the scalpel.
 
-    With `norm_matched` the part is scaled per layer back to the raw norm, as in `NormMatchedArm`. With `saes` it moves
-    the matrices that they serve, those of a projected arm; without, all that SAEs at `site` in every layer would serve.
+    With `norm_matched` the part is scaled per layer back to the raw norm, as in `NormMatchedEdit`. With `saes` it moves
+    the matrices that they serve, as a projected edit does; without, those that SAEs at `site` in every layer would.
     """
 
     kind: Literal["random-subspace"] = "random-subspace"
@@ -59,23 +59,25 @@ class RandomSubspaceArm(Record):
     norm_matched: bool = False
 
     @model_validator(mode="after")
-    def _same_site(self) -> "RandomSubspaceArm":
+    def _same_site(self) -> "RandomSubspaceEdit":
         if self.saes is not None and self.saes.site != self.site:
             raise ValueError(f"the subspace is at {self.site}, its SAEs at {self.saes.site}")
         return self
 
 
-class ServedArm(Record):
+class ServedEdit(Record):
     """Inject the task vector as it is, but only into the matrices that `saes` serve: those that a projection can move.
 
-    The fair comparison for a projected arm where not every layer has an SAE: the same matrices, nothing filtered.
+    The fair comparison for a projected edit where not every layer has an SAE: the same matrices, nothing filtered.
     """
 
     kind: Literal["raw-where-projected"] = "raw-where-projected"
     saes: SaeRef
 
 
-Arm = Annotated[RawArm | ProjectedArm | NormMatchedArm | RandomSubspaceArm | ServedArm, Field(discriminator="kind")]
+EditType = Annotated[
+    RawEdit | ProjectedEdit | NormMatchedEdit | RandomSubspaceEdit | ServedEdit, Field(discriminator="kind")
+]
 
 
 class EditRecipe(Record):
@@ -91,7 +93,7 @@ class EditRecipe(Record):
     task_vector: TaskVectorRef
     layers: dict[int, LayerAlpha]
     master_alpha: float = 1.0
-    arm: Arm = RawArm()
+    edit_type: EditType = RawEdit()
     norms: bool = False
     embeddings: bool = False
 

@@ -16,20 +16,21 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from stethoscope import __version__, arms
+from stethoscope import __version__
 from stethoscope.errors import StoreError
-from stethoscope.figures import accuracy_dose, forest, predictions
+from stethoscope.figures import accuracy_dose, forest, layer_claims
 from stethoscope.figures.bench_tables import DIFFERENCE, accuracies, differences, means
 from stethoscope.figures.theme import pretty, signed, text_only
-from stethoscope.reach import in_words
-from stethoscope.recipes import shown_layers
+from stethoscope.judging import arms
+from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, referee_text
+from stethoscope.recipes.files import shown_layers
+from stethoscope.recipes.reach import in_words
 from stethoscope.report.mathml import text_html
 from stethoscope.results import ALL_SUBJECTS, BenchResult, RankResult, RunSettings
 from stethoscope.store.ids import bytes_id
 from stethoscope.store.ranks import stored_rank
 from stethoscope.store.runs import RunStore
 from stethoscope.store.settings import get_settings
-from stethoscope.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, referee_text
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -233,9 +234,9 @@ def _figures(result: BenchResult) -> Iterator[str]:
         yield _section("Dose and response", _figure("response", figure, note))
     for index, arm in enumerate(dict.fromkeys(claim.arm for claim in result.layer_claims)):
         claims = [claim for claim in result.layer_claims if claim.arm == arm]
-        figure = predictions.against_controls(claims, spec.margin)
-        note = predictions.caption(claims, spec.margin)
-        words = "".join(f"<li>{_text(predictions.describe(claim))}</li>" for claim in claims)
+        figure = layer_claims.against_controls(claims, spec.margin)
+        note = layer_claims.caption(claims, spec.margin)
+        words = "".join(f"<li>{_text(layer_claims.describe(claim))}</li>" for claim in claims)
         yield _section(f"{CLAIMS} {arm}", _figure(f"claims-{index}", figure, note) + f"<ul>{words}</ul>")
 
 
@@ -258,7 +259,7 @@ def _recipes(result: BenchResult) -> str:
         if recipe is not None:
             words = (
                 f"{recipe.task_vector.name}, layers {shown_layers(recipe.layers) or 'none'}, master alpha "
-                f"{recipe.master_alpha:g}, {pretty(recipe.arm.kind)}; {ids.get(arm.name) or 'no answers yet'}"
+                f"{recipe.master_alpha:g}, {pretty(recipe.edit_type.kind)}; {ids.get(arm.name) or 'no answers yet'}"
             )
             if arm.name in result.reach and (said := in_words(result.reach[arm.name])):
                 words += f". {said}"

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from stethoscope.errors import SaeError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.sae.bank import Sae, SaeBank
 from stethoscope.sae.documents import BATCH_TOKENS, CAPTURE_BYTES, Document, listen, tokenise
@@ -26,7 +26,7 @@ CHUNK_BYTES = 128 << 20  # a wide SAE takes fewer tokens at once
 
 
 def count_firing(
-    session: ModelSession,
+    loaded: LoadedModel,
     bank: SaeBank,
     documents: Sequence[Document],
     *,
@@ -48,12 +48,12 @@ def count_firing(
     """
     progress = progress or Progress()
     chosen = tuple(bank.layers if layers is None else layers)
-    check_layers(session, bank, chosen)
-    rows = tokenise(session, documents, tokens)
+    check_layers(loaded, bank, chosen)
+    rows = tokenise(loaded, documents, tokens)
     tables: dict[int, list[LayerTable]] = {layer: [] for layer in chosen}
     order: list[int] = []
     for heard in listen(
-        session,
+        loaded,
         rows,
         chosen,
         bank.ref.site,
@@ -63,23 +63,23 @@ def count_firing(
         progress=progress,
     ):
         for layer in chosen:
-            progress.give_way()
+            progress.yield_to_interactive()
             tables[layer].append(_count(bank, layer, heard.take(layer), heard.n_tokens))
         order.extend(heard.documents)
         progress.advance(len(heard.documents))
     in_order = np.argsort(order)
-    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - session.skipped_tokens
+    n_tokens = np.array([len(row) for row in rows], dtype=np.int64) - loaded.skipped_tokens
     return FiringRates(chosen, n_tokens, {layer: stack_tables(tables.pop(layer)).of(in_order) for layer in chosen})
 
 
-def check_layers(session: ModelSession, bank: SaeBank, layers: Sequence[int]) -> None:
+def check_layers(loaded: LoadedModel, bank: SaeBank, layers: Sequence[int]) -> None:
     """Raise `SaeError` for the first of `layers` that the bank or the model lacks."""
     for layer in layers:
         bank.row(layer)
-        if layer >= session.layout.n_layers:
+        if layer >= loaded.layout.n_layers:
             raise SaeError(
                 f"{bank.ref.location} has an SAE for layer {layer}",
-                got=f"a model of {session.layout.n_layers} layers",
+                got=f"a model of {loaded.layout.n_layers} layers",
                 next_step="Pick SAEs trained on this model.",
             )
 

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stethoscope.errors import CheckpointError, CorpusError
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.residual import capture_residual, up_to_layer
-from stethoscope.model.session import ModelSession
 from stethoscope.progress import Progress
 from stethoscope.records import Site
 
@@ -64,7 +64,7 @@ class SuperBatch:
         return x
 
 
-def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
+def tokenise(loaded: LoadedModel, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
     """Return the token ids of each document, with BOS where the tokenizer adds one.
 
     tokens="prompt" takes the problem's own text, without frame or shots; "all" takes problem, blank line, solution.
@@ -76,9 +76,9 @@ def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Liter
         document.problem + (f"\n\n{document.solution}" if tokens == "all" and document.solution is not None else "")
         for document in documents
     ]
-    rows = session.encode(texts)
+    rows = loaded.encode(texts)
     for document, row in zip(documents, rows, strict=True):
-        if len(row) <= session.skipped_tokens:
+        if len(row) <= loaded.skipped_tokens:
             raise CorpusError(
                 f"a document of {document.subject} has no text",
                 got=repr(document.problem),
@@ -88,7 +88,7 @@ def tokenise(session: ModelSession, documents: Sequence[Document], tokens: Liter
 
 
 def listen(
-    session: ModelSession,
+    loaded: LoadedModel,
     rows: Sequence[Sequence[int]],
     layers: Sequence[int],
     site: Site,
@@ -105,20 +105,20 @@ def listen(
     """
     budget = capture_bytes // (4 * d)  # vectors of one token at one layer
     at_once = batches_by_length(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
-    skip = session.skipped_tokens
+    skip = loaded.skipped_tokens
     for batches in _runs(at_once, rows, len(layers), budget):
         documents = [i for batch in batches for i in batch]
         n_tokens = np.array([len(rows[i]) - skip for i in documents], dtype=np.int64)
         captured: dict[int, Tensor] = {}
         done = 0
         for batch in batches:
-            progress.give_way()
-            done += _capture(session, [rows[i] for i in batch], layers, site, captured, done, int(n_tokens.sum()))
+            progress.yield_to_interactive()
+            done += _capture(loaded, [rows[i] for i in batch], layers, site, captured, done, int(n_tokens.sum()))
         yield SuperBatch(documents, n_tokens, captured)
 
 
 def _capture(
-    session: ModelSession,
+    loaded: LoadedModel,
     batch: Sequence[Sequence[int]],
     layers: Sequence[int],
     site: Site,
@@ -127,11 +127,11 @@ def _capture(
     n_kept: int,
 ) -> int:
     """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return how many."""
-    padded = session.batch(batch)
-    with torch.no_grad(), capture_residual(session, layers, site) as heard, up_to_layer(session, max(layers)):
-        session.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
+    padded = loaded.batch(batch)
+    with torch.no_grad(), capture_residual(loaded, layers, site) as heard, up_to_layer(loaded, max(layers)):
+        loaded.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
     kept = padded.attention_mask.bool()
-    kept[:, : session.skipped_tokens] = False
+    kept[:, : loaded.skipped_tokens] = False
     end = start + int(kept.sum())
     for layer in layers:
         x = heard.pop(layer)

@@ -90,8 +90,9 @@ class _Kept:
 
 def judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[Judged]:
     """Yield the selections of all draws in order, a block of draws at a time, with their values on the other half."""
-    ordered = Ordered(sample, domain=draws.domain, control=draws.control, largest_weight=draws.largest_weight,
-                      dtype=draws.dtype)  # fmt: skip
+    ordered = Ordered(
+        sample, domain=draws.domain, control=draws.control, largest_weight=draws.largest_weight, dtype=draws.dtype
+    )
     k, block = min(sample.top_k, len(ordered)), BLOCKS.get(draws.device.type, BLOCKS["cpu"])
     first = min(max(FIRST_COLUMNS, 2 * k, ordered.n_may_be_dense), len(ordered))
     bound, n_columns = -np.inf, first

@@ -100,8 +100,16 @@ def specificity(
     layers = sorted(domain.layers)
 
     def score_layer(layer: int) -> _LayerDraws:
-        sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=top_k,
-                         with_mass=method.needs_mass, device=device)  # fmt: skip
+        sample = _sample(
+            domain,
+            control,
+            layer,
+            live_share=live_share,
+            dense_rate=dense_rate,
+            top_k=top_k,
+            with_mass=method.needs_mass,
+            device=device,
+        )
         return _LayerDraws(
             sample.n_latents,
             method.observed(sample, design),
@@ -146,8 +154,16 @@ def score_draws(
     progress = progress or Progress()
 
     def draw_layer(layer: int) -> Float[np.ndarray, " draws"]:
-        sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=top_k,
-                         with_mass=method.needs_mass, device=device)  # fmt: skip
+        sample = _sample(
+            domain,
+            control,
+            layer,
+            live_share=live_share,
+            dense_rate=dense_rate,
+            top_k=top_k,
+            with_mass=method.needs_mass,
+            device=device,
+        )
         drawn = method.bootstrap(sample, bootstrap, progress)
         known = not np.isnan(method.observed(sample, design))
         return _or_null(drawn, method.null) if known else np.full(n_bootstrap, np.nan)
@@ -179,8 +195,16 @@ def observed_scores(
     with_mass = any(SCORES[variant.score].needs_mass for variant in variants)
 
     def score_layer(layer: int) -> list[float]:
-        sample = _sample(domain, control, layer, live_share=live_share, dense_rate=dense_rate, top_k=1,
-                         with_mass=with_mass, device=device)  # fmt: skip
+        sample = _sample(
+            domain,
+            control,
+            layer,
+            live_share=live_share,
+            dense_rate=dense_rate,
+            top_k=1,
+            with_mass=with_mass,
+            device=device,
+        )
         progress.check_cancel()
         return [SCORES[variant.score].observed(replace(sample, top_k=variant.top_k), design) for variant in variants]
 

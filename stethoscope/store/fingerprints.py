@@ -112,7 +112,7 @@ def fingerprint(
     return f"sha256-{digest.hexdigest()}"
 
 
-def meet(record: Record, progress: Progress | None = None) -> None:
+def resolve_commits(record: Record, progress: Progress | None = None) -> None:
     """Ask the hub, once a process, which commits the models, SAEs, task vectors and problems named in `record` are of.
 
     Raises:

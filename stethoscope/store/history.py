@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from stethoscope.errors import StoreError
-from stethoscope.recipes import shown_layers
+from stethoscope.recipes.files import shown_layers
 from stethoscope.records import BenchSpec, EditRecipe, Spec
 from stethoscope.store.ids import content_id, short_id
 from stethoscope.store.schema import intact
@@ -89,7 +89,7 @@ class RunRecord:
             parts += [
                 f"layers {shown_layers(recipe.layers)}" if recipe.layers else "no layers",
                 f"alpha {recipe.master_alpha:g}",
-                recipe.arm.kind,
+                recipe.edit_type.kind,
                 f"recipe {short_id(content_id(recipe))}",
             ]
         return ", ".join(part for part in parts if part) or self.kind

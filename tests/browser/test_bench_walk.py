@@ -106,8 +106,16 @@ def test_a_problem_and_an_answer_fetch_nothing_and_are_shown_as_they_are(page: A
     expect(problem.locator(".katex")).to_have_count(2, timeout=SLOW_MS)
     assert page.locator("a[href*='far.invalid']").count() == 0
     said = problem.inner_text().replace("\u200b", "")
-    for part in ("![pixel](http://far.invalid/a.png)", "<img src=", r"\includegraphics{http", r"\href{", ":red[no]",
-                 ":smile:", "# no heading", "1. no list"):  # fmt: skip
+    for part in (
+        "![pixel](http://far.invalid/a.png)",
+        "<img src=",
+        r"\includegraphics{http",
+        r"\href{",
+        ":red[no]",
+        ":smile:",
+        "# no heading",
+        "1. no list",
+    ):
         assert part in said, part
     page.wait_for_timeout(500)
     assert page.locator("img[src*='far.invalid']").count() == 0

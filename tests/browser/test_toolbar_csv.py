@@ -11,9 +11,9 @@ from tests.browser.serving import ROOT, served
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pages import _ui
+from screens.shared import ui
 rows = [{{"arm": "=1+1", "difference": "+5.0", "share": -0.5}}, {{"arm": "plain", "difference": "0", "share": None}}]
-_ui.table(rows, key="rows", alt="Rows")
+ui.table(rows, key="rows", alt="Rows")
 """
 
 

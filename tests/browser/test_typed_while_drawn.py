@@ -16,8 +16,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages import _jobs, _mirror
-from pages._fragment import fragment
+from screens.shared import jobs, mirror
+from screens.shared.fragment import fragment
 
 HERE = Path(__file__).parent
 chosen = st.session_state
@@ -31,15 +31,15 @@ turn = chosen["turn"]
 def plan():
     while (chosen["n"], chosen["seed"]) == (7, 0) and not (HERE / "seed").exists():
         time.sleep(0.02)
-    st.slider("n", 2, 500, **_mirror.mirror("n", "n-slider", "value", linked=True))
-    st.number_input("n", 2, 500, **_mirror.mirror("n", "n-box", "value", linked=True))
-    st.number_input("seed", 0, 500, **_mirror.mirror("seed", "seed-box", "value"))
+    st.slider("n", 2, 500, **mirror.mirror("n", "n-slider", "value", linked=True))
+    st.number_input("n", 2, 500, **mirror.mirror("n", "n-box", "value", linked=True))
+    st.number_input("seed", 0, 500, **mirror.mirror("seed", "seed-box", "value"))
     st.text(f"asked: {chosen['n']} and {chosen['seed']}")
 
 
 @fragment(run_every=0.1)
 def live():
-    _jobs.draw_again(turn == 1)  # as the status strip does when a job has ended
+    jobs.draw_again(turn == 1)  # as the status strip does when a job has ended
 
 
 def wait_for(name):
@@ -47,7 +47,7 @@ def wait_for(name):
         time.sleep(0.02)
 
 
-with _mirror.drawing():
+with mirror.drawing():
     st.text(f"drawing {turn}")
     wait_for("typed")
     plan()

@@ -18,7 +18,7 @@ from stethoscope.cli import main
 from stethoscope.cli import progress as on_stderr
 from stethoscope.errors import RecipeError
 from stethoscope.profiles import Profile, load_profile
-from stethoscope.recipes import parse_layers
+from stethoscope.recipes.files import parse_layers
 from stethoscope.store.home import runs_dir
 from stethoscope.store.runs import RunStore
 
@@ -109,8 +109,12 @@ def test_two_processes_print_the_same_bytes(profile_file: Path, tmp_path: Path) 
         threads_of = {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         ran = subprocess.run(
             [sys.executable, "-c", IN_A_PROCESS, json.dumps([diagnose, energy])],
-            cwd=ROOT, capture_output=True, check=True, text=True, env=os.environ | home | threads_of,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+            env=os.environ | home | threads_of,
+        )
         printed.append(without_run_ids(ran.stdout))
     assert printed[0] == printed[1]
     scores, kept = map(json.loads, printed[0].splitlines())
@@ -154,9 +158,19 @@ def test_bad_diagnoses_are_one_clear_line(run: Run, options: tuple[str, ...], sa
 def test_energy(run: Run) -> None:
     result = printed(run("energy", "--json", "--subject", "geometry", "--k", "2,4"))
     wanted = {
-        "layer", "matrix", "subject", "k", "rank", "d", "retention", "null_mean", "null_sd", "enrichment", "z",
+        "layer",
+        "matrix",
+        "subject",
+        "k",
+        "rank",
+        "d",
+        "retention",
+        "null_mean",
+        "null_sd",
+        "enrichment",
+        "z",
         "ceiling",
-    }  # fmt: skip
+    }
     assert wanted <= set(result["cells"][0])
     assert wanted <= set(result["layers"][0])
     assert result["fold_gains"] is True
@@ -174,9 +188,21 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     arm_fields = {"arm", "recipe_id", "subject", "n", "correct", "accuracy", "ci_low", "ci_high"}
     assert arm_fields | {"marker_rate", "truncation_rate"} <= set(bench["arms"][0])
     comparison_fields = {
-        "arm", "reference", "subject", "n11", "n10", "n01", "n00", "difference", "ci_low", "ci_high", "mcnemar_p",
-        "holm_p", "z_unpooled", "verdict",
-    }  # fmt: skip
+        "arm",
+        "reference",
+        "subject",
+        "n11",
+        "n10",
+        "n01",
+        "n00",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "mcnemar_p",
+        "holm_p",
+        "z_unpooled",
+        "verdict",
+    }
     assert comparison_fields <= set(bench["comparisons"][0])
     names = {row["arm"] for row in bench["arms"]}
     assert {"base", "r", "all layers", "last 2", "bottom 2", "projected", "projected, norm-matched"} <= names
@@ -216,14 +242,18 @@ def test_a_plan_says_what_would_be_asked_and_its_benchmark_asks_that(run: Run, t
 
 def test_random_subspace_norms_embeddings_and_a_bare_delta(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "r.json"
-    argv = ("recipe", "--json", "--layers", "1", "--out", str(recipe), "--arm", "random-subspace-norm-matched")
+    argv = ("recipe", "--json", "--layers", "1", "--out", str(recipe), "--edit-type", "random-subspace-norm-matched")
     assert "--rank" in assert_one_line(run(*argv))
     made = printed(run(*argv, "--rank", "4", "--seed", "7", "--norms", "--embeddings"))["recipe"]
-    saes = made["arm"].pop("saes")
+    saes = made["edit_type"].pop("saes")
     assert saes["site"] == "resid_post"
-    assert made["arm"] == {
-        "kind": "random-subspace", "rank": 4, "site": "resid_post", "seed": 7, "norm_matched": True,
-    }  # fmt: skip
+    assert made["edit_type"] == {
+        "kind": "random-subspace",
+        "rank": 4,
+        "site": "resid_post",
+        "seed": 7,
+        "norm_matched": True,
+    }
     assert (made["norms"], made["embeddings"]) == (True, True)
     exported = printed(run("export", str(recipe), "--json", "--out", str(tmp_path / "d"), "--delta-only"))
     assert exported["files"] == ["README.md", "delta.safetensors", "export.json", "recipe.json"]
@@ -368,7 +398,7 @@ def test_mistakes_are_one_clear_line_each(run: Run, tmp_path: Path) -> None:
     assert_one_line(run("recipe", "--layers", "one", "--out", str(recipe)))
     assert_one_line(run("recipe", "--layers", "1=nan", "--out", str(recipe)))
     assert_one_line(run("recipe", "--layers", "1", "--alpha", "nan", "--out", str(recipe)))
-    assert_one_line(run("recipe", "--layers", "1", "--arm", "projected", "--out", str(recipe)))
+    assert_one_line(run("recipe", "--layers", "1", "--edit-type", "projected", "--out", str(recipe)))
     assert_one_line(run("recipe", "--layers", "1", "--out", str(tmp_path / "no" / "such" / "r.json")))
     assert_one_line(run("bench", str(tmp_path / "missing.json")))
     assert_one_line(run("bench", written("{")))
@@ -498,9 +528,14 @@ def test_a_profile_of_a_model_and_a_task_vector_does_plain_work(
     model = f'[model]\nid = "{pico_profile.model.id}"\n'
     Path(profile).write_text(f'{model}[[task_vectors]]\nname = "{ref.name}"\ntuned = "{ref.tuned}"\n')
     recipe = str(tmp_path / "r.json")
-    for command in (("info",), ("memory",), ("downloads",), ("preflight",),
-                    ("recipe", "--layers", "1,2", "--out", recipe),
-                    ("export", recipe, "--out", str(tmp_path / "out"))):  # fmt: skip
+    for command in (
+        ("info",),
+        ("memory",),
+        ("downloads",),
+        ("preflight",),
+        ("recipe", "--layers", "1,2", "--out", recipe),
+        ("export", recipe, "--out", str(tmp_path / "out")),
+    ):
         code, out, err = run(*command, "--json", profile=profile)
         assert code == 0, err
         json.loads(out)
@@ -552,7 +587,7 @@ def test_a_profile_without_saes_does_all_that_needs_none(
     assert not arms & {"projected", "projected, norm-matched"}
     done("export", recipe, "--out", str(tmp_path / "out"))
     assert run("info", profile=profile)[0] == run("gain", "--n", "2", profile=profile)[0] == 0
-    projected = ("recipe", "--layers", "1", "--arm", "projected", "--basis-subject", "geometry", "--out", recipe)
+    projected = ("recipe", "--layers", "1", "--edit-type", "projected", "--basis-subject", "geometry", "--out", recipe)
     for command in (("diagnose",), ("energy", "--subject", "geometry"), projected):
         code, out, err = run(*command, profile=profile)
         assert (code, out) == (2, "")

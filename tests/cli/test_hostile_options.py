@@ -18,17 +18,41 @@ from stethoscope.errors import ResourceError
 from stethoscope.minerva.grading import GraderPool
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
-from stethoscope.recipes import parse_layers
+from stethoscope.recipes.files import parse_layers
 from stethoscope.records import MOST, EditRecipe, GoldReading
 
 VALUES = (
-    "\0", "a\0b.toml", "~nouser/x.toml", "x" * 300, "nan", "inf", "-1", str(10**20), "1" * 5000, "1e400", "",
-    "[red]x[/red]", "a\nb", "\x1b[31mx", "\udcff", "FIFO", "FIFO.toml", "/dev/zero", "FOLDER", "1,,2", "--",
-)  # fmt: skip
+    "\0",
+    "a\0b.toml",
+    "~nouser/x.toml",
+    "x" * 300,
+    "nan",
+    "inf",
+    "-1",
+    str(10**20),
+    "1" * 5000,
+    "1e400",
+    "",
+    "[red]x[/red]",
+    "a\nb",
+    "\x1b[31mx",
+    "\udcff",
+    "FIFO",
+    "FIFO.toml",
+    "/dev/zero",
+    "FOLDER",
+    "1,,2",
+    "--",
+)
 HANGS_S = 60  # on a busy machine
 SMALL = {  # what keeps the work of a command with a model short
-    "n": "2", "random_sets": "2", "n_sets": "2", "documents": "20", "max_new_tokens": "2", "subjects": "geometry",
-}  # fmt: skip
+    "n": "2",
+    "random_sets": "2",
+    "n_sets": "2",
+    "documents": "20",
+    "max_new_tokens": "2",
+    "subjects": "geometry",
+}
 Invoke = Callable[..., tuple[int, str, str]]
 
 
@@ -64,9 +88,15 @@ def invoke(
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "FOLDER" / "file").write_text("")
     plain = {
-        "recipe": "r.json", "recipes": "r.json", "layers": "1", "subject": "geometry", "run": "r20260101-000000-0000",
-        "profile": str(profile_file), "device": "cpu", **SMALL,
-    }  # fmt: skip
+        "recipe": "r.json",
+        "recipes": "r.json",
+        "layers": "1",
+        "subject": "geometry",
+        "run": "r20260101-000000-0000",
+        "profile": str(profile_file),
+        "device": "cpu",
+        **SMALL,
+    }
 
     def run(command: tuple[str, ...], option: argparse.Action, value: str) -> tuple[int, str, str]:
         out = tmp_path / f"out{random.random()}"
@@ -113,7 +143,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(
     def read(_: GraderPool, golds: Sequence[str], **__: object) -> list[GoldReading]:  # seconds each, in a process
         return [GoldReading.WHOLE] * len(golds)
 
-    monkeypatch.setattr(Context, "session", refuse)
+    monkeypatch.setattr(Context, "load", refuse)
     monkeypatch.setattr(GraderPool, "read_golds", read)
     for option in COMMANDS[command]:
         for value in VALUES:
@@ -123,8 +153,13 @@ def test_no_value_of_an_option_ends_in_a_traceback(
 def numbers() -> list[tuple[tuple[str, ...], argparse.Action]]:
     """The options of commands with a model that take a number; a benchmark may be asked to take long."""
     commands = ("diagnose", "energy", "gain", "recipe", "rank")
-    return [(command, action) for command in COMMANDS if command[0] in commands for action in COMMANDS[command]
-            if callable(action.type)]  # fmt: skip
+    return [
+        (command, action)
+        for command in COMMANDS
+        if command[0] in commands
+        for action in COMMANDS[command]
+        if callable(action.type)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_the_others_are_shown_beside_it(profile: Profile, context: Context) -> N
     error = other.refusal()
     assert error is not None
     with pytest.raises(CheckpointError) as alone:
-        context.task_vector(profile.task_vectors[0], context.session(profile.model, Progress()), Progress())
+        context.task_vector(profile.task_vectors[0], context.load(profile.model, Progress()), Progress())
     assert str(error) == str(alone.value)
     assert "rope_theta" in str(error)
     with pytest.raises(CheckpointError, match="rope_theta"):

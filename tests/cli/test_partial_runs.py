@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stethoscope import arms
 from stethoscope.cli import main
+from stethoscope.judging import arms
 from stethoscope.profiles import Profile
 from stethoscope.records import (
     BenchArm,
@@ -18,7 +18,7 @@ from stethoscope.records import (
     EnergySpec,
     GainSpec,
     LayerAlpha,
-    ProjectedArm,
+    ProjectedEdit,
     RankSpec,
     Spec,
     StabilitySpec,
@@ -107,13 +107,13 @@ def test_energy_gain_and_rank(show: Show, partial_profile: Profile, recipe: Edit
 
 
 def test_a_benchmark_and_its_report(show: Show, partial_profile: Profile, recipe: EditRecipe, tmp_path: Path) -> None:
-    arm = ProjectedArm(diagnosis=partial_profile.diagnose_spec(), subject=SUBJECT, top_k=4)
+    arm = ProjectedEdit(diagnosis=partial_profile.diagnose_spec(), subject=SUBJECT, top_k=4)
     spec = BenchSpec(
         model=partial_profile.model,
         problems=partial_profile.problems,
         arms=(
             arms.BASE,
-            BenchArm(name="projected", recipe=recipe.model_copy(update={"arm": arm})),
+            BenchArm(name="projected", recipe=recipe.model_copy(update={"edit_type": arm})),
             BenchArm(name="still", recipe=arms.with_layers(recipe, (0, 5))),
         ),
         subjects=(SUBJECT,),

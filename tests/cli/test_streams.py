@@ -125,9 +125,13 @@ def invoke(
 ) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"STETHOSCOPE_HOME": str(home), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     return subprocess.run(
-        [sys.executable, *options, "-m", "stethoscope", *argv], cwd=ROOT, env=environment, text=True, check=False,
+        [sys.executable, *options, "-m", "stethoscope", *argv],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        check=False,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams,
-    )  # fmt: skip
+    )
 
 
 def test_python_itself_says_nothing_more_when_it_ends(tmp_path: Path) -> None:

@@ -44,18 +44,33 @@ def drawn(draw: Callable[..., None], *args: object, width: int = 80) -> str:
 def diagnosis(layers: Sequence[int], n_layers: int) -> DiagnosisResult:
     cells = [
         SpecificityCell(
-            layer=layer, subject=subject, score=sign * layer / 100, ci_low=0.0, ci_high=0.5, p=0.01,
-            p_adjusted=0.03, specific=True,
-            n_live=20, n_documents=20,
+            layer=layer,
+            subject=subject,
+            score=sign * layer / 100,
+            ci_low=0.0,
+            ci_high=0.5,
+            p=0.01,
+            p_adjusted=0.03,
+            specific=True,
+            n_live=20,
+            n_documents=20,
         )
         for subject, sign in (("counting_and_probability", 1), ("geometry", -1))
         for layer in layers
-    ]  # fmt: skip
+    ]
     return DiagnosisResult(
-        score="mean_rate_difference", formula="T", subjects=("counting_and_probability", "geometry"),
-        control="stories", n_layers=n_layers, site="resid_post", top_k=4, null=0.0, cells=tuple(cells),
-        order={"geometry": tuple(layers)}, latents=(),
-    )  # fmt: skip
+        score="mean_rate_difference",
+        formula="T",
+        subjects=("counting_and_probability", "geometry"),
+        control="stories",
+        n_layers=n_layers,
+        site="resid_post",
+        top_k=4,
+        null=0.0,
+        cells=tuple(cells),
+        order={"geometry": tuple(layers)},
+        latents=(),
+    )
 
 
 @pytest.mark.parametrize("layers", [(3, 15, 27), tuple(range(34))], ids=["three SAEs", "34 SAEs"])
@@ -73,23 +88,56 @@ def test_each_score_stands_under_its_own_layer(layers: tuple[int, ...], width: i
 def test_energy_shows_every_number_at_80_columns() -> None:
     cells = [
         EnergyCell(
-            layer=layer, matrix="all", subject="geometry", k=k, rank=k, d=2560, retention=0.123, null_mean=0.45,
-            null_sd=0.067, enrichment=1.23, z=4.5, ceiling=0.678, approximate=False, percentile=0.999,
-            components=0.321, random_mean=0.234, control=0.111,
+            layer=layer,
+            matrix="all",
+            subject="geometry",
+            k=k,
+            rank=k,
+            d=2560,
+            retention=0.123,
+            null_mean=0.45,
+            null_sd=0.067,
+            enrichment=1.23,
+            z=4.5,
+            ceiling=0.678,
+            approximate=False,
+            percentile=0.999,
+            components=0.321,
+            random_mean=0.234,
+            control=0.111,
         )
-        for layer in (3, 15) for k in (4, 256)
-    ]  # fmt: skip
+        for layer in (3, 15)
+        for k in (4, 256)
+    ]
     result = EnergyResult(
-        task_vector="math", subject="geometry", control="stories", site="resid_post", n_layers=34, d_model=2560,
-        k=(4, 256), cells=(), layers=tuple(cells), fold_gains=True, draws=8, n_tokens=100,
-    )  # fmt: skip
+        task_vector="math",
+        subject="geometry",
+        control="stories",
+        site="resid_post",
+        n_layers=34,
+        d_model=2560,
+        k=(4, 256),
+        cells=(),
+        layers=tuple(cells),
+        fold_gains=True,
+        draws=8,
+        n_tokens=100,
+    )
     found = cells_of(drawn(print_energy, result), "Energy kept", keys=2)
     assert set(found) == {"3 4", "3 256", "15 4", "15 256"}
     assert found["15 256"] == {
-        "rank": "256", "r/d": "0.100", "kept": "0.123", "by chance": "0.450 ± 0.067", "enrichment": "1.23",
-        "z": "+4.5", "percentile": "0.999", "ceiling": "0.678", "components": "0.321", "random latents": "0.234",
+        "rank": "256",
+        "r/d": "0.100",
+        "kept": "0.123",
+        "by chance": "0.450 ± 0.067",
+        "enrichment": "1.23",
+        "z": "+4.5",
+        "percentile": "0.999",
+        "ceiling": "0.678",
+        "components": "0.321",
+        "random latents": "0.234",
         "control": "0.111",
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -163,14 +211,24 @@ def test_recipe_rank_and_bench_tell_what_is_moved(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "240")  # one line a row, whatever the arms are called
     raw, projected = str(tmp_path / "raw.json"), str(tmp_path / "projected.json")
-    text, made = both("recipe", "--layers", "0,1,3,4", "--arm", "projected", "--basis-subject", "geometry", "--out",
-                      projected)  # fmt: skip
+    text, made = both(
+        "recipe", "--layers", "0,1,3,4", "--edit-type", "projected", "--basis-subject", "geometry", "--out", projected
+    )
     assert made["reach"]["layers"] == [3, 4]
     assert made["reach"]["idle"] == [0]
     assert {row["layer"] for row in made["reach"]["lacks"]} == {1, 4}
     assert made["reach"]["in_words"] in " ".join(text.split())
-    subspace = both("recipe", "--layers", "0,1,3,4", "--arm", "random-subspace", "--rank", "4", "--out",
-                    str(tmp_path / "random.json"))[1]  # fmt: skip
+    subspace = both(
+        "recipe",
+        "--layers",
+        "0,1,3,4",
+        "--edit-type",
+        "random-subspace",
+        "--rank",
+        "4",
+        "--out",
+        str(tmp_path / "random.json"),
+    )[1]
     assert subspace["reach"] == made["reach"], "the control moves what the projected arm moves"
     _, whole = both("recipe", "--layers", "0,1,3", "--out", raw)
     assert whole["reach"]["layers"] == [1, 3]

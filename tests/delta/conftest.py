@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.records import (
-    Arm,
     DiagnoseSpec,
     EditRecipe,
+    EditType,
     ModelRef,
-    NormMatchedArm,
+    NormMatchedEdit,
     ProblemsRef,
-    ProjectedArm,
+    ProjectedEdit,
     SaeRef,
     TaskVectorRef,
 )
@@ -26,13 +26,13 @@ ROWS = 6
 
 
 @pytest.fixture(scope="session")
-def session(pico_folder: Path) -> ModelSession:
-    return load_session(ModelRef(id=str(pico_folder)), device="cpu")
+def loaded(pico_folder: Path) -> LoadedModel:
+    return load_checkpoint(ModelRef(id=str(pico_folder)), device="cpu")
 
 
 @pytest.fixture(scope="session")
-def bf16_session(pico_folder: Path) -> ModelSession:
-    return load_session(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="cpu")
+def bf16_session(pico_folder: Path) -> LoadedModel:
+    return load_checkpoint(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -41,42 +41,42 @@ def tuned_ref(pico_tuned_folder: Path) -> TaskVectorRef:
 
 
 @pytest.fixture(scope="session")
-def task_vector(session: ModelSession, tuned_ref: TaskVectorRef) -> TaskVector:
-    return open_task_vector(tuned_ref, session)
+def task_vector(loaded: LoadedModel, tuned_ref: TaskVectorRef) -> TaskVector:
+    return open_task_vector(tuned_ref, loaded)
 
 
 @pytest.fixture(scope="session")
-def rows_of_layer(session: ModelSession) -> Callable[[int], Tensor]:
+def rows_of_layer(loaded: LoadedModel) -> Callable[[int], Tensor]:
     """Oblique rows [ROWS, d_model], other ones for each layer."""
 
     def rows(layer: int) -> Tensor:
         generator = torch.Generator().manual_seed(50 + layer)
-        d = session.layout.d_model
+        d = loaded.layout.d_model
         return torch.randn(ROWS, d, generator=generator) + 2 * torch.randn(1, d, generator=generator)
 
     return rows
 
 
 @pytest.fixture(scope="session")
-def make_recipe(session: ModelSession, tuned_ref: TaskVectorRef) -> Callable[..., EditRecipe]:
+def make_recipe(loaded: LoadedModel, tuned_ref: TaskVectorRef) -> Callable[..., EditRecipe]:
     """Factory `make_recipe(layers, **fields)`; layers maps a layer to alpha or to {"attention": ..., "mlp": ...}."""
 
     def make(layers: dict[int, Any], **fields: Any) -> EditRecipe:
-        return EditRecipe.model_validate({"model": session.ref, "task_vector": tuned_ref, "layers": layers} | fields)
+        return EditRecipe.model_validate({"model": loaded.ref, "task_vector": tuned_ref, "layers": layers} | fields)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_arm(session: ModelSession) -> Callable[..., Arm]:
+def make_arm(loaded: LoadedModel) -> Callable[..., EditType]:
     """Factory `make_arm(cls, site="resid_post", top_k=ROWS)` of a projected arm."""
 
     def make(
-        cls: type[ProjectedArm] | type[NormMatchedArm] = ProjectedArm, *, site: Any = "resid_post", top_k: int = ROWS
-    ) -> Arm:
+        cls: type[ProjectedEdit] | type[NormMatchedEdit] = ProjectedEdit, *, site: Any = "resid_post", top_k: int = ROWS
+    ) -> EditType:
         problems = ProblemsRef(problems="p", controls="c", shots="s", subjects=("algebra",), control_names=("facts",))
         saes = SaeRef(location="saes", site=site)
-        diagnosis = DiagnoseSpec(model=session.ref, saes=saes, problems=problems, control="facts")
+        diagnosis = DiagnoseSpec(model=loaded.ref, saes=saes, problems=problems, control="facts")
         return cls(diagnosis=diagnosis, subject="algebra", top_k=top_k)
 
     return make

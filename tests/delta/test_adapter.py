@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.records import ModelRef, TaskVectorRef
 from tests.decoders import SIZES, randomised, save_decoder
 
@@ -54,8 +54,8 @@ def plain(train: Callable[..., Path]) -> Path:
     return train()
 
 
-def open_at(folder: Path, session: ModelSession) -> TaskVector:
-    return open_task_vector(TaskVectorRef(name="lora", tuned=str(folder)), session)
+def open_at(folder: Path, loaded: LoadedModel) -> TaskVector:
+    return open_task_vector(TaskVectorRef(name="lora", tuned=str(folder)), loaded)
 
 
 def merged_by_peft(pico_folder: Path, folder: Path) -> dict[str, torch.Tensor]:
@@ -97,13 +97,13 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     ids=["plain", "rslora", "patterns", "rslora-patterns", "layers", "one-layer", "regex", "all", "fan-in", "saved"],
 )
 def test_tau_is_what_peft_merges(
-    session: ModelSession, pico_folder: Path, train: Callable[..., Path], fields: dict[str, Any]
+    loaded: LoadedModel, pico_folder: Path, train: Callable[..., Path], fields: dict[str, Any]
 ) -> None:
     folder = train(**fields)
-    task_vector = open_at(folder, session)
+    task_vector = open_at(folder, loaded)
     moved = []
     for name, merged in merged_by_peft(pico_folder, folder).items():
-        base = session.parameter(name)
+        base = loaded.parameter(name)
         torch.testing.assert_close(task_vector.delta(name), merged.detach() - base, **EXACT)
         if not torch.equal(merged, base):
             moved.append(name)
@@ -111,8 +111,8 @@ def test_tau_is_what_peft_merges(
     assert task_vector.delta(moved[0]).abs().max() > 0.05
 
 
-def test_an_adapter_of_some_layers_leaves_the_others_at_zero(session: ModelSession, train: Callable[..., Path]) -> None:
-    task_vector = open_at(train(target_modules=["q_proj"], layers_to_transform=[1]), session)
+def test_an_adapter_of_some_layers_leaves_the_others_at_zero(loaded: LoadedModel, train: Callable[..., Path]) -> None:
+    task_vector = open_at(train(target_modules=["q_proj"], layers_to_transform=[1]), loaded)
     assert task_vector.names == ("model.layers.1.self_attn.q_proj.weight",)
     assert task_vector.source.startswith("LoRA r=4 alpha=6 ")
     norms = task_vector.relative_norms()
@@ -120,15 +120,15 @@ def test_an_adapter_of_some_layers_leaves_the_others_at_zero(session: ModelSessi
     assert norms[0] == norms[2] == norms[3] == 0
     still = task_vector.delta("model.layers.2.mlp.down_proj.weight")
     assert not task_vector.moves("model.layers.2.mlp.down_proj.weight")
-    assert still.shape == session.parameter("model.layers.2.mlp.down_proj.weight").shape
+    assert still.shape == loaded.parameter("model.layers.2.mlp.down_proj.weight").shape
     assert still.untyped_storage().nbytes() == 4, "zeros take one number"
 
 
-def test_a_base_of_another_name_is_remarked(session: ModelSession, plain: Path) -> None:
+def test_a_base_of_another_name_is_remarked(loaded: LoadedModel, plain: Path) -> None:
     def suspicious() -> bool:
-        return any(remark.suspicious for remark in open_at(plain, session).remarks if remark.check == "named base")
+        return any(remark.suspicious for remark in open_at(plain, loaded).remarks if remark.check == "named base")
 
-    edit_config(plain, base_model_name_or_path=f"someone/{Path(session.ref.id).name}")
+    edit_config(plain, base_model_name_or_path=f"someone/{Path(loaded.ref.id).name}")
     assert not suspicious()
     edit_config(plain, base_model_name_or_path="someone/another-model")
     assert suspicious()
@@ -146,7 +146,7 @@ def test_a_head_that_peft_saves_with_its_base_layer(pico_folder: Path, tmp_path:
     adapted.save_pretrained(str(tmp_path / "lora"), save_embedding_layers=True)
     stored = "base_model.model.lm_head.base_layer.weight"
     edit_weights(tmp_path / "lora", lambda tensors: tensors[stored].add_(apart))
-    untied = load_session(ModelRef(id=str(base)), device="cpu")
+    untied = load_checkpoint(ModelRef(id=str(base)), device="cpu")
     task_vector = open_at(tmp_path / "lora", untied)
     for name, merged in merged_by_peft(base, tmp_path / "lora").items():
         torch.testing.assert_close(task_vector.delta(name), merged.detach() - untied.parameter(name), **EXACT)
@@ -164,12 +164,12 @@ def test_a_head_that_peft_saves_with_its_base_layer(pico_folder: Path, tmp_path:
     ],
 )
 def test_a_field_that_does_not_change_the_merge_passes(
-    session: ModelSession, plain: Path, fields: dict[str, object], unknown: str | None
+    loaded: LoadedModel, plain: Path, fields: dict[str, object], unknown: str | None
 ) -> None:
     name = "model.layers.1.self_attn.q_proj.weight"
-    before = open_at(plain, session).delta(name)
+    before = open_at(plain, loaded).delta(name)
     edit_config(plain, **fields)
-    task_vector = open_at(plain, session)
+    task_vector = open_at(plain, loaded)
     assert torch.equal(task_vector.delta(name), before)
     said = [remark for remark in task_vector.remarks if remark.check == "adapter config"]
     assert bool(said) == (unknown is not None)
@@ -181,9 +181,9 @@ def test_a_field_that_does_not_change_the_merge_passes(
 Q = "base_model.model.model.layers.1.self_attn.q_proj"
 
 
-def refused(folder: Path, session: ModelSession, match: str) -> None:
+def refused(folder: Path, loaded: LoadedModel, match: str) -> None:
     with pytest.raises(CheckpointError, match=match) as caught:
-        open_at(folder, session)
+        open_at(folder, loaded)
     assert "\n" not in str(caught.value)
     assert all((caught.value.got, caught.value.expected, caught.value.next_step)), caught.value
 
@@ -204,9 +204,9 @@ def refused(folder: Path, session: ModelSession, match: str) -> None:
         ({"modules_to_save": ["embed_tokens"]}, "got no saved embed_tokens"),
     ],
 )
-def test_what_is_no_plain_lora(session: ModelSession, plain: Path, fields: dict[str, object], match: str) -> None:
+def test_what_is_no_plain_lora(loaded: LoadedModel, plain: Path, fields: dict[str, object], match: str) -> None:
     edit_config(plain, **fields)
-    refused(plain, session, match)
+    refused(plain, loaded, match)
 
 
 @pytest.mark.parametrize(
@@ -222,76 +222,76 @@ def test_what_is_no_plain_lora(session: ModelSession, plain: Path, fields: dict[
         ("base_model.model.model.layers.1.mlp.experts.lora_A.weight", "got a tensor called .*experts"),
     ],
 )
-def test_tensors_that_are_no_lora_of_the_base(session: ModelSession, plain: Path, extra: str, match: str) -> None:
+def test_tensors_that_are_no_lora_of_the_base(loaded: LoadedModel, plain: Path, extra: str, match: str) -> None:
     edit_weights(plain, lambda tensors: tensors.update({extra: torch.zeros(4, 32)}))
-    refused(plain, session, match)
+    refused(plain, loaded, match)
 
 
-def test_a_missing_factor(session: ModelSession, plain: Path) -> None:
+def test_a_missing_factor(loaded: LoadedModel, plain: Path) -> None:
     edit_weights(plain, lambda tensors: tensors.pop(f"{Q}.lora_B.weight"))
-    refused(plain, session, "is incomplete; got .*lora_A.weight without its lora_B")
+    refused(plain, loaded, "is incomplete; got .*lora_A.weight without its lora_B")
 
 
-def test_a_matrix_that_the_config_names_and_the_file_lacks(session: ModelSession, plain: Path) -> None:
+def test_a_matrix_that_the_config_names_and_the_file_lacks(loaded: LoadedModel, plain: Path) -> None:
     def drop(tensors: dict[str, torch.Tensor]) -> None:
         for factor in "AB":
             del tensors[f"{Q}.lora_{factor}.weight"]
 
     edit_weights(plain, drop)
-    refused(plain, session, "lacks tensors.*got no LoRA of model.layers.1.self_attn.q_proj;")
+    refused(plain, loaded, "lacks tensors.*got no LoRA of model.layers.1.self_attn.q_proj;")
     edit_config(plain, target_modules=[name for name in SEVEN if name != "q_proj"])
-    open_at(plain, session)
+    open_at(plain, loaded)
     edit_config(plain, target_modules=SEVEN, exclude_modules=["q_proj"])
-    open_at(plain, session)
+    open_at(plain, loaded)
 
 
-def test_factors_of_another_width(session: ModelSession, plain: Path) -> None:
+def test_factors_of_another_width(loaded: LoadedModel, plain: Path) -> None:
     edit_weights(plain, lambda tensors: tensors.update({f"{Q}.lora_B.weight": torch.zeros(48, 4)}))
-    refused(plain, session, r"lora_B.weight of shape \[48, 4\]; expected \[32, 4\]")
+    refused(plain, loaded, r"lora_B.weight of shape \[48, 4\]; expected \[32, 4\]")
 
 
-def test_quantised_factors(session: ModelSession, plain: Path) -> None:
+def test_quantised_factors(loaded: LoadedModel, plain: Path) -> None:
     edit_weights(plain, lambda tensors: tensors.update({f"{Q}.lora_A.weight": torch.zeros(4, 32, dtype=torch.uint8)}))
-    refused(plain, session, "is quantised; got .*stored as U8")
+    refused(plain, loaded, "is quantised; got .*stored as U8")
 
 
-def test_nan_inside_a_factor(session: ModelSession, plain: Path) -> None:
+def test_nan_inside_a_factor(loaded: LoadedModel, plain: Path) -> None:
     edit_weights(plain, lambda tensors: tensors[f"{Q}.lora_A.weight"].view(-1)[3:4].fill_(math.nan))
-    task_vector = open_at(plain, session)
+    task_vector = open_at(plain, loaded)
     with pytest.raises(CheckpointError, match=r"NaN or infinity in .*layers.1.self_attn.q_proj.lora_A"):
         task_vector.delta("model.layers.1.self_attn.q_proj.weight")
     task_vector.delta("model.layers.0.self_attn.q_proj.weight")
 
 
-def test_broken_files(session: ModelSession, plain: Path) -> None:
+def test_broken_files(loaded: LoadedModel, plain: Path) -> None:
     content = (plain / WEIGHTS).read_bytes()
     (plain / WEIGHTS).write_bytes(content[: len(content) // 2])
-    refused(plain, session, "is corrupt or truncated")
+    refused(plain, loaded, "is corrupt or truncated")
     (plain / WEIGHTS).unlink()
-    refused(plain, session, f"has no weights; got {CONFIG} without {WEIGHTS}")
+    refused(plain, loaded, f"has no weights; got {CONFIG} without {WEIGHTS}")
     (plain / WEIGHTS).write_bytes(content)
     (plain / CONFIG).write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
-        open_at(plain, session)
+        open_at(plain, loaded)
 
 
 def test_embeddings_trained_apart_from_the_head_that_they_are_tied_to(
-    session: ModelSession, train: Callable[..., Path]
+    loaded: LoadedModel, train: Callable[..., Path]
 ) -> None:
     folder = train(target_modules=["q_proj"])
-    embeddings = session.parameter("model.embed_tokens.weight").detach()
+    embeddings = loaded.parameter("model.embed_tokens.weight").detach()
     edit_config(folder, modules_to_save=["embed_tokens"])
     saved = {"base_model.model.model.embed_tokens.weight": embeddings + 1}
     edit_weights(folder, lambda tensors: tensors.update(saved))
-    refused(folder, session, "trained apart from the weights that it is tied to")
+    refused(folder, loaded, "trained apart from the weights that it is tied to")
     edit_config(folder, ensure_weight_tying=True)
-    delta = open_at(folder, session).delta("model.embed_tokens.weight")
+    delta = open_at(folder, loaded).delta("model.embed_tokens.weight")
     torch.testing.assert_close(delta, torch.ones_like(delta), atol=1e-6, rtol=0)
     edit_weights(folder, lambda tensors: tensors.update({"base_model.model.lm_head.weight": embeddings + 2}))
     with pytest.raises(CheckpointError, match="one tensor for both"):
-        open_at(folder, session).delta("model.embed_tokens.weight")
+        open_at(folder, loaded).delta("model.embed_tokens.weight")
 
 
-def test_a_folder_with_two_task_vectors(session: ModelSession, plain: Path) -> None:
+def test_a_folder_with_two_task_vectors(loaded: LoadedModel, plain: Path) -> None:
     save_file({"model.norm.weight": torch.zeros(32)}, plain / "delta.safetensors")
-    refused(plain, session, "holds more than one task vector")
+    refused(plain, loaded, "holds more than one task vector")

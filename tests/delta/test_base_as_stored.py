@@ -1,4 +1,4 @@
-"""A base in another dtype than the session's: differences and merges are taken between the files' own numbers.
+"""A base in another dtype than the model's: differences and merges are taken between the files' own numbers.
 
 theta(alpha) = round(base_file + alpha * (tuned_file - base_file)): rounding the base first would add an error of up to
 half a rounding step to every weight, also to those that the fine-tune left alone.
@@ -25,8 +25,8 @@ from stethoscope.delta.realised import realise
 from stethoscope.delta.sources.stored import StoredTensors
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, SaeRef, ServedArm, TaskVectorRef
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
+from stethoscope.records import EditRecipe, LayerAlpha, ModelRef, SaeRef, ServedEdit, TaskVectorRef
 
 MOVED = "model.layers.3.self_attn.q_proj.weight"
 ALONE = "model.layers.1.mlp.up_proj.weight"
@@ -67,53 +67,53 @@ def pair_in(pico_folder: Path, tmp_path: Path) -> Callable[[torch.dtype], Pair]:
 
 def opened(
     pair: Pair, dtype: str = "bfloat16", tuned: Path | None = None
-) -> tuple[ModelSession, TaskVector, EditRecipe]:
+) -> tuple[LoadedModel, TaskVector, EditRecipe]:
     """Return session, task vector, and a recipe of all layers at full strength."""
-    session = load_session(ModelRef.model_validate({"id": str(pair.base), "dtype": dtype}), device="cpu")
+    loaded = load_checkpoint(ModelRef.model_validate({"id": str(pair.base), "dtype": dtype}), device="cpu")
     ref = TaskVectorRef(name="t", tuned=str(tuned or pair.tuned))
-    layers = dict.fromkeys(range(session.layout.n_layers), LayerAlpha())
-    recipe = EditRecipe(model=session.ref, task_vector=ref, layers=layers, norms=True, embeddings=True)
-    return session, open_task_vector(ref, session), recipe
+    layers = dict.fromkeys(range(loaded.layout.n_layers), LayerAlpha())
+    recipe = EditRecipe(model=loaded.ref, task_vector=ref, layers=layers, norms=True, embeddings=True)
+    return loaded, open_task_vector(ref, loaded), recipe
 
 
 @pytest.mark.parametrize(
-    ("stored", "loaded"),
+    ("stored", "in_dtype"),
     [(torch.float32, "bfloat16"), (torch.float16, "bfloat16"), (torch.float32, "float16"), (torch.bfloat16, "float16")],
 )
 def test_full_strength_is_the_fine_tune_rounded_once_and_any_strength_the_sum(
-    pair_in: Callable[[torch.dtype], Pair], stored: torch.dtype, loaded: str
+    pair_in: Callable[[torch.dtype], Pair], stored: torch.dtype, in_dtype: str
 ) -> None:
     pair = pair_in(stored)
-    session, task_vector, recipe = opened(pair, loaded)
+    loaded, task_vector, recipe = opened(pair, in_dtype)
     for alpha in (1.0, 0.37, 1.5):
-        patch = build_patch(session, task_vector, recipe.model_copy(update={"master_alpha": alpha}))
+        patch = build_patch(loaded, task_vector, recipe.model_copy(update={"master_alpha": alpha}))
         assert set(patch.tensors) > {MOVED, ALONE}
         for name, edited in patch.tensors.items():
             tau = pair.theta_tuned[name] - pair.theta[name]
-            assert torch.equal(edited, (pair.theta[name] + alpha * tau).to(LOADED[loaded])), (name, alpha)
+            assert torch.equal(edited, (pair.theta[name] + alpha * tau).to(LOADED[in_dtype])), (name, alpha)
     assert torch.equal(
-        build_patch(session, task_vector, recipe).tensors[MOVED], pair.theta_tuned[MOVED].to(edited.dtype)
+        build_patch(loaded, task_vector, recipe).tensors[MOVED], pair.theta_tuned[MOVED].to(edited.dtype)
     )
 
 
 def test_the_raw_arm_of_served_matrices_is_added_to_the_files_numbers_too(
     pair_in: Callable[[torch.dtype], Pair],
 ) -> None:
-    session, task_vector, recipe = opened(pair_in(torch.float32))
-    raw = build_patch(session, task_vector, recipe)
-    served = recipe.model_copy(update={"arm": ServedArm(saes=SaeRef(location="saes"))})
-    patch = build_patch(session, task_vector, served, sae_layers=range(4))
+    loaded, task_vector, recipe = opened(pair_in(torch.float32))
+    raw = build_patch(loaded, task_vector, recipe)
+    served = recipe.model_copy(update={"edit_type": ServedEdit(saes=SaeRef(location="saes"))})
+    patch = build_patch(loaded, task_vector, served, sae_layers=range(4))
     assert MOVED in patch.tensors
     assert all(torch.equal(tensor, raw.tensors[name]) for name, tensor in patch.tensors.items())
 
 
 def test_what_the_fine_tune_left_alone_does_not_move(pair_in: Callable[[torch.dtype], Pair]) -> None:
-    session, task_vector, recipe = opened(pair_in(torch.float32))
+    loaded, task_vector, recipe = opened(pair_in(torch.float32))
     assert not task_vector.delta(ALONE).any()
     assert [norm > 0 for norm in task_vector.relative_norms()] == [False, False, False, True]
-    patch = build_patch(session, task_vector, recipe.model_copy(update={"master_alpha": 1.5}))
-    assert torch.equal(patch.tensors[ALONE], session.parameter(ALONE))
-    alone = realise(session, session.layout.site(ALONE), task_vector.origin(ALONE), task_vector.delta(ALONE))
+    patch = build_patch(loaded, task_vector, recipe.model_copy(update={"master_alpha": 1.5}))
+    assert torch.equal(patch.tensors[ALONE], loaded.parameter(ALONE))
+    alone = realise(loaded, loaded.layout.site(ALONE), task_vector.origin(ALONE), task_vector.delta(ALONE))
     assert alone.moved == 0
 
 
@@ -123,8 +123,8 @@ def test_a_lora_is_merged_into_the_files_numbers(
     pair = pair_in(torch.float32)
     generator = torch.Generator().manual_seed(5)
     up, down = torch.randn(32, 4, generator=generator), 0.02 * torch.randn(4, 32, generator=generator)
-    session, task_vector, recipe = opened(pair, tuned=write_adapter({MOVED: (up, down)}))
-    patch = build_patch(session, task_vector, recipe)
+    loaded, task_vector, recipe = opened(pair, tuned=write_adapter({MOVED: (up, down)}))
+    patch = build_patch(loaded, task_vector, recipe)
     assert torch.equal(patch.tensors[MOVED], (pair.theta[MOVED] + 2.0 * (up @ down)).to(torch.bfloat16))
 
 
@@ -155,65 +155,65 @@ def _module(name: str) -> str:
 def test_a_new_alpha_reads_no_file_and_the_kept_numbers_count(
     pair_in: Callable[[torch.dtype], Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, task_vector, recipe = opened(pair_in(torch.float32))
+    loaded, task_vector, recipe = opened(pair_in(torch.float32))
     directions = Directions(2**30)
-    build_patch(session, task_vector, recipe, directions=directions)
-    numbers = sum(parameter.numel() for parameter in session.model.parameters())
+    build_patch(loaded, task_vector, recipe, directions=directions)
+    numbers = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert directions.size_bytes == numbers * (4 + 4)
     monkeypatch.setattr(StoredTensors, "read", lambda *_: pytest.fail("a file is read again"))
-    half = build_patch(session, task_vector, recipe.model_copy(update={"master_alpha": 0.5}), directions=directions)
+    half = build_patch(loaded, task_vector, recipe.model_copy(update={"master_alpha": 0.5}), directions=directions)
     monkeypatch.undo()
     assert torch.equal(
         half.tensors[MOVED],
-        build_patch(session, task_vector, recipe.model_copy(update={"master_alpha": 0.5})).tensors[MOVED],
+        build_patch(loaded, task_vector, recipe.model_copy(update={"master_alpha": 0.5})).tensors[MOVED],
     )
 
 
 def test_what_is_kept_outlives_the_files(pair_in: Callable[[torch.dtype], Pair]) -> None:
     """A file that is cut in place ends a process that still reads its pages."""
     pair = pair_in(torch.float32)
-    session, task_vector, recipe = opened(pair)
+    loaded, task_vector, recipe = opened(pair)
     directions = Directions(2**30)
-    build_patch(session, task_vector, recipe, directions=directions)
+    build_patch(loaded, task_vector, recipe, directions=directions)
     for folder in (pair.base, pair.tuned):
         (folder / "model.safetensors").write_bytes(b"cut")
-    edited = build_patch(session, task_vector, recipe, directions=directions).tensors[MOVED]
+    edited = build_patch(loaded, task_vector, recipe, directions=directions).tensors[MOVED]
     assert torch.equal(edited, pair.theta_tuned[MOVED].to(torch.bfloat16))
 
 
-@pytest.mark.parametrize(("stored", "loaded"), [(torch.bfloat16, "bfloat16"), (torch.bfloat16, "float32")])
+@pytest.mark.parametrize(("stored", "in_dtype"), [(torch.bfloat16, "bfloat16"), (torch.bfloat16, "float32")])
 def test_a_base_that_the_session_holds_exactly_is_not_read_again(
-    pair_in: Callable[[torch.dtype], Pair], stored: torch.dtype, loaded: str, monkeypatch: pytest.MonkeyPatch
+    pair_in: Callable[[torch.dtype], Pair], stored: torch.dtype, in_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = pair_in(stored)
-    session, task_vector, recipe = opened(pair, loaded)
+    loaded, task_vector, recipe = opened(pair, in_dtype)
     read, titles = StoredTensors.read, set[str]()
     monkeypatch.setattr(StoredTensors, "read", lambda self, name: (titles.add(self.title), read(self, name))[1])
     directions = Directions(2**30)
-    build_patch(session, task_vector, recipe, directions=directions)
+    build_patch(loaded, task_vector, recipe, directions=directions)
     assert titles == {f"checkpoint {pair.tuned}"}
-    assert directions.size_bytes == 4 * sum(parameter.numel() for parameter in session.model.parameters())
+    assert directions.size_bytes == 4 * sum(parameter.numel() for parameter in loaded.model.parameters())
 
 
 def test_the_second_computation_and_the_exported_delta_follow(
     pair_in: Callable[[torch.dtype], Pair], tmp_path: Path
 ) -> None:
-    session, task_vector, recipe = opened(pair_in(torch.float32))
+    loaded, task_vector, recipe = opened(pair_in(torch.float32))
     recipe = recipe.model_copy(update={"master_alpha": 0.7})
-    patch = build_patch(session, task_vector, recipe)
-    expected = expected_digests(session, task_vector, recipe, patch.tensors, "seed")
+    patch = build_patch(loaded, task_vector, recipe)
+    expected = expected_digests(loaded, task_vector, recipe, patch.tensors, "seed")
     assert set(expected) == set(patch.tensors)
-    with certified(session, replace(patch, expected=expected)) as certifying:
+    with certified(loaded, replace(patch, expected=expected)) as certifying:
         pass
     assert certifying.certificate.verified
-    source = EditSource(session, task_vector, recipe)
+    source = EditSource(loaded, task_vector, recipe)
     path = write_delta(source, list(patch.tensors), tmp_path)
-    with applied(session, patch):
-        edited = session.digests(patch.tensors)
+    with applied(loaded, patch):
+        edited = loaded.digests(patch.tensors)
     assert delta_fits(path, source, edited)
     again = TaskVectorRef(name="again", tuned=str(path))
     whole = recipe.model_copy(update={"master_alpha": 1.0, "task_vector": again})
-    from_delta = build_patch(session, open_task_vector(again, session), whole)
+    from_delta = build_patch(loaded, open_task_vector(again, loaded), whole)
     assert all(torch.equal(tensor, patch.tensors[name]) for name, tensor in from_delta.tensors.items())
 
 
@@ -221,10 +221,10 @@ def test_a_projected_edit_is_added_to_the_files_numbers_too(
     pair_in: Callable[[torch.dtype], Pair], make_arm: Callable[..., object], rows_of_layer: Callable[[int], Tensor]
 ) -> None:
     pair = pair_in(torch.float32)
-    session, task_vector, recipe = opened(pair)
-    recipe = recipe.model_copy(update={"arm": make_arm(), "norms": False, "embeddings": False})
-    source = EditSource(session, task_vector, recipe, rows_of_layer)
-    patch = build_patch(session, task_vector, recipe, rows_of_layer)
+    loaded, task_vector, recipe = opened(pair)
+    recipe = recipe.model_copy(update={"edit_type": make_arm(), "norms": False, "embeddings": False})
+    source = EditSource(loaded, task_vector, recipe, rows_of_layer)
+    patch = build_patch(loaded, task_vector, recipe, rows_of_layer)
     for edit in edits.edits_of(source):
         assert torch.equal(patch.tensors[edit.name], (pair.theta[edit.name] + edit.direction).to(torch.bfloat16))
 
@@ -233,7 +233,7 @@ def test_a_base_that_was_written_again_since_it_was_loaded_is_named(
     pair_in: Callable[[torch.dtype], Pair],
 ) -> None:
     pair = pair_in(torch.float32)
-    session, task_vector, _ = opened(pair)
+    loaded, task_vector, _ = opened(pair)
     other = {name: tensor + 0.1 for name, tensor in pair.theta.items()}
     save_file(other, pair.base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="no longer the numbers that were loaded"):

@@ -24,9 +24,9 @@ from stethoscope.delta.mergekit import mergekit_yaml, not_for_mergekit
 from stethoscope.delta.patch import Patch, applied, build_patch
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import Cancelled, ResourceError, StethoscopeError, UserError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
-from stethoscope.records import Arm, EditRecipe, RandomSubspaceArm, RawArm, TaskVectorRef
+from stethoscope.records import EditRecipe, EditType, RandomSubspaceEdit, RawEdit, TaskVectorRef
 
 MakeRecipe = Callable[..., EditRecipe]
 
@@ -37,46 +37,46 @@ def recipe(make_recipe: MakeRecipe) -> EditRecipe:
 
 
 @pytest.fixture
-def patch(session: ModelSession, task_vector: TaskVector, recipe: EditRecipe) -> Patch:
-    return build_patch(session, task_vector, recipe, recipe_id="sha256-abc")
+def patch(loaded: LoadedModel, task_vector: TaskVector, recipe: EditRecipe) -> Patch:
+    return build_patch(loaded, task_vector, recipe, recipe_id="sha256-abc")
 
 
-def logits_of(session: ModelSession, model: torch.nn.Module) -> Tensor:
-    batch = session.batch(session.encode(["Problem: the prime divisor of the river"]))
+def logits_of(loaded: LoadedModel, model: torch.nn.Module) -> Tensor:
+    batch = loaded.batch(loaded.encode(["Problem: the prime divisor of the river"]))
     with torch.no_grad():
         return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
 
 
 def test_transformers_loads_the_very_same_model(
-    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+    loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
-    before, live_dtype = session.checksum(), session.model.config.dtype
+    before, live_dtype = loaded.checksum(), loaded.model.config.dtype
     out = tmp_path / "deep" / "edited"
-    result = export_checkpoint(session, patch, recipe, out)
+    result = export_checkpoint(loaded, patch, recipe, out)
     assert result.max_abs_difference == 0
     assert result.out == str(out)
     assert result.size_bytes == sum(path.stat().st_size for path in out.iterdir())
     assert {"config.json", "model.safetensors", "tokenizer.json", "recipe.json", "README.md"} <= set(result.files)
     assert sorted(result.files) == sorted(path.name for path in out.iterdir())
     assert [path.name for path in out.parent.iterdir()] == ["edited"]
-    assert session.checksum() == before
-    assert session.model.config.dtype == live_dtype
+    assert loaded.checksum() == before
+    assert loaded.model.config.dtype == live_dtype
 
     model, report = AutoModelForCausalLM.from_pretrained(
         out, dtype="auto", output_loading_info=True, attn_implementation="eager"
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.lm_head.weight is model.get_input_embeddings().weight
-    with applied(session, patch):
-        for name, parameter in session.model.named_parameters():
+    with applied(loaded, patch):
+        for name, parameter in loaded.model.named_parameters():
             assert torch.equal(model.get_parameter(name), parameter)
-        assert torch.equal(logits_of(session, model.eval()), logits_of(session, session.model))
-    assert AutoTokenizer.from_pretrained(out).get_vocab() == session.tokenizer.get_vocab()
+        assert torch.equal(logits_of(loaded, model.eval()), logits_of(loaded, loaded.model))
+    assert AutoTokenizer.from_pretrained(out).get_vocab() == loaded.tokenizer.get_vocab()
 
 
 def test_weights_are_in_the_running_dtype_and_tied_embeddings_stand_once(
-    session: ModelSession,
-    bf16_session: ModelSession,
+    loaded: LoadedModel,
+    bf16_session: LoadedModel,
     tuned_ref: TaskVectorRef,
     make_recipe: MakeRecipe,
     patch: Patch,
@@ -86,7 +86,7 @@ def test_weights_are_in_the_running_dtype_and_tied_embeddings_stand_once(
     recipe_16 = make_recipe({0: 1.0}, model=bf16_session.ref)
     patch_16 = build_patch(bf16_session, open_task_vector(tuned_ref, bf16_session), recipe_16)
     cases = (
-        (session, patch, recipe, "F32", "float32"),
+        (loaded, patch, recipe, "F32", "float32"),
         (bf16_session, patch_16, recipe_16, "BF16", "bfloat16"),
     )
     for where, edit, made_from, on_disk, in_config in cases:
@@ -99,25 +99,25 @@ def test_weights_are_in_the_running_dtype_and_tied_embeddings_stand_once(
 
 
 def test_an_export_can_be_a_task_vector_of_its_own(
-    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+    loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
-    export_checkpoint(session, patch, recipe, tmp_path / "edited")
-    again = open_task_vector(TaskVectorRef(name="again", tuned=str(tmp_path / "edited")), session)
+    export_checkpoint(loaded, patch, recipe, tmp_path / "edited")
+    again = open_task_vector(TaskVectorRef(name="again", tuned=str(tmp_path / "edited")), loaded)
     for name, tensor in patch.tensors.items():
-        assert torch.equal(again.delta(name), tensor - session.parameter(name))
+        assert torch.equal(again.delta(name), tensor - loaded.parameter(name))
 
 
 def test_recipe_and_card_say_what_it_is(
-    session: ModelSession,
+    loaded: LoadedModel,
     patch: Patch,
     recipe: EditRecipe,
     make_recipe: MakeRecipe,
-    make_arm: Callable[..., Arm],
+    make_arm: Callable[..., EditType],
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "edited"
     out.mkdir()  # an empty folder is as good as none
-    export_checkpoint(session, patch, recipe, out)
+    export_checkpoint(loaded, patch, recipe, out)
     assert EditRecipe.model_validate_json((out / "recipe.json").read_text()) == recipe
     card = (out / "README.md").read_text()
     assert "| 1 | q_proj, k_proj, v_proj, o_proj | 0.4 | gate_proj, up_proj, down_proj | 0.4 |" in card
@@ -126,33 +126,33 @@ def test_recipe_and_card_say_what_it_is(
     assert "`sha256-abc`" in card
     assert "injected as it is" in card
     config = (out / "config.json").read_text()
-    assert str(Path(session.ref.id).parent) not in config  # where the base lay on this machine is nobody's business
-    projected = make_recipe({1: 1.0}, arm=make_arm(top_k=5))
+    assert str(Path(loaded.ref.id).parent) not in config  # where the base lay on this machine is nobody's business
+    projected = make_recipe({1: 1.0}, edit_type=make_arm(top_k=5))
     assert "top 5 latents for *algebra*" in export.model_card(patch, projected, {}, export.Parts())
 
 
-def test_the_base_can_be_exported_too(session: ModelSession, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    assert export_checkpoint(session, Patch(None, {}), make_recipe({}), tmp_path / "base").max_abs_difference == 0
+def test_the_base_can_be_exported_too(loaded: LoadedModel, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    assert export_checkpoint(loaded, Patch(None, {}), make_recipe({}), tmp_path / "base").max_abs_difference == 0
 
 
-def test_nothing_is_overwritten(session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
     out = tmp_path / "full"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="exists already; got a folder with files"):
-        export_checkpoint(session, patch, recipe, out)
+        export_checkpoint(loaded, patch, recipe, out)
     with pytest.raises(UserError, match="exists already; got a file"):
-        export_checkpoint(session, patch, recipe, out / "thesis.txt")
+        export_checkpoint(loaded, patch, recipe, out / "thesis.txt")
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "thesis.txt"]
     assert (out / "thesis.txt").read_text() == "mine"
 
 
 def test_too_little_disk_is_said_before_writing(
-    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 * 2**20))
     with pytest.raises(ResourceError, match="got 3 MiB free; expected 64 MiB"):
-        export_checkpoint(session, patch, recipe, tmp_path / "edited")
+        export_checkpoint(loaded, patch, recipe, tmp_path / "edited")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_too_little_disk_is_said_before_writing(
     "error", [KeyboardInterrupt(), OSError(28, "No space left on device"), SafetensorError("No space left on device")]
 )
 def test_an_interrupted_export_leaves_nothing(
-    session: ModelSession,
+    loaded: LoadedModel,
     patch: Patch,
     recipe: EditRecipe,
     tmp_path: Path,
@@ -169,7 +169,7 @@ def test_an_interrupted_export_leaves_nothing(
     failing: str,
     error: BaseException,
 ) -> None:
-    before, real = session.checksum(), getattr(export, failing)
+    before, real = loaded.checksum(), getattr(export, failing)
 
     def fail(*args: object, **kwargs: object) -> None:
         real(*args, **kwargs)
@@ -180,47 +180,49 @@ def test_an_interrupted_export_leaves_nothing(
         (KeyboardInterrupt, None) if isinstance(error, KeyboardInterrupt) else (ResourceError, "got No space left")
     )
     with pytest.raises(expected[0], match=expected[1]):
-        export_checkpoint(session, patch, recipe, tmp_path / "a" / "b" / "edited")
+        export_checkpoint(loaded, patch, recipe, tmp_path / "a" / "b" / "edited")
     assert list(tmp_path.iterdir()) == []
-    assert session.checksum() == before
+    assert loaded.checksum() == before
 
 
-def test_cancel_leaves_nothing(session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
+def test_cancel_leaves_nothing(loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path) -> None:
     class CancelAtOnce(Progress):
         def advance(self, items: int = 1) -> None:
             super().advance(items)
             self.cancel()
 
     with pytest.raises(Cancelled):
-        export_checkpoint(session, patch, recipe, tmp_path / "edited", progress=CancelAtOnce())
+        export_checkpoint(loaded, patch, recipe, tmp_path / "edited", progress=CancelAtOnce())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_that_differs_from_the_live_model_is_not_kept(
-    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save_the_base_instead(where: ModelSession, folder: Path, max_shard_bytes: int) -> None:
+    def save_the_base_instead(where: LoadedModel, folder: Path, max_shard_bytes: int) -> None:
         shutil.copytree(where.ref.id, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(export, "_save_weights", save_the_base_instead)
     with pytest.raises(StethoscopeError, match="differ from the live ones"):
-        export_checkpoint(session, patch, recipe, tmp_path / "edited")
+        export_checkpoint(loaded, patch, recipe, tmp_path / "edited")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arm", [RawArm(), RandomSubspaceArm(rank=4, norm_matched=True)])
+@pytest.mark.parametrize("edit_type", [RawEdit(), RandomSubspaceEdit(rank=4, norm_matched=True)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_bare_delta_at_alpha_one_is_the_edit_bit_by_bit(
-    session: ModelSession,
-    bf16_session: ModelSession,
+    loaded: LoadedModel,
+    bf16_session: LoadedModel,
     tuned_ref: TaskVectorRef,
     make_recipe: MakeRecipe,
     tmp_path: Path,
-    arm: RawArm | RandomSubspaceArm,
+    edit_type: RawEdit | RandomSubspaceEdit,
     dtype: str,
 ) -> None:
-    where = session if dtype == "float32" else bf16_session
-    recipe = make_recipe({1: 0.7, 2: {"attention": 0.0, "mlp": -0.3}}, model=where.ref, arm=arm, master_alpha=0.9)
+    where = loaded if dtype == "float32" else bf16_session
+    recipe = make_recipe(
+        {1: 0.7, 2: {"attention": 0.0, "mlp": -0.3}}, model=where.ref, edit_type=edit_type, master_alpha=0.9
+    )
     tau = open_task_vector(tuned_ref, where)
     patch = build_patch(where, tau, recipe)
     parts = Parts(checkpoint=False, delta=EditSource(where, tau, recipe))
@@ -235,34 +237,34 @@ def test_the_bare_delta_at_alpha_one_is_the_edit_bit_by_bit(
 
 
 def test_a_checkpoint_in_shards_with_its_delta_apart_loads_as_one(
-    session: ModelSession, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
+    loaded: LoadedModel, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
-    parts = Parts(delta=EditSource(session, task_vector, recipe), max_shard_bytes=40_000)
-    result = export_checkpoint(session, patch, recipe, tmp_path / "edited", parts=parts)
+    parts = Parts(delta=EditSource(loaded, task_vector, recipe), max_shard_bytes=40_000)
+    result = export_checkpoint(loaded, patch, recipe, tmp_path / "edited", parts=parts)
     shards = [name for name in result.files if name.startswith("model-")]
     assert len(shards) > 2
     assert {"model.safetensors.index.json", "delta/delta.safetensors"} <= set(result.files)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", dtype="auto")
-    with applied(session, patch):
-        assert all(torch.equal(model.get_parameter(name), p) for name, p in session.model.named_parameters())
+    with applied(loaded, patch):
+        assert all(torch.equal(model.get_parameter(name), p) for name, p in loaded.model.named_parameters())
 
 
 def test_a_delta_that_does_not_give_the_edit_is_not_kept(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector,
     patch: Patch,
     make_recipe: MakeRecipe,
     recipe: EditRecipe,
     tmp_path: Path,
 ) -> None:
-    other = EditSource(session, task_vector, make_recipe({1: 0.5, 3: {"attention": 0.0, "mlp": 0.99}}))
+    other = EditSource(loaded, task_vector, make_recipe({1: 0.5, 3: {"attention": 0.0, "mlp": 0.99}}))
     with pytest.raises(StethoscopeError, match="differ from the live ones"):
-        export_checkpoint(session, patch, recipe, tmp_path / "x", parts=Parts(checkpoint=False, delta=other))
+        export_checkpoint(loaded, patch, recipe, tmp_path / "x", parts=Parts(checkpoint=False, delta=other))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_cleaned_and_a_running_one_is_left_alone(
-    session: ModelSession, patch: Patch, recipe: EditRecipe, tmp_path: Path
+    loaded: LoadedModel, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -272,45 +274,45 @@ def test_what_a_killed_export_left_is_cleaned_and_a_running_one_is_left_alone(
     for folder in (stale, running, other):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-    export_checkpoint(session, patch, recipe, tmp_path / "edited")
+    export_checkpoint(loaded, patch, recipe, tmp_path / "edited")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([running.name, other.name, "edited"])
 
 
 def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
-    session: ModelSession, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
+    loaded: LoadedModel, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
     """A real refusal of the system: no file of this process may grow beyond 60 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for parts in (Parts(), Parts(checkpoint=False, delta=EditSource(session, task_vector, recipe))):
+    for parts in (Parts(), Parts(checkpoint=False, delta=EditSource(loaded, task_vector, recipe))):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
         try:
             with pytest.raises(ResourceError, match="cannot write .*edited"):
-                export_checkpoint(session, patch, recipe, tmp_path / "edited", parts=parts)
+                export_checkpoint(loaded, patch, recipe, tmp_path / "edited", parts=parts)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_the_mergekit_configuration_gives_every_tensor_the_recipes_strength(
-    session: ModelSession, make_recipe: MakeRecipe, make_arm: Callable[..., Arm]
+    loaded: LoadedModel, make_recipe: MakeRecipe, make_arm: Callable[..., EditType]
 ) -> None:
     """Read as mergekit documents it: the first filter found in the name decides, lists are spread over the layers."""
     layers = {1: {"attention": 0.5, "mlp": 0.25}, 3: {"attention": 0.0, "mlp": 1.0}}
     for fields in ({}, {"norms": True}, {"norms": True, "embeddings": True}):
         recipe = make_recipe(layers, master_alpha=0.8, **fields)
-        config = yaml.safe_load(mergekit_yaml(recipe, session.layout))
+        config = yaml.safe_load(mergekit_yaml(recipe, loaded.layout))
         assert config["merge_method"] == "task_arithmetic"
         assert config["parameters"] == {"normalize": False, "lambda": 1.0}
         (model,) = config["models"]
-        part_of = {site.name: site for site in (*session.layout.matrices, *session.layout.norms)}
-        for name, _ in session.model.named_parameters():
+        part_of = {site.name: site for site in (*loaded.layout.matrices, *loaded.layout.norms)}
+        for name, _ in loaded.model.named_parameters():
             rule = next(rule["value"] for rule in model["parameters"]["weight"] if rule.get("filter", "") in name)
             site = part_of.get(name)
             weight = rule[site.layer] if isinstance(rule, list) else rule
             if isinstance(rule, list):
-                assert len(rule) == session.layout.n_layers
+                assert len(rule) == loaded.layout.n_layers
             expected = 0.8 if recipe.embeddings and site is None else 0.0
             if site is not None and (recipe.norms or "norm" not in name):
                 expected = recipe.alpha(site.layer, site.part)
             assert weight == expected, name
-    assert "projected" in str(not_for_mergekit(make_recipe({1: 1.0}, arm=make_arm())))
+    assert "projected" in str(not_for_mergekit(make_recipe({1: 1.0}, edit_type=make_arm())))

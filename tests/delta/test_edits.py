@@ -12,8 +12,8 @@ from stethoscope.delta.patch import applied, build_patch
 from stethoscope.delta.projection import cumulative_energy, facing_basis, gain_of, serving, span_basis
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import RecipeError
-from stethoscope.model.session import ModelSession
-from stethoscope.records import EditRecipe, RandomSubspaceArm, TaskVectorRef
+from stethoscope.model.loaded_model import LoadedModel
+from stethoscope.records import EditRecipe, RandomSubspaceEdit, TaskVectorRef
 
 MakeRecipe = Callable[..., EditRecipe]
 AROUND_ATTENTION = {"input_layernorm", "post_attention_layernorm", "q_norm", "k_norm"}
@@ -33,52 +33,52 @@ def moved_ref(make_pico: Callable[..., Path]) -> TaskVectorRef:
 
 
 @pytest.fixture(scope="module")
-def moved(session: ModelSession, moved_ref: TaskVectorRef) -> TaskVector:
-    return open_task_vector(moved_ref, session)
+def moved(loaded: LoadedModel, moved_ref: TaskVectorRef) -> TaskVector:
+    return open_task_vector(moved_ref, loaded)
 
 
 # --- norms and embeddings --------------------------------------------------------------------------------------------
 
 
 def test_norms_move_with_the_half_of_the_layer_that_they_stand_around(
-    session: ModelSession, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
+    loaded: LoadedModel, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
 ) -> None:
     layers = {1: {"attention": 0.5, "mlp": 0.0}, 2: {"attention": 0.25, "mlp": 2.0}}
-    without = build_patch(session, moved, make_recipe(layers, task_vector=moved_ref, master_alpha=0.8))
+    without = build_patch(loaded, moved, make_recipe(layers, task_vector=moved_ref, master_alpha=0.8))
     recipe = make_recipe(layers, task_vector=moved_ref, master_alpha=0.8, norms=True)
-    patch = build_patch(session, moved, recipe)
+    patch = build_patch(loaded, moved, recipe)
     added = {name.removesuffix(".weight") for name in set(patch.tensors) - set(without.tensors)}
     expected = {(1, norm): 0.5 for norm in AROUND_ATTENTION} | {(2, norm): 0.25 for norm in AROUND_ATTENTION}
     expected |= {(2, norm): 2.0 for norm in AROUND_MLP}
     assert {(int(name.split(".")[2]), name.split(".")[-1]) for name in added} == set(expected)
     for name in added:
         strength = 0.8 * expected[int(name.split(".")[2]), name.split(".")[-1]]
-        base = session.parameter(f"{name}.weight").detach()
+        base = loaded.parameter(f"{name}.weight").detach()
         assert torch.equal(patch.tensors[f"{name}.weight"], base + strength * moved.delta(f"{name}.weight"))
 
 
 def test_embeddings_head_and_final_norm_move_with_the_master_alpha_and_stay_tied(
-    session: ModelSession, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
+    loaded: LoadedModel, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
 ) -> None:
-    patch = build_patch(session, moved, make_recipe({1: 0.5}, task_vector=moved_ref, master_alpha=0.6, embeddings=True))
+    patch = build_patch(loaded, moved, make_recipe({1: 0.5}, task_vector=moved_ref, master_alpha=0.6, embeddings=True))
     outside = {name for name in patch.tensors if "layers" not in name}
     assert outside == {"model.embed_tokens.weight", "model.norm.weight"}
     for name in outside:
-        assert torch.equal(patch.tensors[name], session.parameter(name) + 0.6 * moved.delta(name))
-    with applied(session, patch):
-        assert session.model.lm_head.weight is session.model.get_input_embeddings().weight
-        assert session.model.lm_head.weight.data_ptr() == patch.tensors["model.embed_tokens.weight"].data_ptr()
-    assert build_patch(session, moved, make_recipe({}, task_vector=moved_ref, embeddings=True)).tensors
+        assert torch.equal(patch.tensors[name], loaded.parameter(name) + 0.6 * moved.delta(name))
+    with applied(loaded, patch):
+        assert loaded.model.lm_head.weight is loaded.model.get_input_embeddings().weight
+        assert loaded.model.lm_head.weight.data_ptr() == patch.tensors["model.embed_tokens.weight"].data_ptr()
+    assert build_patch(loaded, moved, make_recipe({}, task_vector=moved_ref, embeddings=True)).tensors
 
 
 def test_everything_at_full_strength_is_the_fine_tune(
-    session: ModelSession, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
+    loaded: LoadedModel, moved: TaskVector, moved_ref: TaskVectorRef, make_recipe: MakeRecipe
 ) -> None:
     recipe = make_recipe(dict.fromkeys(range(4), 1.0), task_vector=moved_ref, norms=True, embeddings=True)
-    patch = build_patch(session, moved, recipe)
-    assert set(patch.tensors) == {name for name, _ in session.model.named_parameters()}
+    patch = build_patch(loaded, moved, recipe)
+    assert set(patch.tensors) == {name for name, _ in loaded.model.named_parameters()}
     for name, tensor in patch.tensors.items():
-        assert torch.allclose(tensor, session.parameter(name) + moved.delta(name), atol=1e-6)
+        assert torch.allclose(tensor, loaded.parameter(name) + moved.delta(name), atol=1e-6)
 
 
 # --- random subspaces ------------------------------------------------------------------------------------------------
@@ -86,20 +86,20 @@ def test_everything_at_full_strength_is_the_fine_tune(
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
 def test_a_random_subspace_serves_the_same_sides_as_an_sae_and_has_its_rank(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, site: str
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, site: str
 ) -> None:
     rank = 5
-    arm = RandomSubspaceArm(rank=rank, site=site, seed=3)
-    patch = build_patch(session, task_vector, make_recipe({0: 1.0, 2: 0.5}, arm=arm))
-    served = {m.name for layer in (0, 2) for m in session.layout.of_layer(layer) if serving(m, site) is not None}
+    edit_type = RandomSubspaceEdit(rank=rank, site=site, seed=3)
+    patch = build_patch(loaded, task_vector, make_recipe({0: 1.0, 2: 0.5}, edit_type=edit_type))
+    served = {m.name for layer in (0, 2) for m in loaded.layout.of_layer(layer) if serving(m, site) is not None}
     assert set(patch.tensors) == served
     spans: dict[int, list[Tensor]] = {}
     for name, tensor in patch.tensors.items():
-        matrix_site = session.layout.site(name)
+        matrix_site = loaded.layout.site(name)
         use = serving(matrix_site, site)
         assert use is not None
-        edit = (tensor - session.parameter(name)).detach()
-        seen = facing_basis(edit, use, gain_of(session, matrix_site))
+        edit = (tensor - loaded.parameter(name)).detach()
+        seen = facing_basis(edit, use, gain_of(loaded, matrix_site))
         singular = torch.linalg.svdvals(seen)
         assert singular[rank - 1] > 100 * singular[rank]  # rank 5 and no more, up to float32 rounding
         spans.setdefault(use.layer, []).append(torch.linalg.svd(seen, full_matrices=False).U[:, :rank].T.float())
@@ -110,18 +110,18 @@ def test_a_random_subspace_serves_the_same_sides_as_an_sae_and_has_its_rank(
 
 
 def test_random_subspaces_keep_rank_over_d_on_average_and_follow_their_seed(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    name = session.layout.of_layer(1)[-1].name
-    site = session.layout.site(name)
+    name = loaded.layout.of_layer(1)[-1].name
+    site = loaded.layout.site(name)
     use = serving(site, "resid_post")
     assert use is not None
-    gain, total = gain_of(session, site), facing_basis(task_vector.delta(name), use, gain_of(session, site))
+    gain, total = gain_of(loaded, site), facing_basis(task_vector.delta(name), use, gain_of(loaded, site))
 
     def edited(seed: int, rank: int = 8) -> Tensor:
-        arm = RandomSubspaceArm(rank=rank, seed=seed)
-        recipe = make_recipe({1: {"attention": 0.0, "mlp": 1.0}}, arm=arm)
-        return build_patch(session, task_vector, recipe).tensors[name] - session.parameter(name)
+        edit_type = RandomSubspaceEdit(rank=rank, seed=seed)
+        recipe = make_recipe({1: {"attention": 0.0, "mlp": 1.0}}, edit_type=edit_type)
+        return build_patch(loaded, task_vector, recipe).tensors[name] - loaded.parameter(name)
 
     retained = [
         float(facing_basis(edited(seed), use, gain).square().sum() / total.square().sum()) for seed in range(40)
@@ -133,32 +133,34 @@ def test_random_subspaces_keep_rank_over_d_on_average_and_follow_their_seed(
 
 
 def test_the_norm_matched_random_edit_is_the_plain_one_at_the_raw_norm(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
     layers = {1: {"attention": 0.4, "mlp": 1.0}}
-    plain = build_patch(session, task_vector, make_recipe(layers, arm=RandomSubspaceArm(rank=6)))
-    matched = build_patch(session, task_vector, make_recipe(layers, arm=RandomSubspaceArm(rank=6, norm_matched=True)))
-    raw = build_patch(session, task_vector, make_recipe(layers))
+    plain = build_patch(loaded, task_vector, make_recipe(layers, edit_type=RandomSubspaceEdit(rank=6)))
+    matched = build_patch(
+        loaded, task_vector, make_recipe(layers, edit_type=RandomSubspaceEdit(rank=6, norm_matched=True))
+    )
+    raw = build_patch(loaded, task_vector, make_recipe(layers))
     energy = dict.fromkeys(("plain", "matched", "raw"), 0.0)
-    for site in session.layout.of_layer(1):
+    for site in loaded.layout.of_layer(1):
         use = serving(site, "resid_post")
         assert use is not None
-        for arm, patch in (("plain", plain), ("matched", matched), ("raw", raw)):
-            edit = patch.tensors[site.name] - session.parameter(site.name).detach()
-            energy[arm] += float(facing_basis(edit, use, gain_of(session, site)).square().sum())
+        for edit_type, patch in (("plain", plain), ("matched", matched), ("raw", raw)):
+            edit = patch.tensors[site.name] - loaded.parameter(site.name).detach()
+            energy[edit_type] += float(facing_basis(edit, use, gain_of(loaded, site)).square().sum())
     assert energy["matched"] == pytest.approx(energy["raw"], rel=1e-4)
     assert energy["plain"] < 0.4 * energy["raw"]
-    name = session.layout.of_layer(1)[3].name
+    name = loaded.layout.of_layer(1)[3].name
     scale = (energy["raw"] / energy["plain"]) ** 0.5
-    base = session.parameter(name)
+    base = loaded.parameter(name)
     assert torch.allclose(matched.tensors[name] - base, scale * (plain.tensors[name] - base), atol=1e-5)
 
 
 def test_a_random_subspace_larger_than_its_axis_is_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
     with pytest.raises(RecipeError, match="got rank 33; expected 1 to 32 at resid_post"):
-        build_patch(session, task_vector, make_recipe({1: 1.0}, arm=RandomSubspaceArm(rank=33)))
+        build_patch(loaded, task_vector, make_recipe({1: 1.0}, edit_type=RandomSubspaceEdit(rank=33)))
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------
@@ -178,38 +180,38 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-@pytest.mark.parametrize("arm", [None, RandomSubspaceArm(rank=4), RandomSubspaceArm(rank=4, norm_matched=True)])
+@pytest.mark.parametrize("edit_type", [None, RandomSubspaceEdit(rank=4), RandomSubspaceEdit(rank=4, norm_matched=True)])
 def test_each_tensor_is_read_once_and_a_new_alpha_reads_nothing(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector,
     make_recipe: MakeRecipe,
     counting: list[str],
-    arm: RandomSubspaceArm | None,
+    edit_type: RandomSubspaceEdit | None,
 ) -> None:
-    fields = {} if arm is None else {"arm": arm}
+    fields = {} if edit_type is None else {"edit_type": edit_type}
     kept = Directions(2**30)
-    first = build_patch(session, task_vector, make_recipe({1: 0.5, 2: 1.0}, **fields), directions=kept)
+    first = build_patch(loaded, task_vector, make_recipe({1: 0.5, 2: 1.0}, **fields), directions=kept)
     assert sorted(counting) == sorted(first.tensors)
     counting.clear()
     recipe = make_recipe({1: 0.7, 2: {"attention": 0.1, "mlp": 1.0}}, **fields, master_alpha=0.3)
-    moved = build_patch(session, task_vector, recipe, directions=kept)
+    moved = build_patch(loaded, task_vector, recipe, directions=kept)
     assert counting == []
-    fresh = build_patch(session, task_vector, recipe)
+    fresh = build_patch(loaded, task_vector, recipe)
     assert all(torch.equal(tensor, fresh.tensors[name]) for name, tensor in moved.tensors.items())
 
 
 def test_directions_of_another_identity_arm_or_seed_are_not_mixed_up(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, counting: list[str]
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, counting: list[str]
 ) -> None:
     kept = Directions(2**30)
-    arms = [{}, {"arm": RandomSubspaceArm(rank=4)}, {"arm": RandomSubspaceArm(rank=4, seed=1)}]
-    arms += [{"arm": RandomSubspaceArm(rank=5)}, {"arm": RandomSubspaceArm(rank=4, norm_matched=True)}]
+    arms = [{}, {"edit_type": RandomSubspaceEdit(rank=4)}, {"edit_type": RandomSubspaceEdit(rank=4, seed=1)}]
+    arms += [{"edit_type": RandomSubspaceEdit(rank=5)}, {"edit_type": RandomSubspaceEdit(rank=4, norm_matched=True)}]
     for fields in arms:
         recipe = make_recipe({1: 1.0}, **fields)
-        patch, alone = (build_patch(session, task_vector, recipe, directions=d) for d in (kept, None))
+        patch, alone = (build_patch(loaded, task_vector, recipe, directions=d) for d in (kept, None))
         assert all(torch.equal(tensor, alone.tensors[name]) for name, tensor in patch.tensors.items())
     counting.clear()
-    build_patch(session, task_vector, make_recipe({1: 1.0}), directions=kept, identity="other weights")
+    build_patch(loaded, task_vector, make_recipe({1: 1.0}), directions=kept, identity="other weights")
     assert len(counting) == 7
 
 

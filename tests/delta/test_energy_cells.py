@@ -17,7 +17,7 @@ from stethoscope.delta.projection import (
 )
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import Cancelled, SaeError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
@@ -25,33 +25,33 @@ Rows = Callable[[int], Tensor]
 KS = (1, 2, 3, 6)
 
 
-def planted(session: ModelSession, make_pico: Callable[..., Path], rows: Rows, *, inside: bool) -> EnergyTable:
+def planted(loaded: LoadedModel, make_pico: Callable[..., Path], rows: Rows, *, inside: bool) -> EnergyTable:
     """Measure a fine-tune whose every matrix was moved inside the span of its SAE's rows (or orthogonally to it)."""
 
     def move(model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(9)
-        for site in session.layout.matrices:
+        for site in loaded.layout.matrices:
             parameter = model.get_parameter(site.name)
             noise = torch.randn(parameter.shape, generator=generator)
             reads = site.side == "read"
             d = 32
             Q = span_basis(rows(max(site.layer - reads, 0))).Q.float()
             projector = Q @ Q.T if inside else torch.eye(d) - Q @ Q.T
-            gain = gain_of(session, site)
+            gain = gain_of(loaded, site)
             assert gain is not None
             edit = noise @ projector / gain if reads else projector @ noise / gain[:, None]
             parameter.add_(0.1 * edit)
 
     folder = make_pico(move)
-    task_vector = open_task_vector(TaskVectorRef(name="planted", tuned=str(folder)), session)
-    return energy_cells(session, task_vector, rows, KS, "algebra")
+    task_vector = open_task_vector(TaskVectorRef(name="planted", tuned=str(folder)), loaded)
+    return energy_cells(loaded, task_vector, rows, KS, "algebra")
 
 
 def test_a_planted_task_vector_is_kept_whole_inside_and_lost_outside(
-    session: ModelSession, make_pico: Callable[..., Path], rows_of_layer: Rows
+    loaded: LoadedModel, make_pico: Callable[..., Path], rows_of_layer: Rows
 ) -> None:
     for inside, expected in ((True, 1.0), (False, 0.0)):
-        cells, layers = planted(session, make_pico, rows_of_layer, inside=inside)
+        cells, layers = planted(loaded, make_pico, rows_of_layer, inside=inside)
         full = [cell for cell in (*cells, *layers) if cell.k == 6]
         assert len(full) == 7 * 4 - 5 + 4
         for cell in full:
@@ -65,18 +65,18 @@ def test_a_planted_task_vector_is_kept_whole_inside_and_lost_outside(
 
 
 def test_cells_and_layers_are_what_the_formulas_say(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
-    cells, layers = energy_cells(session, task_vector, rows_of_layer, KS, "algebra")
+    cells, layers = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra")
     by_place = {(cell.layer, cell.matrix, cell.k): cell for cell in cells}
     for layer_cell in layers:
         kept, stacked = 0.0, []
-        for site in session.layout.of_layer(layer_cell.layer):
+        for site in loaded.layout.of_layer(layer_cell.layer):
             use = serving(site, "resid_post")
             if use is None:
                 assert (site.layer, site.matrix, layer_cell.k) not in by_place
                 continue
-            faced = facing_basis(task_vector.delta(site.name), use, gain_of(session, site))
+            faced = facing_basis(task_vector.delta(site.name), use, gain_of(loaded, site))
             stacked.append(faced)
             energy = float(cumulative_energy(faced, span_basis(rows_of_layer(use.layer)[: layer_cell.k]))[-1])
             kept += energy
@@ -107,23 +107,23 @@ def test_cells_and_layers_are_what_the_formulas_say(
 
 
 def test_mlp_and_attention_saes_measure_one_matrix_a_layer(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
     for sae_site, matrix in (("mlp_out", "down_proj"), ("attn_out", "o_proj")):
-        cells, layers = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", sae_site=sae_site)
+        cells, layers = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", sae_site=sae_site)
         assert {cell.matrix for cell in cells} == {matrix}
         assert len(cells) == len(layers) == 4 * len(KS)
         assert [cell.retention for cell in cells] == [cell.retention for cell in layers]
-    delta = task_vector.delta(session.layout.of_layer(2)[3].name).double()
+    delta = task_vector.delta(loaded.layout.of_layer(2)[3].name).double()
     Q = span_basis(rows_of_layer(2)).Q
     expected = float((delta @ Q).square().sum() / delta.square().sum())  # o_proj's input side, no gain
     assert [cell.retention for cell in cells if (cell.layer, cell.k) == (2, 6)] == [pytest.approx(expected, abs=1e-10)]
 
 
-def test_gains_matter_and_can_be_left_out(session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows) -> None:
-    folded = energy_cells(session, task_vector, rows_of_layer, (6,), "algebra").cells
-    plain = energy_cells(session, task_vector, rows_of_layer, (6,), "algebra", fold_gains=False).cells
-    name = session.layout.of_layer(2)[6].name
+def test_gains_matter_and_can_be_left_out(loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows) -> None:
+    folded = energy_cells(loaded, task_vector, rows_of_layer, (6,), "algebra").cells
+    plain = energy_cells(loaded, task_vector, rows_of_layer, (6,), "algebra", fold_gains=False).cells
+    name = loaded.layout.of_layer(2)[6].name
     delta, Q = task_vector.delta(name).double(), span_basis(rows_of_layer(2)).Q
     down = next(cell for cell in plain if (cell.layer, cell.matrix) == (2, "down_proj"))
     assert down.retention == pytest.approx(float((Q.T @ delta).square().sum() / delta.square().sum()), abs=1e-10)
@@ -132,16 +132,16 @@ def test_gains_matter_and_can_be_left_out(session: ModelSession, task_vector: Ta
 
 
 def test_layers_that_the_fine_tune_left_alone_are_undefined(
-    session: ModelSession, pico_folder: Path, rows_of_layer: Rows
+    loaded: LoadedModel, pico_folder: Path, rows_of_layer: Rows
 ) -> None:
-    same = open_task_vector(TaskVectorRef(name="same", tuned=str(pico_folder)), session)
-    for cell in energy_cells(session, same, rows_of_layer, (3,), "algebra").layers:
+    same = open_task_vector(TaskVectorRef(name="same", tuned=str(pico_folder)), loaded)
+    for cell in energy_cells(loaded, same, rows_of_layer, (3,), "algebra").layers:
         assert (cell.retention, cell.enrichment, cell.z, cell.ceiling, cell.null_sd) == (None,) * 5
         assert cell.null_mean == pytest.approx(3 / 32)
 
 
 def test_dropped_rows_lower_the_rank_and_missing_saes_leave_a_gap(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
     def rows(layer: int) -> Tensor | None:
         if layer == 1:
@@ -150,16 +150,16 @@ def test_dropped_rows_lower_the_rank_and_missing_saes_leave_a_gap(
         found[1] = found[0]
         return found
 
-    cells, layers = energy_cells(session, task_vector, rows, (2, 6, 50), "algebra")
+    cells, layers = energy_cells(loaded, task_vector, rows, (2, 6, 50), "algebra")
     assert {(cell.layer, cell.matrix) for cell in cells if cell.layer in (1, 2)} == {
         (1, matrix) for matrix in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     } | {(2, "o_proj"), (2, "down_proj")}
     assert [cell.rank for cell in layers if cell.layer == 3] == [1, 5, 5]
 
 
-def test_rows_that_do_not_fit_and_cancel(session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows) -> None:
+def test_rows_that_do_not_fit_and_cancel(loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows) -> None:
     with pytest.raises(SaeError, match="width 32"):
-        energy_cells(session, task_vector, lambda layer: torch.randn(2, 8), KS, "algebra")
+        energy_cells(loaded, task_vector, lambda layer: torch.randn(2, 8), KS, "algebra")
 
     class CancelAtTwo(Progress):
         def advance(self, items: int = 1) -> None:
@@ -169,4 +169,4 @@ def test_rows_that_do_not_fit_and_cancel(session: ModelSession, task_vector: Tas
 
     progress = CancelAtTwo()
     with pytest.raises(Cancelled, match="2 of 4"):
-        energy_cells(session, task_vector, rows_of_layer, KS, "algebra", progress)
+        energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", progress)

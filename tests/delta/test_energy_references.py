@@ -13,7 +13,7 @@ from stethoscope.delta.parts import LayerSpectra, References
 from stethoscope.delta.projection import facing_basis, gain_of, serving
 from stethoscope.delta.realised import realise
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import TaskVectorRef
 from stethoscope.results import EnergyCell
 
@@ -30,38 +30,38 @@ def cell_of(table: EnergyTable, layer: int, matrix: str, k: int) -> EnergyCell:
     return next(cell for cell in rows if (cell.layer, cell.matrix, cell.k) == (layer, matrix, k))
 
 
-def top_directions(session: ModelSession, task_vector: TaskVector, matrix: str) -> Rows:
+def top_directions(loaded: LoadedModel, task_vector: TaskVector, matrix: str) -> Rows:
     """Rows that are the best possible span for one matrix: a reference that must reach the ceiling."""
 
     def rows(layer: int) -> Tensor:
-        site = next(site for site in session.layout.of_layer(layer) if site.matrix == matrix)
+        site = next(site for site in loaded.layout.of_layer(layer) if site.matrix == matrix)
         use = serving(site, "resid_post")
         assert use is not None
-        faced = facing_basis(task_vector.delta(site.name), use, gain_of(session, site))
+        faced = facing_basis(task_vector.delta(site.name), use, gain_of(loaded, site))
         return torch.linalg.svd(faced).U.T[:6]
 
     return rows
 
 
 def test_each_reference_is_measured_with_its_own_rows_at_the_same_rank(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
     draws = tuple(lambda layer, draw=draw: rows_of_layer(100 * draw + layer) for draw in (1, 2, 3))
     table = energy_cells(
-        session,
+        loaded,
         task_vector,
         rows_of_layer,
         KS,
         "algebra",
         references=References(
-            components=top_directions(session, task_vector, "down_proj"),
+            components=top_directions(loaded, task_vector, "down_proj"),
             control=lambda layer: rows_of_layer(layer)[:3],
             encoder=lambda layer: rows_of_layer(50 + layer),
             random=draws,
         ),
     )
-    alone = {draw: energy_cells(session, task_vector, rows, KS, "algebra") for draw, rows in enumerate(draws)}
-    encoder = energy_cells(session, task_vector, lambda layer: rows_of_layer(50 + layer), KS, "algebra")
+    alone = {draw: energy_cells(loaded, task_vector, rows, KS, "algebra") for draw, rows in enumerate(draws)}
+    encoder = energy_cells(loaded, task_vector, lambda layer: rows_of_layer(50 + layer), KS, "algebra")
     for layer, matrix in ((2, "down_proj"), (2, "q_proj"), (3, "all"), (0, "all")):
         for k in KS:
             cell = cell_of(table, layer, matrix, k)
@@ -84,11 +84,11 @@ def test_each_reference_is_measured_with_its_own_rows_at_the_same_rank(
 
 
 def test_missing_references_are_none_and_change_nothing(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
-    plain = energy_cells(session, task_vector, rows_of_layer, KS, "algebra")
+    plain = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra")
     missing = References(components=none, control=none, encoder=none, random=(none, rows_of_layer))
-    table = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", references=missing)
+    table = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", references=missing)
     names = ("components", "control", "encoder", "random_mean", "random_low", "random_high", "functional_share")
     for cell in (*plain.cells, *plain.layers, *table.cells, *table.layers):
         seen = [getattr(cell, name) for name in names]
@@ -98,23 +98,23 @@ def test_missing_references_are_none_and_change_nothing(
 
 
 def test_principal_angles_functional_energy_and_what_is_realised_stand_in_the_table(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows
 ) -> None:
     functional = {
         site.name: FunctionalEnergy(10.0 + i, torch.linspace(0, 5 + i % 3, 7, dtype=torch.float64))
-        for i, site in enumerate(session.layout.matrices)
+        for i, site in enumerate(loaded.layout.matrices)
     }
-    rows = top_directions(session, task_vector, "down_proj")
-    table = energy_cells(session, task_vector, rows, KS, "algebra", functional=functional)
+    rows = top_directions(loaded, task_vector, "down_proj")
+    table = energy_cells(loaded, task_vector, rows, KS, "algebra", functional=functional)
     down = cell_of(table, 2, "down_proj", 6)
     assert down.principal_cos2 == pytest.approx(1), "the span is the matrix' own top directions"
     assert down.principal_null == pytest.approx(8 / 32)
     assert down.n_directions == 8
-    site = next(site for site in session.layout.of_layer(2) if site.matrix == "down_proj")
+    site = next(site for site in loaded.layout.of_layer(2) if site.matrix == "down_proj")
     measured = functional[site.name]
     assert down.functional_energy == measured.total
     assert down.functional_share == pytest.approx(float(measured.kept[6]) / measured.total)
-    realised = realise(session, site, task_vector.origin(site.name), task_vector.delta(site.name))
+    realised = realise(loaded, site, task_vector.origin(site.name), task_vector.delta(site.name))
     assert down.radial_share == realised.radial_share
     assert (down.realised_cosine, down.realised_norm_ratio) == (realised.cosine, realised.norm_ratio)
     assert cell_of(table, 2, "v_proj", 6).radial_share is None
@@ -129,7 +129,7 @@ def test_principal_angles_functional_energy_and_what_is_realised_stand_in_the_ta
     assert 0 <= layer.percentile <= 1
 
 
-def test_no_latents_and_too_few_are_said(session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows) -> None:
+def test_no_latents_and_too_few_are_said(loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows) -> None:
     def rows(layer: int) -> Tensor:
         found = rows_of_layer(layer).clone()
         found[2] = found[0] + found[1]
@@ -137,17 +137,23 @@ def test_no_latents_and_too_few_are_said(session: ModelSession, task_vector: Tas
 
     references = References(rows_of_layer, rows_of_layer, rows_of_layer, (rows_of_layer,))
     functional = {
-        site.name: FunctionalEnergy(1.0, torch.zeros(7, dtype=torch.float64)) for site in session.layout.matrices
+        site.name: FunctionalEnergy(1.0, torch.zeros(7, dtype=torch.float64)) for site in loaded.layout.matrices
     }
-    table = energy_cells(
-        session, task_vector, rows, (2, 4, 50), "algebra", references=references, functional=functional
-    )
+    table = energy_cells(loaded, task_vector, rows, (2, 4, 50), "algebra", references=references, functional=functional)
     empty = cell_of(table, 3, "down_proj", 4)
     assert (empty.rank, empty.n_latents, empty.n_dropped, empty.null_mean) == (0, 0, 0, 0)
     undefined = (
-        "retention", "enrichment", "z", "percentile", "components", "control", "encoder", "random_mean",
-        "principal_cos2", "functional_share",
-    )  # fmt: skip
+        "retention",
+        "enrichment",
+        "z",
+        "percentile",
+        "components",
+        "control",
+        "encoder",
+        "random_mean",
+        "principal_cos2",
+        "functional_share",
+    )
     assert {name: getattr(empty, name) for name in undefined} == dict.fromkeys(undefined)
     assert [(cell.k, cell.rank, cell.n_latents, cell.n_dropped) for cell in table.layers if cell.layer == 2] == [
         (2, 2, 2, 0),
@@ -160,25 +166,34 @@ def test_no_latents_and_too_few_are_said(session: ModelSession, task_vector: Tas
 
 
 def test_a_task_vector_of_zeros_is_undefined_and_never_nan(
-    session: ModelSession, pico_folder: Path, rows_of_layer: Rows
+    loaded: LoadedModel, pico_folder: Path, rows_of_layer: Rows
 ) -> None:
-    same = open_task_vector(TaskVectorRef(name="same", tuned=str(pico_folder)), session)
+    same = open_task_vector(TaskVectorRef(name="same", tuned=str(pico_folder)), loaded)
     functional = {
-        site.name: FunctionalEnergy(0.0, torch.zeros(7, dtype=torch.float64)) for site in session.layout.matrices
+        site.name: FunctionalEnergy(0.0, torch.zeros(7, dtype=torch.float64)) for site in loaded.layout.matrices
     }
     references = References(rows_of_layer, rows_of_layer, rows_of_layer, (rows_of_layer,))
-    table = energy_cells(session, same, rows_of_layer, KS, "algebra", references=references, functional=functional)
+    table = energy_cells(loaded, same, rows_of_layer, KS, "algebra", references=references, functional=functional)
     for cell in (*table.cells, *table.layers):  # NaN cannot be built into a record
         defined = {name for name, value in cell.model_dump().items() if value is not None}
         assert defined == {
-            "layer", "matrix", "subject", "k", "rank", "d", "null_mean", "approximate", "n_latents", "n_dropped",
+            "layer",
+            "matrix",
+            "subject",
+            "k",
+            "rank",
+            "d",
+            "null_mean",
+            "approximate",
+            "n_latents",
+            "n_dropped",
             "n_directions",
-        }  # fmt: skip
+        }
         assert cell.n_directions == 0
 
 
 def test_spectra_are_factorised_once_for_every_subject(
-    session: ModelSession, task_vector: TaskVector, rows_of_layer: Rows, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, task_vector: TaskVector, rows_of_layer: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: dict[str, LayerSpectra] = {}
 
@@ -187,15 +202,15 @@ def test_spectra_are_factorised_once_for_every_subject(
             kept[key] = make()
         return kept[key]
 
-    first = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", spectra_of=spectra_of)
-    plain = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", fold_gains=False, spectra_of=spectra_of)
-    assert plain == energy_cells(session, task_vector, rows_of_layer, KS, "algebra", fold_gains=False)
+    first = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", spectra_of=spectra_of)
+    plain = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", fold_gains=False, spectra_of=spectra_of)
+    assert plain == energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", fold_gains=False)
     assert plain != first
     assert all(spectra.size_bytes > 0 for spectra in kept.values())
     monkeypatch.setattr("stethoscope.delta.parts.spectrum_of", lambda _: pytest.fail("factorised again"))
-    again = energy_cells(session, task_vector, rows_of_layer, KS, "algebra", spectra_of=spectra_of)
+    again = energy_cells(loaded, task_vector, rows_of_layer, KS, "algebra", spectra_of=spectra_of)
     assert again == first
     other = energy_cells(
-        session, task_vector, lambda layer: rows_of_layer(layer + 9), KS, "geometry", spectra_of=spectra_of
+        loaded, task_vector, lambda layer: rows_of_layer(layer + 9), KS, "geometry", spectra_of=spectra_of
     )
     assert [cell.ceiling for cell in other.layers] == [cell.ceiling for cell in first.layers]

@@ -14,18 +14,18 @@ from stethoscope.delta.certificate import certified
 from stethoscope.delta.expectation import expected_digests
 from stethoscope.delta.patch import Patch, build_patch
 from stethoscope.delta.task_vector import open_task_vector
-from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import EditRecipe, ModelRef, RandomSubspaceArm, TaskVectorRef
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
+from stethoscope.records import EditRecipe, ModelRef, RandomSubspaceEdit, TaskVectorRef
 from stethoscope.results import Certificate
 
 
 @pytest.fixture(scope="module")
-def delta_ref(session: ModelSession, tmp_path_factory: pytest.TempPathFactory) -> TaskVectorRef:
+def delta_ref(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> TaskVectorRef:
     """A bare delta of every parameter of the pico model."""
     generator = torch.Generator().manual_seed(2)
     tensors = {
         name: 0.05 * torch.randn(parameter.shape, generator=generator)
-        for name, parameter in session.model.named_parameters()
+        for name, parameter in loaded.model.named_parameters()
     }
     path = tmp_path_factory.mktemp("delta") / "delta.safetensors"
     save_file(tensors, path)
@@ -33,26 +33,24 @@ def delta_ref(session: ModelSession, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "float16"])
-def of_dtype(request: pytest.FixtureRequest, pico_folder: Path) -> ModelSession:
-    return load_session(ModelRef(id=str(pico_folder), dtype=request.param), device="cpu")
+def of_dtype(request: pytest.FixtureRequest, pico_folder: Path) -> LoadedModel:
+    return load_checkpoint(ModelRef(id=str(pico_folder), dtype=request.param), device="cpu")
 
 
-def checked_patch(session: ModelSession, ref: TaskVectorRef, recipe: EditRecipe) -> Patch:
-    task_vector = open_task_vector(ref, session)
-    patch = build_patch(session, task_vector, recipe, recipe_id="sha256-x")
-    return dataclasses.replace(
-        patch, expected=expected_digests(session, task_vector, recipe, patch.tensors, "sha256-x")
-    )
+def checked_patch(loaded: LoadedModel, ref: TaskVectorRef, recipe: EditRecipe) -> Patch:
+    task_vector = open_task_vector(ref, loaded)
+    patch = build_patch(loaded, task_vector, recipe, recipe_id="sha256-x")
+    return dataclasses.replace(patch, expected=expected_digests(loaded, task_vector, recipe, patch.tensors, "sha256-x"))
 
 
-def certificate_of(session: ModelSession, patch: Patch) -> Certificate:
-    with certified(session, patch) as certifying:
+def certificate_of(loaded: LoadedModel, patch: Patch) -> Certificate:
+    with certified(loaded, patch) as certifying:
         pass
     return certifying.certificate
 
 
 @pytest.fixture
-def recipe(of_dtype: ModelSession, delta_ref: TaskVectorRef) -> EditRecipe:
+def recipe(of_dtype: LoadedModel, delta_ref: TaskVectorRef) -> EditRecipe:
     return EditRecipe(
         model=of_dtype.ref,
         task_vector=delta_ref,
@@ -64,7 +62,7 @@ def recipe(of_dtype: ModelSession, delta_ref: TaskVectorRef) -> EditRecipe:
 
 
 def test_every_tensor_is_the_same_bit_by_bit(
-    of_dtype: ModelSession, delta_ref: TaskVectorRef, recipe: EditRecipe
+    of_dtype: LoadedModel, delta_ref: TaskVectorRef, recipe: EditRecipe
 ) -> None:
     patch = checked_patch(of_dtype, delta_ref, recipe)
     certificate = certificate_of(of_dtype, patch)
@@ -77,7 +75,7 @@ def test_every_tensor_is_the_same_bit_by_bit(
 
 
 def test_one_wrong_bit_or_strength_in_a_patch_is_not_verified(
-    of_dtype: ModelSession, delta_ref: TaskVectorRef, recipe: EditRecipe
+    of_dtype: LoadedModel, delta_ref: TaskVectorRef, recipe: EditRecipe
 ) -> None:
     good = checked_patch(of_dtype, delta_ref, recipe)
     for name in ("model.layers.0.self_attn.o_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"):
@@ -91,7 +89,7 @@ def test_one_wrong_bit_or_strength_in_a_patch_is_not_verified(
 
 
 def test_large_edits_are_checked_on_a_seeded_sample(
-    of_dtype: ModelSession, delta_ref: TaskVectorRef, recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
+    of_dtype: LoadedModel, delta_ref: TaskVectorRef, recipe: EditRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task_vector = open_task_vector(delta_ref, of_dtype)
     patch = build_patch(of_dtype, task_vector, recipe, recipe_id="sha256-x")
@@ -112,9 +110,9 @@ def test_large_edits_are_checked_on_a_seeded_sample(
 
 
 def test_only_raw_edits_are_recomputed_and_the_certificate_says_so(
-    of_dtype: ModelSession, delta_ref: TaskVectorRef, recipe: EditRecipe
+    of_dtype: LoadedModel, delta_ref: TaskVectorRef, recipe: EditRecipe
 ) -> None:
-    filtered = recipe.model_copy(update={"arm": RandomSubspaceArm(rank=4)})
+    filtered = recipe.model_copy(update={"edit_type": RandomSubspaceEdit(rank=4)})
     patch = checked_patch(of_dtype, delta_ref, filtered)
     assert patch.expected == {}
     certificate = certificate_of(of_dtype, patch)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from stethoscope.delta.certificate import certified
 from stethoscope.delta.edits import Directions
-from stethoscope.delta.patch import BufferLike, Patch, applied, build_patch, lifted
+from stethoscope.delta.patch import BufferLike, Patch, applied, build_patch, patch_removed
 from stethoscope.delta.ready import ReadyPatches
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import StethoscopeError
-from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import Arm, EditRecipe, ModelRef, NormMatchedArm, RandomSubspaceArm, TaskVectorRef
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
+from stethoscope.records import EditRecipe, EditType, ModelRef, NormMatchedEdit, RandomSubspaceEdit, TaskVectorRef
 
 strengths = st.floats(-1.5, 1.5, allow_nan=False).map(lambda alpha: round(alpha, 2))
 layer_sets = st.dictionaries(
@@ -57,24 +57,24 @@ def moved_ref(make_pico: Callable[..., Path]) -> TaskVectorRef:
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest, pico_folder: Path) -> ModelSession:
-    return load_session(ModelRef(id=str(pico_folder), dtype=request.param), device="cpu")
+def model(request: pytest.FixtureRequest, pico_folder: Path) -> LoadedModel:
+    return load_checkpoint(ModelRef(id=str(pico_folder), dtype=request.param), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def tau(model: ModelSession, moved_ref: TaskVectorRef) -> TaskVector:
+def tau(model: LoadedModel, moved_ref: TaskVectorRef) -> TaskVector:
     return open_task_vector(moved_ref, model)
 
 
-def logits_of(session: ModelSession) -> Tensor:
-    batch = session.batch(session.encode(["Problem: the prime divisor"]))
+def logits_of(loaded: LoadedModel) -> Tensor:
+    batch = loaded.batch(loaded.encode(["Problem: the prime divisor"]))
     with torch.no_grad():
-        return session.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
 
 
-def state_of(session: ModelSession) -> tuple[str, dict[str, int], Tensor]:
-    storage = {name: p.data_ptr() for name, p in session.model.named_parameters(remove_duplicate=False)}
-    return session.checksum(), storage, logits_of(session)
+def state_of(loaded: LoadedModel) -> tuple[str, dict[str, int], Tensor]:
+    storage = {name: p.data_ptr() for name, p in loaded.model.named_parameters(remove_duplicate=False)}
+    return loaded.checksum(), storage, logits_of(loaded)
 
 
 def assert_same(now: tuple[str, dict[str, int], Tensor], before: tuple[str, dict[str, int], Tensor]) -> None:
@@ -91,25 +91,25 @@ def any_end() -> Iterator[None]:
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=steps)
 def test_no_recipe_leaves_a_trace(
-    model: ModelSession,
+    model: LoadedModel,
     tau: TaskVector,
     moved_ref: TaskVectorRef,
-    make_arm: Callable[..., Arm],
+    make_arm: Callable[..., EditType],
     rows_of_layer: Callable[[int], Tensor],
     steps: list[dict[str, Any]],
 ) -> None:
     arms = {
         "projected": make_arm(),
-        "matched": make_arm(NormMatchedArm),
-        "random": RandomSubspaceArm(rank=4),
-        "random-matched": RandomSubspaceArm(rank=4, norm_matched=True),
+        "matched": make_arm(NormMatchedEdit),
+        "random": RandomSubspaceEdit(rank=4),
+        "random-matched": RandomSubspaceEdit(rank=4, norm_matched=True),
     }
     before = state_of(model)
     patches, directions = ReadyPatches(0), Directions(200_000)  # every build writes over the buffers of the last
     for step in steps:
         inside, arm = step["inside"], step["arm"]
         fields = {name: value for name, value in step.items() if name not in ("inside", "arm")}
-        fields |= {"arm": arms[arm]} if arm in arms else {}
+        fields |= {"edit_type": arms[arm]} if arm in arms else {}
         recipe = EditRecipe.model_validate({"model": model.ref, "task_vector": moved_ref} | fields)
         naive = build_patch(model, tau, recipe, rows_of_layer)
 
@@ -136,7 +136,7 @@ def test_no_recipe_leaves_a_trace(
                     build_patch(model, tau, recipe, rows_of_layer)
                 assert_same(state_of(model), edited)
             if inside.startswith("lift"):
-                with lifted(model):
+                with patch_removed(model):
                     assert_same(state_of(model), before)
                     if inside == "lift and raise":
                         raise Interrupted
@@ -146,6 +146,6 @@ def test_no_recipe_leaves_a_trace(
             assert certifying.certificate.restored_checksum == certifying.certificate.loaded_checksum
 
 
-def _base(session: ModelSession, name: str) -> Tensor:
-    with lifted(session):
-        return session.parameter(name).detach().clone()
+def _base(loaded: LoadedModel, name: str) -> Tensor:
+    with patch_removed(loaded):
+        return loaded.parameter(name).detach().clone()

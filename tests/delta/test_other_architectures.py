@@ -30,7 +30,7 @@ from stethoscope.delta.patch import applied, build_patch
 from stethoscope.delta.projection import gain_of
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.records import EditRecipe, MatrixRole, ModelRef, TaskVectorRef
 
 
@@ -72,7 +72,7 @@ def llama() -> PreTrainedModel:
     )
 
 
-def base_and_tuned(model: PreTrainedModel, pico_folder: Path, folder: Path) -> tuple[ModelSession, TaskVectorRef]:
+def base_and_tuned(model: PreTrainedModel, pico_folder: Path, folder: Path) -> tuple[LoadedModel, TaskVectorRef]:
     tokenizer = AutoTokenizer.from_pretrained(pico_folder)
     for name in ("base", "tuned"):
         model.save_pretrained(folder / name)
@@ -82,22 +82,22 @@ def base_and_tuned(model: PreTrainedModel, pico_folder: Path, folder: Path) -> t
                 if "_proj" in parameter_name:
                     parameter.add_(0.02)
     ref = TaskVectorRef(name="plus", tuned=str(folder / "tuned"))
-    return load_session(ModelRef(id=str(folder / "base")), device="cpu"), ref
+    return load_checkpoint(ModelRef(id=str(folder / "base")), device="cpu"), ref
 
 
 @pytest.mark.parametrize("make", [multimodal, llama])
 def test_edit_and_export(make: Callable[[], PreTrainedModel], pico_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    session, ref = base_and_tuned(make(), pico_folder, tmp_path)
-    task_vector = open_task_vector(ref, session)
-    for site in session.layout.matrices:
+    loaded, ref = base_and_tuned(make(), pico_folder, tmp_path)
+    task_vector = open_task_vector(ref, loaded)
+    for site in loaded.layout.matrices:
         assert torch.allclose(task_vector.delta(site.name), torch.tensor(0.02), atol=1e-6)
-    recipe = EditRecipe.model_validate({"model": session.ref, "task_vector": ref, "layers": {1: 0.5}})
-    patch = build_patch(session, task_vector, recipe)
+    recipe = EditRecipe.model_validate({"model": loaded.ref, "task_vector": ref, "layers": {1: 0.5}})
+    patch = build_patch(loaded, task_vector, recipe)
     assert len(patch.tensors) == 7
-    before = session.checksum()
-    assert export_checkpoint(session, patch, recipe, tmp_path / "out").max_abs_difference == 0
-    assert session.checksum() == before
+    before = loaded.checksum()
+    assert export_checkpoint(loaded, patch, recipe, tmp_path / "out").max_abs_difference == 0
+    assert loaded.checksum() == before
     with (
         safe_open(tmp_path / "base" / "model.safetensors", "pt") as base,
         safe_open(tmp_path / "out" / "model.safetensors", "pt") as out,
@@ -108,19 +108,19 @@ def test_edit_and_export(make: Callable[[], PreTrainedModel], pico_folder: Path,
                 assert torch.equal(base.get_tensor(name), out.get_tensor(name)), name
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not report["missing_keys"]
-    again = load_session(ModelRef(id=str(tmp_path / "out")), device="cpu")
-    with applied(session, patch):
-        for name, parameter in session.model.named_parameters():
+    again = load_checkpoint(ModelRef(id=str(tmp_path / "out")), device="cpu")
+    with applied(loaded, patch):
+        for name, parameter in loaded.model.named_parameters():
             assert torch.equal(again.parameter(name), parameter)
 
 
 def test_llama_gains_are_w_and_its_writers_have_none(pico_folder: Path, tmp_path: Path) -> None:
-    session, ref = base_and_tuned(llama(), pico_folder, tmp_path)
-    for site in session.layout.matrices:
-        gain = gain_of(session, site)
-        assert gain is None if site.side == "write" else torch.equal(gain, session.parameter(site.gain))
+    loaded, ref = base_and_tuned(llama(), pico_folder, tmp_path)
+    for site in loaded.layout.matrices:
+        gain = gain_of(loaded, site)
+        assert gain is None if site.side == "write" else torch.equal(gain, loaded.parameter(site.gain))
     rows = torch.eye(32)[:4]
-    table = energy_cells(session, open_task_vector(ref, session), lambda layer: rows, (4,), "algebra")
+    table = energy_cells(loaded, open_task_vector(ref, loaded), lambda layer: rows, (4,), "algebra")
     # a constant edit has 4/32 of its energy in any 4 coordinates; Llama's gains are ones at the start
     assert [cell.retention for cell in table.cells] == pytest.approx([4 / 32] * (2 + 7), abs=1e-6)
 
@@ -186,26 +186,26 @@ def test_what_lies_under_other_names_on_disk_is_read_and_exported(
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.02)
-    session = load_session(ModelRef(id=str(tmp_path / "base"), roles=roles), device="cpu")
+    loaded = load_checkpoint(ModelRef(id=str(tmp_path / "base"), roles=roles), device="cpu")
     ref = TaskVectorRef(name="plus", tuned=str(tmp_path / "tuned"))
-    task_vector = open_task_vector(ref, session)
+    task_vector = open_task_vector(ref, loaded)
     assert task_vector.moves("lm_head.weight")
     assert head is not None
-    moved = {name for name, _ in session.model.named_parameters() if task_vector.moves(name)}
-    left = {name for name, _ in session.model.named_parameters()} - moved
+    moved = {name for name, _ in loaded.model.named_parameters() if task_vector.moves(name)}
+    left = {name for name, _ in loaded.model.named_parameters()} - moved
     assert all("experts" in name for name in left), left
     assert bool(left) == (make is mixtral)
     assert bool([remark for remark in task_vector.remarks if remark.check == "joined tensors"]) == bool(left)
     assert not [remark for remark in task_vector.remarks if remark.check == "tensors"]
     for name in moved:
         assert torch.allclose(task_vector.delta(name), torch.tensor(0.02), atol=1e-6), name
-    recipe = EditRecipe.model_validate({"model": session.ref, "task_vector": ref, "layers": {1: 0.5}})
-    patch = build_patch(session, task_vector, recipe)
+    recipe = EditRecipe.model_validate({"model": loaded.ref, "task_vector": ref, "layers": {1: 0.5}})
+    patch = build_patch(loaded, task_vector, recipe)
     assert len(patch.tensors) == n_edited
-    assert export_checkpoint(session, patch, recipe, tmp_path / "out").max_abs_difference == 0
-    again = load_session(ModelRef(id=str(tmp_path / "out"), roles=roles), device="cpu")
-    with applied(session, patch):
-        for name, parameter in session.model.named_parameters():
+    assert export_checkpoint(loaded, patch, recipe, tmp_path / "out").max_abs_difference == 0
+    again = load_checkpoint(ModelRef(id=str(tmp_path / "out"), roles=roles), device="cpu")
+    with applied(loaded, patch):
+        for name, parameter in loaded.model.named_parameters():
             assert torch.equal(again.parameter(name), parameter), name
 
 
@@ -216,5 +216,5 @@ def test_matrices_that_are_stored_transposed_are_refused_without_advice_to_decla
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(pico_folder).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="Conv1D") as caught:
-        load_session(ModelRef(id=str(tmp_path), roles=roles), device="cpu")
+        load_checkpoint(ModelRef(id=str(tmp_path), roles=roles), device="cpu")
     assert "roles" not in str(caught.value)

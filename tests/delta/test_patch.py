@@ -19,63 +19,63 @@ from stethoscope.delta.projection import (
 )
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import RecipeError, SaeError, StethoscopeError, UserError
-from stethoscope.model.session import ModelSession, load_session
-from stethoscope.records import Arm, EditRecipe, ModelRef, NormMatchedArm, ProjectedArm, TaskVectorRef
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
+from stethoscope.records import EditRecipe, EditType, ModelRef, NormMatchedEdit, ProjectedEdit, TaskVectorRef
 
 MakeRecipe = Callable[..., EditRecipe]
-MakeArm = Callable[..., Arm]
+MakeArm = Callable[..., EditType]
 Rows = Callable[[int], Tensor]
 PROMPT = "Problem: the prime divisor of the river"
 
 
-def logits_of(session: ModelSession) -> Tensor:
-    batch = session.batch(session.encode([PROMPT]))
+def logits_of(loaded: LoadedModel) -> Tensor:
+    batch = loaded.batch(loaded.encode([PROMPT]))
     with torch.no_grad():
-        return session.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return loaded.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
 
 
-def pointers(session: ModelSession) -> dict[str, int]:
-    return {name: parameter.data_ptr() for name, parameter in session.model.named_parameters()}
+def pointers(loaded: LoadedModel) -> dict[str, int]:
+    return {name: parameter.data_ptr() for name, parameter in loaded.model.named_parameters()}
 
 
 # --- what a patch holds ----------------------------------------------------------------------------------------------
 
 
 def test_raw_patch_is_base_plus_alpha_tau(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    patch = build_patch(session, task_vector, make_recipe({1: 0.5, 3: 1.0}, master_alpha=0.8), recipe_id="sha256-r")
+    patch = build_patch(loaded, task_vector, make_recipe({1: 0.5, 3: 1.0}, master_alpha=0.8), recipe_id="sha256-r")
     assert patch.recipe_id == "sha256-r"
-    assert set(patch.tensors) == {site.name for layer in (1, 3) for site in session.layout.of_layer(layer)}
+    assert set(patch.tensors) == {site.name for layer in (1, 3) for site in loaded.layout.of_layer(layer)}
     for name, tensor in patch.tensors.items():
-        alpha = 0.8 * (0.5 if session.layout.site(name).layer == 1 else 1.0)
-        base = session.parameter(name).detach()
+        alpha = 0.8 * (0.5 if loaded.layout.site(name).layer == 1 else 1.0)
+        base = loaded.parameter(name).detach()
         assert tensor.dtype == base.dtype
         assert torch.equal(tensor, base + alpha * task_vector.delta(name))
     assert patch.size_bytes == sum(tensor.numel() * 4 for tensor in patch.tensors.values())
 
 
 def test_full_strength_is_the_fine_tune(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, pico_tuned_folder: Path
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, pico_tuned_folder: Path
 ) -> None:
-    tuned = load_session(ModelRef(id=str(pico_tuned_folder)), device="cpu")
-    patch = build_patch(session, task_vector, make_recipe(dict.fromkeys(range(4), 1.0)))
-    with applied(session, patch):
-        for name, parameter in session.model.named_parameters():
+    tuned = load_checkpoint(ModelRef(id=str(pico_tuned_folder)), device="cpu")
+    patch = build_patch(loaded, task_vector, make_recipe(dict.fromkeys(range(4), 1.0)))
+    with applied(loaded, patch):
+        for name, parameter in loaded.model.named_parameters():
             assert torch.allclose(parameter, tuned.parameter(name), atol=1e-6)  # theta + (tuned - theta) in float32
 
 
 def test_attention_and_mlp_have_their_own_strength(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    patch = build_patch(session, task_vector, make_recipe({2: {"attention": 0.0, "mlp": -0.5}}))
-    assert {session.layout.site(name).matrix for name in patch.tensors} == {"gate_proj", "up_proj", "down_proj"}
+    patch = build_patch(loaded, task_vector, make_recipe({2: {"attention": 0.0, "mlp": -0.5}}))
+    assert {loaded.layout.site(name).matrix for name in patch.tensors} == {"gate_proj", "up_proj", "down_proj"}
     for name, tensor in patch.tensors.items():
-        assert torch.equal(tensor, session.parameter(name) - 0.5 * task_vector.delta(name))
+        assert torch.equal(tensor, loaded.parameter(name) - 0.5 * task_vector.delta(name))
 
 
 def test_bfloat16_is_rounded_once_from_float32(
-    bf16_session: ModelSession, tuned_ref: TaskVectorRef, make_recipe: MakeRecipe
+    bf16_session: LoadedModel, tuned_ref: TaskVectorRef, make_recipe: MakeRecipe
 ) -> None:
     task_vector = open_task_vector(tuned_ref, bf16_session)
     patch = build_patch(bf16_session, task_vector, make_recipe({0: 0.7}, model=bf16_session.ref))
@@ -89,31 +89,31 @@ def test_bfloat16_is_rounded_once_from_float32(
 
 @pytest.mark.parametrize("layers", [{}, {1: 0.0}, {0: {"attention": 0.0, "mlp": 0.0}}])
 def test_a_recipe_without_strength_is_the_base(
-    session: ModelSession, make_recipe: MakeRecipe, layers: dict[int, object]
+    loaded: LoadedModel, make_recipe: MakeRecipe, layers: dict[int, object]
 ) -> None:
-    assert build_patch(session, None, make_recipe(layers)).tensors == {}
-    assert build_patch(session, None, make_recipe({1: 1.0}, master_alpha=0.0)).tensors == {}
+    assert build_patch(loaded, None, make_recipe(layers)).tensors == {}
+    assert build_patch(loaded, None, make_recipe({1: 1.0}, master_alpha=0.0)).tensors == {}
 
 
 def test_projected_patch_is_the_projected_edit_of_every_served_matrix(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
-    recipe = make_recipe({0: 1.0, 2: 0.5}, arm=make_arm(ProjectedArm, top_k=4))
-    patch = build_patch(session, task_vector, recipe, rows_of_layer)
-    readers_of_0 = {site.name for site in session.layout.of_layer(0) if site.side == "read"}
-    expected = {site.name for layer in (0, 2) for site in session.layout.of_layer(layer)} - readers_of_0
+    recipe = make_recipe({0: 1.0, 2: 0.5}, edit_type=make_arm(ProjectedEdit, top_k=4))
+    patch = build_patch(loaded, task_vector, recipe, rows_of_layer)
+    readers_of_0 = {site.name for site in loaded.layout.of_layer(0) if site.side == "read"}
+    expected = {site.name for layer in (0, 2) for site in loaded.layout.of_layer(layer)} - readers_of_0
     assert set(patch.tensors) == expected  # no SAE reads what layer 0 reads
     for name, tensor in patch.tensors.items():
-        site = session.layout.site(name)
+        site = loaded.layout.site(name)
         rows = rows_of_layer(site.layer if site.side == "write" else site.layer - 1)
-        edit = project_delta(task_vector.delta(name), site, gain_of(session, site), span_basis(rows[:4]).Q)
+        edit = project_delta(task_vector.delta(name), site, gain_of(loaded, site), span_basis(rows[:4]).Q)
         alpha = 1.0 if site.layer == 0 else 0.5
-        assert torch.allclose(tensor, session.parameter(name) + alpha * edit, atol=1e-7)
+        assert torch.allclose(tensor, loaded.parameter(name) + alpha * edit, atol=1e-7)
 
 
 @pytest.mark.parametrize(("sae_site", "matrix"), [("mlp_out", "down_proj"), ("attn_out", "o_proj")])
 def test_mlp_and_attention_saes_edit_one_matrix(
-    session: ModelSession,
+    loaded: LoadedModel,
     task_vector: TaskVector,
     make_recipe: MakeRecipe,
     make_arm: MakeArm,
@@ -121,43 +121,43 @@ def test_mlp_and_attention_saes_edit_one_matrix(
     sae_site: str,
     matrix: str,
 ) -> None:
-    recipe = make_recipe({1: 1.0}, arm=make_arm(site=sae_site))
-    patch = build_patch(session, task_vector, recipe, rows_of_layer)
-    assert [session.layout.site(name).matrix for name in patch.tensors] == [matrix]
+    recipe = make_recipe({1: 1.0}, edit_type=make_arm(site=sae_site))
+    patch = build_patch(loaded, task_vector, recipe, rows_of_layer)
+    assert [loaded.layout.site(name).matrix for name in patch.tensors] == [matrix]
 
 
 def test_norm_matched_edit_has_the_raw_norm_in_the_metric_of_the_retention(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
     layers = {1: {"attention": 0.4, "mlp": 1.0}, 3: 0.5}
-    matched = build_patch(session, task_vector, make_recipe(layers, arm=make_arm(NormMatchedArm)), rows_of_layer)
-    plain = build_patch(session, task_vector, make_recipe(layers, arm=make_arm()), rows_of_layer)
-    raw = build_patch(session, task_vector, make_recipe(layers))
+    matched = build_patch(loaded, task_vector, make_recipe(layers, edit_type=make_arm(NormMatchedEdit)), rows_of_layer)
+    plain = build_patch(loaded, task_vector, make_recipe(layers, edit_type=make_arm()), rows_of_layer)
+    raw = build_patch(loaded, task_vector, make_recipe(layers))
     for layer in layers:
         energy = dict.fromkeys(("matched", "plain", "raw"), 0.0)
-        for site in session.layout.of_layer(layer):
+        for site in loaded.layout.of_layer(layer):
             use = serving(site, "resid_post")
             assert use is not None
             for arm, patch in (("matched", matched), ("plain", plain), ("raw", raw)):
-                edit = patch.tensors[site.name] - session.parameter(site.name).detach()
-                energy[arm] += float(facing_basis(edit, use, gain_of(session, site)).square().sum())
+                edit = patch.tensors[site.name] - loaded.parameter(site.name).detach()
+                energy[arm] += float(facing_basis(edit, use, gain_of(loaded, site)).square().sum())
         assert energy["matched"] == pytest.approx(energy["raw"], rel=1e-4)  # edits are read back out of float32 weights
         assert energy["plain"] < 0.6 * energy["raw"]
         scale = (energy["raw"] / energy["plain"]) ** 0.5
-        name = session.layout.of_layer(layer)[0].name
-        base = session.parameter(name)
+        name = loaded.layout.of_layer(layer)[0].name
+        base = loaded.parameter(name)
         assert torch.allclose(matched.tensors[name] - base, scale * (plain.tensors[name] - base), atol=1e-5)
 
 
 def test_projected_writes_stay_in_the_span_behind_the_models_own_post_norm_gain(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
     """Intervene: what down_proj writes more than before, times the post-norm's gain, is a sum of decoder rows."""
-    patch = build_patch(session, task_vector, make_recipe({1: 1.0}, arm=make_arm()), rows_of_layer)
-    layer = session.model.get_submodule(f"{session.layout.layers}.1")
+    patch = build_patch(loaded, task_vector, make_recipe({1: 1.0}, edit_type=make_arm()), rows_of_layer)
+    layer = loaded.model.get_submodule(f"{loaded.layout.layers}.1")
     x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
     before = layer.mlp.down_proj(x)
-    with applied(session, patch):
+    with applied(loaded, patch):
         more = layer.mlp.down_proj(x) - before
     norm = layer.post_feedforward_layernorm
     seen = norm(more) * more.square().mean(dim=-1, keepdim=True).add(norm.eps).sqrt()  # the gain alone
@@ -167,17 +167,17 @@ def test_projected_writes_stay_in_the_span_behind_the_models_own_post_norm_gain(
 
 
 def test_projected_readers_only_hear_the_span_through_the_models_own_pre_norm(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
     """Intervene: a residual orthogonal to the decoder rows of the layer before makes the edit silent, others do not."""
-    patch = build_patch(session, task_vector, make_recipe({2: 1.0}, arm=make_arm()), rows_of_layer)
-    layer = session.model.get_submodule(f"{session.layout.layers}.2")
+    patch = build_patch(loaded, task_vector, make_recipe({2: 1.0}, edit_type=make_arm()), rows_of_layer)
+    layer = loaded.model.get_submodule(f"{loaded.layout.layers}.2")
     Q = span_basis(rows_of_layer(1)).Q.float()
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     for residual, silent in ((x - x @ Q @ Q.T, True), (x @ Q @ Q.T, False)):
         heard = layer.input_layernorm(residual)
         before = layer.self_attn.q_proj(heard)
-        with applied(session, patch):
+        with applied(loaded, patch):
             change = (layer.self_attn.q_proj(heard) - before).abs().max()
         assert (float(change) < 1e-5) is silent
 
@@ -187,99 +187,97 @@ def test_projected_readers_only_hear_the_span_through_the_models_own_pre_norm(
 
 @pytest.mark.parametrize(("field", "value"), [("id", "embedded:other"), ("revision", "main2"), ("dtype", "bfloat16")])
 def test_a_recipe_for_another_model_is_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, field: str, value: str
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, field: str, value: str
 ) -> None:
-    recipe = make_recipe({1: 1.0}, model=session.ref.model_copy(update={field: value}))
+    recipe = make_recipe({1: 1.0}, model=loaded.ref.model_copy(update={field: value}))
     with pytest.raises(RecipeError, match=f"another model; got {field} {value}"):
-        build_patch(session, task_vector, recipe)
+        build_patch(loaded, task_vector, recipe)
 
 
 def test_layers_beyond_the_model_are_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
     with pytest.raises(RecipeError, match="got 4, 9; expected layers 0 to 3"):
-        build_patch(session, task_vector, make_recipe({1: 1.0, 4: 0.0, 9: 1.0}))
+        build_patch(loaded, task_vector, make_recipe({1: 1.0, 4: 0.0, 9: 1.0}))
 
 
-def test_another_task_vector_is_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
-) -> None:
+def test_another_task_vector_is_refused(loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe({1: 1.0}, task_vector=TaskVectorRef(name="other", tuned="elsewhere"))
     with pytest.raises(RecipeError, match="another task vector"):
-        build_patch(session, task_vector, recipe)
+        build_patch(loaded, task_vector, recipe)
     with pytest.raises(RecipeError, match="no task vector"):
-        build_patch(session, None, make_recipe({1: 1.0}))
+        build_patch(loaded, None, make_recipe({1: 1.0}))
 
 
 def test_rows_of_another_width_are_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm
 ) -> None:
     with pytest.raises(SaeError, match="width 32"):
-        build_patch(session, task_vector, make_recipe({1: 1.0}, arm=make_arm()), lambda layer: torch.randn(4, 16))
+        build_patch(loaded, task_vector, make_recipe({1: 1.0}, edit_type=make_arm()), lambda layer: torch.randn(4, 16))
 
 
 def test_a_projection_with_nothing_to_edit_is_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
-    recipe = make_recipe({1: {"attention": 1.0, "mlp": 0.0}}, arm=make_arm(site="mlp_out"))
+    recipe = make_recipe({1: {"attention": 1.0, "mlp": 0.0}}, edit_type=make_arm(site="mlp_out"))
     with pytest.raises(RecipeError, match="edits nothing"):
-        build_patch(session, task_vector, recipe, rows_of_layer)
+        build_patch(loaded, task_vector, recipe, rows_of_layer)
 
 
 def test_norm_matching_a_projection_that_keeps_nothing_is_refused(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm
 ) -> None:
-    recipe = make_recipe({1: 1.0}, arm=make_arm(NormMatchedArm))
+    recipe = make_recipe({1: 1.0}, edit_type=make_arm(NormMatchedEdit))
     with pytest.raises(RecipeError, match="keeps nothing"):
-        build_patch(session, task_vector, recipe, lambda layer: torch.zeros(4, 32))
+        build_patch(loaded, task_vector, recipe, lambda layer: torch.zeros(4, 32))
 
 
 # --- in and out ------------------------------------------------------------------------------------------------------
 
 
 def test_inside_the_model_answers_differently(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    base = logits_of(session)
-    patch = build_patch(session, task_vector, make_recipe({1: 1.0}))
-    with applied(session, patch):
-        edited = logits_of(session)
+    base = logits_of(loaded)
+    patch = build_patch(loaded, task_vector, make_recipe({1: 1.0}))
+    with applied(loaded, patch):
+        edited = logits_of(loaded)
     assert not torch.equal(base, edited)
-    with applied(session, patch):  # and the same way each time
-        assert torch.equal(logits_of(session), edited)
+    with applied(loaded, patch):  # and the same way each time
+        assert torch.equal(logits_of(loaded), edited)
 
 
 def test_only_the_layouts_matrices_are_touched_and_embeddings_stay_tied(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in session.model.named_parameters()}
-    patch = build_patch(session, task_vector, make_recipe(dict.fromkeys(range(4), 1.0)))
-    embeddings = session.model.get_input_embeddings().weight
-    with applied(session, patch):
-        assert session.model.lm_head.weight is embeddings
-        assert session.model.get_input_embeddings().weight is embeddings
+    before = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
+    patch = build_patch(loaded, task_vector, make_recipe(dict.fromkeys(range(4), 1.0)))
+    embeddings = loaded.model.get_input_embeddings().weight
+    with applied(loaded, patch):
+        assert loaded.model.lm_head.weight is embeddings
+        assert loaded.model.get_input_embeddings().weight is embeddings
         changed = {
-            name for name, parameter in session.model.named_parameters() if not torch.equal(parameter, before[name])
+            name for name, parameter in loaded.model.named_parameters() if not torch.equal(parameter, before[name])
         }
-    assert changed == {site.name for site in session.layout.matrices}
+    assert changed == {site.name for site in loaded.layout.matrices}
 
 
 def test_edits_do_not_nest_and_the_first_one_stays_whole(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
-    before = session.checksum()
-    first = build_patch(session, task_vector, make_recipe({1: 1.0}))
-    second = build_patch(session, task_vector, make_recipe({1: 0.5}))
-    with applied(session, first):
-        inside = session.checksum()
-        with pytest.raises(StethoscopeError, match="already applied"), applied(session, second):
+    before = loaded.checksum()
+    first = build_patch(loaded, task_vector, make_recipe({1: 1.0}))
+    second = build_patch(loaded, task_vector, make_recipe({1: 0.5}))
+    with applied(loaded, first):
+        inside = loaded.checksum()
+        with pytest.raises(StethoscopeError, match="already applied"), applied(loaded, second):
             pass
-        assert session.checksum() == inside
+        assert loaded.checksum() == inside
         refused: list[str] = []
 
         def try_from_another_thread() -> None:
             try:
-                with applied(session, second):
+                with applied(loaded, second):
                     pass
             except StethoscopeError as error:
                 refused.append(str(error))
@@ -288,19 +286,19 @@ def test_edits_do_not_nest_and_the_first_one_stays_whole(
         thread.start()
         thread.join()
         assert len(refused) == 1
-    assert session.checksum() == before
-    with applied(session, second):  # free again
+    assert loaded.checksum() == before
+    with applied(loaded, second):  # free again
         pass
 
 
-def test_a_patch_of_the_wrong_shape_or_dtype_is_refused_before_anything_is_swapped(session: ModelSession) -> None:
-    before = pointers(session)
-    names = [site.name for site in session.layout.matrices[:2]]
-    good = torch.zeros_like(session.parameter(names[0]))
-    for bad in (torch.zeros(2, 2), torch.zeros_like(session.parameter(names[1])).to(torch.float16)):
+def test_a_patch_of_the_wrong_shape_or_dtype_is_refused_before_anything_is_swapped(loaded: LoadedModel) -> None:
+    before = pointers(loaded)
+    names = [site.name for site in loaded.layout.matrices[:2]]
+    good = torch.zeros_like(loaded.parameter(names[0]))
+    for bad in (torch.zeros(2, 2), torch.zeros_like(loaded.parameter(names[1])).to(torch.float16)):
         with (
             pytest.raises(UserError, match="does not fit"),
-            applied(session, Patch(None, {names[0]: good, names[1]: bad})),
+            applied(loaded, Patch(None, {names[0]: good, names[1]: bad})),
         ):
             pass
-        assert pointers(session) == before
+        assert pointers(loaded) == before

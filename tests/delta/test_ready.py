@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from stethoscope.delta import ready
-from stethoscope.delta.patch import BufferLike, Patch, applied, build_patch, lifted
+from stethoscope.delta.patch import BufferLike, Patch, applied, build_patch, patch_removed
 from stethoscope.delta.ready import ReadyPatches, budget_bytes
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import ResourceError
-from stethoscope.model.memory import free_bytes
-from stethoscope.model.session import ModelSession
+from stethoscope.model.free_memory import free_bytes
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import EditRecipe
 
 MakeRecipe = Callable[..., EditRecipe]
@@ -26,7 +26,7 @@ def patches() -> ReadyPatches:
 
 @pytest.fixture
 def make(
-    session: ModelSession, task_vector: TaskVector, make_recipe: MakeRecipe, patches: ReadyPatches
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, patches: ReadyPatches
 ) -> Callable[..., Patch]:
     """Factory `make(layer, alpha)` of the patch of one layer, by way of `patches`."""
 
@@ -34,7 +34,7 @@ def make(
         recipe = make_recipe({layer: alpha})
 
         def build(buffer_like: BufferLike) -> Patch:
-            return build_patch(session, task_vector, recipe, buffer_like=buffer_like)
+            return build_patch(loaded, task_vector, recipe, buffer_like=buffer_like)
 
         return patches.get_or_build(f"{layer} {alpha}", build)
 
@@ -45,9 +45,9 @@ def pointers(patch: Patch) -> set[int]:
     return {tensor.data_ptr() for tensor in patch.tensors.values()}
 
 
-def right(patch: Patch, session: ModelSession, task_vector: TaskVector, alpha: float) -> bool:
+def right(patch: Patch, loaded: LoadedModel, task_vector: TaskVector, alpha: float) -> bool:
     return all(
-        torch.equal(tensor, session.parameter(name) + alpha * task_vector.delta(name))
+        torch.equal(tensor, loaded.parameter(name) + alpha * task_vector.delta(name))
         for name, tensor in patch.tensors.items()
     )
 
@@ -65,33 +65,33 @@ def test_least_recently_used_goes_first_and_bytes_are_kept(patches: ReadyPatches
 
 
 def test_a_forgotten_patchs_buffers_are_written_again(
-    patches: ReadyPatches, make: Make, session: ModelSession, task_vector: TaskVector
+    patches: ReadyPatches, make: Make, loaded: LoadedModel, task_vector: TaskVector
 ) -> None:
     patches.capacity_bytes = make(0).size_bytes
     before = pointers(make(0))
     for step in range(1, 20):
         patch = make(0, step / 10)
-        assert right(patch, session, task_vector, step / 10)
+        assert right(patch, loaded, task_vector, step / 10)
         assert pointers(patch) == before
         del patch
     assert patches.size_bytes == patches.capacity_bytes
 
 
 def test_a_patch_that_is_held_applied_or_lifted_keeps_its_values(
-    patches: ReadyPatches, make: Make, session: ModelSession, task_vector: TaskVector
+    patches: ReadyPatches, make: Make, loaded: LoadedModel, task_vector: TaskVector
 ) -> None:
     patches.capacity_bytes = make(0).size_bytes
-    with applied(session, make(0, 0.5)):
-        on = {name: session.parameter(name).detach().clone() for name, _ in session.model.named_parameters()}
-        with lifted(session):
+    with applied(loaded, make(0, 0.5)):
+        on = {name: loaded.parameter(name).detach().clone() for name, _ in loaded.model.named_parameters()}
+        with patch_removed(loaded):
             for alpha in (0.1, 0.2, 0.3):  # each pushes out all others
-                with applied(session, make(0, alpha)):
+                with applied(loaded, make(0, alpha)):
                     pass
-        assert all(torch.equal(parameter, on[name]) for name, parameter in session.model.named_parameters())
+        assert all(torch.equal(parameter, on[name]) for name, parameter in loaded.model.named_parameters())
     held = make(1, 0.5)
     others = [make(1, alpha) for alpha in (0.6, 0.7, 0.8)]
-    assert right(held, session, task_vector, 0.5)
-    assert all(right(other, session, task_vector, 0.6 + i / 10) for i, other in enumerate(others))
+    assert right(held, loaded, task_vector, 0.5)
+    assert all(right(other, loaded, task_vector, 0.6 + i / 10) for i, other in enumerate(others))
     assert len(set.union(*map(pointers, [held, *others]))) == 4 * 7
     assert patches.size_bytes >= 4 * held.size_bytes  # what is held counts
     del held, others
@@ -109,13 +109,13 @@ def test_a_patch_larger_than_the_budget_still_works_alone(patches: ReadyPatches,
     assert patches.size_bytes == make(1).size_bytes
 
 
-def test_a_build_that_fails_gives_its_buffers_back(patches: ReadyPatches, make: Make, session: ModelSession) -> None:
+def test_a_build_that_fails_gives_its_buffers_back(patches: ReadyPatches, make: Make, loaded: LoadedModel) -> None:
     patches.capacity_bytes = 10 * make(0).size_bytes
     size = patches.size_bytes
 
     def fail(buffer_like: BufferLike) -> Patch:
-        for site in session.layout.of_layer(1):
-            buffer_like(session.parameter(site.name))
+        for site in loaded.layout.of_layer(1):
+            buffer_like(loaded.parameter(site.name))
         raise ZeroDivisionError
 
     for _ in range(3):

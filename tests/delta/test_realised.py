@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from stethoscope.delta.realised import radial_energy, realise, realised_step, scale_free_rows
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -47,8 +47,8 @@ def test_radial_energy_is_found_block_by_block() -> None:
     assert radial_energy(other, torch.zeros(12, 10), 4) == 0
 
 
-def test_which_matrices_have_a_scale_that_a_norm_cancels(session: ModelSession) -> None:
-    rows = {site.matrix: scale_free_rows(session, site) for site in session.layout.of_layer(2)}
+def test_which_matrices_have_a_scale_that_a_norm_cancels(loaded: LoadedModel) -> None:
+    rows = {site.matrix: scale_free_rows(loaded, site) for site in loaded.layout.of_layer(2)}
     assert rows == {
         "q_proj": 8,  # one head
         "k_proj": 8,
@@ -61,12 +61,12 @@ def test_which_matrices_have_a_scale_that_a_norm_cancels(session: ModelSession) 
 
 
 @pytest.mark.parametrize("matrix", ["q_proj", "k_proj", "o_proj", "down_proj"])
-def test_the_radial_part_does_nothing_to_the_model(session: ModelSession, matrix: str) -> None:
+def test_the_radial_part_does_nothing_to_the_model(loaded: LoadedModel, matrix: str) -> None:
     """The claim itself: scaling a block leaves the logits alone (up to the norm's epsilon), another step does not."""
-    site = next(site for site in session.layout.of_layer(1) if site.matrix == matrix)
-    rows = scale_free_rows(session, site)
+    site = next(site for site in loaded.layout.of_layer(1) if site.matrix == matrix)
+    rows = scale_free_rows(loaded, site)
     assert rows is not None
-    parameter = session.parameter(site.name)
+    parameter = loaded.parameter(site.name)
     kept, ids = parameter.data, torch.arange(5, 25)[None]
     scales = 1 + 0.3 * torch.arange(len(kept) // rows).repeat_interleave(rows)[:, None]
     radial = (0.2 * scales * kept).clone()
@@ -75,11 +75,11 @@ def test_the_radial_part_does_nothing_to_the_model(session: ModelSession, matrix
     def moved_by(delta: Tensor) -> float:
         try:
             parameter.data = kept + delta
-            return float((session.model(input_ids=ids).logits - before).abs().max())
+            return float((loaded.model(input_ids=ids).logits - before).abs().max())
         finally:
             parameter.data = kept
 
     with torch.no_grad():
-        before = session.model(input_ids=ids).logits
-        assert realise(session, site, kept, radial).radial_share == pytest.approx(1, abs=1e-6)
+        before = loaded.model(input_ids=ids).logits
+        assert realise(loaded, site, kept, radial).radial_share == pytest.approx(1, abs=1e-6)
         assert moved_by(radial) < 2e-4 * moved_by(step * radial.norm() / step.norm())

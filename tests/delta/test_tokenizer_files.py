@@ -14,7 +14,7 @@ from tokenizers import ByteLevelBPETokenizer
 from stethoscope.delta.sources.base import Remark
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.records import ModelRef, TaskVectorRef
 from tests.decoders import save_decoder, tiny_decoder
 
@@ -61,8 +61,8 @@ def decoder(pico_folder: Path, tmp_path: Path) -> Path:
 
 
 def compared(base: Path, tuned: Path) -> Remark:
-    session = load_session(ModelRef(id=str(base)), device="cpu")
-    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), session)
+    loaded = load_checkpoint(ModelRef(id=str(base)), device="cpu")
+    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), loaded)
     return next(remark for remark in task_vector.remarks if remark.check == "tokenizer")
 
 
@@ -122,11 +122,11 @@ def replaced(pattern: str) -> Callable[[dict[str, Any]], object]:
 def test_a_text_that_only_the_profile_has(pico_folder: Path, pico_tuned_folder: Path, tmp_path: Path) -> None:
     tuned = Path(shutil.copytree(pico_tuned_folder, tmp_path / "tuned"))
     edited(tuned, replaced("zebra"))
-    session = load_session(ModelRef(id=str(pico_folder)), device="cpu")
-    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), session)
+    loaded = load_checkpoint(ModelRef(id=str(pico_folder)), device="cpu")
+    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), loaded)
     assert any(remark.suspicious and "normalizer" in remark.saw for remark in task_vector.remarks)
     assert task_vector.brings_tokenizer
     assert task_vector.read_otherwise(["Add 2 and 3.", "How many zebras?"]) == "How many zebras?"
     assert task_vector.read_otherwise(["Add 2 and 3."]) is None
-    same = open_task_vector(TaskVectorRef(name="t", tuned=str(pico_tuned_folder)), session)
+    same = open_task_vector(TaskVectorRef(name="t", tuned=str(pico_tuned_folder)), loaded)
     assert (same.brings_tokenizer, same.read_otherwise(["How many zebras?"])) == (False, None)

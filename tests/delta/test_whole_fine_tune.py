@@ -17,12 +17,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from stethoscope import arms
 from stethoscope.delta.patch import build_patch
 from stethoscope.delta.sources import stored
 from stethoscope.delta.task_vector import TaskVector, open_task_vector
 from stethoscope.errors import Cancelled
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.judging import arms
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.progress import Progress
 from stethoscope.records import EditRecipe, LayerAlpha, MatrixRole, ModelRef, TaskVectorRef
 from tests.decoders import save_decoder, tiny_decoder
@@ -32,9 +32,9 @@ NAMES = [f"self_attn.{name}_proj" for name in "qkvo"]
 ATTENTION = tuple(MatrixRole(module=name, part="attention", side="write" if "o_" in name else "read") for name in NAMES)
 
 
-def opened(base: Path, tuned: Path, roles: tuple[MatrixRole, ...] = ()) -> tuple[ModelSession, TaskVector]:
-    session = load_session(ModelRef(id=str(base), roles=roles), device="cpu")
-    return session, open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), session)
+def opened(base: Path, tuned: Path, roles: tuple[MatrixRole, ...] = ()) -> tuple[LoadedModel, TaskVector]:
+    loaded = load_checkpoint(ModelRef(id=str(base), roles=roles), device="cpu")
+    return loaded, open_task_vector(TaskVectorRef(name="t", tuned=str(tuned)), loaded)
 
 
 def changed(folder: Path, base: Path, edit: Callable[[Weights], object]) -> Path:
@@ -49,13 +49,13 @@ def add(*names: str) -> Callable[[Weights], object]:
     return lambda tensors: tensors.update({name: tensors[name] + 0.5 for name in names})
 
 
-def whole(session: ModelSession, task_vector: TaskVector) -> dict[str, torch.Tensor]:
+def whole(loaded: LoadedModel, task_vector: TaskVector) -> dict[str, torch.Tensor]:
     """The weights of the arm that is called the full fine-tune."""
-    some = EditRecipe(model=session.ref, task_vector=task_vector.ref, layers={0: LayerAlpha()})
-    recipe = arms.full_fine_tune(some, session.layout.n_layers).recipe
+    some = EditRecipe(model=loaded.ref, task_vector=task_vector.ref, layers={0: LayerAlpha()})
+    recipe = arms.full_fine_tune(some, loaded.layout.n_layers).recipe
     assert recipe is not None
-    tensors = build_patch(session, task_vector, recipe).tensors
-    return {name: tensors.get(name, parameter) for name, parameter in session.model.named_parameters()}
+    tensors = build_patch(loaded, task_vector, recipe).tensors
+    return {name: tensors.get(name, parameter) for name, parameter in loaded.model.named_parameters()}
 
 
 @pytest.fixture
@@ -69,19 +69,19 @@ BIAS = "model.layers.1.self_attn.k_proj.bias"
 
 def test_a_fine_tune_of_weights_that_recipes_edit_is_the_arm(qwen: Path, tmp_path: Path) -> None:
     tuned = changed(tmp_path / "tuned", qwen, add(Q, "model.norm.weight", "model.embed_tokens.weight"))
-    session, task_vector = opened(qwen, tuned)
+    loaded, task_vector = opened(qwen, tuned)
     assert task_vector.not_the_fine_tune is None
-    answer = load_session(ModelRef(id=str(tuned)), device="cpu")
-    for name, tensor in whole(session, task_vector).items():
+    answer = load_checkpoint(ModelRef(id=str(tuned)), device="cpu")
+    for name, tensor in whole(loaded, task_vector).items():
         assert torch.equal(tensor, answer.parameter(name)), name
 
 
 def test_a_bias_that_was_trained_is_edited_by_no_recipe(qwen: Path, tmp_path: Path) -> None:
-    session, task_vector = opened(qwen, changed(tmp_path / "tuned", qwen, add(Q, BIAS)))
+    loaded, task_vector = opened(qwen, changed(tmp_path / "tuned", qwen, add(Q, BIAS)))
     why = task_vector.not_the_fine_tune
     assert why is not None
     assert BIAS in why
-    assert torch.equal(whole(session, task_vector)[BIAS], session.parameter(BIAS))  # so it is not the fine-tune
+    assert torch.equal(whole(loaded, task_vector)[BIAS], loaded.parameter(BIAS))  # so it is not the fine-tune
 
 
 def test_a_head_apart_from_tied_embeddings(pico_folder: Path, tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_of_experts_kept_in_one_tensor_a_few_rows_are_read(
 
 
 def test_a_delta_is_whole_where_recipes_edit_what_it_moves(qwen: Path, tmp_path: Path) -> None:
-    session = load_session(ModelRef(id=str(qwen)), device="cpu")
+    loaded = load_checkpoint(ModelRef(id=str(qwen)), device="cpu")
     for names, is_whole in (((Q,), True), ((Q, BIAS), False)):
         file = tmp_path / f"{len(names)}.safetensors"
-        save_file({name: torch.ones_like(session.parameter(name)) for name in names}, file)
-        task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(file)), session)
+        save_file({name: torch.ones_like(loaded.parameter(name)) for name in names}, file)
+        task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(file)), loaded)
         assert (task_vector.not_the_fine_tune is None) == is_whole

@@ -11,7 +11,7 @@ from stethoscope.profiles import MINI
 from stethoscope.records import GainSpec
 from stethoscope.results import AgreementRow, GainResult
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pages"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "screens"))
 
 from fake_front import gain
 
@@ -98,8 +98,11 @@ def test_a_tau_over_few_layers_is_said_to_be_unable_and_idle_layers_are_named(re
     assert "layers 0-5" in said
     assert "4 layers injected one at a time" in said
     assert [text for trace in agreement.scatter(few, "all", [7]).data for text in trace.text] == [
-        "<b>6</b>", "<b>8</b>", "<b>9</b>", "<b>7</b>"
-    ]  # fmt: skip
+        "<b>6</b>",
+        "<b>8</b>",
+        "<b>9</b>",
+        "<b>7</b>",
+    ]
     assert {mark for trace in agreement.forest(few, "all").data for mark in trace.marker.symbol} == {"x-thin-open"}
     assert {mark for trace in agreement.forest(result, "all").data for mark in trace.marker.symbol} == {"circle"}
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from stethoscope import arms
 from stethoscope.figures import accuracy_dose, evidence, flips, forest, maths
 from stethoscope.figures.bench_tables import differences
+from stethoscope.judging import arms
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade, GradeStatus
 from stethoscope.results import ArmRow, BenchItem, BenchResult, ComparisonRow, TotalRow
@@ -30,26 +30,58 @@ def comparison(
 ) -> ComparisonRow:
     difference = (n10 - n01) / n
     return ComparisonRow(
-        arm=arm, reference="base", subject=subject, n11=10, n10=n10, n01=n01, n00=n - 10 - n10 - n01,
-        difference=difference, ci_low=difference - 0.18, ci_high=difference + 0.14, mcnemar_p=0.08, holm_p=holm_p,
-        z_unpooled=1.5, e_value=1.4 if n10 - n01 < 15 else 60.0, verdict="inconclusive",
+        arm=arm,
+        reference="base",
+        subject=subject,
+        n11=10,
+        n10=n10,
+        n01=n01,
+        n00=n - 10 - n10 - n01,
+        difference=difference,
+        ci_low=difference - 0.18,
+        ci_high=difference + 0.14,
+        mcnemar_p=0.08,
+        holm_p=holm_p,
+        z_unpooled=1.5,
+        e_value=1.4 if n10 - n01 < 15 else 60.0,
+        verdict="inconclusive",
         cannot_be_significant=cannot,
-    )  # fmt: skip
+    )
 
 
 def total(arm: str, difference: float, kind: str = "macro") -> TotalRow:
     return TotalRow(
-        kind=kind, arm=arm, reference="base", n=150, accuracy=0.3 + difference, reference_accuracy=0.3,  # type: ignore[arg-type]
-        difference=difference, ci_low=difference - 0.05, ci_high=difference + 0.05,
-    )  # fmt: skip
+        kind=kind,
+        arm=arm,
+        reference="base",
+        n=150,
+        accuracy=0.3 + difference,
+        reference_accuracy=0.3,  # type: ignore[arg-type]
+        difference=difference,
+        ci_low=difference - 0.05,
+        ci_high=difference + 0.05,
+    )
 
 
 def arm_row(arm: str, subject: str, n: int = 50) -> ArmRow:
     return ArmRow(
-        arm=arm, recipe_id=None, subject=subject, n=n, correct=14, accuracy=0.28, ci_low=0.17, ci_high=0.42,
-        lm_eval_stderr=0.06, math_verify=0.3, marker_rate=1.0, truncation_rate=0.0, repetition_rate=0.0,
-        no_answer_rate=0.0, n_unparsable=0, n_timeout=0,
-    )  # fmt: skip
+        arm=arm,
+        recipe_id=None,
+        subject=subject,
+        n=n,
+        correct=14,
+        accuracy=0.28,
+        ci_low=0.17,
+        ci_high=0.42,
+        lm_eval_stderr=0.06,
+        math_verify=0.3,
+        marker_rate=1.0,
+        truncation_rate=0.0,
+        repetition_rate=0.0,
+        no_answer_rate=0.0,
+        n_unparsable=0,
+        n_timeout=0,
+    )
 
 
 def item(
@@ -57,9 +89,17 @@ def item(
 ) -> BenchItem:
     grade = Grade(exact_match=status, math_verify=RIGHT if answer == "5" else WRONG, marked=True, answer=answer)
     return BenchItem(
-        arm=arm, subject=subject, problem_id=problem, problem=f"Problem {problem}", gold="5", completion=f"so {answer}",
-        n_tokens=2, truncated=False, grade=grade, **more,  # type: ignore[arg-type]
-    )  # fmt: skip
+        arm=arm,
+        subject=subject,
+        problem_id=problem,
+        problem=f"Problem {problem}",
+        gold="5",
+        completion=f"so {answer}",
+        n_tokens=2,
+        truncated=False,
+        grade=grade,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 def result(
@@ -70,9 +110,12 @@ def result(
     **more: object,
 ) -> BenchResult:
     spec = BenchSpec(
-        model=MINI.model, problems=MINI.problems, subjects=SUBJECTS, n=50,
+        model=MINI.model,
+        problems=MINI.problems,
+        subjects=SUBJECTS,
+        n=50,
         arms=(BenchArm(name="base"), *(BenchArm(name=arm, recipe=recipe()) for arm in arms)),
-    )  # fmt: skip
+    )
     fields: dict[str, object] = {
         "arms": tuple(arm_row(arm, subject) for arm in ("base", *arms) for subject in SUBJECTS),
         "comparisons": tuple(comparison(arm, subject) for arm in arms for subject in SUBJECTS),
@@ -96,8 +139,11 @@ def test_the_forest_has_a_panel_a_subject_and_a_row_an_arm() -> None:
     twelve = tuple(f"arm {index}" for index in range(12))
     figure = forest.paired_differences(result(twelve), SUBJECTS, 0.03, columns=4)
     assert [note.text for note in figure.layout.annotations] == [
-        "<b>all subjects</b>", "<b>algebra</b>", "<b>geometry</b>", "<b>number theory</b>"
-    ]  # fmt: skip
+        "<b>all subjects</b>",
+        "<b>algebra</b>",
+        "<b>geometry</b>",
+        "<b>number theory</b>",
+    ]
     assert len(marks(figure)) == 12 * 2 + 12 * 3
     assert list(figure.layout.yaxis.ticktext) == list(twelve)
     domains = {tuple(figure.layout[f"yaxis{index or ''}"].domain) for index in ("", 2, 3, 4)}
@@ -275,10 +321,19 @@ def test_dose_and_response_of_all_subjects_is_the_macro_total() -> None:
 
 
 def flipping() -> BenchResult:
-    base = (item("base", "a", WRONG, "4"), item("base", "b", RIGHT, "5"), item("base", "c", WRONG, "6"),
-            item("base", "d", WRONG, "7", subject="geometry"), item("base", "e", RIGHT, "5"))  # fmt: skip
-    arm = (item("recipe", "b", WRONG, "3"), item("recipe", "a", RIGHT, "5"), item("recipe", "c", WRONG, "8"),
-           item("recipe", "d", WRONG, "7", subject="geometry"))  # fmt: skip
+    base = (
+        item("base", "a", WRONG, "4"),
+        item("base", "b", RIGHT, "5"),
+        item("base", "c", WRONG, "6"),
+        item("base", "d", WRONG, "7", subject="geometry"),
+        item("base", "e", RIGHT, "5"),
+    )
+    arm = (
+        item("recipe", "b", WRONG, "3"),
+        item("recipe", "a", RIGHT, "5"),
+        item("recipe", "c", WRONG, "8"),
+        item("recipe", "d", WRONG, "7", subject="geometry"),
+    )
     return result(items=base + arm)
 
 
@@ -286,11 +341,17 @@ def test_flips_are_paired_by_problem_and_told_apart() -> None:
     found = flips.pairs(flipping(), "recipe")
     assert [flip.problem_id for flip in found] == ["a", "b", "c", "d"]
     assert [flip.kind("exact_match") for flip in found] == [
-        "wrong to right", "right to wrong", "both wrong, different answers", "all"
-    ]  # fmt: skip
+        "wrong to right",
+        "right to wrong",
+        "both wrong, different answers",
+        "all",
+    ]
     assert flips.counts(found, "exact_match") == {
-        "wrong to right": 1, "right to wrong": 1, "both wrong, different answers": 1, "all": 4
-    }  # fmt: skip
+        "wrong to right": 1,
+        "right to wrong": 1,
+        "both wrong, different answers": 1,
+        "all": 4,
+    }
     assert len(flips.chosen(found, kind="all", metric="exact_match", subject="geometry")) == 1
     assert [flip.problem_id for flip in flips.chosen(found, kind="all", metric="exact_match", search=" SO 8")] == ["c"]
     assert [flip.problem_id for flip in flips.chosen(found, kind="wrong to right", metric="exact_match")] == ["a"]
@@ -346,11 +407,11 @@ def test_an_answer_is_escaped_and_the_first_difference_marked() -> None:
         ("$a\nb$", "$a b$"),
         ("costs $5", r"costs \$5"),
         ("$a % note\nb$", "$a b$"),
-        ("[asy]\nlabel(\"$A$\");\n[/asy]", '\n\n```text\n[asy]\nlabel("$A$");\n[/asy]\n```\n\n'),
+        ('[asy]\nlabel("$A$");\n[/asy]', '\n\n```text\n[asy]\nlabel("$A$");\n[/asy]\n```\n\n'),
         (r"\begin{align*}a&=b\\c&=d\end{align*}", "\n\n$$\n\\begin{align*}a&=b\\\\c&=d\\end{align*}\n$$\n\n"),
         ("a\u202eb", "ab"),
     ],
-)  # fmt: skip
+)
 def test_only_formulas_are_markup(text: str, markdown: str) -> None:
     assert maths.markdown(text) == markdown
 

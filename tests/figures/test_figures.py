@@ -146,10 +146,19 @@ def energies() -> EnergyResult:
 
     def cell(layer: int, matrix: str, k: int, **fields: object) -> EnergyCell:
         known: dict[str, object] = {
-            "retention": 0.2 * k / 16, "enrichment": (0.2 * k / 16) / (k / 96), "z": 3.0, "percentile": 0.9999,
-            "ceiling": 0.6, "components": 0.3, "control": 0.19, "random_mean": 0.17, "random_low": 0.16,
-            "random_high": 0.18, "functional_share": 0.25, "rank": k,
-        }  # fmt: skip
+            "retention": 0.2 * k / 16,
+            "enrichment": (0.2 * k / 16) / (k / 96),
+            "z": 3.0,
+            "percentile": 0.9999,
+            "ceiling": 0.6,
+            "components": 0.3,
+            "control": 0.19,
+            "random_mean": 0.17,
+            "random_low": 0.16,
+            "random_high": 0.18,
+            "functional_share": 0.25,
+            "rank": k,
+        }
         fixed = {"layer": layer, "matrix": matrix, "subject": "algebra", "k": k, "d": 96}
         return EnergyCell.model_validate({**known, **fixed, "null_mean": k / 96, "null_sd": 0.01, **fields})
 

@@ -153,6 +153,8 @@ def test_a_wide_layer_is_drawn_in_a_megabyte_and_what_is_selected_stays_exact(n:
         )
     for side in ("x", "y"):
         drawn = [value for trace in figure.data for value in trace[side]]
-        of_all = {"x": [100 * max(row.control_rate, floor) for row in result.rows],
-                  "y": [100 * row.effect for row in result.rows]}[side]  # fmt: skip
+        of_all = {
+            "x": [100 * max(row.control_rate, floor) for row in result.rows],
+            "y": [100 * row.effect for row in result.rows],
+        }[side]
         assert (min(drawn), max(drawn)) == pytest.approx((min(of_all), max(of_all)), rel=0.1), "outliers are seen"

@@ -100,9 +100,7 @@ def test_a_diagnosis_stands_at_the_layers_that_have_an_sae(diagnosis: DiagnosisR
     assert notes(figure, "no SAE") == set(ALL) - set(HEARD)
     assert tick_layers(figure) == ALL
     strip = specificity.strip(diagnosis, SUBJECT, [3, 4])
-    points = [
-        point for trace in strip.to_dict()["data"] for point in zip(trace["x"], trace["y"], strict=True)
-    ]  # fmt: skip
+    points = [point for trace in strip.to_dict()["data"] for point in zip(trace["x"], trace["y"], strict=True)]
     assert sorted(points) == [(cell.layer, cell.score) for cell in diagnosis.cells if cell.subject == SUBJECT]
     for drawn in (figure, strip):
         assert_no_words_for_nothing(
@@ -246,9 +244,7 @@ def test_gains_without_a_score_in_any_moved_layer_say_so(gains: GainResult) -> N
 def test_sizes_say_which_layers_move(
     name: str, moved: tuple[int, ...], partial_profile: Profile, partial_run: Run
 ) -> None:
-    spec = InfoSpec(
-        model=partial_profile.model, saes=partial_profile.saes, task_vectors=partial_profile.task_vectors
-    )  # fmt: skip
+    spec = InfoSpec(model=partial_profile.model, saes=partial_profile.saes, task_vectors=partial_profile.task_vectors)
     row = next(row for row in partial_run(spec).task_vectors if row.name == name)
     figure = sizes.relative_norms(row, [3])
     assert columns(figure, "bar") == {(layer, 0): 100 * row.relative_norm_by_layer[layer] for layer in moved}

@@ -33,9 +33,15 @@ def test_the_same_arguments_give_the_figure_that_was_drawn() -> None:
 def test_another_argument_or_another_record_is_drawn_anew() -> None:
     record = ModelRef(id="two")
     asked = [
-        (record, [1, 2]), (record, [2, 1]), (record, (1, 2)), (record, [1]), (record, [1.5, 2]), (record, None),
-        (ModelRef(id="two"), [1, 2]), ([record, record], [1, 2]),
-    ]  # fmt: skip
+        (record, [1, 2]),
+        (record, [2, 1]),
+        (record, (1, 2)),
+        (record, [1]),
+        (record, [1.5, 2]),
+        (record, None),
+        (ModelRef(id="two"), [1, 2]),
+        ([record, record], [1, 2]),
+    ]
     assert len({id(figure(*args)) for args in asked}) == len(asked)
     assert len({id(figure(*args)) for args in asked}) == len(asked) == len(drawn)
 

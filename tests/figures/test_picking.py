@@ -2,8 +2,8 @@
 
 import pytest
 
+from stethoscope.figures.layer_claims import against_controls, caption
 from stethoscope.figures.picking import Pick, picked_after, picked_up_to
-from stethoscope.figures.predictions import against_controls, caption
 from stethoscope.results import LayerClaim
 
 
@@ -34,8 +34,18 @@ def test_a_shift_click_reaches_from_the_last_click_both_ways() -> None:
 
 
 def test_the_outcome_figure_shows_each_control_in_points() -> None:
-    row = LayerClaim(arm="recipe", control="random", draws=3, n=200, difference=0.123, ci_low=0.05, ci_high=0.2,
-                     p=0.001, p_holm=0.002, verdict="better")  # fmt: skip
+    row = LayerClaim(
+        arm="recipe",
+        control="random",
+        draws=3,
+        n=200,
+        difference=0.123,
+        ci_low=0.05,
+        ci_high=0.2,
+        p=0.001,
+        p_holm=0.002,
+        verdict="better",
+    )
     other = row.model_copy(update={"control": "last", "draws": 1, "difference": -0.02, "verdict": "inconclusive"})
     figure = against_controls((row, other), 0.03)
     trace = figure.to_dict()["data"][0]

@@ -45,9 +45,14 @@ def test_ranks_are_the_order_and_missing_layers_stay_empty() -> None:
 def test_rows_are_named_with_their_tau_and_the_reference_is_bold() -> None:
     figure = stability.rank_heatmap(result(), "number_theory")
     assert list(figure.layout.yaxis.ticktext) == [
-        "<b>mean rate difference</b>", "log ratio", "k = 4", "<b>k = 16</b>", "k = 64", "<b>against facts</b>",
+        "<b>mean rate difference</b>",
+        "log ratio",
+        "k = 4",
+        "<b>k = 16</b>",
+        "k = 64",
+        "<b>against facts</b>",
         "against codes",
-    ]  # fmt: skip
+    ]
     texts = [(note.y, note.text) for note in figure.layout.annotations if note.text.startswith("τ")]
     assert texts[:2] == [(0, "τ +1.00"), (1, "τ \N{MINUS SIGN}1.00")]
     assert texts[6] == (6, "τ –")
@@ -67,9 +72,14 @@ def test_the_numbers_are_those_of_the_picture() -> None:
     rows = stability.numbers(result(), "number_theory")
     assert len(rows) == 7 * 3
     assert rows[4] == {
-        "subject": "number_theory", "kind": "score", "variant": "log_ratio", "kendall_tau": -1.0, "layer": 1,
-        "score": None, "rank": None,
-    }  # fmt: skip
+        "subject": "number_theory",
+        "kind": "score",
+        "variant": "log_ratio",
+        "kendall_tau": -1.0,
+        "layer": 1,
+        "score": None,
+        "rank": None,
+    }
     assert rows[5]["rank"] == 2
 
 

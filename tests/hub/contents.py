@@ -102,9 +102,13 @@ def gemma(seed: int = 0) -> Gemma3ForConditionalGeneration:
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
     )
     config = Gemma3Config(
-        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=1, boi_token_index=1,
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=1,
+        boi_token_index=1,
         eoi_token_index=1,
-    )  # fmt: skip
+    )
     model = Gemma3ForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -178,8 +178,11 @@ def test_the_command_line_prints_the_same(
     printed = json.loads(capsys.readouterr().out)
     assert {"parts", "cache", "free_bytes", "offline", "size_bytes", "missing_bytes", "fits"} == set(printed)
     assert [found["part"] for found in printed["parts"]] == [
-        "model", "SAEs", f"task vector {contents.ADAPTER.partition('/')[2]}", "problems",
-    ]  # fmt: skip
+        "model",
+        "SAEs",
+        f"task vector {contents.ADAPTER.partition('/')[2]}",
+        "problems",
+    ]
     model = printed["parts"][0]
     assert model["size_bytes"] == sum(file["size_bytes"] for file in model["files"])
     assert model["missing_bytes"] == model["size_bytes"]

@@ -77,7 +77,7 @@ def commands(folder: Path, profile: Path) -> list[list[str]]:
     """Return the command lines of one pass that writes into `folder`."""
     common = ["--profile", str(profile), "--device", "cpu", "--json"]
     lora, projected = str(folder / "lora.json"), str(folder / "projected.json")
-    onto = ["--arm", "projected", "--basis-subject", "algebra", "--top-k", "4"]
+    onto = ["--edit-type", "projected", "--basis-subject", "algebra", "--top-k", "4"]
     return [
         ["info", *common],
         ["diagnose", *common],
@@ -174,8 +174,10 @@ def check(info: Any, diagnosis: Any, energy: Any, bench: Any, commits: Mapping[s
     assert info["model"]["revision"] == commits[contents.GEMMA]
     assert [row["layer"] for row in info["saes"]] == list(range(contents.N_LAYERS))
     assert {row["site"] for row in info["saes"]} == {"resid_post"}
-    assert all(commits[name] in row["source"] for name, row in zip(
-        (contents.TUNED, contents.ADAPTER), info["task_vectors"], strict=True))  # fmt: skip
+    assert all(
+        commits[name] in row["source"]
+        for name, row in zip((contents.TUNED, contents.ADAPTER), info["task_vectors"], strict=True)
+    )
     assert {cell["layer"] for cell in diagnosis["cells"]} == set(range(contents.N_LAYERS))
     assert all(0 <= cell["retention"] <= 1 + 1e-9 for cell in energy["layers"] if cell["retention"] is not None)
     assert [(row["subject"], row["n"]) for row in bench["arms"]] == [("algebra", 2)] * 3  # base, LoRA, projected

@@ -32,7 +32,7 @@ from stethoscope.pipeline.download import run as list_downloads
 from stethoscope.progress import Progress
 from stethoscope.records import DownloadSpec, ModelRef, SaeRef
 from stethoscope.sae.places import find_places, plan_saes
-from stethoscope.store.fingerprints import meet
+from stethoscope.store.fingerprints import resolve_commits
 from stethoscope.store.runs import RunStore
 from tests.hub.server import READER, STRANGER, LoopbackHub, Trouble, point_at
 
@@ -364,7 +364,7 @@ def test_a_stop_is_obeyed_while_the_hub_says_no_commit(hub: LoopbackHub, monkeyp
     progress = StopAfter(0)
     threading.Timer(0.5, progress.stop).start()
     with pytest.raises(Cancelled):
-        meet(ModelRef(id=REPO), progress)
+        resolve_commits(ModelRef(id=REPO), progress)
     assert time.monotonic() - progress.asked_at < 1.0
 
 

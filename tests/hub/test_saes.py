@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.errors import SaeError
 from stethoscope.hub import HubError, forget_commits
+from stethoscope.judging import arms
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import PROFILES, Profile
 from stethoscope.progress import Progress
@@ -19,7 +20,7 @@ from stethoscope.records import (
     EnergySpec,
     InfoSpec,
     ModelRef,
-    ProjectedArm,
+    ProjectedEdit,
     SaeRef,
     Site,
     TaskVectorRef,
@@ -61,9 +62,13 @@ def profile_at(site: Site, pico_profile: Profile) -> Profile:
 
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
 def test_from_the_hub_to_a_retention_and_again_without_it(
-    site: Site, hub: LoopbackHub, pico_profile: Profile, context: Context, tmp_path: Path,
+    site: Site,
+    hub: LoopbackHub,
+    pico_profile: Profile,
+    context: Context,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     commits = contents.fill(hub)
     profile = profile_at(site, pico_profile)
     diagnose = profile.diagnose_spec(top_k=4, n_bootstrap=20, n_permutations=20)
@@ -96,9 +101,15 @@ def test_from_the_hub_to_a_retention_and_again_without_it(
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_other_decoders_with_saes_in_a_repository_of_ones_own(
-    architecture: str, hub: LoopbackHub, pico_profile: Profile, pico_folder: Path, context: Context, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, write_sae_bank: Callable[..., Path],
-) -> None:  # fmt: skip
+    architecture: str,
+    hub: LoopbackHub,
+    pico_profile: Profile,
+    pico_folder: Path,
+    context: Context,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_sae_bank: Callable[..., Path],
+) -> None:
     """A Llama and a Qwen, their fine-tunes and SAEs in sae_lens' format, by ids that no registry knows."""
     model = tiny_decoder(architecture)
     hub.add_folder("house/base", save_decoder(model, pico_folder, tmp_path / "base"))
@@ -117,8 +128,8 @@ def test_other_decoders_with_saes_in_a_repository_of_ones_own(
     profile = pico_profile.model_copy(update=fields)
     diagnosis = profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     energy = EnergySpec(diagnosis=diagnosis, task_vector=profile.task_vector(), subject="geometry", k=(4,))
-    arm = ProjectedArm(diagnosis=diagnosis, subject="geometry", top_k=4)
-    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0}, arm=arm)
+    edit_type = ProjectedEdit(diagnosis=diagnosis, subject="geometry", top_k=4)
+    recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0}, edit_type=edit_type)
     chosen = (arms.BASE, BenchArm(name="projected", recipe=recipe))
     bench = BenchSpec(
         model=profile.model, problems=profile.problems, arms=chosen, subjects=("geometry",), n=2, max_new_tokens=4

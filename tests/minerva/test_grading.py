@@ -206,8 +206,13 @@ def test_a_bomb_in_the_gold_solution_costs_the_deadline_too() -> None:
         grades = pool.grade([(final("7"), BOMB), Answer(final("7"), "z" * 1_000_000, "7"), (final("7"), GOLD_7)])
         pool.endless = {1: None, 4: None}
         assert pool.read_golds(["7", "{" * 10_000, "(1,2)", "", "x" * 1_000_000, "8"]) == [
-            WHOLE, UNREAD, UNREAD, UNREAD, UNREAD, WHOLE
-        ]  # fmt: skip
+            WHOLE,
+            UNREAD,
+            UNREAD,
+            UNREAD,
+            UNREAD,
+            WHOLE,
+        ]
     assert (grades[0].exact_match, grades[0].math_verify) == (TIMEOUT, TIMEOUT)
     assert (grades[1].exact_match, grades[2].exact_match) == (CORRECT, CORRECT)
 

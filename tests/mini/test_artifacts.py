@@ -18,7 +18,7 @@ from stethoscope.mini.checkpoints import CHECKPOINT_NAMES, MODEL_NAMES, TUNED_NA
 from stethoscope.mini.evaluate import MAX_NEW_TOKENS, extract_answer, greedy_completions, wilson
 from stethoscope.mini.language import CONTROL_SUBJECTS, MATH_SUBJECTS
 from stethoscope.mini.sae_training import collect_residuals, explained_variance, token_documents
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.profiles import MINI
 from stethoscope.records import ModelRef
 
@@ -108,10 +108,10 @@ def test_stories_learned_its_style_and_no_mathematics(card) -> None:
 
 def test_the_kinds_of_task_vector_and_the_names_that_they_carry(artifacts) -> None:
     """A LoRA in peft's format and a bare delta, in float16, on all 70 matrices; no path of the training machine."""
-    session = load_session(ModelRef(id="embedded:base"), device="cpu")
-    matrices = {site.name for site in session.layout.matrices}
+    loaded = load_checkpoint(ModelRef(id="embedded:base"), device="cpu")
+    matrices = {site.name for site in loaded.layout.matrices}
     for ref, kind in zip(MINI.task_vectors, ("checkpoint", "checkpoint", "LoRA r=8", "delta"), strict=True):
-        task_vector = open_task_vector(ref, session)
+        task_vector = open_task_vector(ref, loaded)
         assert task_vector.source.startswith(kind)
         assert matrices <= set(task_vector.names)
         assert not any(remark.suspicious for remark in task_vector.remarks), task_vector.remarks

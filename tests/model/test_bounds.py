@@ -8,7 +8,7 @@ from torch import Tensor
 from stethoscope.model import gradients, likelihood
 from stethoscope.model.gradients import first_order_effects
 from stethoscope.model.likelihood import bounded_batches, rows_nll
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 
 PAIRS = [("a story of " * n, "the prime and the divisor of the river " * (1 + n % 3)) for n in range(1, 9)]
 ROWS = [[2, *range(5, 5 + 6 + 3 * n)] for n in range(8)]
@@ -16,10 +16,10 @@ SCORED = [3 + 2 * n for n in range(8)]
 
 
 @pytest.fixture
-def kept(pico_session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def kept(pico_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Logits of each forward pass, in bytes."""
     seen: list[int] = []
-    head = pico_session.model.get_output_embeddings()
+    head = pico_loaded.model.get_output_embeddings()
 
     def note(_module: object, _args: object, output: Tensor) -> None:
         seen.append(output.numel() * output.element_size())
@@ -31,15 +31,15 @@ def kept(pico_session: ModelSession, monkeypatch: pytest.MonkeyPatch) -> list[in
 
 
 def test_logits_stay_within_their_budget_and_nothing_changes(
-    pico_session: ModelSession, kept: list[int], monkeypatch: pytest.MonkeyPatch
+    pico_loaded: LoadedModel, kept: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = rows_nll(pico_session, ROWS, SCORED, batch_size=8)
+    whole = rows_nll(pico_loaded, ROWS, SCORED, batch_size=8)
     widest = max(kept)
     assert len(kept) == 1
     kept.clear()
     budget = widest // 3
     monkeypatch.setattr(likelihood, "LOGITS_BYTES", budget)
-    np.testing.assert_allclose(rows_nll(pico_session, ROWS, SCORED, batch_size=8), whole, atol=1e-5)
+    np.testing.assert_allclose(rows_nll(pico_loaded, ROWS, SCORED, batch_size=8), whole, atol=1e-5)
     assert len(kept) >= 3
     assert budget / 2 < max(kept) <= budget
 
@@ -55,10 +55,10 @@ def test_float32_pieces_add_up_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_backward_pass_takes_fewer_rows_where_memory_is_short(
-    pico_session: ModelSession, monkeypatch: pytest.MonkeyPatch
+    pico_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def delta(name: str) -> Tensor:
-        shape = pico_session.parameter(name).shape
+        shape = pico_loaded.parameter(name).shape
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
 
     batches: list[list[int]] = []
@@ -67,10 +67,10 @@ def test_a_backward_pass_takes_fewer_rows_where_memory_is_short(
         batches.extend(bounded_batches(*args))  # type: ignore[arg-type]
         return batches
 
-    whole = first_order_effects(pico_session, PAIRS, delta, batch_size=8)
+    whole = first_order_effects(pico_loaded, PAIRS, delta, batch_size=8)
     monkeypatch.setattr(gradients, "GRAPH_BYTES", 2_000_000)
     monkeypatch.setattr(gradients, "bounded_batches", note)
-    np.testing.assert_allclose(first_order_effects(pico_session, PAIRS, delta, batch_size=8), whole, rtol=1e-4)
+    np.testing.assert_allclose(first_order_effects(pico_loaded, PAIRS, delta, batch_size=8), whole, rtol=1e-4)
     assert 1 < len(batches) < 8
 
 

@@ -28,8 +28,8 @@ from stethoscope.errors import StethoscopeError
 from stethoscope.model import generation as engine
 from stethoscope.model import slots as slots_module
 from stethoscope.model.generation import Generation, GreedyBatch, generate_greedy
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.prefix import share_prefix
-from stethoscope.model.session import ModelSession, load_session
 from stethoscope.model.slots import SLOT_CHUNK, RowSlots, pack, windows_of
 from stethoscope.records import ModelRef
 
@@ -94,9 +94,7 @@ ONE_OF_EACH = pytest.mark.parametrize("session", ["gemma3, window 8", "llama"], 
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def session(
-    request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> ModelSession:
+def loaded(request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A random model with the pico tokenizer; weights large enough that its text varies."""
     tokenizer = AutoTokenizer.from_pretrained(pico_folder)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -112,66 +110,64 @@ def session(
     folder = tmp_path_factory.mktemp("architecture") / "model"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_session(ModelRef(id=str(folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(folder)), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def alone(session: ModelSession) -> list[list[int]]:
+def alone(loaded: LoadedModel) -> list[list[int]]:
     """transformers' own greedy tokens for each prompt by itself, the last tokens' ends included."""
     found = []
-    for row in session.encode(PROMPTS):
+    for row in loaded.encode(PROMPTS):
         ids = torch.tensor([row])
         with torch.no_grad():
-            out = session.model.generate(
+            out = loaded.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LIMIT, do_sample=False
             )
         found.append(out[0, len(row) :].tolist())
     return found
 
 
-def without_end(session: ModelSession, tokens: Sequence[int]) -> tuple[int, ...]:
-    return tuple(tokens[:-1] if tokens[-1] in session.eos_ids else tokens)
+def without_end(loaded: LoadedModel, tokens: Sequence[int]) -> tuple[int, ...]:
+    return tuple(tokens[:-1] if tokens[-1] in loaded.eos_ids else tokens)
 
 
-def assert_same(session: ModelSession, found: Sequence[Generation], alone: Sequence[Sequence[int]]) -> None:
+def assert_same(loaded: LoadedModel, found: Sequence[Generation], alone: Sequence[Sequence[int]]) -> None:
     assert [generation.index for generation in found] == list(range(len(alone)))
     for generation, expected in zip(found, alone, strict=True):
-        assert generation.token_ids == without_end(session, expected)
+        assert generation.token_ids == without_end(loaded, expected)
         assert generation.n_tokens == len(expected)
 
 
 @pytest.mark.parametrize("batch_size", [3, 32])
-def test_tokens_are_those_of_generate_alone(batch_size: int, session: ModelSession, alone: list[list[int]]) -> None:
+def test_tokens_are_those_of_generate_alone(batch_size: int, loaded: LoadedModel, alone: list[list[int]]) -> None:
     assert len({tuple(tokens) for tokens in alone}) == len(set(PROMPTS)) == len(PROMPTS)
-    assert len(share_prefix(session, session.encode(PROMPTS)).tokens) >= 34
-    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
-    assert_same(session, found, alone)
+    assert len(share_prefix(loaded, loaded.encode(PROMPTS)).tokens) >= 34
+    found = generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
+    assert_same(loaded, found, alone)
 
 
 @ONE_OF_EACH
 @pytest.mark.parametrize("batch_size", [1, len(PROMPTS) - 1, len(PROMPTS)])
-def test_every_batch_size_writes_the_same_tokens(
-    batch_size: int, session: ModelSession, alone: list[list[int]]
-) -> None:
-    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
-    assert_same(session, found, alone)
+def test_every_batch_size_writes_the_same_tokens(batch_size: int, loaded: LoadedModel, alone: list[list[int]]) -> None:
+    found = generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=batch_size)
+    assert_same(loaded, found, alone)
 
 
-def test_every_window_is_passed(session: ModelSession, alone: list[list[int]]) -> None:
+def test_every_window_is_passed(loaded: LoadedModel, alone: list[list[int]]) -> None:
     """What this file shows of windows needs rows that grow beyond them."""
-    longest = max(len(row) + len(tokens) for row, tokens in zip(session.encode(PROMPTS), alone, strict=True))
-    assert all(window is None or window < longest for window in windows_of(session))
+    longest = max(len(row) + len(tokens) for row, tokens in zip(loaded.encode(PROMPTS), alone, strict=True))
+    assert all(window is None or window < longest for window in windows_of(loaded))
 
 
 def test_rows_that_end_at_different_steps_are_replaced_and_the_others_go_on(
-    session: ModelSession, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = [
         tokens[min(3 + 2 * i, len(tokens) - 1)] for i, tokens in enumerate(alone[:4])
     ]  # met at different steps by different rows
-    monkeypatch.setattr(session.model.generation_config, "eos_token_id", [*session.eos_ids, *ends])
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [*loaded.eos_ids, *ends])
     expected = [
-        tokens[: next((i + 1 for i, token in enumerate(tokens) if token in session.eos_ids), LIMIT)] for tokens in alone
+        tokens[: next((i + 1 for i, token in enumerate(tokens) if token in loaded.eos_ids), LIMIT)] for tokens in alone
     ]
     assert len({len(tokens) for tokens in expected}) > 3
     passes: list[tuple[int, int]] = []
@@ -182,9 +178,9 @@ def test_rows_that_end_at_different_steps_are_replaced_and_the_others_go_on(
         return whole(self, continued, tails)
 
     monkeypatch.setattr(RowSlots, "next_tokens", counted)
-    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=3)
-    assert_same(session, found, expected)
-    assert [generation.truncated for generation in found] == [tokens[-1] not in session.eos_ids for tokens in expected]
+    found = generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=3)
+    assert_same(loaded, found, expected)
+    assert [generation.truncated for generation in found] == [tokens[-1] not in loaded.eos_ids for tokens in expected]
     assert sum(new for _, new in passes) == len(PROMPTS)
     refills = [step for step, (_, new) in enumerate(passes) if new]
     assert len(refills) > 3, "rows came in one by one"
@@ -194,16 +190,16 @@ def test_rows_that_end_at_different_steps_are_replaced_and_the_others_go_on(
 
 @ONE_OF_EACH
 def test_slots_grow_without_losing_what_is_written(
-    session: ModelSession, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LIMIT + 2 < SLOT_CHUNK
     monkeypatch.setattr(slots_module, "SLOT_CHUNK", 4)
-    assert_same(session, generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=4), alone)
+    assert_same(loaded, generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=4), alone)
 
 
 @ONE_OF_EACH
 def test_a_bounded_number_of_tokens_comes_in_at_once(
-    session: ModelSession, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ADMIT_TOKENS", 20)
     brought: list[int] = []
@@ -214,29 +210,29 @@ def test_a_bounded_number_of_tokens_comes_in_at_once(
         return whole(self, continued, tails)
 
     monkeypatch.setattr(RowSlots, "next_tokens", counted)
-    assert_same(session, generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None), alone)
-    tails = [len(row) - share_prefix(session, session.encode(PROMPTS)).length for row in session.encode(PROMPTS)]
+    assert_same(loaded, generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None), alone)
+    tails = [len(row) - share_prefix(loaded, loaded.encode(PROMPTS)).length for row in loaded.encode(PROMPTS)]
     assert max(brought) <= max(20, *tails)
     assert sum(brought) == sum(tails)
     assert sum(n > 0 for n in brought) > 2
 
 
-def test_without_a_shared_prefix_the_tokens_are_the_same(session: ModelSession, alone: list[list[int]]) -> None:
-    none = share_prefix(session, [])
+def test_without_a_shared_prefix_the_tokens_are_the_same(loaded: LoadedModel, alone: list[list[int]]) -> None:
+    none = share_prefix(loaded, [])
     assert none.length == 0
-    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=4, prefix=none)
-    assert_same(session, found, alone)
+    found = generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=None, batch_size=4, prefix=none)
+    assert_same(loaded, found, alone)
 
 
-def test_a_stop_string_ends_the_row_that_wrote_it_only(session: ModelSession, alone: list[list[int]]) -> None:
-    texts = [session.decode(without_end(session, tokens)) for tokens in alone]
+def test_a_stop_string_ends_the_row_that_wrote_it_only(loaded: LoadedModel, alone: list[list[int]]) -> None:
+    texts = [loaded.decode(without_end(loaded, tokens)) for tokens in alone]
     stop = next(
         text[k : k + 2]
         for text in texts
         for k in range(4, len(text) - 2)
         if "\ufffd" not in text[k : k + 2] and any(text[k : k + 2] not in other for other in texts)
     )
-    found = generate_greedy(session, PROMPTS, max_new_tokens=LIMIT, stop=stop, batch_size=3)
+    found = generate_greedy(loaded, PROMPTS, max_new_tokens=LIMIT, stop=stop, batch_size=3)
     for generation, tokens, text in zip(found, alone, texts, strict=True):
         assert generation.text == text.split(stop)[0]
         assert generation.token_ids == tuple(tokens[: len(generation.token_ids)])
@@ -246,30 +242,30 @@ def test_a_stop_string_ends_the_row_that_wrote_it_only(session: ModelSession, al
 
 
 @ONE_OF_EACH
-def test_two_batches_take_turns_on_one_model(session: ModelSession, alone: list[list[int]]) -> None:
-    rows = session.encode(PROMPTS)
-    prefix = share_prefix(session, rows)
+def test_two_batches_take_turns_on_one_model(loaded: LoadedModel, alone: list[list[int]]) -> None:
+    rows = loaded.encode(PROMPTS)
+    prefix = share_prefix(loaded, rows)
     batches = [
-        GreedyBatch(session, part, prefix, max_new_tokens=LIMIT, stop=None, batch_size=2)
+        GreedyBatch(loaded, part, prefix, max_new_tokens=LIMIT, stop=None, batch_size=2)
         for part in (rows[:4], rows[4:])
     ]
     found: list[dict[int, Generation]] = [{}, {}]
-    before = session.model.config._attn_implementation
+    before = loaded.model.config._attn_implementation
     while not all(batch.done for batch in batches):
         for batch, kept in zip(batches, found, strict=True):
             if not batch.done:
                 kept.update((generation.index, generation) for generation in batch.step())
-                assert session.model.config._attn_implementation == before
-    assert_same(session, [found[0][i] for i in range(4)], alone[:4])
-    assert_same(session, [found[1][i] for i in range(4)], alone[4:])
+                assert loaded.model.config._attn_implementation == before
+    assert_same(loaded, [found[0][i] for i in range(4)], alone[:4])
+    assert_same(loaded, [found[1][i] for i in range(4)], alone[4:])
 
 
 @ONE_OF_EACH
-def test_the_prefix_is_stored_once_and_left_as_it_is(session: ModelSession) -> None:
-    rows = session.encode(PROMPTS)
-    prefix = share_prefix(session, rows)
+def test_the_prefix_is_stored_once_and_left_as_it_is(loaded: LoadedModel) -> None:
+    rows = loaded.encode(PROMPTS)
+    prefix = share_prefix(loaded, rows)
     before = [states.clone() for states in (*prefix.keys, *prefix.values)]
-    batch = GreedyBatch(session, rows, prefix, max_new_tokens=LIMIT, stop=None, batch_size=8)
+    batch = GreedyBatch(loaded, rows, prefix, max_new_tokens=LIMIT, stop=None, batch_size=8)
     while not batch.done:
         batch.step()
     assert all(torch.equal(*pair) for pair in zip(before, (*prefix.keys, *prefix.values), strict=True))
@@ -279,24 +275,22 @@ def test_the_prefix_is_stored_once_and_left_as_it_is(session: ModelSession) -> N
     assert batch._slots._prefix.keys[0].data_ptr() == prefix.keys[0].data_ptr()
 
 
-def test_windows_are_those_of_the_config(session: ModelSession) -> None:
-    config = session.model.config
+def test_windows_are_those_of_the_config(loaded: LoadedModel) -> None:
+    config = loaded.model.config
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        assert set(windows_of(session)) == {getattr(config, "sliding_window", None)}
+        assert set(windows_of(loaded)) == {getattr(config, "sliding_window", None)}
     else:
         expected = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
-        assert windows_of(session) == expected
+        assert windows_of(loaded) == expected
 
 
 @ONE_OF_EACH
-def test_a_model_with_an_attention_of_its_own_is_refused(
-    session: ModelSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attention = session.model.get_submodule(f"{session.layout.layers}.2.self_attn")
+def test_a_model_with_an_attention_of_its_own_is_refused(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = loaded.model.get_submodule(f"{loaded.layout.layers}.2.self_attn")
     monkeypatch.setattr(attention, "forward", lambda hidden_states, **_: (hidden_states, None))
     with pytest.raises(StethoscopeError, match="attention in a way of its own"):
-        generate_greedy(session, PROMPTS[:1], max_new_tokens=2)
+        generate_greedy(loaded, PROMPTS[:1], max_new_tokens=2)
 
 
 def test_a_pass_is_packed_row_after_row() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.residual import capture_residual, site_width
-from stethoscope.model.session import ModelSession, load_session
 from stethoscope.records import ModelRef, Site
 from tests.decoders import ARCHITECTURES, KINDS, WINDOW, save_decoder, tiny_decoder
 
@@ -23,28 +23,26 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 in another order of operations, 
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def session(
-    request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> ModelSession:
+def loaded(request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = save_decoder(tiny_decoder(request.param), pico_folder, tmp_path_factory.mktemp("decoder") / request.param)
-    return load_session(ModelRef(id=str(folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(folder)), device="cpu")
 
 
-def captured(session: ModelSession) -> dict[Site, dict[int, Tensor]]:
+def captured(loaded: LoadedModel) -> dict[Site, dict[int, Tensor]]:
     """What we capture at all three sites in one forward pass."""
     with (
         torch.no_grad(),
-        capture_residual(session, LAYERS, "resid_post") as post,
-        capture_residual(session, LAYERS, "mlp_out") as mlp,
-        capture_residual(session, LAYERS, "attn_out") as attention,
+        capture_residual(loaded, LAYERS, "resid_post") as post,
+        capture_residual(loaded, LAYERS, "mlp_out") as mlp,
+        capture_residual(loaded, LAYERS, "attn_out") as attention,
     ):
-        session.model(input_ids=IDS)
+        loaded.model(input_ids=IDS)
     return {"resid_post": dict(post), "mlp_out": dict(mlp), "attn_out": dict(attention)}
 
 
-def test_captured_equals_hidden_states_and_plain_hooks(session: ModelSession) -> None:
-    ours = captured(session)
-    model: Any = session.model
+def test_captured_equals_hidden_states_and_plain_hooks(loaded: LoadedModel) -> None:
+    ours = captured(loaded)
+    model: Any = loaded.model
     seen: dict[tuple[str, int], Tensor] = {}
     handles = []
     for index, layer in enumerate(model.model.layers):
@@ -67,27 +65,27 @@ def test_captured_equals_hidden_states_and_plain_hooks(session: ModelSession) ->
         assert torch.equal(ours["attn_out"][layer], seen["o_proj", layer][0])
 
 
-def test_the_sites_add_up(session: ModelSession) -> None:
+def test_the_sites_add_up(loaded: LoadedModel) -> None:
     """resid_post[l] = resid_post[l - 1] + post_norm(o_proj(attn_out)) + mlp_out, whatever the modules are called."""
-    ours = captured(session)
+    ours = captured(loaded)
     for layer in LAYERS[1:]:
-        writer = session.layout.writer(layer, "attention")
+        writer = loaded.layout.writer(layer, "attention")
         with torch.no_grad():
-            wrote = session.model.get_submodule(writer.name.removesuffix(".weight"))(ours["attn_out"][layer])
+            wrote = loaded.model.get_submodule(writer.name.removesuffix(".weight"))(ours["attn_out"][layer])
             if writer.gain is not None:
-                wrote = session.model.get_submodule(writer.gain.removesuffix(".weight"))(wrote)
+                wrote = loaded.model.get_submodule(writer.gain.removesuffix(".weight"))(wrote)
         total = ours["resid_post"][layer - 1] + wrote + ours["mlp_out"][layer]
         torch.testing.assert_close(total, ours["resid_post"][layer], **CLOSE)
     for site in SITES:
-        assert ours[site][0].shape == (*IDS.shape, site_width(session, site))
+        assert ours[site][0].shape == (*IDS.shape, site_width(loaded, site))
 
 
-def transformer_lens(session: ModelSession) -> Any:
+def transformer_lens(loaded: LoadedModel) -> Any:
     """The same weights in TransformerLens' own implementation."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import gemma, llama, mistral, qwen2, qwen3
 
-    config: Any = session.model.config
+    config: Any = loaded.model.config
     kind = config.model_type
     convert = {
         "gemma3_text": gemma.convert_gemma_weights,
@@ -97,7 +95,7 @@ def transformer_lens(session: ModelSession) -> Any:
         "qwen2": qwen2.convert_qwen2_weights,
         "qwen3": qwen3.convert_qwen3_weights,
     }[kind]
-    head_dim = session.model.model.layers[0].self_attn.head_dim
+    head_dim = loaded.model.model.layers[0].self_attn.head_dim
     local = {"use_local_attn": True, "window_size": WINDOW, "attn_scale": head_dim**0.5}
     fields: dict[str, Any] = {
         "gemma3_text": local
@@ -141,19 +139,19 @@ def transformer_lens(session: ModelSession) -> Any:
         move_to_device=False,
     )
     with torch.no_grad():
-        weights = convert(session.model, theirs.cfg)
+        weights = convert(loaded.model, theirs.cfg)
     theirs.load_and_process_state_dict(
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return theirs
 
 
-def test_captured_equals_transformer_lens_at_the_hooks_that_sae_lens_names(session: ModelSession) -> None:
-    theirs = transformer_lens(session)
-    ours = captured(session)
+def test_captured_equals_transformer_lens_at_the_hooks_that_sae_lens_names(loaded: LoadedModel) -> None:
+    theirs = transformer_lens(loaded)
+    ours = captured(loaded)
     with torch.no_grad():
         logits, cache = theirs.run_with_cache(IDS)
-        torch.testing.assert_close(logits, session.model(input_ids=IDS).logits, **CLOSE)
+        torch.testing.assert_close(logits, loaded.model(input_ids=IDS).logits, **CLOSE)
     for layer in LAYERS:
         block = f"blocks.{layer}"
         torch.testing.assert_close(cache[f"{block}.hook_resid_post"], ours["resid_post"][layer], **CLOSE)

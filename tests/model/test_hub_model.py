@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3ForCondi
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import Cancelled, CheckpointError
 from stethoscope.hub import HubError, forget_commits
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef, TaskVectorRef
 from tests.hub import contents
@@ -25,9 +25,9 @@ Q_PROJ = "language_model.model.layers.3.self_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
-def tower() -> ModelSession:
+def tower() -> LoadedModel:
     """The language tower of the checkpoint, from its folder."""
-    return load_session(ModelRef(id=str(contents.made_once() / contents.GEMMA), dtype="bfloat16"), device="cpu")
+    return load_checkpoint(ModelRef(id=str(contents.made_once() / contents.GEMMA), dtype="bfloat16"), device="cpu")
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_the_checkpoint_has_the_shape_of_the_real_one() -> None:
 def test_it_is_fetched_at_a_commit_and_recorded(hub: LoopbackHub) -> None:
     commits = contents.fill(hub)
     progress = Stages()
-    session = load_session(REF, device="cpu", progress=progress)
-    assert session.revision == commits[contents.GEMMA]
-    assert session.ref == REF
-    assert session.folder.name == commits[contents.GEMMA]
+    loaded = load_checkpoint(REF, device="cpu", progress=progress)
+    assert loaded.revision == commits[contents.GEMMA]
+    assert loaded.ref == REF
+    assert loaded.folder.name == commits[contents.GEMMA]
     stages = [stage for stage, *_ in progress.stages]
     assert stages == [
         "Looking up model google/gemma-3-4b-it",
@@ -79,13 +79,13 @@ def test_it_is_fetched_at_a_commit_and_recorded(hub: LoopbackHub) -> None:
 def test_a_revision_is_kept_to(hub: LoopbackHub) -> None:
     first = contents.fill(hub)[contents.GEMMA]
     hub.add_folder(contents.GEMMA, contents.made_once() / contents.TUNED)
-    pinned = load_session(REF.model_copy(update={"revision": first}), device="cpu")
-    newest = load_session(REF, device="cpu")
+    pinned = load_checkpoint(REF.model_copy(update={"revision": first}), device="cpu")
+    newest = load_checkpoint(REF, device="cpu")
     assert pinned.revision == first != newest.revision
     assert pinned.checksum() != newest.checksum()
 
 
-def test_only_the_language_tower_is_held_and_it_answers_as_the_whole_model_does(tower: ModelSession) -> None:
+def test_only_the_language_tower_is_held_and_it_answers_as_the_whole_model_does(tower: LoadedModel) -> None:
     assert isinstance(tower.model, Gemma3ForCausalLM)
     assert tower.layout.layers == "model.layers"
     assert not any("vision" in name or "projector" in name for name, _ in tower.model.named_parameters())
@@ -105,12 +105,12 @@ def test_only_the_language_tower_is_held_and_it_answers_as_the_whole_model_does(
     assert tower.chat_prompt("Hi").endswith("<start_of_turn>model\n")
 
 
-def test_what_it_saves_is_a_plain_text_model(tower: ModelSession, tmp_path: Path) -> None:
+def test_what_it_saves_is_a_plain_text_model(tower: LoadedModel, tmp_path: Path) -> None:
     tower.model.save_pretrained(tmp_path)
-    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert isinstance(loaded, Gemma3ForCausalLM)
+    reread, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(reread, Gemma3ForCausalLM)
     assert not any(report.values())
-    assert torch.equal(loaded.model.layers[3].self_attn.q_proj.weight, tower.parameter("model." + Q_PROJ[21:]))
+    assert torch.equal(reread.model.layers[3].self_attn.q_proj.weight, tower.parameter("model." + Q_PROJ[21:]))
 
 
 BROKEN: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
@@ -132,14 +132,17 @@ def test_the_tower_is_complete_or_refused(kind: str, copied: Path) -> None:
     change, message = BROKEN[kind]
     edit_shard(copied, Q_PROJ, change)
     with pytest.raises(CheckpointError, match=message):
-        load_session(ModelRef(id=str(copied)), device="cpu")
+        load_checkpoint(ModelRef(id=str(copied)), device="cpu")
 
 
 def test_a_vision_tower_that_is_incomplete_is_none_of_our_business(copied: Path) -> None:
-    name = next(key for key in json.loads((copied / "model.safetensors.index.json").read_text())["weight_map"]
-                if "vision" in key)  # fmt: skip
+    name = next(
+        key
+        for key in json.loads((copied / "model.safetensors.index.json").read_text())["weight_map"]
+        if "vision" in key
+    )
     edit_shard(copied, name, lambda t: t.pop(name))
-    assert load_session(ModelRef(id=str(copied)), device="cpu").layout.n_layers == contents.N_LAYERS
+    assert load_checkpoint(ModelRef(id=str(copied)), device="cpu").layout.n_layers == contents.N_LAYERS
 
 
 def test_code_of_a_repository_is_never_run(copied: Path) -> None:
@@ -147,19 +150,19 @@ def test_code_of_a_repository_is_never_run(copied: Path) -> None:
     (copied / "modeling_x.py").write_text("raise SystemExit('ran')")
     code = {"auto_map": {"AutoConfig": "modeling_x.C", "AutoModelForCausalLM": "modeling_x.M"}}
     (copied / "config.json").write_text(json.dumps(config | code))
-    assert isinstance(load_session(ModelRef(id=str(copied)), device="cpu").model, Gemma3ForCausalLM)
+    assert isinstance(load_checkpoint(ModelRef(id=str(copied)), device="cpu").model, Gemma3ForCausalLM)
     (copied / "config.json").write_text(json.dumps({"model_type": "own_kind"} | code))
     with pytest.raises(CheckpointError, match="needs code of its repository, which is not run here"):
-        load_session(ModelRef(id=str(copied)), device="cpu")
+        load_checkpoint(ModelRef(id=str(copied)), device="cpu")
 
 
 def test_loading_can_be_cancelled_between_two_weights(copied: Path) -> None:
     progress = Stages(cancel_at=20)
     with pytest.raises(Cancelled, match="cancelled at Loading .*: 20 of"):
-        load_session(ModelRef(id=str(copied)), device="cpu", progress=progress)
+        load_checkpoint(ModelRef(id=str(copied)), device="cpu", progress=progress)
 
 
-def test_task_vectors_come_from_the_hub_and_leave_the_vision_tower_out(hub: LoopbackHub, tower: ModelSession) -> None:
+def test_task_vectors_come_from_the_hub_and_leave_the_vision_tower_out(hub: LoopbackHub, tower: LoadedModel) -> None:
     commits = contents.fill(hub)
     expected = {contents.TUNED: 42, contents.ADAPTER: 12, contents.DELTA: 1}
     for name, n_moved in expected.items():
@@ -174,28 +177,28 @@ def test_task_vectors_come_from_the_hub_and_leave_the_vision_tower_out(hub: Loop
 
 def test_an_adapter_of_another_base_is_told(hub: LoopbackHub) -> None:
     contents.fill(hub)
-    own = load_session(REF, device="cpu")
+    own = load_checkpoint(REF, device="cpu")
     other = hub.add_folder("house/other", contents.made_once() / contents.GEMMA)
-    loaded = load_session(ModelRef(id="house/other", dtype="bfloat16"), device="cpu")
-    assert loaded.revision == other
-    for session, suspicious in ((own, False), (loaded, True)):
-        task_vector = open_task_vector(TaskVectorRef(name="x", tuned=contents.ADAPTER), session)
+    foreign = load_checkpoint(ModelRef(id="house/other", dtype="bfloat16"), device="cpu")
+    assert foreign.revision == other
+    for loaded, suspicious in ((own, False), (foreign, True)):
+        task_vector = open_task_vector(TaskVectorRef(name="x", tuned=contents.ADAPTER), loaded)
         assert [remark.suspicious for remark in task_vector.remarks if remark.check == "named base"] == [suspicious]
 
 
 def test_a_gated_model_is_refused_before_anything_is_loaded(hub: LoopbackHub) -> None:
     contents.fill(hub, gated=True)
     with pytest.raises(HubError, match="model google/gemma-3-4b-it is gated; got no token"):
-        load_session(REF, device="cpu")
+        load_checkpoint(REF, device="cpu")
 
 
 def test_offline_it_loads_from_the_cache(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     contents.fill(hub)
-    online = load_session(REF, device="cpu")
+    online = load_checkpoint(REF, device="cpu")
     hub.stop()
     forget_commits()
     point_at(monkeypatch, hub.endpoint, tmp_path / "hf", offline=True)
-    offline = load_session(REF, device="cpu")
+    offline = load_checkpoint(REF, device="cpu")
     assert (offline.revision, offline.checksum()) == (online.revision, online.checksum())
 
 

@@ -24,18 +24,18 @@ from transformers import (
 
 from stethoscope.errors import CheckpointError
 from stethoscope.model.layout import layout_of
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import MatrixRole
 from tests.decoders import ARCHITECTURES, tiny_decoder
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
 
 
-def test_gemma_writers_meet_a_post_norm_and_readers_a_pre_norm(pico_session: ModelSession) -> None:
-    layout = pico_session.layout
+def test_gemma_writers_meet_a_post_norm_and_readers_a_pre_norm(pico_loaded: LoadedModel) -> None:
+    layout = pico_loaded.layout
     assert (layout.n_layers, layout.d_model, layout.layers) == (4, 32, "model.layers")
     assert len(layout.matrices) == 28
-    parameters = dict(pico_session.model.named_parameters())
+    parameters = dict(pico_loaded.model.named_parameters())
     gains = {site.matrix: (site.side, str(site.gain).removeprefix("model.layers.2.")) for site in layout.of_layer(2)}
     assert gains == {
         "q_proj": ("read", "input_layernorm.weight"),
@@ -53,12 +53,12 @@ def test_gemma_writers_meet_a_post_norm_and_readers_a_pre_norm(pico_session: Mod
         assert site.gain_offset == 1.0, site.name
 
 
-def test_the_gain_reproduces_the_norm(pico_session: ModelSession) -> None:
-    site = pico_session.layout.of_layer(1)[0]
+def test_the_gain_reproduces_the_norm(pico_loaded: LoadedModel) -> None:
+    site = pico_loaded.layout.of_layer(1)[0]
     assert site.gain is not None
-    gain = site.gain_offset + pico_session.parameter(site.gain)
+    gain = site.gain_offset + pico_loaded.parameter(site.gain)
     x = torch.randn(5, 32)
-    expected = pico_session.model.get_submodule(site.gain.removesuffix(".weight"))(x)
+    expected = pico_loaded.model.get_submodule(site.gain.removesuffix(".weight"))(x)
     ours = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * gain
     torch.testing.assert_close(ours, expected)
 

@@ -16,8 +16,8 @@ from transformers import (
 
 from stethoscope.model.generation import generate_greedy
 from stethoscope.model.likelihood import solution_nll
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.residual import capture_residual
-from stethoscope.model.session import ModelSession, load_session
 from stethoscope.records import ModelRef
 
 SHOT = "Problem:\nWhat is the prime divisor of 35?\n\nSolution: 5 and 7.\n\nProblem:\n"
@@ -25,7 +25,7 @@ PROMPTS = [SHOT + problem for problem in ("A story?", "river 7 and the circle of
 
 
 @pytest.fixture(scope="module")
-def wrapped(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelSession:
+def wrapped(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """The pico model's weights as the language tower of a Gemma3ForConditionalGeneration."""
     plain = Gemma3ForCausalLM.from_pretrained(pico_folder)
     vision = SiglipVisionConfig(
@@ -41,23 +41,23 @@ def wrapped(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Mode
     folder = tmp_path_factory.mktemp("wrapped") / "model"
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(pico_folder).save_pretrained(folder)
-    return load_session(ModelRef(id=str(folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(folder)), device="cpu")
 
 
-def on_both(wrapped: ModelSession, plain: ModelSession, ask: Callable[[ModelSession], object]) -> tuple[object, object]:
+def on_both(wrapped: LoadedModel, plain: LoadedModel, ask: Callable[[LoadedModel], object]) -> tuple[object, object]:
     return ask(wrapped), ask(plain)
 
 
 def test_text_likelihood_and_residual_stream_are_those_of_the_language_model(
-    wrapped: ModelSession, pico_session: ModelSession
+    wrapped: LoadedModel, pico_loaded: LoadedModel
 ) -> None:
     assert wrapped.layout.layers == "model.layers"
-    ours, theirs = on_both(wrapped, pico_session, lambda s: generate_greedy(s, PROMPTS, max_new_tokens=16))
+    ours, theirs = on_both(wrapped, pico_loaded, lambda s: generate_greedy(s, PROMPTS, max_new_tokens=16))
     assert ours == theirs
-    ours, theirs = on_both(wrapped, pico_session, lambda s: solution_nll(s, [(p, "the end") for p in PROMPTS]))
+    ours, theirs = on_both(wrapped, pico_loaded, lambda s: solution_nll(s, [(p, "the end") for p in PROMPTS]))
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=1e-6)
-    ids = torch.tensor(pico_session.encode(PROMPTS[:1]))
-    with torch.no_grad(), capture_residual(wrapped, [1]) as a, capture_residual(pico_session, [1]) as b:
+    ids = torch.tensor(pico_loaded.encode(PROMPTS[:1]))
+    with torch.no_grad(), capture_residual(wrapped, [1]) as a, capture_residual(pico_loaded, [1]) as b:
         wrapped.model(input_ids=ids)
-        pico_session.model(input_ids=ids)
+        pico_loaded.model(input_ids=ids)
     torch.testing.assert_close(a[1], b[1])

@@ -15,16 +15,16 @@ from transformers import Gemma3TextConfig
 from stethoscope import pipeline
 from stethoscope.delta.certificate import BaseCheck, certified
 from stethoscope.delta.export import export_checkpoint
-from stethoscope.delta.patch import Patch, applied, build_patch, lifted
+from stethoscope.delta.patch import Patch, applied, build_patch, patch_removed
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import ResourceError
-from stethoscope.model import devices, room
+from stethoscope.model import devices, weights_fit
 from stethoscope.model.devices import Plan, pick_device, plan_placement
 from stethoscope.model.generation import generate_greedy
 from stethoscope.model.gradients import first_order_effects
 from stethoscope.model.likelihood import solution_nll
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.residual import capture_residual
-from stethoscope.model.session import ModelSession, load_session
 from stethoscope.model.shape import meta_model
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.settings import settings_of
@@ -39,17 +39,17 @@ PAIRS = [("Problem: 7 and the river?", "a story"), ("x", "the circle of 12")]
 WAYS = ("memory", "disk", "spread")
 
 
-def waiting_in_memory(folder: Path) -> ModelSession:
+def waiting_in_memory(folder: Path) -> LoadedModel:
     """As a GPU's session with the device "offload": every weight waits in memory."""
-    session = load_session(ModelRef(id=str(folder)), device="cpu")
-    session.model = cpu_offload(session.model, execution_device=session.device)
+    loaded = load_checkpoint(ModelRef(id=str(folder)), device="cpu")
+    loaded.model = cpu_offload(loaded.model, execution_device=loaded.device)
     map_of_gpu = {"model.embed_tokens": "cuda:0", "model.layers": "cpu"}
-    session.plan = Plan(torch.device("cuda", 0), map_of_gpu, {"cuda:0": 10, "cpu": 90})
-    return session
+    loaded.plan = Plan(torch.device("cuda", 0), map_of_gpu, {"cuda:0": 10, "cpu": 90})
+    return loaded
 
 
 @pytest.fixture(scope="module", params=WAYS)
-def offloaded(request: pytest.FixtureRequest, pico_folder: Path) -> ModelSession:
+def offloaded(request: pytest.FixtureRequest, pico_folder: Path) -> LoadedModel:
     """The pico model whose weights wait. Shared: leave its weights as they are."""
     if request.param == "memory":
         return waiting_in_memory(pico_folder)
@@ -58,10 +58,10 @@ def offloaded(request: pytest.FixtureRequest, pico_folder: Path) -> ModelSession
             weights = sum(file.stat().st_size for file in pico_folder.glob("*.safetensors"))
             patch.setattr(devices, "free_bytes", lambda device: weights)  # of which three quarters are used
         name = {"disk": "offload-disk"}.get(request.param, "spread")
-        return load_session(ModelRef(id=str(pico_folder)), device=name)
+        return load_checkpoint(ModelRef(id=str(pico_folder)), device=name)
 
 
-def test_layers_do_not_lie_on_the_device_between_passes(offloaded: ModelSession) -> None:
+def test_layers_do_not_lie_on_the_device_between_passes(offloaded: LoadedModel) -> None:
     meta = {name for name, parameter in offloaded.model.named_parameters() if parameter.is_meta}
     layers = offloaded.layout.layers_of(meta)
     assert layers
@@ -72,69 +72,69 @@ def test_layers_do_not_lie_on_the_device_between_passes(offloaded: ModelSession)
 def test_spread_fills_what_is_there_with_whole_layers_first(pico_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(file.stat().st_size for file in pico_folder.glob("*.safetensors"))
     monkeypatch.setattr(devices, "free_bytes", lambda device: weights)
-    session = load_session(ModelRef(id=str(pico_folder)), device="spread")
-    meta = {name for name, parameter in session.model.named_parameters() if parameter.is_meta}
-    waiting = session.layout.layers_of(meta)
-    assert waiting == set(range(min(waiting), session.layout.n_layers)), "the last ones wait"
+    loaded = load_checkpoint(ModelRef(id=str(pico_folder)), device="spread")
+    meta = {name for name, parameter in loaded.model.named_parameters() if parameter.is_meta}
+    waiting = loaded.layout.layers_of(meta)
+    assert waiting == set(range(min(waiting), loaded.layout.n_layers)), "the last ones wait"
     assert min(waiting) > 0
-    assert session.plan.on_devices <= 0.75 * weights
-    assert sum(session.plan.sizes.values()) == sum(p.numel() * 4 for p in session.model.parameters())
-    recorded = settings_of(session, InfoSpec(model=session.ref, saes=SaeRef(location="-"), task_vectors=()))
-    assert recorded.device_map == session.plan.device_map
+    assert loaded.plan.on_devices <= 0.75 * weights
+    assert sum(loaded.plan.sizes.values()) == sum(p.numel() * 4 for p in loaded.model.parameters())
+    recorded = settings_of(loaded, InfoSpec(model=loaded.ref, saes=SaeRef(location="-"), task_vectors=()))
+    assert recorded.device_map == loaded.plan.device_map
     assert "weights in cpu, disk" in recorded.in_words
 
 
-def test_it_answers_scores_and_is_heard_as_any_other(offloaded: ModelSession, pico_session: ModelSession) -> None:
+def test_it_answers_scores_and_is_heard_as_any_other(offloaded: LoadedModel, pico_loaded: LoadedModel) -> None:
     prompts = [prompt for prompt, _ in PAIRS]
     assert generate_greedy(offloaded, prompts, max_new_tokens=8) == generate_greedy(
-        pico_session, prompts, max_new_tokens=8
+        pico_loaded, prompts, max_new_tokens=8
     )
-    assert solution_nll(offloaded, PAIRS) == pytest.approx(solution_nll(pico_session, PAIRS), abs=1e-6)
-    ids = torch.tensor(pico_session.encode(prompts[:1]))
-    with torch.no_grad(), capture_residual(offloaded, [0, 3]) as ours, capture_residual(pico_session, [0, 3]) as theirs:
+    assert solution_nll(offloaded, PAIRS) == pytest.approx(solution_nll(pico_loaded, PAIRS), abs=1e-6)
+    ids = torch.tensor(pico_loaded.encode(prompts[:1]))
+    with torch.no_grad(), capture_residual(offloaded, [0, 3]) as ours, capture_residual(pico_loaded, [0, 3]) as theirs:
         offloaded.model(input_ids=ids)
-        pico_session.model(input_ids=ids)
+        pico_loaded.model(input_ids=ids)
     for layer in (0, 3):
         torch.testing.assert_close(ours[layer], theirs[layer])
 
 
-def test_its_weights_can_be_read_and_verified(offloaded: ModelSession, pico_session: ModelSession) -> None:
-    for name, parameter in pico_session.model.named_parameters():
+def test_its_weights_can_be_read_and_verified(offloaded: LoadedModel, pico_loaded: LoadedModel) -> None:
+    for name, parameter in pico_loaded.model.named_parameters():
         assert torch.equal(offloaded.parameter(name), parameter), name
-    assert offloaded.checksum() == offloaded.loaded_checksum() == pico_session.checksum()
+    assert offloaded.checksum() == offloaded.loaded_checksum() == pico_loaded.checksum()
     assert BaseCheck(offloaded).run() is True
 
 
 def test_task_vectors_over_it_are_those_over_the_model_in_memory(
-    offloaded: ModelSession, pico_session: ModelSession, pico_tuned_folder: Path
+    offloaded: LoadedModel, pico_loaded: LoadedModel, pico_tuned_folder: Path
 ) -> None:
     ref = TaskVectorRef(name="tuned", tuned=str(pico_tuned_folder))
-    ours, theirs = open_task_vector(ref, offloaded), open_task_vector(ref, pico_session)
+    ours, theirs = open_task_vector(ref, offloaded), open_task_vector(ref, pico_loaded)
     assert ours.relative_norms() == theirs.relative_norms()
-    name = pico_session.layout.matrices[5].name
+    name = pico_loaded.layout.matrices[5].name
     assert torch.equal(ours.delta(name), theirs.delta(name))
 
 
 def test_an_edit_replaces_what_waits_and_leaves_no_trace(
-    offloaded: ModelSession, pico_session: ModelSession, pico_tuned_folder: Path
+    offloaded: LoadedModel, pico_loaded: LoadedModel, pico_tuned_folder: Path
 ) -> None:
     ref = TaskVectorRef(name="tuned", tuned=str(pico_tuned_folder))
     layers = dict.fromkeys(range(offloaded.layout.n_layers), 0.5)
     fields = {"model": offloaded.ref, "task_vector": ref, "layers": layers}
     recipe = EditRecipe.model_validate(fields)
     patch = build_patch(offloaded, open_task_vector(ref, offloaded), recipe)
-    in_place = recipe.model_copy(update={"model": pico_session.ref})
-    theirs = build_patch(pico_session, open_task_vector(ref, pico_session), in_place)
+    in_place = recipe.model_copy(update={"model": pico_loaded.ref})
+    theirs = build_patch(pico_loaded, open_task_vector(ref, pico_loaded), in_place)
     assert all(torch.equal(tensor, theirs.tensors[name]) for name, tensor in patch.tensors.items())
     prompts, before = [prompt for prompt, _ in PAIRS], solution_nll(offloaded, PAIRS)
     with certified(offloaded, patch) as certifying:
         edited, answers = solution_nll(offloaded, PAIRS), generate_greedy(offloaded, prompts, max_new_tokens=8)
-        with lifted(offloaded):
+        with patch_removed(offloaded):
             assert solution_nll(offloaded, PAIRS) == pytest.approx(before, abs=1e-9)
         assert solution_nll(offloaded, PAIRS) == pytest.approx(edited, abs=1e-9)
-    with applied(pico_session, theirs):
-        assert edited == pytest.approx(solution_nll(pico_session, PAIRS), abs=1e-6)
-        assert answers == generate_greedy(pico_session, prompts, max_new_tokens=8)
+    with applied(pico_loaded, theirs):
+        assert edited == pytest.approx(solution_nll(pico_loaded, PAIRS), abs=1e-6)
+        assert answers == generate_greedy(pico_loaded, prompts, max_new_tokens=8)
     assert abs(edited - before).max() > 1e-4
     found = certifying.certificate
     assert found.base_checksum == found.restored_checksum == found.loaded_checksum != found.edited_checksum
@@ -145,7 +145,7 @@ def test_an_edit_replaces_what_waits_and_leaves_no_trace(
 
 
 def test_gradients_exports_and_tied_embeddings_are_refused(
-    offloaded: ModelSession, pico_tuned_folder: Path, tmp_path: Path
+    offloaded: LoadedModel, pico_tuned_folder: Path, tmp_path: Path
 ) -> None:
     ref = TaskVectorRef(name="tuned", tuned=str(pico_tuned_folder))
     task_vector = open_task_vector(ref, offloaded)
@@ -166,14 +166,14 @@ def test_gradients_exports_and_tied_embeddings_are_refused(
 
 def test_reading_from_the_disk_copies_nothing(pico_folder: Path) -> None:
     """The checkpoint's own files serve, whatever the dtype; nothing is written anywhere."""
-    session = load_session(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="offload-disk")
-    weight = session.layout.matrices[0].name
+    loaded = load_checkpoint(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="offload-disk")
+    weight = loaded.layout.matrices[0].name
     path, _, key = weight.rpartition(".")
-    files = session.model.get_submodule(path)._hf_hook.weights_map.dataset.index[weight]["safetensors_file"]
+    files = loaded.model.get_submodule(path)._hf_hook.weights_map.dataset.index[weight]["safetensors_file"]
     assert Path(files).parent.samefile(pico_folder)
-    assert session.parameter(weight).dtype == torch.bfloat16
-    whole = load_session(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="cpu")
-    assert session.checksum() == whole.checksum()
+    assert loaded.parameter(weight).dtype == torch.bfloat16
+    whole = load_checkpoint(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="cpu")
+    assert loaded.checksum() == whole.checksum()
 
 
 def test_a_use_case_runs_on_an_offloaded_model(pico_profile: Profile, tmp_path: Path) -> None:
@@ -222,9 +222,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch, *free: int, memory: int) -> None:
 def gemma_4b() -> Any:
     """Gemma 3 4B without weights, to plan for."""
     text = Gemma3TextConfig(
-        hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, num_attention_heads=8, num_key_value_heads=4,
-        head_dim=256, vocab_size=262208,
-    )  # fmt: skip
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        vocab_size=262208,
+    )
     return meta_model(ModelRef(id="x"), text, torch.bfloat16)
 
 
@@ -289,10 +294,10 @@ def test_weights_that_do_not_fit_are_refused_with_both_numbers(
     free: int, memory: int, said: str, gemma_4b: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus(monkeypatch, free, memory=memory)
-    monkeypatch.setattr(room, "free_bytes", devices.free_bytes)
+    monkeypatch.setattr(weights_fit, "free_bytes", devices.free_bytes)
     plan = plan_placement(gemma_4b, pick_device("offload"))
     with pytest.raises(ResourceError) as caught:
-        room.check_room(ModelRef(id="x", dtype="bfloat16"), plan)
+        weights_fit.check_room(ModelRef(id="x", dtype="bfloat16"), plan)
     assert caught.value.got == "1.0 GB free"
     assert "for its weights in bfloat16" in str(caught.value.expected)
     assert said in str(caught.value.next_step)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from stethoscope import pipeline
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import CheckpointError
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.weights import INDEX_FILE, SINGLE_FILE, weight_files
 from stethoscope.pipeline.context import Context
 from stethoscope.progress import Progress
@@ -55,11 +55,11 @@ def of_transformers(folder: Path) -> Tensor:
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).get_parameter(Q).detach()
 
 
-def read_by_us(folder: Path, pico_session: ModelSession) -> tuple[Tensor, Tensor]:
+def read_by_us(folder: Path, pico_loaded: LoadedModel) -> tuple[Tensor, Tensor]:
     """Return the matrix as the base and as the fine-tune of the pico model."""
-    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(folder)), pico_session)
-    base = load_session(ModelRef(id=str(folder)), device="cpu")
-    return base.parameter(Q).detach(), pico_session.parameter(Q).detach() + task_vector.delta(Q)
+    task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(folder)), pico_loaded)
+    base = load_checkpoint(ModelRef(id=str(folder)), device="cpu")
+    return base.parameter(Q).detach(), pico_loaded.parameter(Q).detach() + task_vector.delta(Q)
 
 
 def only_shards(folder: Path) -> None:
@@ -94,11 +94,11 @@ def older_shards(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [older_shards, only_shards, dotted, in_a_folder, named_in_config])
 def test_both_sides_read_what_transformers_reads(
-    change: Callable[[Path], None], copy: Path, pico_session: ModelSession
+    change: Callable[[Path], None], copy: Path, pico_loaded: LoadedModel
 ) -> None:
     change(copy)
     theirs = of_transformers(copy)
-    base, tuned = read_by_us(copy, pico_session)
+    base, tuned = read_by_us(copy, pico_loaded)
     assert torch.equal(base, theirs)
     assert torch.allclose(tuned, theirs, atol=1e-6)
 
@@ -138,27 +138,27 @@ def twice(folder: Path, file_of: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("damage", [lacks, elsewhere, twice])
 def test_an_index_that_its_shards_do_not_agree_with_is_refused_on_both_sides(
-    damage: Callable[[Path, dict[str, str]], None], copy: Path, pico_session: ModelSession
+    damage: Callable[[Path, dict[str, str]], None], copy: Path, pico_loaded: LoadedModel
 ) -> None:
     file_of = write_shards(copy, load_file(copy / SINGLE_FILE))
     (copy / SINGLE_FILE).unlink()
     damage(copy, file_of)
     with pytest.raises(CheckpointError, match="shards that are not those of its index"):
-        open_task_vector(TaskVectorRef(name="t", tuned=str(copy)), pico_session)
+        open_task_vector(TaskVectorRef(name="t", tuned=str(copy)), pico_loaded)
     with pytest.raises(CheckpointError, match="shards that are not those of its index"):
-        load_session(ModelRef(id=str(copy)), device="cpu")
+        load_checkpoint(ModelRef(id=str(copy)), device="cpu")
 
 
 @pytest.mark.parametrize("file", [SINGLE_FILE, SHARDS[1]])
-def test_a_file_of_a_checkpoint_is_no_delta(file: str, two_saves: Path, pico_session: ModelSession) -> None:
+def test_a_file_of_a_checkpoint_is_no_delta(file: str, two_saves: Path, pico_loaded: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="a file of a checkpoint, not a delta") as caught:
-        open_task_vector(TaskVectorRef(name="t", tuned=str(two_saves / file)), pico_session)
+        open_task_vector(TaskVectorRef(name="t", tuned=str(two_saves / file)), pico_loaded)
     assert str(two_saves) in str(caught.value.next_step)
 
 
-def test_an_adapter_beside_a_merged_model_is_named(copy: Path, pico_session: ModelSession) -> None:
+def test_an_adapter_beside_a_merged_model_is_named(copy: Path, pico_loaded: LoadedModel) -> None:
     (copy / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="more than one task vector"):
-        open_task_vector(TaskVectorRef(name="t", tuned=str(copy)), pico_session)
+        open_task_vector(TaskVectorRef(name="t", tuned=str(copy)), pico_loaded)
     with pytest.raises(CheckpointError, match="a model and a LoRA adapter"):
-        load_session(ModelRef(id=str(copy)), device="cpu")
+        load_checkpoint(ModelRef(id=str(copy)), device="cpu")

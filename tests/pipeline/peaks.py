@@ -40,10 +40,18 @@ ROWS, OWN, NEW = 24, 120, 4
 def write_model(folder: Path, dtype: torch.dtype) -> None:
     """Write a random base, a fine-tune of it and one SAE a layer, in the proportions of Gemma 3 4B."""
     config = Gemma3TextConfig(
-        vocab_size=VOCAB, hidden_size=D, intermediate_size=4 * D, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, query_pre_attn_scalar=64, sliding_window=256, eos_token_id=1,
+        vocab_size=VOCAB,
+        hidden_size=D,
+        intermediate_size=4 * D,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        sliding_window=256,
+        eos_token_id=1,
         bos_token_id=2,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = Gemma3ForCausalLM(config).to(dtype)
     words = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3} | {f"t{i}": i for i in range(4, VOCAB)}
@@ -105,8 +113,8 @@ def main(folder: Path, dtype: str) -> None:
     context = Context(RunStore(folder / "runs"), device="cpu", edit_bytes=1 << 30)
     ref, progress = ModelRef(id=str(folder / "base"), dtype=dtype), Progress()
     with Peak() as loading:
-        session = context.session(ref, progress)
-    setting = footprint.setting_of(shape_of(session.model), dtype, session.plan)
+        loaded = context.load(ref, progress)
+    setting = footprint.setting_of(shape_of(loaded.model), dtype, loaded.plan)
     weights = sum(part.size_bytes for part in footprint.held(setting))
     found = {"load": [loading.size_bytes, weights]}
 
@@ -121,24 +129,24 @@ def main(folder: Path, dtype: str) -> None:
     saes = Dictionaries(D, (D_SAE,) * LAYERS)
     documents = [Document(text(TOKENS - 1), None, "x") for _ in range(DOCUMENTS)]
     saes_at = SaeRef(location=str(folder / "saes"))
-    count_firing(session, context.bank(saes_at, session, progress), documents[:1])  # brings the libraries' own pages in
+    count_firing(loaded, context.bank(saes_at, loaded, progress), documents[:1])  # brings the libraries' own pages in
     context._banks.entries.clear()
-    bank = context.bank(saes_at, session, progress)
+    bank = context.bank(saes_at, loaded, progress)
     with Peak() as peak:
-        count_firing(session, bank, documents, batch_tokens=BATCH_TOKENS[False], capture_bytes=CAPTURED_BYTES[False])
+        count_firing(loaded, bank, documents, batch_tokens=BATCH_TOKENS[False], capture_bytes=CAPTURED_BYTES[False])
     add("diagnose", peak, footprint.diagnose(setting, saes, documents=DOCUMENTS, document_tokens=TOKENS))
     context._banks.entries.clear()
-    bank = context.bank(saes_at, session, progress)
+    bank = context.bank(saes_at, loaded, progress)
     moved, k = TaskVectorRef(name="t", tuned=str(folder / "tuned")), footprint.ENERGY_K
-    task_vector, inputs = context.task_vector(moved, session, progress), tokenise(session, documents, "prompt")
+    task_vector, inputs = context.task_vector(moved, loaded, progress), tokenise(loaded, documents, "prompt")
 
     def span(rows: torch.Tensor) -> SpanBasis:
         return SpanBasis(rows.T.double(), tuple(range(k)), k)
 
-    measure_activity(session, task_vector, {0: span(torch.ones(k, D))}, inputs[:1], n_components=1)  # libraries' pages
+    measure_activity(loaded, task_vector, {0: span(torch.ones(k, D))}, inputs[:1], n_components=1)  # libraries' pages
     with Peak() as peak:
         spans = {layer: span(bank.load(layer).W_dec[torch.arange(k)]) for layer in range(LAYERS)}
-        measure_activity(session, task_vector, spans, inputs, n_components=k)
+        measure_activity(loaded, task_vector, spans, inputs, n_components=k)
     add("energy", peak, footprint.energy(setting, saes, documents=DOCUMENTS, document_tokens=TOKENS))
     context._banks.entries.clear()
     del bank
@@ -154,14 +162,14 @@ def main(folder: Path, dtype: str) -> None:
     shared = text(PROMPT)
     prompts = [f"{shared} {text(OWN)}" for _ in range(ROWS)]
     with Peak() as peak:
-        generate_greedy(session, prompts, max_new_tokens=NEW, stop=None, batch_size=ROWS)
+        generate_greedy(loaded, prompts, max_new_tokens=NEW, stop=None, batch_size=ROWS)
     sizes = {"prompt_tokens": PROMPT + OWN, "shared_tokens": PROMPT, "max_new_tokens": NEW}
     add("benchmark", peak, footprint.generate(setting, rows=ROWS, **sizes))
     for module in (likelihood, footprint):
         module.batches_abreast = lambda device: 1  # two side by side peak by chance together or apart
-    rows = [session.encode([text(PROMPT)])[0] for _ in range(PROBES)]
+    rows = [loaded.encode([text(PROMPT)])[0] for _ in range(PROBES)]
     with Peak() as peak:
-        likelihood.rows_nll(session, rows, [SOLUTION] * PROBES, batch_size=8)
+        likelihood.rows_nll(loaded, rows, [SOLUTION] * PROBES, batch_size=8)
     add("probe", peak, footprint.probe(setting, prompt_tokens=PROMPT - SOLUTION, solution_tokens=SOLUTION))
     sys.stdout.write(json.dumps(found))
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
+from stethoscope.judging import arms
+from stethoscope.judging.verdicts import referee_text
 from stethoscope.pipeline.bench import bench_problems
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
@@ -13,7 +15,6 @@ from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe
 from stethoscope.report import RunFacts, report_html
 from stethoscope.results import BenchPlanResult, BenchResult
 from stethoscope.statistics import wilson
-from stethoscope.verdicts import referee_text
 from tests.conftest import write_problems
 from tests.pipeline.test_bench import Watched, run
 

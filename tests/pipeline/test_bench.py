@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.errors import Cancelled, StethoscopeError
+from stethoscope.judging import arms
 from stethoscope.minerva.problems import Problem
 from stethoscope.model.generation import Generation
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline import answering
 from stethoscope.pipeline.answering import evaluation_id
 from stethoscope.pipeline.bench import bench_problems, blocks_of, diverges_at, worth_a_look
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe, ProjectedArm
+from stethoscope.records import BenchArm, BenchPlanSpec, BenchSpec, EditRecipe, ProjectedEdit
 from stethoscope.results import BenchItem, BenchPlanResult, BenchResult, Certificate
 from stethoscope.store.runs import RunStore
 
@@ -102,9 +103,9 @@ def spy_on_generation(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
     real = answering.generate_greedy
 
-    def generate(session: object, prompts: list[list[int]], **options: object) -> list[Generation]:
-        calls.append([session.decode(prompt) for prompt in prompts])  # type: ignore[attr-defined]
-        return real(session, prompts, **options)  # type: ignore[arg-type]
+    def generate(loaded: object, prompts: list[list[int]], **options: object) -> list[Generation]:
+        calls.append([loaded.decode(prompt) for prompt in prompts])  # type: ignore[attr-defined]
+        return real(loaded, prompts, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("stethoscope.pipeline.answering.generate_greedy", generate)
     return calls
@@ -138,7 +139,7 @@ def test_answers_are_found_again_under_what_decides_them_and_nothing_else(
     pico_profile: Profile, context: Context, tmp_path: Path
 ) -> None:
     spec = bench_of(pico_profile, arm_of(pico_profile, "recipe", 1))
-    context.session(spec.model, Progress())
+    context.load(spec.model, Progress())
     own = evaluation_id(spec, None, context)
     shots = Path(shutil.copy(spec.problems.shots, tmp_path / "shots.json"))
     shots.write_text(shots.read_text().replace("Problem", "Question") + "\n")
@@ -147,9 +148,9 @@ def test_answers_are_found_again_under_what_decides_them_and_nothing_else(
     for name, value in decide.items():
         assert evaluation_id(spec.model_copy(update={name: value}), None, context) != own, name
     assert evaluation_id(spec, spec.arms[1].recipe, context) != own
-    session = context.session(spec.model, Progress())
+    loaded = context.load(spec.model, Progress())
     with pytest.MonkeyPatch.context() as elsewhere_computed:
-        elsewhere_computed.setattr(session, "device", torch.device("meta"))
+        elsewhere_computed.setattr(loaded, "device", torch.device("meta"))
         assert evaluation_id(spec, None, context) != own, "another device rounds otherwise"
     mine = Path(shutil.copytree(spec.problems.problems, tmp_path / "problems"))
     tuned = Path(shutil.copytree(pico_profile.task_vector().tuned, tmp_path / "tuned"))
@@ -247,7 +248,7 @@ def test_a_stop_anywhere_keeps_whole_blocks_and_the_resume_gives_the_same_result
         for arm in spec.arms:
             kept = {item.problem_id for item in outcome.result.items if item.arm == arm.name}
             assert kept == set().union(*blocks[:done])
-    context.session(spec.model, Progress())
+    context.load(spec.model, Progress())
     before = 0
     for arm in spec.arms:
         for block in blocks:
@@ -301,11 +302,11 @@ def test_no_verdict_and_no_answer_of_weights_that_changed_while_answering(
     pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = bench_of(pico_profile)
-    session = context.session(pico_profile.model, Progress())
+    loaded = context.load(pico_profile.model, Progress())
     real = answering.generate_greedy
 
     def write_into_the_base(*args: object, **kwargs: object) -> object:
-        session.parameter("model.norm.weight").data[0] += 1
+        loaded.parameter("model.norm.weight").data[0] += 1
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("stethoscope.pipeline.answering.generate_greedy", write_into_the_base)
@@ -318,7 +319,7 @@ def test_no_verdict_and_no_answer_of_weights_that_changed_while_answering(
 def test_a_base_that_changed_where_no_edit_was_gives_no_verdict(pico_profile: Profile, context: Context) -> None:
     """The base's answers are in the store, and the arm's certificate covers the edited layer alone."""
     run(bench_of(pico_profile), context)
-    context.session(pico_profile.model, Progress()).parameter("model.norm.weight").data[0] += 1
+    context.load(pico_profile.model, Progress()).parameter("model.norm.weight").data[0] += 1
     with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
         run(bench_of(pico_profile, arm_of(pico_profile, "one", 1)), context)
     assert context.store.list_runs()[0].state == "failed"
@@ -376,7 +377,7 @@ def test_the_certificate_covers_every_block(
 def test_where_answers_part(pico_profile: Profile, context: Context) -> None:
     spec = bench_of(pico_profile, arm_of(pico_profile, "one", 0, 1, 2, 3), arm_of(pico_profile, "none"))
     result = run(spec, context)
-    session = context.session(spec.model, Progress())
+    loaded = context.load(spec.model, Progress())
     base = {item.problem_id: item for item in result.items if item.arm == "base"}
     prompts = {problem_id: item.prompt_id for problem_id, item in base.items()}
     tokens = {
@@ -394,24 +395,24 @@ def test_where_answers_part(pico_profile: Profile, context: Context) -> None:
             parted += 1
             assert item.completion[: item.diverges_at] == base[item.problem_id].completion[: item.diverges_at]
             common = next(i for i, (a, b) in enumerate(zip((*ours, -1), (*theirs, -2), strict=False)) if a != b)
-            assert item.completion[item.diverges_at :].startswith(session.decode(ours[common:])[:1].strip("\ufffd"))
+            assert item.completion[item.diverges_at :].startswith(loaded.decode(ours[common:])[:1].strip("\ufffd"))
     assert 0 < parted <= 8, "the edit changes no text"
     assert all(item.diverges_at is None for item in result.items if item.arm == "none")
 
 
 def test_where_answers_part_inside_a_character_and_at_an_end(pico_profile: Profile, context: Context) -> None:
-    session = context.session(pico_profile.model, Progress())
+    loaded = context.load(pico_profile.model, Progress())
 
     def item(text: str, cut: int | None = None) -> BenchItem:
-        ids = tuple(session.encode([text], add_bos=False)[0][:cut])
-        return BenchItem.model_construct(completion=session.decode(ids), token_ids=ids)
+        ids = tuple(loaded.encode([text], add_bos=False)[0][:cut])
+        return BenchItem.model_construct(completion=loaded.decode(ids), token_ids=ids)
 
     whole, accent = item(" the aé river"), item(" the aè river")
-    assert diverges_at(session, whole, whole) is None
-    assert diverges_at(session, accent, whole) == len(" the a")  # é and è share their first byte
-    assert diverges_at(session, item(" the"), whole) == len(" the")
-    assert diverges_at(session, whole, item(" the")) == len(" the")
-    assert diverges_at(session, item(""), whole) == 0
+    assert diverges_at(loaded, whole, whole) is None
+    assert diverges_at(loaded, accent, whole) == len(" the a")  # é and è share their first byte
+    assert diverges_at(loaded, item(" the"), whole) == len(" the")
+    assert diverges_at(loaded, whole, item(" the")) == len(" the")
+    assert diverges_at(loaded, item(""), whole) == 0
 
 
 def test_many_arms_share_little_memory_and_are_built_again_right(
@@ -419,10 +420,10 @@ def test_many_arms_share_little_memory_and_are_built_again_right(
 ) -> None:
     chosen = [arm_of(pico_profile, f"layer {layer}", layer) for layer in range(2)]
     diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
-    filtered = ProjectedArm(
+    filtered = ProjectedEdit(
         diagnosis=diagnosis, subject="geometry", top_k=2
     )  # its patch reads SAEs, a stage of its own
-    chosen.append(BenchArm(name="projected", recipe=recipe_of(pico_profile, {1: 1.0, 2: 1.0}, arm=filtered)))
+    chosen.append(BenchArm(name="projected", recipe=recipe_of(pico_profile, {1: 1.0, 2: 1.0}, edit_type=filtered)))
     spec = bench_of(pico_profile, *chosen, max_new_tokens=3)
     expected = alone(spec, tmp_path / "roomy")
     built: Counter[str] = Counter()
@@ -496,24 +497,24 @@ def test_the_chat_template_holds_problem_and_shots_with_one_bos(
     model = pico_profile.model.model_copy(update={"id": str(folder)})
     plain = bench_of(pico_profile, n=1).model_copy(update={"model": model})
     chat = plain.model_copy(update={"chat_template": True})
-    session = context.session(model, Progress())
+    loaded = context.load(model, Progress())
     assert evaluation_id(plain, None, context) != evaluation_id(chat, None, context)
     calls: list[list[list[int]]] = []
     real = answering.generate_greedy
 
-    def generate(session: object, prompts: list[list[int]], **options: object) -> list[Generation]:
+    def generate(loaded: object, prompts: list[list[int]], **options: object) -> list[Generation]:
         calls.append(prompts)
-        return real(session, prompts, **options)  # type: ignore[arg-type]
+        return real(loaded, prompts, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("stethoscope.pipeline.answering.generate_greedy", generate)
     run(plain, context)
     run(chat, context)
     assert len(calls) == 2
     for without, within in zip(*calls, strict=True):
-        assert within[0] == without[0] == session.bos_id
-        assert within.count(session.bos_id) == without.count(session.bos_id) == 1
-        assert session.decode(within) == f"[user]{session.decode(without)}[model]"
-        assert session.decode(without).startswith("Problem:\n1 + 7?")
+        assert within[0] == without[0] == loaded.bos_id
+        assert within.count(loaded.bos_id) == without.count(loaded.bos_id) == 1
+        assert loaded.decode(within) == f"[user]{loaded.decode(without)}[model]"
+        assert loaded.decode(without).startswith("Problem:\n1 + 7?")
 
 
 def test_another_rendering_of_the_prompt_is_asked_anew(
@@ -526,7 +527,7 @@ def test_another_rendering_of_the_prompt_is_asked_anew(
     base = bench_of(pico_profile, n=1).model_copy(update={"model": model, "chat_template": True})
     prompts = []
     for day in ("05", "06", "06"):
-        monkeypatch.setattr(ModelSession, "chat_prompt", lambda _, text, day=day: f"{day} {text}")
+        monkeypatch.setattr(LoadedModel, "chat_prompt", lambda _, text, day=day: f"{day} {text}")
         context = Context(RunStore(tmp_path / "runs"), device="cpu")
         planned = pipeline.run(BenchPlanSpec(bench=base), context, Progress()).result
         assert isinstance(planned, BenchPlanResult)

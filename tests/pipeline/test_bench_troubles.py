@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.delta.patch import _on
 from stethoscope.errors import GenerationError, ResourceError
+from stethoscope.judging import arms
 from stethoscope.minerva import grading
 from stethoscope.pipeline import answering
 from stethoscope.pipeline.context import Context
@@ -77,7 +78,7 @@ def test_a_model_whose_logits_are_not_numbers_is_named(
     with pytest.raises(GenerationError, match="arm too much: the model's predictions are not finite"):
         pipeline.run(spec, context, Progress())
     assert context.store.list_runs()[0].state == "failed"
-    assert _on.get(context.session(pico_profile.model, Progress()).model) is None, "the edit is still on"
+    assert _on.get(context.load(pico_profile.model, Progress()).model) is None, "the edit is still on"
     assert run(bench_of(pico_profile), context).complete
 
 
@@ -148,8 +149,8 @@ def test_those_who_wait_pass_between_graded_answers_on_the_bare_base(
     monkeypatch.setattr(context.graders, "grade", grade)
 
     class Waiting(Progress):
-        def give_way(self) -> None:
-            super().give_way()
+        def yield_to_interactive(self) -> None:
+            super().yield_to_interactive()
             assert context.loaded is not None
             seen.append("pass, edited" if context.loaded.model in _on else "pass, base")
 

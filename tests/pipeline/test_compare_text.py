@@ -11,7 +11,7 @@ from stethoscope.errors import Cancelled, UserError
 from stethoscope.minerva.prompts import few_shot_prompt
 from stethoscope.minerva.sources import load_shots
 from stethoscope.model.generation import Generation, GreedyBatch, generate_greedy
-from stethoscope.model.session import ModelSession, load_session
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.pipeline.compare_text import prompt_texts
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
@@ -24,9 +24,9 @@ EVERYWHERE = dict.fromkeys(range(4), 1.0)
 
 
 @pytest.fixture(scope="module")
-def tuned(pico_tuned_folder: Path) -> ModelSession:
+def tuned(pico_tuned_folder: Path) -> LoadedModel:
     """The fine-tune itself, loaded by transformers: no patch has touched it."""
-    return load_session(ModelRef(id=str(pico_tuned_folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(pico_tuned_folder)), device="cpu")
 
 
 def spec_of(profile: Profile, layers: dict[int, float], **fields: object) -> CompareTextSpec:
@@ -42,13 +42,13 @@ def compared(spec: CompareTextSpec, context: Context, progress: Progress | None 
 
 
 def test_each_column_is_what_its_model_writes_alone(
-    pico_profile: Profile, context: Context, pico_session: ModelSession, tuned: ModelSession
+    pico_profile: Profile, context: Context, pico_loaded: LoadedModel, tuned: LoadedModel
 ) -> None:
     weak = EditRecipe(model=pico_profile.model, task_vector=pico_profile.task_vector(), layers={0: 0.0})
     result = compared(spec_of(pico_profile, EVERYWHERE, third=weak), context)
     shots = load_shots(pico_profile.problems.shots)
     prompts = [few_shot_prompt(prompt, shots) for prompt in PROMPTS]
-    base = generate_greedy(pico_session, prompts, max_new_tokens=12)
+    base = generate_greedy(pico_loaded, prompts, max_new_tokens=12)
     edited = generate_greedy(tuned, prompts, max_new_tokens=12)
     assert [pair.base.ids for pair in result.pairs] == [generation.token_ids for generation in base]
     assert [pair.edited.ids for pair in result.pairs] == [generation.token_ids for generation in edited]
@@ -72,18 +72,18 @@ def test_each_column_is_what_its_model_writes_alone(
 
 
 def test_kl_and_likeliest_tokens_are_the_two_models_own_at_every_position(
-    pico_profile: Profile, context: Context, pico_session: ModelSession, tuned: ModelSession
+    pico_profile: Profile, context: Context, pico_loaded: LoadedModel, tuned: LoadedModel
 ) -> None:
     spec = spec_of(pico_profile, EVERYWHERE)
     result = compared(spec, context)
-    rows = pico_session.encode(prompt_texts(spec, pico_session))
+    rows = pico_loaded.encode(prompt_texts(spec, pico_loaded))
     largest = 0.0
     for row, pair in zip(rows, result.pairs, strict=True):
         for column in (pair.base, pair.edited):
             ids = torch.tensor([[*row, *column.ids]])
             there = slice(len(row) - 1, len(row) - 1 + len(column.ids))
             of_edited = torch.distributions.Categorical(logits=tuned.model(input_ids=ids).logits[0, there])
-            of_base = torch.distributions.Categorical(logits=pico_session.model(input_ids=ids).logits[0, there])
+            of_base = torch.distributions.Categorical(logits=pico_loaded.model(input_ids=ids).logits[0, there])
             kl = torch.distributions.kl_divergence(of_edited, of_base)
             reverse = torch.distributions.kl_divergence(of_base, of_edited)
             torch.testing.assert_close(torch.tensor(column.kl), kl, atol=2e-5, rtol=1e-3)  # float32 logits up to 10
@@ -94,9 +94,9 @@ def test_kl_and_likeliest_tokens_are_the_two_models_own_at_every_position(
                     torch.testing.assert_close(
                         torch.tensor([chance.probability for chance in chances]), expected, atol=2e-5, rtol=1e-4
                     )
-                    assert chances[0].token == pico_session.token_name(int(order[0]))
+                    assert chances[0].token == pico_loaded.token_name(int(order[0]))
                 greedy = top.edited if column is pair.edited else top.base
-                assert greedy[0].token == pico_session.token_name(token)
+                assert greedy[0].token == pico_loaded.token_name(token)
     assert largest > 1e-3, "the test cannot tell KL(edited || base) from KL(base || edited)"
 
 
@@ -148,23 +148,23 @@ def test_stop_works_within_one_decode_step(
     assert context.loaded.checksum() == context.base_checksum
 
 
-def test_tokens_of_half_characters_join_to_the_text(pico_session: ModelSession) -> None:
+def test_tokens_of_half_characters_join_to_the_text(pico_loaded: LoadedModel) -> None:
     text = "aé😀 prime\n\nz"
-    ids = pico_session.encode([text], add_bos=False)[0]
-    tokens = pico_session.token_strings(ids)
+    ids = pico_loaded.encode([text], add_bos=False)[0]
+    tokens = pico_loaded.token_strings(ids)
     assert len(tokens) == len(ids) > len(text) - 5
     assert "".join(tokens) == text
     assert {"é", "😀", " prime"} <= set(tokens)
     assert tokens.count("") == 4  # the first of two bytes, the first three of four
-    cut = pico_session.token_strings(ids[:2])
-    assert "".join(cut) == pico_session.decode(ids[:2])
-    assert pico_session.token_strings([]) == []
-    assert pico_session.token_name(ids[0]) == "a"
-    assert "\ufffd" not in pico_session.token_name(ids[1])
+    cut = pico_loaded.token_strings(ids[:2])
+    assert "".join(cut) == pico_loaded.decode(ids[:2])
+    assert pico_loaded.token_strings([]) == []
+    assert pico_loaded.token_name(ids[0]) == "a"
+    assert "\ufffd" not in pico_loaded.token_name(ids[1])
 
 
 @pytest.fixture(scope="module")
-def chat_session(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> ModelSession:
+def chat_session(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) -> LoadedModel:
     folder = tmp_path_factory.mktemp("chat") / "model"
     shutil.copytree(pico_folder, folder)
     template = (
@@ -172,10 +172,10 @@ def chat_session(tmp_path_factory: pytest.TempPathFactory, pico_folder: Path) ->
         "{% if add_generation_prompt %}[model]{% endif %}"
     )
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return load_session(ModelRef(id=str(folder)), device="cpu")
+    return load_checkpoint(ModelRef(id=str(folder)), device="cpu")
 
 
-def test_a_chat_prompt_has_its_bos_exactly_once(pico_profile: Profile, chat_session: ModelSession) -> None:
+def test_a_chat_prompt_has_its_bos_exactly_once(pico_profile: Profile, chat_session: LoadedModel) -> None:
     spec = spec_of(pico_profile, {1: 1.0}, framed=False, chat_template=True, prompts=("circle", "<bos>river"))
     plain, typed = chat_session.encode(prompt_texts(spec, chat_session))
     assert plain[0] == chat_session.bos_id

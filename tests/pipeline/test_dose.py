@@ -9,7 +9,7 @@ from stethoscope.errors import Cancelled
 from stethoscope.figures import dose as figure
 from stethoscope.pipeline import dose, probe
 from stethoscope.pipeline.context import Context
-from stethoscope.pipeline.gold import gold_pairs
+from stethoscope.pipeline.probe_items import gold_pairs
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import DoseSpec, EditRecipe, ProbeSpec

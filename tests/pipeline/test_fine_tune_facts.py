@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.cli import main
+from stethoscope.judging import arms
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -99,8 +100,10 @@ def test_the_commands_say_it(profile: Profile, tmp_path: Path, capsys: pytest.Ca
     recipe = str(tmp_path / "r.json")
     assert main(["recipe", "--profile", str(path), "--layers", "1", "--out", recipe]) == 0
     capsys.readouterr()
-    for command in (["info", "--profile", str(path)], ["preflight", "--profile", str(path), "--task-vector", "untied"],
-                    ["bench", recipe, "--profile", str(path), "--subjects", "geometry", "--n", "2", "--controls",
-                     "--plan"]):  # fmt: skip
+    for command in (
+        ["info", "--profile", str(path)],
+        ["preflight", "--profile", str(path), "--task-vector", "untied"],
+        ["bench", recipe, "--profile", str(path), "--subjects", "geometry", "--n", "2", "--controls", "--plan"],
+    ):
         assert main(command) == 0
         assert "lm_head.weight" in capsys.readouterr().out.replace("\n", " "), command

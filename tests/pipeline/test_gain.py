@@ -13,7 +13,7 @@ from stethoscope.model.likelihood import solution_nll
 from stethoscope.pipeline import gain, probe
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.gain import draw_sets
-from stethoscope.pipeline.gold import gold_pairs
+from stethoscope.pipeline.probe_items import gold_pairs
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
 from stethoscope.records import GainSpec, SaeRef, TaskVectorRef
@@ -98,20 +98,20 @@ def test_gains_are_the_means_of_paired_differences(pico_profile: Profile, contex
     """Recomputed from the checkpoint: gain = base NLL - NLL with layer 1 of the fine-tune, problem by problem."""
     spec = spec_of(pico_profile)
     result = measured(spec, context)
-    session = context.session(spec.diagnosis.model, Progress())
-    task_vector = context.task_vector(spec.task_vector, session, Progress())
+    loaded = context.load(spec.diagnosis.model, Progress())
+    task_vector = context.task_vector(spec.task_vector, loaded, Progress())
     pairs, names = gold_pairs(spec.diagnosis.problems, "dev", 4, 0)
     chosen = [pair for pair, name in zip(pairs, names, strict=True) if name == "geometry"]
-    base = solution_nll(session, chosen)
-    touched = [site.name for site in session.layout.of_layer(1)]
-    originals = {name: session.parameter(name).data for name in touched}
+    base = solution_nll(loaded, chosen)
+    touched = [site.name for site in loaded.layout.of_layer(1)]
+    originals = {name: loaded.parameter(name).data for name in touched}
     try:
         for name in touched:
-            session.parameter(name).data = originals[name] + task_vector.delta(name)
-        edited = solution_nll(session, chosen)
+            loaded.parameter(name).data = originals[name] + task_vector.delta(name)
+        edited = solution_nll(loaded, chosen)
     finally:
         for name in touched:
-            session.parameter(name).data = originals[name]
+            loaded.parameter(name).data = originals[name]
     cell = next(cell for cell in result.cells if (cell.layer, cell.subject) == (1, "geometry"))
     assert cell.n == 4
     assert cell.base_nll == pytest.approx(base.mean(), abs=1e-5)

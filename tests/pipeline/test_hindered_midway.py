@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.errors import ResourceError
+from stethoscope.judging import arms
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -78,9 +79,15 @@ def hinder(request: pytest.FixtureRequest, context: Context, tmp_path: Path) -> 
 def bench_spec(profile: Profile) -> BenchSpec:
     recipe = EditRecipe(model=profile.model, task_vector=profile.task_vector(), layers={1: 1.0})
     return BenchSpec(
-        model=profile.model, problems=profile.problems, arms=(arms.BASE, BenchArm(name="edit", recipe=recipe)),
-        subjects=("geometry",), n=6, max_new_tokens=5, batch_size=4, block_size=2,
-    )  # fmt: skip
+        model=profile.model,
+        problems=profile.problems,
+        arms=(arms.BASE, BenchArm(name="edit", recipe=recipe)),
+        subjects=("geometry",),
+        n=6,
+        max_new_tokens=5,
+        batch_size=4,
+        block_size=2,
+    )
 
 
 def gain_spec(profile: Profile) -> GainSpec:
@@ -97,9 +104,13 @@ def rank_spec(profile: Profile) -> RankSpec:
     ("make", "after"), [(bench_spec, "Answering"), (gain_spec, "Injecting single"), (rank_spec, "Ranking")]
 )
 def test_the_work_goes_on_and_is_stored_once_that_is_possible(
-    make: Callable[[Profile], Spec], after: str, hinder: Hinder, pico_profile: Profile, context: Context,
+    make: Callable[[Profile], Spec],
+    after: str,
+    hinder: Hinder,
+    pico_profile: Profile,
+    context: Context,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     spec = make(pico_profile)
     calm = Context(RunStore(tmp_path / "calm"), device="cpu")
     expected = pipeline.run(spec, calm, Progress()).result

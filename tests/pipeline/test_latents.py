@@ -33,13 +33,13 @@ def diagnosis(pico_profile: Profile) -> DiagnoseSpec:
 
 def activations_of(context: Context, diagnosis: DiagnoseSpec, corpus: str, layer: int) -> list[torch.Tensor]:
     """Activations [n_tokens, d_sae] of each document, one at a time and without BOS."""
-    session = context.session(diagnosis.model, Progress())
-    sae = context.bank(diagnosis.saes, session, Progress()).load(layer)
+    loaded = context.load(diagnosis.model, Progress())
+    sae = context.bank(diagnosis.saes, loaded, Progress()).load(layer)
     found = []
     for document in corpus_documents(diagnosis, corpus):
-        ids = torch.tensor(session.encode([document.problem]))
+        ids = torch.tensor(loaded.encode([document.problem]))
         with torch.no_grad():
-            hidden = session.model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0, 1:]
+            hidden = loaded.model(input_ids=ids, output_hidden_states=True).hidden_states[layer + 1][0, 1:]
         found.append(sae.encode(hidden))
     return found
 
@@ -51,7 +51,7 @@ def test_latents_are_those_of_the_documents(diagnosis: DiagnoseSpec, context: Co
     assert result.link is None
     domain, control = (activations_of(context, diagnosis, corpus, 1) for corpus in ("geometry", "stories"))
     norms = (
-        context.bank(diagnosis.saes, context.session(diagnosis.model, Progress()), Progress()).load(1).W_dec.norm(dim=1)
+        context.bank(diagnosis.saes, context.load(diagnosis.model, Progress()), Progress()).load(1).W_dec.norm(dim=1)
     )
     p, q = (torch.stack([(a > 0).float().mean(0) for a in corpus]).mean(0).numpy() for corpus in (domain, control))
     mass = (torch.stack([a.mean(0) for a in domain]).mean(0) * norms).numpy()
@@ -173,10 +173,10 @@ def test_one_layer_is_listened_to_alone_until_all_have_been_heard(
 ) -> None:
     """The rows are those of all layers; no later layer runs, and nothing is heard again after a whole diagnosis."""
     context = Context(RunStore(tmp_path), device="cpu")
-    session = context.session(diagnosis.model, Progress())
+    loaded = context.load(diagnosis.model, Progress())
     ran: list[int] = []
     for layer in range(4):
-        module = session.model.get_submodule(f"{session.layout.layers}.{layer}")
+        module = loaded.model.get_submodule(f"{loaded.layout.layers}.{layer}")
         module.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
     spec = LatentsSpec(diagnosis=diagnosis, subject="geometry", layer=1)
     alone = pipeline.run(spec, context, Progress()).result

@@ -13,12 +13,12 @@ from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen2Confi
 from stethoscope import pipeline
 from stethoscope.cli import main
 from stethoscope.errors import CheckpointError, ResourceError
-from stethoscope.model import memory as device_memory
+from stethoscope.model import free_memory as device_memory
 from stethoscope.model.devices import Placement, plan_placement
-from stethoscope.model.room import check_room
 from stethoscope.model.shape import ModelShape, meta_model, shape_of, shape_of_config
+from stethoscope.model.weights_fit import check_room
 from stethoscope.pipeline import context as contexts
-from stethoscope.pipeline import footprint, room
+from stethoscope.pipeline import footprint, job_memory
 from stethoscope.pipeline import memory as use_case
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
@@ -41,9 +41,15 @@ from stethoscope.store.runs import RunStore
 ROOT = Path(__file__).parents[2]
 GEMMA = ModelRef(id="google/gemma-3-4b-it", dtype="bfloat16")
 TEXT = {
-    "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208, "sliding_window": 1024,
-}  # fmt: skip
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "sliding_window": 1024,
+}
 GPU_16, GPU_24 = 16 * 10**9, 24 * 10**9
 
 
@@ -90,9 +96,9 @@ def test_the_sizes_of_other_decoders(config: LlamaConfig | Qwen2Config) -> None:
 
 def test_the_shape_of_a_loaded_model_is_that_of_its_config(pico_profile: Profile, tmp_path: Path) -> None:
     context = Context(RunStore(tmp_path), device="cpu")
-    session = context.session(pico_profile.model, Progress())
-    assert shape_of(session.model) == shape_of_config(pico_profile.model, session.model.config)
-    assert shape_of(session.model).numbers == sum(p.numel() for p in session.model.parameters())
+    loaded = context.load(pico_profile.model, Progress())
+    assert shape_of(loaded.model) == shape_of_config(pico_profile.model, loaded.model.config)
+    assert shape_of(loaded.model).numbers == sum(p.numel() for p in loaded.model.parameters())
 
 
 def test_a_config_of_no_decoder_is_refused() -> None:
@@ -155,11 +161,11 @@ def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
 ) -> None:
     for dtype, number_bytes in (("bfloat16", 2), ("float32", 4)):
         ref, needed = GEMMA.model_copy(update={"dtype": dtype}), gemma.numbers * number_bytes
-        monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed: free)
+        monkeypatch.setattr("stethoscope.model.weights_fit.free_bytes", lambda device, free=needed: free)
         model = meta_model(ref, Gemma3TextConfig(**TEXT), getattr(torch, dtype))
         plan = plan_placement(model, Placement(torch.device("cpu")))
         check_room(ref, plan)
-        monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device, free=needed - 1: free)
+        monkeypatch.setattr("stethoscope.model.weights_fit.free_bytes", lambda device, free=needed - 1: free)
         with pytest.raises(ResourceError, match="does not fit"):
             check_room(ref, plan)
 
@@ -257,10 +263,10 @@ def test_a_model_that_does_not_fit_is_refused_before_its_load(
     pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = Context(RunStore(tmp_path), device="cpu")
-    monkeypatch.setattr("stethoscope.model.room.free_bytes", lambda device: 50_000)
-    monkeypatch.setattr(contexts, "load_session", lambda *_, **__: pytest.fail("it was loaded all the same"))
+    monkeypatch.setattr("stethoscope.model.weights_fit.free_bytes", lambda device: 50_000)
+    monkeypatch.setattr(contexts, "load_checkpoint", lambda *_, **__: pytest.fail("it was loaded all the same"))
     with pytest.raises(ResourceError) as refused:
-        context.session(pico_profile.model, Progress())
+        context.load(pico_profile.model, Progress())
     assert refused.value.got == "50 kB free"
     assert "bfloat16" in str(refused.value.next_step)
     assert "for its weights in float32" in str(refused.value.expected)
@@ -323,12 +329,12 @@ def test_after_an_out_of_memory_the_base_stays_and_a_smaller_setting_is_offered(
             pipeline.run(spec, context, Progress())
     assert advice in str(refused.value.next_step)
     assert "base model stays loaded" in refused.value.what
-    session = context.loaded
-    assert session is not None
-    assert session.checksum() == context.base_checksum
+    loaded = context.loaded
+    assert loaded is not None
+    assert loaded.checksum() == context.base_checksum
     assert context.patches.size_bytes == context.directions.size_bytes == 0
     assert pipeline.run(spec, context, Progress()).state == "done"
-    assert context.loaded is session, "the same model answered, without another load"
+    assert context.loaded is loaded, "the same model answered, without another load"
     context.close()
 
 
@@ -376,12 +382,14 @@ def test_what_a_job_needs_is_the_formula_at_the_loaded_sizes(pico_profile: Profi
     bench = specs["bench"]
     assert isinstance(bench, BenchSpec)
     few, many = (
-        room.needed_bytes(pipeline.bench.needs, bench.model_copy(update={"batch_size": rows}), context, Progress())
+        job_memory.needed_bytes(
+            pipeline.bench.needs, bench.model_copy(update={"batch_size": rows}), context, Progress()
+        )
         for rows in (1, 64)
     )
     assert 10 * few < many
-    assert room.needed_bytes(pipeline.diagnose.needs, specs["diagnose"], context, Progress()) > 0
-    assert room.needed_bytes(None, specs["diagnose"], context, Progress()) == 0
+    assert job_memory.needed_bytes(pipeline.diagnose.needs, specs["diagnose"], context, Progress()) > 0
+    assert job_memory.needed_bytes(None, specs["diagnose"], context, Progress()) == 0
 
 
 # --- the use case ---------------------------------------------------------------------------------------------------
@@ -411,11 +419,11 @@ def test_a_loaded_model_does_not_count_against_itself(
     context = Context(RunStore(tmp_path), device="cpu")
     spec = MemorySpec(model=pico_profile.model, saes=pico_profile.saes)
     before = pipeline.run(spec, context, Progress()).result
-    session = context.session(pico_profile.model, Progress())
+    loaded = context.load(pico_profile.model, Progress())
     after = pipeline.run(spec, context, Progress()).result
     assert isinstance(before, MemoryResult)
     assert isinstance(after, MemoryResult)
-    weights = sum(p.numel() * 4 for p in session.model.parameters())
+    weights = sum(p.numel() * 4 for p in loaded.model.parameters())
     assert after.available_bytes == before.available_bytes + weights == 10**6 + weights
     pipeline.run(specs_of(pico_profile)["probe"], context, Progress())
     edited = pipeline.run(spec, context, Progress()).result

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.delta.projection import gain_of, serving
+from stethoscope.judging import arms
+from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.model.residual import capture_residual, site_width
-from stethoscope.model.session import ModelSession, load_session
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.pipeline.listening import corpus_documents
 from stethoscope.profiles import Profile, load_profile
 from stethoscope.progress import Progress
-from stethoscope.records import BenchArm, BenchSpec, DiagnoseSpec, EditRecipe, EnergySpec, ProjectedArm, Site
+from stethoscope.records import BenchArm, BenchSpec, DiagnoseSpec, EditRecipe, EnergySpec, ProjectedEdit, Site
 from stethoscope.results import BenchResult, DiagnosisResult, EnergyResult
 from tests.decoders import SIZES, randomised, save_decoder, tiny_decoder
 
@@ -91,12 +92,12 @@ control_names = ["stories"]
 """
 
 
-def heard(session: ModelSession, spec: DiagnoseSpec, corpus: str) -> dict[int, Tensor]:
+def heard(loaded: LoadedModel, spec: DiagnoseSpec, corpus: str) -> dict[int, Tensor]:
     """Vectors of the site on a corpus' prompt tokens, layer -> [n_tokens, d], the first token dropped."""
-    found: dict[int, list[Tensor]] = {layer: [] for layer in range(session.layout.n_layers)}
+    found: dict[int, list[Tensor]] = {layer: [] for layer in range(loaded.layout.n_layers)}
     for document in corpus_documents(spec, corpus):
-        with torch.no_grad(), capture_residual(session, list(found), spec.saes.site) as captured:
-            session.model(input_ids=torch.tensor(session.encode([document.problem])))
+        with torch.no_grad(), capture_residual(loaded, list(found), spec.saes.site) as captured:
+            loaded.model(input_ids=torch.tensor(loaded.encode([document.problem])))
         for layer, vectors in captured.items():
             found[layer].append(vectors[0, 1:])
     return {layer: torch.cat(vectors) for layer, vectors in found.items()}
@@ -118,16 +119,16 @@ def planted_sae(domain: Tensor, control: Tensor, random: dict[str, Tensor]) -> d
     return random
 
 
-def planted_tuned(model: PreTrainedModel, session: ModelSession, rows: dict[int, Tensor], site: Site) -> None:
+def planted_tuned(model: PreTrainedModel, loaded: LoadedModel, rows: dict[int, Tensor], site: Site) -> None:
     """Move every matrix that the site's SAEs serve along the planted decoder row of the SAE that serves it."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for matrix in session.layout.matrices:
+        for matrix in loaded.layout.matrices:
             use = serving(matrix, site)
             if use is None:
                 continue
             parameter, row = model.get_parameter(matrix.name), rows[use.layer]
-            gain = gain_of(session, matrix) if site != "attn_out" else None
+            gain = gain_of(loaded, matrix) if site != "attn_out" else None
             row = row if gain is None else row / gain
             other = 0.05 * torch.randn(parameter.shape[1 if use.output_side else 0], generator=generator)
             parameter.add_(torch.outer(row, other) if use.output_side else torch.outer(other, row))
@@ -151,9 +152,9 @@ def planted(
     (tmp_path / "tuned").mkdir()
     path.write_text(profile_text(pico_profile, architecture, site))
     profile = load_profile(str(path))
-    session, spec = load_session(profile.model, device="cpu"), profile.diagnose_spec()
-    domain, control = (heard(session, spec, corpus) for corpus in (SUBJECT, "stories"))
-    width = site_width(session, site)
+    loaded, spec = load_checkpoint(profile.model, device="cpu"), profile.diagnose_spec()
+    domain, control = (heard(loaded, spec, corpus) for corpus in (SUBJECT, "stories"))
+    width = site_width(loaded, site)
     saes = {
         layer: planted_sae(domain[layer], control[layer], random_sae_tensors(layer, d_model=width)) for layer in domain
     }
@@ -161,7 +162,7 @@ def planted(
     for layer, tensors in saes.items():
         metadata = {"sae_lens_version": "6.54.12", "hook_name": f"blocks.{layer}.{hook}"}
         write_sae_bank(tmp_path / "saes", {layer: tensors}, metadata=metadata)
-    planted_tuned(model, session, {layer: tensors["W_dec"][PLANTED] for layer, tensors in saes.items()}, site)
+    planted_tuned(model, loaded, {layer: tensors["W_dec"][PLANTED] for layer, tensors in saes.items()}, site)
     save_decoder(model, tokenizer, tmp_path / "tuned")
     return profile
 
@@ -178,9 +179,9 @@ def test_diagnose_energy_edit_and_bench(planted: Profile, context: Context) -> N
         EnergySpec(diagnosis=spec, task_vector=planted.task_vector(), subject=SUBJECT, k=(1,)), context, Progress()
     ).result
     assert isinstance(energy, EnergyResult)
-    session = context.session(planted.model, Progress())
-    width, site = site_width(session, planted.saes.site), planted.saes.site
-    served = {(matrix.layer, matrix.matrix) for matrix in session.layout.matrices if serving(matrix, site) is not None}
+    loaded = context.load(planted.model, Progress())
+    width, site = site_width(loaded, planted.saes.site), planted.saes.site
+    served = {(matrix.layer, matrix.matrix) for matrix in loaded.layout.matrices if serving(matrix, site) is not None}
     assert {(cell.layer, cell.matrix) for cell in energy.cells} == served
     for cell in (*energy.cells, *energy.layers):
         assert cell.retention == pytest.approx(1, abs=1e-4)
@@ -188,13 +189,13 @@ def test_diagnose_energy_edit_and_bench(planted: Profile, context: Context) -> N
         assert cell.null_mean == pytest.approx(1 / width)
 
     raw = EditRecipe(model=planted.model, task_vector=planted.task_vector(), layers={1: 1.0, 2: 0.5})
-    arm = ProjectedArm(diagnosis=spec, subject=SUBJECT, top_k=1)
-    projected = raw.model_copy(update={"arm": arm})
+    arm = ProjectedEdit(diagnosis=spec, subject=SUBJECT, top_k=1)
+    projected = raw.model_copy(update={"edit_type": arm})
     whole, kept = (patch_of(recipe, context, Progress()).tensors for recipe in (raw, projected))
-    assert {name for name in whole if not torch.equal(whole[name], session.parameter(name))} <= set(kept)
+    assert {name for name in whole if not torch.equal(whole[name], loaded.parameter(name))} <= set(kept)
     for name, tensor in kept.items():
         torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-4)
-        assert not torch.equal(tensor, session.parameter(name))
+        assert not torch.equal(tensor, loaded.parameter(name))
 
     chosen = (arms.BASE, BenchArm(name="raw", recipe=raw), BenchArm(name="projected", recipe=projected))
     bench = BenchSpec(

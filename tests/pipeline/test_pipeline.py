@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.errors import CheckpointError, RecipeError
-from stethoscope.pipeline.context import Context, Recent
+from stethoscope.judging import arms
+from stethoscope.pipeline.context import Context, LruCache
 from stethoscope.pipeline.editing import patch_of
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -20,7 +21,7 @@ from stethoscope.records import (
     ExportSpec,
     InfoSpec,
     ProbeSpec,
-    ProjectedArm,
+    ProjectedEdit,
     SaeRef,
     TaskVectorRef,
 )
@@ -155,7 +156,7 @@ def test_energy_stands_beside_its_references_and_the_next_subject_factorises_not
 
 
 def test_a_cache_of_bytes_forgets_the_oldest_and_keeps_one() -> None:
-    kept: Recent[str, str] = Recent(5, len)
+    kept: LruCache[str, str] = LruCache(5, len)
     for text in ("aa", "bb", "c"):
         kept.get_or_make(text, lambda text=text: text)
     kept.get_or_make("aa", lambda: pytest.fail("was kept"))
@@ -213,10 +214,10 @@ def test_mistakes_are_told_and_kept_as_failed_runs(
 
 
 def test_projected_recipe_runs_through_the_probe(pico_profile: Profile, context: Context) -> None:
-    arm = ProjectedArm(
+    edit_type = ProjectedEdit(
         diagnosis=pico_profile.diagnose_spec(live_share=0.0, dense_rate=1.0), subject="geometry", top_k=3
     )
-    spec = ProbeSpec(recipe=recipe_of(pico_profile, {1: 1.0}, arm=arm), problems=pico_profile.problems, n=4)
+    spec = ProbeSpec(recipe=recipe_of(pico_profile, {1: 1.0}, edit_type=edit_type), problems=pico_profile.problems, n=4)
     result = pipeline.run(spec, context, Progress()).result
     assert isinstance(result, ProbeResult)
     assert result.certificate.verified
@@ -236,7 +237,7 @@ def test_ready_patches_keep_to_the_contexts_bytes_and_go_with_the_model(
     assert patch_of(recipe_of(pico_profile, {1: 1.0}), context, Progress()) is patch_of(
         recipe_of(pico_profile, {1: 1.0}), context, Progress()
     )
-    context.session(pico_profile.model.model_copy(update={"id": str(make_pico(seed=3))}), Progress())
+    context.load(pico_profile.model.model_copy(update={"id": str(make_pico(seed=3))}), Progress())
     assert context.patches.keys == ()
     assert context.patches.size_bytes == context.directions.size_bytes == 0
     context.close()

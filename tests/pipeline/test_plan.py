@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
+from stethoscope.judging import arms
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.rate import note_rate
 from stethoscope.profiles import Profile

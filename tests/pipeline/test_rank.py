@@ -18,7 +18,7 @@ from stethoscope.pipeline.editing import edit_norm, patch_of
 from stethoscope.pipeline.gain import draw_sets
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.records import EditRecipe, NormMatchedArm, ProbeSpec, RankSpec, TaskVectorRef
+from stethoscope.records import EditRecipe, NormMatchedEdit, ProbeSpec, RankSpec, TaskVectorRef
 from stethoscope.results import ProbeResult, RankedSet, RankResult
 from stethoscope.store.runs import RunStore
 
@@ -54,8 +54,12 @@ def test_every_gain_is_the_probes_and_every_match_has_the_recipes_norm(pico_prof
     assert result.row().gain == pytest.approx(pooled_gain(recipe, pico_profile, context), abs=NLL_ROUNDING)
     patch = patch_of(recipe, context, Progress())
     assert context.loaded is not None
-    moved = math.sqrt(sum(float((new - context.loaded.parameter(name)).detach().double().square().sum())
-                          for name, new in patch.tensors.items()))  # fmt: skip
+    moved = math.sqrt(
+        sum(
+            float((new - context.loaded.parameter(name)).detach().double().square().sum())
+            for name, new in patch.tensors.items()
+        )
+    )
     assert result.norm == pytest.approx(moved, rel=1e-4)  # float32 rounding of the sum
     for found in result.sets:
         drawn = recipe_of(pico_profile, dict.fromkeys(found.layers, 0.75))  # the recipe's mean strength
@@ -177,13 +181,16 @@ def test_a_stopped_ranking_goes_on_in_another_process_where_it_was(
 
 def test_filtered_recipes_are_ranked_with_their_filter(pico_profile: Profile, context: Context) -> None:
     diagnosis = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
-    arm = NormMatchedArm(diagnosis=diagnosis, subject="geometry", top_k=2)
-    recipe = recipe_of(pico_profile, {1: 1.0}, arm=arm)
+    edit_type = NormMatchedEdit(diagnosis=diagnosis, subject="geometry", top_k=2)
+    recipe = recipe_of(pico_profile, {1: 1.0}, edit_type=edit_type)
     result = ranked(RankSpec(recipe=recipe, problems=pico_profile.problems, n=4, n_sets=1), context)
-    drawn = recipe_of(pico_profile, {result.sets[0].layers[0]: 1.0}, arm=arm)
+    drawn = recipe_of(pico_profile, {result.sets[0].layers[0]: 1.0}, edit_type=edit_type)
     assert result.sets[0].norm == pytest.approx(edit_norm(drawn, context, Progress()))
-    assert result.sets[0].norm != pytest.approx(edit_norm(drawn.model_copy(update={"arm": recipe_of(
-        pico_profile, {1: 1.0}).arm}), context, Progress()))  # fmt: skip
+    assert result.sets[0].norm != pytest.approx(
+        edit_norm(
+            drawn.model_copy(update={"edit_type": recipe_of(pico_profile, {1: 1.0}).edit_type}), context, Progress()
+        )
+    )
 
 
 def test_an_edit_that_breaks_the_model_counts_as_worse(

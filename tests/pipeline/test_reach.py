@@ -7,38 +7,39 @@ from pathlib import Path
 import pytest
 import torch
 
-from stethoscope import arms, pipeline
+from stethoscope import pipeline
 from stethoscope.delta.certificate import certified
 from stethoscope.errors import RecipeError
-from stethoscope.model.session import ModelSession
+from stethoscope.judging import arms
+from stethoscope.judging.verdicts import referee_text
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.editing import patch_of, reach_of_arms
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
-from stethoscope.reach import in_words
+from stethoscope.recipes.reach import in_words
 from stethoscope.records import (
-    Arm,
     BenchArm,
     BenchPlanSpec,
     BenchSpec,
     EditRecipe,
+    EditType,
     ExportSpec,
     InfoSpec,
     LayerAlpha,
-    NormMatchedArm,
+    NormMatchedEdit,
     PreflightSpec,
-    ProjectedArm,
-    RandomSubspaceArm,
+    ProjectedEdit,
+    RandomSubspaceEdit,
     RankSpec,
-    RawArm,
-    ServedArm,
+    RawEdit,
+    ServedEdit,
 )
 from stethoscope.report.document import RunFacts, report_html
 from stethoscope.results import BenchPlanResult, BenchResult, InfoResult, PreflightResult, RankResult, Reach
 from stethoscope.store.runs import RunStore
-from stethoscope.verdicts import referee_text
 
-RAW = RawArm()
+RAW = RawEdit()
 
 
 @pytest.fixture(scope="module")
@@ -50,35 +51,35 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
 
 
 def recipe(
-    profile: Profile, layers: dict[int, object] | tuple[int, ...], arm: Arm = RAW, **fields: object
+    profile: Profile, layers: dict[int, object] | tuple[int, ...], edit_type: EditType = RAW, **fields: object
 ) -> EditRecipe:
     chosen = layers if isinstance(layers, dict) else dict.fromkeys(layers, 1.0)
-    named = {"model": profile.model, "task_vector": profile.task_vectors[0], "layers": chosen, "arm": arm}
+    named = {"model": profile.model, "task_vector": profile.task_vectors[0], "layers": chosen, "edit_type": edit_type}
     return EditRecipe.model_validate(named | fields)
 
 
-def kinds(profile: Profile) -> dict[str, Arm]:
+def kinds(profile: Profile) -> dict[str, EditType]:
     spec = {"diagnosis": profile.diagnose_spec(), "subject": "geometry", "top_k": 4}
     return {
-        "raw": RawArm(),
-        "projected": ProjectedArm(**spec),
-        "norm-matched": NormMatchedArm(**spec),
-        "where projected": ServedArm(saes=profile.saes),
-        "random": RandomSubspaceArm(rank=4),
-        "random, served": RandomSubspaceArm(rank=4, saes=profile.saes),
+        "raw": RawEdit(),
+        "projected": ProjectedEdit(**spec),
+        "norm-matched": NormMatchedEdit(**spec),
+        "where projected": ServedEdit(saes=profile.saes),
+        "random": RandomSubspaceEdit(rank=4),
+        "random, served": RandomSubspaceEdit(rank=4, saes=profile.saes),
     }
 
 
 def changed_matrices(edit: EditRecipe, context: Context) -> set[str]:
-    session = context.session(edit.model, Progress())
+    loaded = context.load(edit.model, Progress())
     tensors = patch_of(edit, context, Progress()).tensors
-    return {name for name, tensor in tensors.items() if not torch.equal(tensor, session.parameter(name))}
+    return {name for name, tensor in tensors.items() if not torch.equal(tensor, loaded.parameter(name))}
 
 
-def named(found: Reach, session: ModelSession) -> set[str]:
+def named(found: Reach, loaded: LoadedModel) -> set[str]:
     short = {(row.layer, name) for row in found.moves for name in row.names}
-    sites = [(site.layer, site.matrix, site.name) for site in session.layout.matrices]
-    sites += [(norm.layer, norm.name.split(".")[-2], norm.name) for norm in session.layout.norms]
+    sites = [(site.layer, site.matrix, site.name) for site in loaded.layout.matrices]
+    sites += [(norm.layer, norm.name.split(".")[-2], norm.name) for norm in loaded.layout.norms]
     return {name for layer, matrix, name in sites if (layer, matrix) in short}
 
 
@@ -86,7 +87,7 @@ LAYERS = [(2, 3), (3, 4), (0, 1), (6,), (3, 4, 5, 6, 7), {3: LayerAlpha(attentio
 
 
 def test_every_arm_changes_what_is_said(partial_profile: Profile, context: Context) -> None:
-    session = context.session(partial_profile.model, Progress())
+    loaded = context.load(partial_profile.model, Progress())
     cases = itertools.product(enumerate(kinds(partial_profile).items()), enumerate(LAYERS))
     for (i, (kind, arm)), (j, layers) in cases:
         vector = (0, 2)[(i + j) % 2]  # each with every arm and with every choice of layers
@@ -97,7 +98,7 @@ def test_every_arm_changes_what_is_said(partial_profile: Profile, context: Conte
         except RecipeError:  # a projection that has no matrix to edit, or a span that keeps nothing of it, is refused
             assert kind == "norm-matched" or not found.moves
             continue
-        assert changed == named(found, session), (kind, layers, in_words(found))
+        assert changed == named(found, loaded), (kind, layers, in_words(found))
 
 
 def test_a_random_subspace_control_moves_the_matrices_of_the_projected_arm(
@@ -110,8 +111,8 @@ def test_a_random_subspace_control_moves_the_matrices_of_the_projected_arm(
         found = reach_of_arms([projected, *controls], context, Progress())
         assert found["projected"].moves == found["random subspace"].moves, layers
         assert found["projected"] == found["random subspace"] == found["random subspace, norm-matched"]
-    wide = recipe(partial_profile, (3, 4), RandomSubspaceArm(rank=4, seed=5))
-    served = recipe(partial_profile, (3, 4), RandomSubspaceArm(rank=4, seed=5, saes=partial_profile.saes))
+    wide = recipe(partial_profile, (3, 4), RandomSubspaceEdit(rank=4, seed=5))
+    served = recipe(partial_profile, (3, 4), RandomSubspaceEdit(rank=4, seed=5, saes=partial_profile.saes))
     every, some = (patch_of(edit, context, Progress()).tensors for edit in (wide, served))
     assert set(some) < set(every)
     assert all(torch.equal(tensor, every[name]) for name, tensor in some.items()), "the subspace is the same"
@@ -168,13 +169,13 @@ def test_an_arm_that_changes_nothing_is_named_and_gets_no_verdict(partial_profil
 
 
 def test_a_certificate_tells_an_idle_edit_from_a_swap_that_failed(partial_profile: Profile, context: Context) -> None:
-    session = context.session(partial_profile.model, Progress())
-    with certified(session, patch_of(recipe(partial_profile, (0, 2)), context, Progress())) as certifying:
+    loaded = context.load(partial_profile.model, Progress())
+    with certified(loaded, patch_of(recipe(partial_profile, (0, 2)), context, Progress())) as certifying:
         pass
     idle = certifying.certificate
     assert (idle.idle, idle.is_base, idle.verified, idle.layers_edited) == (True, True, True, ())
     assert not idle.model_copy(update={"idle": False}).verified
-    with certified(session, patch_of(recipe(partial_profile, (2, 3)), context, Progress())) as certifying:
+    with certified(loaded, patch_of(recipe(partial_profile, (2, 3)), context, Progress())) as certifying:
         pass
     assert certifying.certificate.layers_edited == (3,)
 
@@ -202,7 +203,7 @@ def test_a_recipe_that_moves_every_layer_there_is_has_no_rank(partial_profile: P
     with pytest.raises(RecipeError, match="no other set of layers"):
         rank(partial_profile, context, (1, 3, 4, 6), "four")
     projected = kinds(partial_profile)["projected"]
-    result = rank(partial_profile, context, (3,), "whole", arm=projected)
+    result = rank(partial_profile, context, (3,), "whole", edit_type=projected)
     assert {layer for drawn in result.sets for layer in drawn.layers} == {2, 4, 6, 7}
 
 

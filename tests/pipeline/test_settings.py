@@ -9,7 +9,7 @@ from stethoscope import pipeline
 from stethoscope.delta.patch import build_patch
 from stethoscope.delta.task_vector import open_task_vector
 from stethoscope.errors import StoreError
-from stethoscope.model.session import load_session
+from stethoscope.model.loaded_model import load_checkpoint
 from stethoscope.pipeline.context import Context
 from stethoscope.profiles import Profile
 from stethoscope.progress import Progress
@@ -53,10 +53,10 @@ def test_a_run_records_its_settings(pico_profile: Profile, tmp_path: Path) -> No
 
 def test_bfloat16_patches_are_float32_sums_rounded_once(pico_profile: Profile) -> None:
     ref = pico_profile.model.model_copy(update={"dtype": "bfloat16"})
-    session = load_session(ref, device="cpu")
-    task_vector = open_task_vector(pico_profile.task_vector(), session)
+    loaded = load_checkpoint(ref, device="cpu")
+    task_vector = open_task_vector(pico_profile.task_vector(), loaded)
     recipe = EditRecipe(model=ref, task_vector=pico_profile.task_vector(), layers={1: LayerAlpha()}, master_alpha=0.7)
-    patch = build_patch(session, task_vector, recipe)
+    patch = build_patch(loaded, task_vector, recipe)
     differs = 0
     for name, edited in patch.tensors.items():
         base, tau = task_vector.origin(name), task_vector.delta(name)
@@ -68,13 +68,13 @@ def test_bfloat16_patches_are_float32_sums_rounded_once(pico_profile: Profile) -
 
 def test_statistics_of_a_bfloat16_model_are_counted_in_float32(pico_profile: Profile) -> None:
     ref = pico_profile.model.model_copy(update={"dtype": "bfloat16"})
-    session = load_session(ref, device="cpu")
-    bank = open_bank(pico_profile.saes, session.layout.d_model)
+    loaded = load_checkpoint(ref, device="cpu")
+    bank = open_bank(pico_profile.saes, loaded.layout.d_model)
     documents = [Document("a story of the river and the prime divisor", None, "x")]
-    found = count_firing(session, bank, documents, layers=(1,))
-    ids = torch.tensor(session.encode([documents[0].problem]))
+    found = count_firing(loaded, bank, documents, layers=(1,))
+    ids = torch.tensor(loaded.encode([documents[0].problem]))
     with torch.no_grad():
-        hidden = session.model(ids, output_hidden_states=True).hidden_states[2][0, 1:]
+        hidden = loaded.model(ids, output_hidden_states=True).hidden_states[2][0, 1:]
     assert hidden.dtype == torch.bfloat16
     sae = bank.load(1)
     fires = sae.fires(hidden.float()).double().mean(0).numpy()

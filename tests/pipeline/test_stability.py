@@ -20,9 +20,13 @@ def two_controls(pico_profile: Profile) -> Profile:
     """The pico profile with its two subjects as control corpora as well, so that there are two of them."""
     problems = pico_profile.problems
     swapped = problems.model_copy(
-        update={"subjects": ("stories",), "control_names": problems.subjects, "controls": problems.problems,
-                "problems": problems.controls}
-    )  # fmt: skip
+        update={
+            "subjects": ("stories",),
+            "control_names": problems.subjects,
+            "controls": problems.problems,
+            "problems": problems.controls,
+        }
+    )
     return pico_profile.model_copy(update={"problems": swapped})
 
 

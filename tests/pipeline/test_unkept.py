@@ -23,7 +23,7 @@ def test_a_result_is_returned_though_it_could_not_be_kept(
     place = {
         "finish_run": "stethoscope.store.runs.RunStore.finish_run",
         "put_settings": "stethoscope.pipeline.put_settings",
-        "remember": "stethoscope.pipeline.tuning.remember",
+        "remember": "stethoscope.pipeline.tuned_on.remember",
     }[write]
     with monkeypatch.context() as patched:
         patched.setattr(place, fail)
@@ -44,7 +44,7 @@ def test_a_probe_is_returned_though_what_it_showed_could_not_be_noted(
     recipe = EditRecipe(
         model=pico_profile.model, task_vector=pico_profile.task_vectors[0], layers={1: LayerAlpha(attention=0.5)}
     )
-    monkeypatch.setattr("stethoscope.pipeline.tuning.remember", fail)
+    monkeypatch.setattr("stethoscope.pipeline.tuned_on.remember", fail)
     outcome = pipeline.run(ProbeSpec(recipe=recipe, problems=pico_profile.problems, n=2), context, Progress())
     assert isinstance(outcome.result, ProbeResult)
     assert isinstance(outcome.unkept, ResourceError)
@@ -56,6 +56,6 @@ def test_what_is_no_hindrance_of_the_store_is_raised(
     def other(*_: object) -> None:
         raise ValueError("ours")
 
-    monkeypatch.setattr("stethoscope.pipeline.tuning.remember", other)
+    monkeypatch.setattr("stethoscope.pipeline.tuned_on.remember", other)
     with pytest.raises(ValueError, match="ours"):
         pipeline.run(pico_profile.diagnose_spec(top_k=3, documents=20), context, Progress())

@@ -41,10 +41,17 @@ FACTS = RunFacts("r20260101-000000-abcd", "2026-01-01 00:00:00 UTC", "done", 12.
 def item(arm: str, number: int, right: bool, completion: str, **more: object) -> BenchItem:
     status = GradeStatus.CORRECT if right else GradeStatus.INCORRECT
     return BenchItem(
-        arm=arm, subject="algebra", problem_id=f"{number:016x}", problem=rf"What is $\frac{{{number}}}{{2}}$? {EVIL}",
-        gold=rf"\frac{{{number}}}{{2}}", completion=completion, n_tokens=3, truncated=number == 1,
-        grade=Grade(exact_match=status, math_verify=status, marked=True, answer=EVIL), **more,  # type: ignore[arg-type]
-    )  # fmt: skip
+        arm=arm,
+        subject="algebra",
+        problem_id=f"{number:016x}",
+        problem=rf"What is $\frac{{{number}}}{{2}}$? {EVIL}",
+        gold=rf"\frac{{{number}}}{{2}}",
+        completion=completion,
+        n_tokens=3,
+        truncated=number == 1,
+        grade=Grade(exact_match=status, math_verify=status, marked=True, answer=EVIL),
+        **more,  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,39 +67,95 @@ def result() -> BenchResult:
         items += [item(name, n, n < 2, f"base {EVIL} changed", diverges_at=parts_at) for n in range(4)]
     rows = tuple(
         ArmRow(
-            arm=arm.name, recipe_id=None, subject="algebra", n=4, correct=2, accuracy=0.5, ci_low=0.1, ci_high=0.9,
-            lm_eval_stderr=None, math_verify=0.5, marker_rate=1.0, truncation_rate=0.25, repetition_rate=0.0,
-            no_answer_rate=0.0, n_unparsable=0, n_timeout=0, collapsed=EVIL if arm.name == EVIL else None,
+            arm=arm.name,
+            recipe_id=None,
+            subject="algebra",
+            n=4,
+            correct=2,
+            accuracy=0.5,
+            ci_low=0.1,
+            ci_high=0.9,
+            lm_eval_stderr=None,
+            math_verify=0.5,
+            marker_rate=1.0,
+            truncation_rate=0.25,
+            repetition_rate=0.0,
+            no_answer_rate=0.0,
+            n_unparsable=0,
+            n_timeout=0,
+            collapsed=EVIL if arm.name == EVIL else None,
         )
         for arm in arms
-    )  # fmt: skip
+    )
     comparisons = tuple(
         ComparisonRow(
-            arm=name, reference="base", subject="algebra", n11=0, n10=2, n01=1, n00=1, difference=0.25, ci_low=-0.4,
-            ci_high=0.7, mcnemar_p=1.0, holm_p=1.0, z_unpooled=None, e_value=0.7, verdict="inconclusive",
+            arm=name,
+            reference="base",
+            subject="algebra",
+            n11=0,
+            n10=2,
+            n01=1,
+            n00=1,
+            difference=0.25,
+            ci_low=-0.4,
+            ci_high=0.7,
+            mcnemar_p=1.0,
+            holm_p=1.0,
+            z_unpooled=None,
+            e_value=0.7,
+            verdict="inconclusive",
         )
         for name in (EVIL, "double")
-    )  # fmt: skip
+    )
     totals = tuple(
         TotalRow(
-            kind="macro", arm=name, reference="base", n=4, accuracy=0.5, reference_accuracy=0.25, difference=0.25,
-            ci_low=-0.2, ci_high=0.6,
+            kind="macro",
+            arm=name,
+            reference="base",
+            n=4,
+            accuracy=0.5,
+            reference_accuracy=0.25,
+            difference=0.25,
+            ci_low=-0.2,
+            ci_high=0.6,
         )
         for name in (EVIL, "double")
-    )  # fmt: skip
+    )
     claim = LayerClaim(
-        arm="double", control="random", draws=3, n=4, difference=0.1, ci_low=-0.2, ci_high=0.4, p=0.5, p_holm=0.5,
+        arm="double",
+        control="random",
+        draws=3,
+        n=4,
+        difference=0.1,
+        ci_low=-0.2,
+        ci_high=0.4,
+        p=0.5,
+        p_holm=0.5,
         verdict=None,
-    )  # fmt: skip
+    )
     certificate = Certificate(
-        recipe_id=None, base_checksum="sha256-a", edited_checksum="sha256-a", restored_checksum="sha256-a", touched=(),
+        recipe_id=None,
+        base_checksum="sha256-a",
+        edited_checksum="sha256-a",
+        restored_checksum="sha256-a",
+        touched=(),
         layers_edited=(),
-    )  # fmt: skip
+    )
     return BenchResult(
-        spec=spec, arms=rows, comparisons=comparisons, totals=totals, layer_claims=(claim,), items=tuple(items),
-        certificates={"base": certificate}, complete=False, blocks_done=1, blocks_total=2, excluded={"algebra": 3},
-        configurations_tried=7, no_verdict="No verdict on these.",
-    )  # fmt: skip
+        spec=spec,
+        arms=rows,
+        comparisons=comparisons,
+        totals=totals,
+        layer_claims=(claim,),
+        items=tuple(items),
+        certificates={"base": certificate},
+        complete=False,
+        blocks_done=1,
+        blocks_total=2,
+        excluded={"algebra": 3},
+        configurations_tried=7,
+        no_verdict="No verdict on these.",
+    )
 
 
 class Elements(HTMLParser):
@@ -173,10 +236,25 @@ def test_the_record_comes_back_whole(result: BenchResult, page: Elements) -> Non
 def test_it_says_what_a_referee_asks_for(page: Elements) -> None:
     text = " ".join("".join(page.texts).split())
     for part in (
-        "embedded:base", "1 of 2 blocks", "n = 4 per subject", "seed 0", "tried on these problems so far7",
-        "Partial", "Smoke test", "tuned on them: 3", "No verdict on these.", "+25.0", "[−40.0, +70.0]", "inconclusive",
-        "sha256-a", "master alpha 0.5", '"max_new_tokens": 256', "transformers", "Newcombe", "random draws",
-    ):  # fmt: skip
+        "embedded:base",
+        "1 of 2 blocks",
+        "n = 4 per subject",
+        "seed 0",
+        "tried on these problems so far7",
+        "Partial",
+        "Smoke test",
+        "tuned on them: 3",
+        "No verdict on these.",
+        "+25.0",
+        "[−40.0, +70.0]",
+        "inconclusive",
+        "sha256-a",
+        "master alpha 0.5",
+        '"max_new_tokens": 256',
+        "transformers",
+        "Newcombe",
+        "random draws",
+    ):
         assert part in text, part
 
 
@@ -191,9 +269,13 @@ def test_every_alarm_stands_in_its_own_section_and_a_sound_run_has_none(result: 
     assert not certificate.verified
     said = alarms_of(report_html(result.model_copy(update={"certificates": {"base": certificate}}), FACTS))
     for alarm in (
-        "Partial: finished blocks only.", "Smoke test: below n = 100", "could not be verified; do not trust this run",
-        f"Collapse of {EVIL} on algebra: {EVIL}", "tuned on them: 3 problems of algebra", "No verdict on these.",
-    ):  # fmt: skip
+        "Partial: finished blocks only.",
+        "Smoke test: below n = 100",
+        "could not be verified; do not trust this run",
+        f"Collapse of {EVIL} on algebra: {EVIL}",
+        "tuned on them: 3 problems of algebra",
+        "No verdict on these.",
+    ):
         assert alarm in said, alarm
     sound = {"base": certificate.model_copy(update={"restored_checksum": "sha256-a"})}
     rows = tuple(row.model_copy(update={"n": 100, "collapsed": None}) for row in result.arms)
@@ -300,13 +382,27 @@ def a_rank(store: RunStore, recipe: EditRecipe, as_good: int, *, complete: bool 
         RankedSet(layers=(index,), norm=1.0, scale=1.0, gains={"all": 0.0}, matched={"all": 0.0}) for index in range(99)
     )
     row = RankRow(
-        subject="all", n=112, gain=0.1, ci_low=0.0, ci_high=0.2, as_good=as_good, p=(1 + as_good) / 100,
-        as_good_matched=as_good, p_matched=(1 + as_good) / 100,
-    )  # fmt: skip
+        subject="all",
+        n=112,
+        gain=0.1,
+        ci_low=0.0,
+        ci_high=0.2,
+        as_good=as_good,
+        p=(1 + as_good) / 100,
+        as_good_matched=as_good,
+        p_matched=(1 + as_good) / 100,
+    )
     found = RankResult(
-        spec=asked, recipe_id=content_id(recipe), n_layers=10, layers=tuple(recipe.layers), norm=1.0, rows=(row,),
-        sets=sets, n_possible=209, complete=complete,
-    )  # fmt: skip
+        spec=asked,
+        recipe_id=content_id(recipe),
+        n_layers=10,
+        layers=tuple(recipe.layers),
+        norm=1.0,
+        rows=(row,),
+        sets=sets,
+        n_possible=209,
+        complete=complete,
+    )
     run_id = store.start_run(asked.model_copy(update=spec))
     store.finish_run(run_id, state="done", result=found, elapsed_s=1.0)
 
@@ -337,9 +433,16 @@ def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_p
     run_id = stored(store, result)
     assert "was not recorded" in of_run(store, run_id)
     settings = RunSettings(
-        dtype="bfloat16", device="A device <b>", torch="9.9.9", transformers="8.8", attention="eager",
-        deterministic=True, tf32=False, batch_size=32, threads=3,
-    )  # fmt: skip
+        dtype="bfloat16",
+        device="A device <b>",
+        torch="9.9.9",
+        transformers="8.8",
+        attention="eager",
+        deterministic=True,
+        tf32=False,
+        batch_size=32,
+        threads=3,
+    )
     put_settings(store.database, run_id, settings)
     page = of_run(store, run_id)
     assert "was not recorded" not in page

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stethoscope.errors import Cancelled, CorpusError, SaeError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
 from stethoscope.results import SaeRow
@@ -38,10 +38,10 @@ def bank(pico_sae_folder: Path) -> SaeBank:
     return open_bank(SaeRef(location=str(pico_sae_folder)), 32)
 
 
-def naive(session: ModelSession, bank: SaeBank, layer: int, text: str) -> torch.Tensor:
+def naive(loaded: LoadedModel, bank: SaeBank, layer: int, text: str) -> torch.Tensor:
     """Activations [n_tokens, d_sae] of one document at a time, one token at a time, without padding."""
-    ids = session.encode([text])[0]
-    hidden = session.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
+    ids = loaded.encode([text])[0]
+    hidden = loaded.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
     return torch.stack([bank.load(layer).encode(hidden[t]) for t in range(1, len(ids))]).detach()
 
 
@@ -54,11 +54,11 @@ def naive(session: ModelSession, bank: SaeBank, layer: int, text: str) -> torch.
     ],
 )
 def test_rates_equal_a_naive_loop(
-    capture_bytes: int, batch_tokens: int, tokens: str, pico_session: ModelSession, bank: SaeBank
+    capture_bytes: int, batch_tokens: int, tokens: str, pico_loaded: LoadedModel, bank: SaeBank
 ) -> None:
     progress = Progress()
     found = count_firing(
-        pico_session,
+        pico_loaded,
         bank,
         DOCUMENTS,
         layers=[0, 2],
@@ -72,9 +72,9 @@ def test_rates_equal_a_naive_loop(
     for i, document in enumerate(DOCUMENTS):
         both = tokens == "all" and document.solution is not None
         text = f"{document.problem}\n\n{document.solution}" if both else document.problem
-        assert found.n_tokens[i] == len(pico_session.encode([text], add_bos=False)[0])
+        assert found.n_tokens[i] == len(pico_loaded.encode([text], add_bos=False)[0])
         for layer in found.layers:
-            activations = naive(pico_session, bank, layer, text)
+            activations = naive(pico_loaded, bank, layer, text)
             counts = (activations > 0).sum(0).numpy()
             np.testing.assert_array_equal(np.rint(found.dense(layer)[i] * found.n_tokens[i]), counts)
             mass = activations.mean(0) * bank.load(layer).W_dec.norm(dim=1)
@@ -83,15 +83,15 @@ def test_rates_equal_a_naive_loop(
     assert 0 < found.dense(0).mean() < 1
 
 
-def test_every_layer_of_the_bank_by_default(pico_session: ModelSession, bank: SaeBank) -> None:
-    assert count_firing(pico_session, bank, DOCUMENTS[:1]).layers == (0, 1, 2, 3)
+def test_every_layer_of_the_bank_by_default(pico_loaded: LoadedModel, bank: SaeBank) -> None:
+    assert count_firing(pico_loaded, bank, DOCUMENTS[:1]).layers == (0, 1, 2, 3)
 
 
 def test_a_latent_that_fires_on_bos_alone_never_counts(
-    pico_session: ModelSession, tmp_path: Path, write_sae_bank: Callable[..., Path]
+    pico_loaded: LoadedModel, tmp_path: Path, write_sae_bank: Callable[..., Path]
 ) -> None:
-    ids = torch.tensor(pico_session.encode([DOCUMENTS[0].problem]))
-    hidden = pico_session.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0].detach()
+    ids = torch.tensor(pico_loaded.encode([DOCUMENTS[0].problem]))
+    hidden = pico_loaded.model(input_ids=ids, output_hidden_states=True).hidden_states[1][0].detach()
     on_bos = torch.linalg.lstsq(hidden, torch.eye(len(hidden))[0]).solution  # 1 on BOS, 0 elsewhere (12 < 32 tokens)
     sae = {
         "W_enc": on_bos[:, None],
@@ -102,26 +102,26 @@ def test_a_latent_that_fires_on_bos_alone_never_counts(
     }
     planted = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, {0: sae}))), 32)
     assert planted.load(0).fires(hidden)[:, 0].tolist() == [True] + [False] * (len(hidden) - 1)
-    assert count_firing(pico_session, planted, DOCUMENTS[:1]).dense(0).item() == 0
+    assert count_firing(pico_loaded, planted, DOCUMENTS[:1]).dense(0).item() == 0
 
 
 def test_what_does_not_fit_is_refused(
-    pico_session: ModelSession, bank: SaeBank, tmp_path: Path, write_sae_bank: Callable[..., Path]
+    pico_loaded: LoadedModel, bank: SaeBank, tmp_path: Path, write_sae_bank: Callable[..., Path]
 ) -> None:
     deep = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, {0: 0, 7: 7}))), 32)
     with pytest.raises(SaeError, match="has an SAE for layer 7; got a model of 4 layers"):
-        count_firing(pico_session, deep, DOCUMENTS)
+        count_firing(pico_loaded, deep, DOCUMENTS)
     with pytest.raises(SaeError, match="no SAE for layer 1"):
-        count_firing(pico_session, deep, DOCUMENTS, layers=[1])
+        count_firing(pico_loaded, deep, DOCUMENTS, layers=[1])
     with pytest.raises(CorpusError, match="a document of algebra has no text; got ''"):
-        count_firing(pico_session, bank, [Document("", None, "algebra")])
+        count_firing(pico_loaded, bank, [Document("", None, "algebra")])
 
 
-def test_counting_can_be_cancelled(pico_session: ModelSession, bank: SaeBank) -> None:
+def test_counting_can_be_cancelled(pico_loaded: LoadedModel, bank: SaeBank) -> None:
     progress = Progress()
     progress.cancel()
     with pytest.raises(Cancelled):
-        count_firing(pico_session, bank, DOCUMENTS, progress=progress)
+        count_firing(pico_loaded, bank, DOCUMENTS, progress=progress)
 
 
 def random_sae(kind: str, random_sae_tensors: Callable[..., dict[str, torch.Tensor]]) -> Sae:
@@ -196,16 +196,18 @@ class Born(TorchDispatchMode):
         """Bytes of the storages of those alive that may hold a vector for each token."""
         gc.collect()
         alive = [tensor for one in self.tensors if (tensor := one()) is not None]
-        return sum({
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in alive
-            if tensor.dtype == torch.float32 and tensor.ndim in (2, 3) and tensor.shape[-1] == d_model
-        }.values())  # fmt: skip
+        return sum(
+            {
+                tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+                for tensor in alive
+                if tensor.dtype == torch.float32 and tensor.ndim in (2, 3) and tensor.shape[-1] == d_model
+            }.values()
+        )
 
 
 @pytest.mark.parametrize("capture_bytes", [20_000, 60_000])
 def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the_bound(
-    capture_bytes: int, pico_session: ModelSession, pico_sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+    capture_bytes: int, pico_loaded: LoadedModel, pico_sae_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank = open_bank(SaeRef(location=str(pico_sae_folder)), 32, cache_bytes=0)
     reads: Counter[int] = Counter()
@@ -219,11 +221,11 @@ def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the
     seen: list[int] = []
     born = Born()
     monkeypatch.setattr(bank_module, "_read_sae", counted)
-    watch = pico_session.model.register_forward_hook(lambda *_: seen.append(born.bytes_of_vectors(32)))
+    watch = pico_loaded.model.register_forward_hook(lambda *_: seen.append(born.bytes_of_vectors(32)))
     gc.freeze()  # what is there already need not be looked through at every batch
     try:
         with born:
-            few = count_firing(pico_session, bank, MANY, batch_tokens=40, capture_bytes=capture_bytes)
+            few = count_firing(pico_loaded, bank, MANY, batch_tokens=40, capture_bytes=capture_bytes)
     finally:
         watch.remove()
         gc.unfreeze()
@@ -233,7 +235,7 @@ def test_an_sae_is_read_once_for_a_super_batch_and_captured_bytes_stay_below_the
     besides = bank.load(0).W_dec.nbytes + 40 * 32 * 4  # one SAE stays loaded; the model holds its last hidden state
     assert capture_bytes / 3 < max(seen) <= capture_bytes + besides
     monkeypatch.undo()
-    whole = count_firing(pico_session, bank, MANY)
+    whole = count_firing(pico_loaded, bank, MANY)
     for layer in whole.layers:
         np.testing.assert_array_equal(few.dense(layer), whole.dense(layer))
         np.testing.assert_allclose(few.mass(layer), whole.mass(layer), rtol=1e-5)

@@ -59,9 +59,13 @@ def sparse(sample: DenseSample) -> LayerSample:
         masses=sample.mass[documents, latents],
     )
     taken = LayerSample.of_table(
-        table, np.arange(sample.rates.shape[1]), with_mass=True, top_k=sample.top_k, dense_rate=sample.dense_rate,
+        table,
+        np.arange(sample.rates.shape[1]),
+        with_mass=True,
+        top_k=sample.top_k,
+        dense_rate=sample.dense_rate,
         floor=sample.floor,
-    )  # fmt: skip
+    )
     return replace(taken, total_mass=torch.from_numpy(sample.total_mass))
 
 
@@ -246,11 +250,15 @@ def test_every_draw_is_that_of_a_dense_computation(score: str, latents: int, top
     ours, theirs, taken = SCORES[score], reference.SCORES[score], sparse(sample)
     assert ours.observed(taken, DESIGN) == pytest.approx(theirs.observed(sample, DESIGN), abs=1e-9)
     pairs = [
-        (ours.bootstrap(taken, Bootstrap(DESIGN, 30), Progress()),
-         theirs.bootstrap(sample, reference.Bootstrap(DESIGN, 30))),
-        (ours.permuted(taken, Permuted(DESIGN, 30), Progress()),
-         theirs.permuted(sample, reference.Permuted(DESIGN, 30))),
-    ]  # fmt: skip
+        (
+            ours.bootstrap(taken, Bootstrap(DESIGN, 30), Progress()),
+            theirs.bootstrap(sample, reference.Bootstrap(DESIGN, 30)),
+        ),
+        (
+            ours.permuted(taken, Permuted(DESIGN, 30), Progress()),
+            theirs.permuted(sample, reference.Permuted(DESIGN, 30)),
+        ),
+    ]
     for got, expected in pairs:
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 

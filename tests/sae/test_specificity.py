@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from stethoscope.errors import Cancelled, CorpusError
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
 from stethoscope.records import SaeRef
 from stethoscope.sae.bank import open_bank
@@ -202,14 +202,14 @@ def test_scoring_can_be_cancelled() -> None:
 
 
 def token_reader(
-    session: ModelSession, documents: list[Document], layer: int, word: str
+    loaded: LoadedModel, documents: list[Document], layer: int, word: str
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Direction, bias and threshold that read `word` off resid_post of `layer` by least squares, on nothing else."""
-    (token,) = session.encode([word], add_bos=False)[0]
+    (token,) = loaded.encode([word], add_bos=False)[0]
     hidden, is_word = [], []
     for document in documents:
-        ids = session.encode([document.problem])[0]
-        out = session.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+        ids = loaded.encode([document.problem])[0]
+        out = loaded.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
         hidden.append(out.hidden_states[layer + 1][0, 1:])
         is_word.extend(float(other == token) for other in ids[1:])
     design = torch.cat([torch.cat(hidden), torch.ones(len(is_word), 1)], dim=1)
@@ -219,7 +219,7 @@ def token_reader(
 
 
 def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
-    pico_session: ModelSession,
+    pico_loaded: LoadedModel,
     tmp_path: Path,
     write_sae_bank: Callable[..., Path],
     random_sae_tensors: Callable[..., dict[str, torch.Tensor]],
@@ -236,12 +236,12 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
     saes = {layer: random_sae_tensors(layer) for layer in range(4)}
     for layer, tensors in saes.items():
         direction, bias, threshold = token_reader(
-            pico_session, [*domain, *control], layer, " prime" if layer == 2 else " river"
+            pico_loaded, [*domain, *control], layer, " prime" if layer == 2 else " river"
         )
         tensors["threshold"][:] = 1e6
         tensors["W_enc"][:, 5], tensors["b_enc"][5], tensors["threshold"][5] = direction, bias, threshold
     bank = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, saes))), 32)
-    p, q = count_firing(pico_session, bank, domain), count_firing(pico_session, bank, control)
+    p, q = count_firing(pico_loaded, bank, domain), count_firing(pico_loaded, bank, control)
     assert p.dense(2, [5]).mean() > 0.02  # one token in about 20 is " prime"
     assert q.dense(2, [5]).max() == 0
     assert q.dense(0, [5]).mean() > 0

@@ -37,8 +37,17 @@ def certificate(recipe_id: str | None) -> Certificate:
 
 def item(problem_id: str) -> BenchItem:
     grade = Grade(exact_match=GradeStatus.CORRECT, math_verify=GradeStatus.CORRECT, marked=True, answer="7")
-    return BenchItem(arm="base", subject="algebra", problem_id=problem_id, problem="3+4?", gold="7", completion=" 7",
-                     n_tokens=2, truncated=False, grade=grade)  # fmt: skip
+    return BenchItem(
+        arm="base",
+        subject="algebra",
+        problem_id=problem_id,
+        problem="3+4?",
+        gold="7",
+        completion=" 7",
+        n_tokens=2,
+        truncated=False,
+        grade=grade,
+    )
 
 
 @pytest.fixture

@@ -109,8 +109,9 @@ def test_a_damaged_prediction_is_left_out_and_can_be_frozen_anew(store: RunStore
     store.put_prediction(prediction(3))
     other = store.put_prediction(prediction(4))
     damaged = content_id(prediction(3))
-    execute(store, "DROP TRIGGER predictions_stay",
-            f"UPDATE predictions SET {change} WHERE prediction_id = '{damaged}'")  # fmt: skip
+    execute(
+        store, "DROP TRIGGER predictions_stay", f"UPDATE predictions SET {change} WHERE prediction_id = '{damaged}'"
+    )
     assert [stored.prediction_id for stored in store.list_predictions()] == [other]
     again = time.time()
     assert store.put_prediction(prediction(3)) == damaged

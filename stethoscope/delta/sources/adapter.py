@@ -178,7 +178,7 @@ class AdapterSource:
         if self._factors:
             first = next(iter(self._factors))
             form = name_forms(first).index(f"{self._module(first)}.weight")  # how training named the base's modules
-            for site in self._base.session.layout.matrices:
+            for site in self._base.loaded.layout.matrices:
                 module = name_forms(site.name)[form].removesuffix(".weight")
                 if site.name not in self._factors and self._config.targets(module):
                     lacking.append(f"LoRA of {module}")

@@ -3,7 +3,7 @@
 A tied parameter counts once, under its first name (`model.embed_tokens.weight`); its other name (`lm_head.weight`) is a
 twin. A task vector that moves the twins apart has no place in tied weights and is refused.
 
-Where the session's dtype does not hold the numbers of the base's files, sums and differences are taken from the files:
+Where the model's dtype does not hold the numbers of the base's files, sums and differences are taken from the files:
 
     theta(alpha) = round(theta_file + alpha * tau),    tau = theta_tuned - theta_file  in float32.
 
@@ -25,7 +25,7 @@ from stethoscope.errors import CheckpointError, TiedApartError
 from stethoscope.hub import known_commit
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import of_other_tower
-from stethoscope.model.session import ModelSession
+from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.weights import WeightFiles
 from stethoscope.records import TaskVectorRef
 
@@ -46,11 +46,11 @@ class Remark:
 class Base:
     """The session's base model as task-vector readers see it."""
 
-    def __init__(self, session: ModelSession) -> None:
-        self.session = session
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.loaded = loaded
         first: dict[int, str] = {}
         self.twins: dict[str, str] = {}
-        for name, parameter in session.model.named_parameters(remove_duplicate=False):
+        for name, parameter in loaded.model.named_parameters(remove_duplicate=False):
             if id(parameter) in first:
                 self.twins[name] = first[id(parameter)]
             else:
@@ -63,7 +63,7 @@ class Base:
     def _of_stored(self) -> dict[str, str]:
         """Parameter of every name on disk that means one; an exact name wins over another parameter's form."""
         forms = {form: name for name in (*self.names, *self.twins) for form in name_forms(name)[1:]}
-        forms |= {saved[0]: name for name, saved in self.session.saved_names.items() if len(saved) == 1}
+        forms |= {saved[0]: name for name, saved in self.loaded.saved_names.items() if len(saved) == 1}
         return forms | {name: name for name in (*self.names, *self.twins)}
 
     def parameter_of(self, stored: str) -> str | None:
@@ -77,20 +77,20 @@ class Base:
     @property
     def decoder(self) -> tuple[str, ...]:
         """Names of the language tower's parameters: layers, embeddings and final norm."""
-        prefix = self.session.layout.layers.rpartition(".")[0] + "."
+        prefix = self.loaded.layout.layers.rpartition(".")[0] + "."
         return tuple(name for name in self.names if name.startswith(prefix))
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return the live parameter `name`."""
-        return self.session.parameter(name)
+        return self.loaded.parameter(name)
 
     def open(self, folder: Path, shown_as: str) -> CheckpointTensors:
         """Return the tensors of a checkpoint of the base's architecture, as transformers names them on disk."""
-        return CheckpointTensors(folder, shown_as, self.session.saved_names)
+        return CheckpointTensors(folder, shown_as, self.loaded.saved_names)
 
     @cached_property
     def _files(self) -> CheckpointTensors:
-        return self.open(self.session.folder, self.session.ref.id)
+        return self.open(self.loaded.folder, self.loaded.ref.id)
 
     def as_stored(self, name: str) -> Tensor | None:
         """Return the numbers of parameter `name` in the base's files, None where the live parameter holds them exactly.
@@ -99,7 +99,7 @@ class Base:
         file holds under a name of the parameter's (transformers may join several when it loads) counts as exact.
 
         Raises:
-            CheckpointError: rounded to the session's dtype they are not what was loaded.
+            CheckpointError: rounded to the model's dtype they are not what was loaded.
         """
         parameter = self.parameter(name).detach()
         stored = self._held_inexactly(name)
@@ -110,9 +110,9 @@ class Base:
         numbers = numbers.to(parameter.device, copy=True)  # a file's pages would be lost with the file
         if name not in self._compared and not torch.equal(numbers.to(parameter.dtype), parameter):
             raise CheckpointError(
-                f"the files of {self.session.ref.id} hold no longer the numbers that were loaded",
+                f"the files of {self.loaded.ref.id} hold no longer the numbers that were loaded",
                 got=f"another {stored}",
-                expected=f"numbers that are the loaded ones when rounded to {self.session.ref.dtype}",
+                expected=f"numbers that are the loaded ones when rounded to {self.loaded.ref.dtype}",
                 next_step="Load the model again.",
             )
         self._compared.add(name)
@@ -161,7 +161,7 @@ class Base:
     def refusal(self, title: str, *, got: object, expected: object, next_step: str = SAME_BASE) -> CheckpointError:
         """Return the error for something of `title` that does not fit the base."""
         return CheckpointError(
-            f"{title} does not fit the base {self.session.ref.id}", got=got, expected=expected, next_step=next_step
+            f"{title} does not fit the base {self.loaded.ref.id}", got=got, expected=expected, next_step=next_step
         )
 
     def check_shape(self, title: str, stored: str, shape: tuple[int, ...], name: str) -> None:
@@ -184,7 +184,7 @@ class Base:
     def tied_apart(self, title: str, *, got: str) -> TiedApartError:
         """Return the error for two weights of `title` that differ and have one place in the base."""
         return TiedApartError(
-            f"{title} moves weights apart that the base {self.session.ref.id} ties",
+            f"{title} moves weights apart that the base {self.loaded.ref.id} ties",
             got=got,
             expected="one tensor for both, as in the base",
             next_step="Edit layers and norms only: leave the embeddings off, and the full fine-tune out of the arms.",
@@ -196,9 +196,9 @@ class Base:
         Raises:
             CheckpointError: a token of another id, or a text that it encodes otherwise.
         """
-        ours = self.session.tokenizer
+        ours = self.loaded.tokenizer
         try:
-            theirs = ours if likeness.same_files(folder, self.session.folder) else likeness.tokenizer_of(folder)
+            theirs = ours if likeness.same_files(folder, self.loaded.folder) else likeness.tokenizer_of(folder)
         except Exception as error:  # tokenizers raises bare Exception on a corrupt file
             raise self.refusal(
                 title,
@@ -230,7 +230,7 @@ class Base:
 
     def compare_name(self, named: str | None, revision: str | None = None) -> Remark:
         """Compare the base that a task vector names with the loaded one, by the last part of the name."""
-        ref = self.session.ref
+        ref = self.loaded.ref
         if not named:
             return Remark("named base", "it names no base model")
         same = _last_part(named) == _last_part(ref.id)

@@ -1,6 +1,6 @@
 """A fine-tuned checkpoint: tau = theta_tuned - theta_base, between the numbers of both files (see `Base.as_stored`).
 
-So base + 1.0 * tau is the tuned model, rounded to the session's dtype. Another architecture, vocabulary or shape, and
+So base + 1.0 * tau is the tuned model, rounded to the model's dtype. Another architecture, vocabulary or shape, and
 missing tensors are refused from the headers alone.
 """
 
@@ -173,7 +173,7 @@ def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
     text = config.get("text_config", config)
     if config.get("quantization_config") or text.get("quantization_config"):
         raise quantised(title, "a quantization_config")
-    own = base.session.model.config.get_text_config()
+    own = base.loaded.model.config.get_text_config()
     for field in SAME_FIELDS:
         expected = getattr(own, field, None)
         # Hub configs leave defaults out (Gemma 3 4B: even the vocabulary size); then the shapes decide.
@@ -183,7 +183,7 @@ def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
 
 def _check_forward_pass(config: Any, base: Base, title: str) -> None:
     """Raise `CheckpointError` where the fine-tune's config runs another forward pass over the same shapes."""
-    own = base.session.model.config.get_text_config()
+    own = base.loaded.model.config.get_text_config()
     differing = other_forward_pass(config.get_text_config(), own)
     other = {field: pair for field, pair in differing.items() if field not in SAME_FIELDS}
     if not other:
@@ -201,7 +201,7 @@ def _check_forward_pass(config: Any, base: Base, title: str) -> None:
 def _positions(config: Any, base: Base) -> tuple[Remark, ...]:
     """Return the remark that the fine-tune is meant for texts of another length, which changes no prediction."""
     theirs = getattr(config.get_text_config(), POSITIONS, None)
-    ours = getattr(base.session.model.config.get_text_config(), POSITIONS, None)
+    ours = getattr(base.loaded.model.config.get_text_config(), POSITIONS, None)
     if theirs == ours:
         return ()
     return (
@@ -218,7 +218,7 @@ def _positions(config: Any, base: Base) -> tuple[Remark, ...]:
 def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
     """Return the remark that `generate` would write otherwise with the fine-tune's settings than with the base's."""
     try:
-        differing = other_generation(generation_config(path, config), base.session.model.generation_config)
+        differing = other_generation(generation_config(path, config), base.loaded.model.generation_config)
     except (
         OSError,
         ValueError,

@@ -61,7 +61,7 @@ class DeltaFileSource:
             raise self._base.refusal(
                 title,
                 got=f"a tensor called {stored}",
-                expected=f"names of the base's parameters, such as {self._base.session.layout.matrices[0].name}",
+                expected=f"names of the base's parameters, such as {self._base.loaded.layout.matrices[0].name}",
                 next_step="For a LoRA adapter name its folder."
                 if ".lora_" in stored
                 else "Write the delta under the names of the model's parameters.",

@@ -44,7 +44,7 @@ class StoredTensors:
         folder: where the files lie.
         title: what messages call it, for example "checkpoint NAME".
         files: file names in `folder`.
-        saved_names: names under which transformers writes each parameter (see `ModelSession.saved_names`).
+        saved_names: names under which transformers writes each parameter (see `LoadedModel.saved_names`).
 
     Raises:
         CheckpointError: a missing file, or files that are not readable safetensors.

@@ -1,0 +1,63 @@
+"""Did a frozen prediction beat its controls? Drawn under the benchmark that puts it to the test."""
+
+from typing import Any
+
+import streamlit as st
+
+from screens.shared import benchmarks, jobs, ui
+from stethoscope.figures import layer_claims as figures
+from stethoscope.figures.theme import pretty
+from stethoscope.judging import predictions
+from stethoscope.recipes.files import shown_layers
+from stethoscope.results import BenchResult
+from stethoscope.store.ids import short_id
+
+SHOWN = 3
+TO_ADD = {
+    "random": "random layers (at least two draws)",
+    "bottom": "bottom layers",
+    "last": "last layers",
+    "all": "all layers",
+}
+
+
+def draw(run_id: str, result: BenchResult) -> None:
+    """Draw the newest frozen predictions that the benchmark `run_id` puts to the test."""
+    runs = benchmarks.bench_runs()
+    run = next((run for run in runs if run.run_id == run_id), None)
+    if run is None:
+        return
+    shown = 0
+    for stored in jobs.front().store.list_predictions():
+        found = predictions.outcome(stored.prediction, stored.runs_before, run, result, runs)
+        if found is not None and shown < SHOWN:
+            _card(stored, found, run.spec.margin)
+            shown += 1
+
+
+def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
+    prediction = stored.prediction
+    layers, key = shown_layers(prediction.recipe.layers), f"outcome-{short_id(stored.prediction_id)}"
+    title = f"Frozen prediction: layers {layers} ({prediction.picked}, {pretty(prediction.subject)})"
+    with ui.card(title, key=f"{key}-card"):
+        when = benchmarks.clock(stored.created_at)
+        if found.frozen_first:
+            st.markdown(f"Frozen on {when}, before this run.")
+        else:
+            st.warning(f"Frozen on {when}, after this run started, so it does not count as a prediction.")
+        if found.used_before:
+            many = ", ".join(found.used_before[:3])
+            st.warning(
+                f"This edit had answered problems of this split before it was frozen (run {many}): "
+                "the outcome below is not independent of the pick."
+            )
+        if not found.same_recipe:
+            st.caption(
+                f"The arm “{ui.escape(found.arm)}” edits the same layers raw, but is not the frozen "
+                "recipe itself (strengths, filter or what else moves)."
+            )
+        if found.rows:
+            figure, note = figures.against_controls(found.rows, margin), figures.caption(found.rows, margin)
+            ui.chart(figure, key=key, caption=note, rows=found.rows)
+        if found.missing:
+            st.info("To judge the pick, add: " + ", ".join(TO_ADD[kind] for kind in found.missing) + ".")

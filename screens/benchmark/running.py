@@ -1,0 +1,106 @@
+"""A benchmark that runs: how far it is, Pause and Cancel, and a first look that says what it is not."""
+
+from typing import Any
+
+import streamlit as st
+
+from screens.benchmark import scores
+from screens.shared import benchmarks, jobs, ui, watch
+from screens.shared.fragment import fragment
+from stethoscope.figures import evidence, forest
+from stethoscope.records import BenchSpec
+from stethoscope.results import BenchResult
+
+LOOK_EVERY_S = 3.0
+UNFINISHED_SHOWN = 3
+
+
+def draw(view: jobs.View) -> None:
+    """Draw the running benchmark; the buttons stand outside the fragments, so that they answer at once."""
+    job_id = view.job.job_id
+    with ui.card("Running", key="bench-running"):
+        watch.live(job_id)
+        with st.container(horizontal=True, gap="small"):
+            if view.job.may_pause:
+                st.button(
+                    "Pause",
+                    key="bench-pause",
+                    on_click=jobs.pause,
+                    args=(job_id,),
+                    help="Leaves the worker to others; finished blocks stay, and Resume goes on.",
+                )
+            st.button(
+                "Cancel",
+                key="bench-stop",
+                on_click=jobs.stop,
+                args=(job_id,),
+                help="Stops for good; finished blocks stay in the store and are used again.",
+            )
+    _look(job_id)
+
+
+@fragment(run_every=LOOK_EVERY_S)
+def _look(job_id: str) -> None:
+    job = jobs.front().snapshot(job_id)
+    partial = None if job is None else job.partial
+    if not isinstance(partial, BenchResult) or not partial.comparisons:
+        st.caption("Interim results appear after the first block.")
+        return
+    first_look(partial)
+
+
+def first_look(partial: BenchResult) -> None:
+    """Draw what the finished blocks say: e-values first, differences faded and labelled."""
+    arms = forest.arms_in_order(partial)
+    with ui.card(f"First look: {partial.blocks_done} of {partial.blocks_total} blocks", key="bench-partial"):
+        st.badge(f"partial: {partial.blocks_done} of {partial.blocks_total} blocks", color="orange")
+        st.caption(
+            "The e-value is the one number that may be looked at while the benchmark runs. The faded intervals "
+            "hold for the planned end only: stopping because of them makes them wrong."
+        )
+        ui.chart(
+            evidence.e_values(partial, arms),
+            key="evidence",
+            caption=evidence.caption(partial),
+            rows=partial.comparisons,
+        )
+        scores.picture(partial, key="forest-partial")
+
+
+def stopped(view: jobs.View) -> None:
+    """Draw that the benchmark on show was paused or cancelled, and the button that goes on."""
+    found = view.result if isinstance(view.result, BenchResult) and not view.stale else None
+    asked = st.session_state.get("bench_asked")
+    spec = found.spec if found else None if asked is None else BenchSpec.model_validate_json(asked)
+    word = "Paused" if view.job is not None and view.job.state == "paused" else "Stopped"
+    blocks = f"{found.blocks_done} of {found.blocks_total} blocks are finished" if found else "no block was finished"
+    with st.container(border=True, key="bench-stopped"):
+        st.markdown(
+            f"**{word}**: {blocks}. Finished answers are kept; Resume asks only what is missing and ends with "
+            "the same numbers as a run in one go."
+        )
+        if spec is not None:
+            st.button("Resume", key="bench-resume", type="primary", on_click=benchmarks.start, args=(spec,))
+
+
+def unfinished(runs: list[Any], on_show: str | None) -> None:
+    """Draw the newest benchmarks that a pause or a crash left unfinished, each with its Resume; not that `on_show`."""
+    over: set[str] = set()
+    shown = []
+    for run in runs:  # newest first: a later run of the same question supersedes
+        if run.spec_id not in over and run.state in ("paused", "interrupted") and run.run_id != on_show:
+            shown.append(run)
+        over.add(run.spec_id)
+    if not shown:
+        return
+    with st.expander(f"Unfinished benchmarks ({len(shown)})", key="bench-unfinished"):
+        for run in shown[:UNFINISHED_SHOWN]:
+            spec = run.spec
+            left, right = st.columns([4, 1], vertical_alignment="center")
+            left.caption(
+                ui.escape(
+                    f"{run.run_id} · {run.state} · {len(spec.arms)} arms, {len(spec.subjects)} "
+                    f"subjects, n = {spec.n}, {spec.split}"
+                )
+            )
+            right.button("Resume", key=f"resume-{run.run_id}", on_click=benchmarks.start, args=(spec,))

@@ -1,0 +1,98 @@
+"""Freeze a prediction: the pick and the score that made it, with a time, before any benchmark."""
+
+import streamlit as st
+
+from screens.shared import benchmarks, edit_recipe, jobs, session, ui
+from stethoscope.figures.theme import pretty
+from stethoscope.judging import predictions
+from stethoscope.recipes.files import shown_layers
+from stethoscope.records import DiagnoseSpec, Prediction
+from stethoscope.results import DiagnosisResult
+from stethoscope.store.ids import content_id, short_id
+
+HOW = {"top": "the top {n}", "bottom": "the bottom {n}", "random": "{n} drawn at random", "hand": "picked by hand"}
+
+
+def prediction_of(result: DiagnosisResult, spec: DiagnoseSpec) -> Prediction:
+    """Return the session's pick as a prediction on `result`, the diagnosis `spec`."""
+    chosen = st.session_state
+    subject, recipe = chosen["subject"], edit_recipe.from_session(session.profile())
+    how = predictions.how_picked(
+        recipe.layers.keys(), result.order.get(subject, ()), result.n_layers, chosen["picked_seed"]
+    )
+    scores = {cell.layer: cell.score for cell in result.cells if cell.subject == subject}
+    return Prediction(
+        recipe=recipe,
+        diagnosis=spec,
+        subject=subject,
+        picked=how,
+        seed=chosen["picked_seed"] if how == "random" else None,
+        scores=tuple(scores.get(layer) for layer in recipe.layers),
+    )
+
+
+def in_words(prediction: Prediction) -> str:
+    """Return what is claimed, and how the layers were picked."""
+    spec, n = prediction.diagnosis, len(prediction.recipe.layers)
+    how = HOW[prediction.picked].format(n=n) + (f" (seed {prediction.seed})" if prediction.seed is not None else "")
+    return (
+        f"Claim: editing layers {shown_layers(prediction.recipe.layers)} ({how}; {pretty(prediction.subject)} by "
+        f"{pretty(spec.score)} against {pretty(spec.control)}, k = {spec.top_k}) beats equally strong edits of as many "
+        f"random, bottom and last layers. {edit_recipe.words(prediction.recipe)}"
+    )
+
+
+def table() -> None:
+    """Draw the frozen predictions, newest first."""
+    rows = [
+        {
+            "frozen": benchmarks.clock(stored.created_at),
+            "subject": pretty(stored.prediction.subject),
+            "layers": shown_layers(stored.prediction.recipe.layers),
+            "picked": stored.prediction.picked,
+            "score": pretty(stored.prediction.diagnosis.score),
+            "mean score": _mean(stored.prediction),
+            "alpha": stored.prediction.recipe.master_alpha,
+            "prediction": short_id(stored.prediction_id),
+        }
+        for stored in jobs.front().store.list_predictions()
+    ]
+    if rows:
+        number = {"mean score": st.column_config.NumberColumn(format="%.3f")}
+        ui.table(rows, key="predictions", column_config=number, alt="Frozen predictions, newest first")
+
+
+def _mean(prediction: Prediction) -> float | None:
+    known = [score for score in prediction.scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
+    """Draw the claim, the button that freezes it, and what was frozen; `spec` None: the diagnosis is out of date."""
+    store = jobs.front().store
+    with ui.card("Preregister this pick", key="freeze"):
+        if not st.session_state["layers"]:
+            st.caption("Pick layers above; a frozen pick is compared with its controls once a benchmark has run.")
+        elif not session.profile().task_vectors:
+            st.caption("A prediction is of an edit, and no task vector is named yet.")
+        elif spec is None:
+            st.caption("The diagnosis is being renewed; the pick can be frozen once it is there.")
+        else:
+            prediction = prediction_of(result, spec)
+            st.caption(ui.escape(f"{in_words(prediction)} {edit_recipe.line(prediction.recipe)}".strip()))
+            known = {stored.prediction_id: stored.runs_before for stored in store.list_predictions()}
+            runs_before = known.get(content_id(prediction))
+            runs = predictions.runs_of(prediction.recipe, benchmarks.bench_runs())
+            if used := [run for run in runs if runs_before is None or run.sequence <= runs_before]:
+                st.warning(
+                    f"This edit was benchmarked before (run {used[0].run_id}): for those problems it comes too "
+                    "late to be a prediction."
+                )
+            ui.store_button(
+                "Freeze prediction" if runs_before is None else "Frozen",
+                key="freeze-prediction",
+                write=store.put_prediction,
+                args=(prediction,),
+                disabled=runs_before is not None,
+            )
+        table()

@@ -1,0 +1,43 @@
+"""Does the order of the layers survive another score, another k, another control corpus?"""
+
+import streamlit as st
+
+from screens.shared import jobs, opened, ui, watch
+from stethoscope.figures import stability
+from stethoscope.figures.theme import pretty
+from stethoscope.records import DiagnoseSpec, StabilitySpec
+from stethoscope.results import DiagnosisResult, StabilityResult
+
+
+def other_control(spec: DiagnoseSpec) -> jobs.View:
+    """Ask for the same diagnosis against the next control corpus; an empty view where there is only one."""
+    names = spec.problems.control_names
+    if len(names) < 2:
+        return jobs.View()
+    other = names[(names.index(spec.control) + 1) % len(names)]
+    changed = spec.model_copy(update={"control": other})
+    title = f"Diagnosis against {pretty(other)}"
+    return watch.by_itself("diagnosis-other", changed, title=title, button=f"Diagnose against {pretty(other)}, too")
+
+
+def spec_of(diagnosis: DiagnoseSpec) -> StabilitySpec:
+    """Return the stability of `diagnosis`."""
+    return StabilitySpec(diagnosis=diagnosis, **opened.settings("stability"))
+
+
+def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
+    """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
+    subject = st.session_state["subject"]
+    with ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
+        asked = spec_of(spec)
+        ui.opened_settings("stability")
+        view = watch.by_itself("stability", asked, title="Stability of the layer order", button="Compare the orders")
+        watch.standing(view, "stability", "Compare the orders")
+        result = view.result
+        if isinstance(result, StabilityResult) and subject in diagnosis.subjects:
+            ui.chart(
+                stability.rank_heatmap(result, subject),
+                key="stability",
+                caption=stability.caption(result, subject),
+                rows=stability.numbers(result, subject),
+            )

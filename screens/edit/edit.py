@@ -1,0 +1,95 @@
+"""Edit: what if I inject here? The recipe, the live probe, and base and edited text side by side."""
+
+import streamlit as st
+
+from screens.edit import compare, controls, dose, history, share, strengths
+from screens.shared import edit_recipe, jobs, loaded_model, session, status, ui, watch
+from screens.shared.fragment import fragment
+from stethoscope.figures import probe
+from stethoscope.recipes.files import to_link
+from stethoscope.records import EditRecipe, ProbeSpec
+from stethoscope.results import DiagnosisResult, ProbeResult
+from stethoscope.store.ids import content_id, short_id
+
+
+def formula(recipe: EditRecipe) -> None:
+    """Say the edit in words and symbols."""
+    st.latex(edit_recipe.symbols(recipe))
+    st.caption(ui.escape(f"{edit_recipe.words(recipe)} {edit_recipe.line(recipe)}".strip()))
+
+
+def live_probe(recipe: EditRecipe) -> None:
+    """Ask for the probe of `recipe` by itself and draw the newest answer; the former one stays until then."""
+    spec = ProbeSpec(recipe=recipe, problems=session.profile().problems)
+    view = jobs.ask("probe", spec, title="Probe")
+
+    @fragment(run_every=0.15 if view.active else None)
+    def line() -> None:
+        job = jobs.front().snapshot(view.job.job_id) if view.active else view.job
+        jobs.draw_again(view.active and jobs.ended(view.job.job_id))
+        updating = view.active and job is not None
+        st.caption(ui.escape(f"Updating: {watch.describe(job)}") if updating else "Up to date")
+
+    if view.error:
+        ui.banner(view.error)
+        st.button("Try again", key="probe-again", on_click=jobs.forget, args=("probe",))
+    elif view.stopped:
+        st.caption("Stopped.")
+        st.button("Probe again", key="probe-again", on_click=jobs.forget, args=("probe",))
+    else:
+        line()
+    if isinstance(view.result, ProbeResult):
+        figure, note = probe.differences(view.result), probe.caption(view.result)
+        ui.chart(figure, key="probe", caption=note, rows=view.result.rows)
+        if not view.stale:
+            status.show_certificate(view.result.certificate, recipe)
+
+
+def offer_layers() -> None:
+    """Say that no layer is picked, and offer the best ones of the diagnosis on show, or Diagnose without one."""
+    result = jobs.look("diagnosis").result
+    said = "No layer is picked, so the model answers as the base."
+    if not isinstance(result, DiagnosisResult):
+        if ui.empty(said, "Diagnose first", "edit-pick"):
+            ui.open_screen("diagnose")
+        return
+    best = result.order.get(st.session_state["subject"], ())[: int(st.session_state["top_n"])]
+    ui.empty(said, f"Pick the best {len(best)} layers", "edit-pick", lambda: session.set_layers(best))
+
+
+def main() -> None:
+    """Draw the page."""
+    ui.heading("Edit", "What if I inject here? The task vector is added to the picked layers while a job runs.")
+    profile = session.profile()
+    n_layers = loaded_model.known_layers()
+    if n_layers is None:
+        loaded_model.wait_for_model()
+        return
+    if not loaded_model.has_task_vector("an edit", "edit"):
+        return
+    with ui.card("Recipe"):
+        controls.controls(n_layers)
+        recipe = edit_recipe.from_session(profile)
+        strengths.draw(recipe, n_layers)
+        formula(recipe)
+        history.remember(recipe)
+        with st.container(horizontal=True, vertical_alignment="center", key="recipe-row"):
+            history.buttons()
+            share.draw(recipe)
+            st.caption(f"recipe {short_id(content_id(recipe))}", width="content")
+    if not recipe.layers:
+        status.show_base()
+        offer_layers()
+    elif (why := profile.cannot_score()) is not None:
+        ui.missing(why)
+    else:
+        with ui.card("Live probe: do gold solutions become more likely?"):
+            live_probe(recipe)
+        with ui.card("Dose and response: the probe at every master alpha"):
+            dose.draw(recipe)
+    with ui.card("Base and edited text, side by side"):
+        held = compare.draw(recipe)
+    session.link(recipe=to_link(recipe), run=held.run_id, job=held.job.job_id if held.active else None)
+
+
+main()

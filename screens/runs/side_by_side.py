@@ -1,0 +1,123 @@
+"""Two benchmarks side by side: what differs between them, both pictures, and the pairs of problems that they share."""
+
+from typing import Any
+
+import streamlit as st
+
+from screens.runs.table import summary
+from screens.shared import benchmarks, edit_recipe, jobs, ui
+from stethoscope.errors import StethoscopeError
+from stethoscope.figures import forest
+from stethoscope.figures.bench_tables import differences as difference_rows
+from stethoscope.judging.two_runs import TwoRuns, pair_runs
+from stethoscope.recipes.files import differences
+from stethoscope.results import BenchResult
+
+FIRST, SECOND = "run A", "run B"
+
+
+def readable(runs: list[Any]) -> dict[str, Any]:
+    """Return the benchmarks among `runs` that have a result and a spec that can be read, by id."""
+    found: dict[str, Any] = {}
+    for run in runs:
+        if run.kind == "bench" and run.result_id is not None:
+            try:
+                _ = run.spec
+            except StethoscopeError:
+                continue
+            found[run.run_id] = run
+    return found
+
+
+def draw(runs: list[Any]) -> None:
+    """Draw the choice of two benchmarks, and once it is made, both of them."""
+    known = readable(runs)
+    if len(known) < 2:
+        st.caption("Two benchmarks with results are needed; so far there " + ("is one." if known else "is none."))
+        return
+    left, right = st.columns(2)
+    with left:
+        first = _choice(known, "A", index=1)
+    with right:
+        second = _choice(known, "B", index=0)
+    if first[0].run_id == second[0].run_id and first[2] == second[2]:
+        st.caption("This is the same arm of the same run twice: choose another run or arm.")
+        return
+    _settings(first[0], second[0])
+    _recipes(first, second)
+    _pairs(pair_runs(first[1], second[1], (first[2], second[2]), (FIRST, SECOND)))
+    for column, (run, result, _), name in zip(st.columns(2), (first, second), "AB", strict=True):
+        with column:
+            _picture(run, result, name)
+
+
+def _choice(known: dict[str, Any], name: str, *, index: int) -> tuple[Any, BenchResult, str]:
+    """Draw the choice of a run and of one of its arms; return the run, its result and the arm's name."""
+    run = known[
+        st.selectbox(
+            f"Run {name}",
+            list(known),
+            index=index,
+            key=f"side-{name}",
+            format_func=lambda run_id: f"{run_id} · {summary(known[run_id])}",
+        )
+    ]
+    result = jobs.load_result(jobs.front().store, run.run_id)
+    assert isinstance(result, BenchResult)
+    arms = [arm.name for arm in result.spec.arms]
+    first_edit = min(1, len(arms) - 1)  # behind the reference
+    return run, result, st.selectbox(f"Arm of run {name}", arms, index=first_edit, key=f"side-arm-{name}-{run.run_id}")
+
+
+def _settings(first: Any, second: Any) -> None:
+    bare = [run.spec.model_copy(update={"arms": ()}) for run in (first, second)]
+    rows = [{"setting": row.field, FIRST: row.before, SECOND: row.after} for row in differences(*bare)]
+    if rows:
+        ui.table(rows, key="side-settings", alt="Settings that differ")
+    else:
+        st.caption("Both runs asked the same problems in the same way.")
+
+
+def _recipes(first: tuple[Any, BenchResult, str], second: tuple[Any, BenchResult, str]) -> None:
+    recipes = [next(arm.recipe for arm in result.spec.arms if arm.name == name) for _, result, name in (first, second)]
+    if recipes[0] is None or recipes[1] is None:
+        st.caption("One of the two arms is the base: there is no recipe to compare.")
+    else:
+        edit_recipe.changes(recipes[0], recipes[1], key="side-recipes")
+
+
+def _pairs(found: TwoRuns) -> None:
+    """Draw the paired difference on shared problems, or why there is none."""
+    if found.paired is None:
+        st.warning("These answers are not comparable. " + ui.escape(" ".join(found.obstacles)))
+        return
+    subjects = list(dict.fromkeys(row.subject for row in found.paired.arms))
+    figure = forest.paired_differences(found.paired, subjects, found.paired.spec.margin)
+    said = [f"{SECOND} − {FIRST}, on shared problems only.", *found.notes, found.paired.no_verdict or ""]
+    ui.chart(
+        figure,
+        key="side-pairs",
+        caption=" ".join(said),
+        rows=found.paired.comparisons,
+        more={"Arms": found.paired.arms, "Totals": found.paired.totals},
+    )
+    ui.table(
+        difference_rows(found.paired),
+        key="side-table",
+        alt="Paired differences of the two runs by subject",
+        column_config=benchmarks.POINTS,
+    )
+
+
+def _picture(run: Any, result: BenchResult, name: str) -> None:
+    if not result.comparisons:
+        st.caption(f"Run {name} compares no arms.")
+        return
+    subjects = list(dict.fromkeys(row.subject for row in result.arms))
+    figure = forest.paired_differences(result, subjects, result.spec.margin)
+    ui.chart(
+        figure,
+        key=f"side-forest-{name}",
+        rows=result.comparisons,
+        caption=f"Run {name} ({run.run_id}). {forest.caption(result, result.spec.margin)}",
+    )

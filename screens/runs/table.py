@@ -1,0 +1,51 @@
+"""The table of runs: what each was about, in a few words, and the recipes that it used."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from screens.shared import ui
+from stethoscope.errors import StethoscopeError
+from stethoscope.figures.theme import pretty
+from stethoscope.records import EditRecipe
+from stethoscope.store.history import recipes_of
+
+
+def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
+    """Return every recipe of `runs` by run and arm; damaged rows, which the table names, have none to show."""
+    found: dict[str, EditRecipe] = {}
+    for run in runs:
+        try:
+            found |= {f"{run.run_id} · {name}": recipe for name, recipe in recipes_of(run.spec).items()}
+        except StethoscopeError:
+            continue
+    return found
+
+
+def summary(run: Any) -> str:
+    """Return in a few words what the run was about; a damaged row says so."""
+    return pretty(run.about)
+
+
+def table(runs: list[Any]) -> None:
+    """Draw the history, pinned runs first."""
+    rows = [
+        {
+            "pinned": run.pinned,
+            "started": pd.to_datetime(run.created_at, unit="s", utc=True),
+            "kind": pretty(run.kind),
+            "about": run.title or summary(run),
+            "state": run.state,
+            "seconds": run.elapsed_s,
+            "run": run.run_id,
+        }
+        for run in runs
+    ]
+    columns = {
+        "pinned": st.column_config.CheckboxColumn("pinned", width="small"),
+        "started": st.column_config.DatetimeColumn("started, UTC", format="YYYY-MM-DD HH:mm:ss"),
+        "about": st.column_config.TextColumn("about", width="large"),
+        "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
+    }
+    ui.table(rows, column_config=columns, key="runs-table", alt="Stored runs")

@@ -1,0 +1,70 @@
+"""The download card of Setup: what would come from the hub, of what size, and what is here, before any of it comes."""
+
+import pandas as pd
+import streamlit as st
+
+from screens.shared import jobs, ui, watch
+from stethoscope.figures.downloads import download_bars, download_caption, download_rows
+from stethoscope.locations import local_path
+from stethoscope.profiles import Profile
+from stethoscope.progress import size_text
+from stethoscope.records import DownloadSpec
+from stethoscope.results import DownloadResult
+
+
+def card(profile: Profile) -> None:
+    """Offer the listing of a profile that lies on the hub, wholly or in part; one that is all here has no card.
+
+    It is asked for by a button, and again after "Load the model": what was missing before may be here now.
+    """
+    spec = DownloadSpec(
+        model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors, problems=profile.problems
+    )
+    if not _on_hub(spec):
+        return
+    with ui.card("Download", key="download-card"):
+        said = "Asks the hub for the names and sizes of the files, and fetches none of them."
+        if not watch.asked_for("download", spec, said, "What would be downloaded?"):
+            return
+        view = jobs.ask("download", spec, title=f"Listing {profile.title}", loads=False)
+        watch.standing(view, "download", "Ask the hub")
+        if isinstance(view.result, DownloadResult) and not view.stale:
+            draw(view.result)
+            st.button("Look again", key="download-again", type="tertiary", on_click=jobs.forget, args=("download",))
+
+
+def draw(result: DownloadResult) -> None:
+    """Draw one banner for each reason to refuse, the sizes by part, and every file in a fold."""
+    for refusal in result.refusals:
+        ui.banner(refusal)
+    files = [
+        {"part": part.part, "file": file.name, "size_bytes": file.size_bytes, "here": file.here}
+        for part in result.parts
+        for file in part.files
+    ]
+    if not files:
+        st.caption(ui.escape(download_caption(result)))
+        return
+    rows, caption = download_rows(result), download_caption(result)
+    ui.chart(download_bars(result), key="downloads", caption=caption, rows=rows, more={"Files": files})
+    with st.expander(f"All {len(files)} files", key="download-files"):
+        table = pd.DataFrame(
+            [
+                {
+                    "part": file["part"],
+                    "file": file["file"],
+                    "size": size_text(file["size_bytes"]),
+                    "here": "yes" if file["here"] else "no",
+                }
+                for file in files
+            ]
+        )
+        ui.table(table, key="download-table", alt="Files by part, with size and what is here")
+
+
+def _on_hub(spec: DownloadSpec) -> bool:
+    named = [spec.model.id, *(ref.tuned for ref in spec.task_vectors)]
+    named += [] if spec.saes is None else [spec.saes.location]
+    if spec.problems is not None:
+        named += [place for place in (spec.problems.problems, spec.problems.controls) if place is not None]
+    return any(local_path(place) is None for place in named)

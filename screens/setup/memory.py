@@ -1,0 +1,39 @@
+"""The memory card of Setup: what each use case will hold, by formula, and what to reduce where it does not fit."""
+
+import streamlit as st
+
+from screens.shared import jobs, ui, watch
+from stethoscope.figures.memory import memory_caption, memory_stacks
+from stethoscope.locations import EMBEDDED_PREFIX
+from stethoscope.profiles import Profile
+from stethoscope.records import MemorySpec
+from stethoscope.results import MemoryResult
+from stethoscope.results.memory import cards_text
+
+
+def card(profile: Profile) -> None:
+    """Ask for the sizes of the profile's model and SAEs and draw the stacks; nothing is loaded.
+
+    A model that is neither shipped nor loaded is asked about by a button: its config.json may have to be fetched.
+    """
+    with ui.card("Memory", key="memory-card"):
+        spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
+        title = f"Sizes of {profile.title}"
+        here = profile.model.id.startswith(EMBEDDED_PREFIX) or jobs.loaded() is not None
+        said = "Estimated from config.json and the SAEs' settings (downloaded if missing). Weights are not downloaded."
+        if not here and not watch.asked_for("memory", spec, said, "Does it fit?"):
+            return
+        view = jobs.ask("memory", spec, title=title, loads=False)
+        watch.standing(view, "memory", "Work out the sizes")
+        if isinstance(view.result, MemoryResult) and not view.stale:
+            draw(view.result)
+
+
+def draw(result: MemoryResult) -> None:
+    """Draw the picture, its numbers, and one line of advice for each use case that does not fit."""
+    rows = [{"activity": stack.activity, **part.model_dump()} for stack in result.stacks for part in stack.parts]
+    ui.chart(memory_stacks(result), key="memory-stacks", caption=memory_caption(result), rows=rows)
+    st.caption(ui.escape(cards_text(result)))
+    for stack in result.stacks:
+        if stack.advice:
+            st.warning(ui.escape(f"{stack.activity.capitalize()}: {stack.advice}"))

@@ -1,0 +1,52 @@
+"""The first-run tour on Setup: listen, inject, judge. Once dismissed it stays away, in later sessions, too.
+
+It can be had again. Whether it was dismissed is a file beside the runs: the store's tables are of runs and recipes.
+"""
+
+import contextlib
+
+import streamlit as st
+
+from screens.shared import jobs, ui
+
+MARK = "tour-dismissed"
+
+STEPS = (
+    ("1 · Listen", "Diagnose", "Which layers are specific to a skill? Pick some on the picture, and freeze the pick."),
+    ("2 · Inject", "Edit", "The raw task vector goes into the picked layers; a probe answers every move."),
+    ("3 · Judge", "Benchmark", "Paired problems, controls beside the edit, and a verdict with its interval."),
+)
+
+
+def show() -> None:
+    """Draw the three steps until they are dismissed."""
+    if _dismissed():
+        return
+    with st.container(border=True, key="tour"):
+        for column, (step, page, what) in zip(st.columns(3), STEPS, strict=True):
+            column.markdown(f"**{step}**")
+            column.caption(what)
+            column.page_link(ui.path_of(page.lower()), label=f"{page} →")
+        st.button("Got it, do not show this again", key="tour-dismiss", on_click=_dismiss)
+
+
+def bring_back() -> None:
+    """Draw the button that shows the steps again, where they were dismissed."""
+    if _dismissed():
+        st.button("Show the three steps again", key="tour-back", type="tertiary", on_click=_restore)
+
+
+def _dismissed() -> bool:
+    return bool(st.session_state.get("tour-done")) or (jobs.front().store.root / MARK).exists()
+
+
+def _dismiss() -> None:
+    st.session_state["tour-done"] = True
+    with contextlib.suppress(OSError):  # a folder that cannot be written is told where runs are stored
+        (jobs.front().store.root / MARK).touch()
+
+
+def _restore() -> None:
+    st.session_state["tour-done"] = False
+    with contextlib.suppress(OSError):
+        (jobs.front().store.root / MARK).unlink(missing_ok=True)

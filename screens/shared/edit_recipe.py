@@ -1,0 +1,115 @@
+"""The session's recipe: put together from the session's keys, in symbols and in words, and compared with another."""
+
+import streamlit as st
+
+from screens.shared import loaded_model, session, ui
+from stethoscope.figures.theme import pretty
+from stethoscope.profiles import Profile
+from stethoscope.recipes.files import differences, shown_layers
+from stethoscope.recipes.reach import in_words, reach
+from stethoscope.records import (
+    EditRecipe,
+    EditType,
+    LayerAlpha,
+    NormMatchedEdit,
+    ProjectedEdit,
+    RandomSubspaceEdit,
+    RawEdit,
+    ServedEdit,
+)
+
+
+def from_session(profile: Profile) -> EditRecipe:
+    """Return the recipe that the session describes."""
+    chosen = st.session_state
+    return EditRecipe(
+        model=profile.model,
+        task_vector=profile.task_vector(chosen["task_vector"]),
+        layers=picked(),
+        master_alpha=float(chosen["alpha"]),
+        edit_type=_edit_type(profile),
+        norms=bool(chosen["norms"]),
+        embeddings=bool(chosen["embeddings"]),
+    )
+
+
+def _edit_type(profile: Profile) -> EditType:
+    chosen = st.session_state
+    k = int(chosen["edit_k"])
+    if chosen["edit_type"] == "raw":
+        return RawEdit()
+    if chosen["edit_type"] == "raw-where-projected":
+        return ServedEdit(saes=session.diagnosis().listens_with)
+    if chosen["edit_type"] == "random-subspace":
+        return RandomSubspaceEdit(
+            rank=k,
+            site=profile.site,
+            saes=profile.saes if chosen["subspace_served"] else None,
+            seed=int(chosen["subspace_seed"]),
+            norm_matched=bool(chosen["subspace_matched"]),
+        )
+    diagnosis = session.diagnosis(top_k=k)
+    kind = ProjectedEdit if chosen["edit_type"] == "projected" else NormMatchedEdit
+    return kind(diagnosis=diagnosis, subject=chosen["subject"], top_k=k)
+
+
+def line(recipe: EditRecipe) -> str:
+    """Return what `recipe` names without changing it, in words; "" where it changes all, or before that is known."""
+    found = loaded_model.ground(recipe.task_vector.name) if recipe.layers else None
+    return "" if found is None else in_words(reach(recipe, found))
+
+
+def picked() -> dict[int, LayerAlpha]:
+    """Return the strengths of the picked layers; 1 where nothing else was said."""
+    kept = st.session_state["layer_alpha"]
+    pairs = {layer: kept.get(str(layer), (1.0, 1.0)) for layer in st.session_state["layers"]}
+    return {layer: LayerAlpha(attention=float(pair[0]), mlp=float(pair[1])) for layer, pair in pairs.items()}
+
+
+def symbols(recipe: EditRecipe) -> str:
+    """Return the edit as a LaTeX formula."""
+    vector = {
+        "raw": r"\tau_\ell",
+        "projected": r"P_\ell\,\tau_\ell",
+        "raw-where-projected": r"\tau_\ell",
+        "random-subspace": r"R_\ell\,\tau_\ell",
+        "projected-norm-matched": r"\tfrac{\lVert\tau_\ell\rVert}{\lVert P_\ell\tau_\ell\rVert}\,P_\ell\,\tau_\ell",
+    }[recipe.edit_type.kind]
+    spans = shown_layers(recipe.layers).replace("-", r"\text{–}")
+    layers = rf"\{{{spans}\}}" if recipe.layers else r"\varnothing"
+    return rf"\theta'_\ell = \theta_\ell + {recipe.master_alpha:g}\; a_\ell\; {vector},\qquad \ell \in {layers}"
+
+
+def words(recipe: EditRecipe) -> str:
+    """Return the edit as a sentence."""
+    if not recipe.layers:
+        return "No layer is picked: this is the base."
+    what = f"the task vector {recipe.task_vector.name}"
+    edit_type = recipe.edit_type
+    if isinstance(edit_type, RandomSubspaceEdit):
+        what = f"the part of {what} in a random subspace of {edit_type.rank} dimensions (seed {edit_type.seed})"
+        what += ", scaled back to the raw norm" if edit_type.norm_matched else ""
+    elif isinstance(edit_type, ServedEdit):
+        what += ", only where an SAE serves the matrix"
+    elif not isinstance(edit_type, RawEdit):
+        what = f"the part of {what} in the span of the top {edit_type.top_k} {pretty(edit_type.subject)} latents"
+        if isinstance(edit_type, NormMatchedEdit):
+            what += ", scaled back to the raw norm"
+    layers = shown_layers(recipe.layers)
+    own = {(strength.attention, strength.mlp) for strength in recipe.layers.values()} != {(1.0, 1.0)}
+    moved = [name for name, on in (("norms", recipe.norms), ("embeddings", recipe.embeddings)) if on]
+    return (
+        f"In layer{'s' if len(recipe.layers) > 1 else ''} {layers}: base plus {recipe.master_alpha:g} times {what}"
+        f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}"
+        f"{'; ' + ' and '.join(moved) + ' move, too' if moved else ''}."
+    )
+
+
+def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") -> None:
+    """Draw what changed from one recipe to another as a table."""
+    rows = differences(before, after)
+    if not rows:
+        st.caption("The two recipes are the same.")
+        return
+    cells = [{"field": row.field, "before": row.before, "now": row.after} for row in rows]
+    ui.table(cells, key=key, alt="What differs between the two recipes")

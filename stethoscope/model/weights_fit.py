@@ -1,0 +1,51 @@
+"""Is there room for the weights? Told from config.json alone, before anything is loaded or a large file is fetched."""
+
+from typing import Any
+
+import torch
+
+from stethoscope.errors import ResourceError
+from stethoscope.hub import fetch_file
+from stethoscope.locations import local_path
+from stethoscope.model.checkpoint import check_folder, read_config
+from stethoscope.model.devices import Placement, Plan, plan_placement
+from stethoscope.model.free_memory import free_bytes
+from stethoscope.model.shape import ModelShape, meta_model, shape_of
+from stethoscope.progress import Progress, size_text
+from stethoscope.records import ModelRef
+
+
+def read_sizes(ref: ModelRef, placement: Placement, progress: Progress) -> tuple[ModelShape, Plan]:
+    """Return the sizes of the language tower of `ref` and where it will lie; of a hub id only config.json is fetched.
+
+    Raises:
+        CheckpointError: no checkpoint at a path, or a config.json that describes no decoder.
+        HubError: see `hub.fetch_file`.
+    """
+    folder = local_path(ref.id)
+    if folder is None:
+        folder = fetch_file(ref.id, "config.json", revision=ref.revision, progress=progress).path.parent
+    else:
+        check_folder(ref.id, folder)
+    model: Any = meta_model(ref, read_config(ref.id, folder).get_text_config(), getattr(torch, ref.dtype))
+    return shape_of(model, ref.roles), plan_placement(model, placement, ref.roles)
+
+
+def check_room(ref: ModelRef, plan: Plan) -> None:
+    """Raise `ResourceError` where the weights alone take more than is free where they will lie."""
+    devices = ", ".join(map(str, plan.devices))
+    _check(ref, plan.on_devices, sum(map(free_bytes, plan.devices)), devices, "spread")
+    if plan.in_memory:
+        _check(ref, plan.in_memory, free_bytes(torch.device("cpu")), "the machine, where they wait", "offload-disk")
+
+
+def _check(ref: ModelRef, needed: int, free: int, where: str, other: str) -> None:
+    if needed <= free:
+        return
+    half = "Load it in bfloat16, which takes half, or a" if ref.dtype == "float32" else "Load a"
+    raise ResourceError(
+        f"{ref.id} does not fit into the memory of {where}",
+        got=f"{size_text(free)} free",
+        expected=f"{size_text(needed)} for its weights in {ref.dtype}",
+        next_step=f"{half} smaller model, use the device {other}, or close what else uses the memory.",
+    )
