@@ -91,8 +91,25 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
 )
 
 
+LONGEST = (  # half a minute to minutes each: they begin first, so that none is left when other workers are done
+    "pipeline/test_memory.py",
+    "hub/test_end_to_end.py",
+    "test_isolation.py",
+    "minerva/test_grading.py",
+    "mini/test_artifacts.py",
+    "mini/test_train.py",
+    "pipeline/test_scoring_memory.py",
+    "cli/test_resume.py",
+    "test_gpu_script.py",
+)
+
+
+def _path_in_tests(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
 def _is_slow(path: Path) -> bool:
-    return path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW)
+    return _path_in_tests(path).startswith(SLOW)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -109,10 +126,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `SLOW`: folders end in a slash."""
+    """Mark the tests of `SLOW` (folders end in a slash), and begin with those of `LONGEST`."""
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _path_in_tests(item.path) not in LONGEST)
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,7 @@ class Session(threading.Thread):
             assert snapshot is not None
             if not snapshot.active or (kind == "cancel" and self.name not in snapshot.owners):
                 return snapshot
-            time.sleep(0.003)
+            time.sleep(0.01)
         raise AssertionError(f"{self.name}: {kind} did not end in {DEADLINE_S} s")
 
 
