@@ -247,6 +247,26 @@ def test_inside_the_model_answers_differently(
         assert torch.equal(logits_of(loaded), edited)
 
 
+def test_an_error_inside_leaves_the_base_and_its_version(
+    loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
+) -> None:
+    patch, base, version = (
+        build_patch(loaded, task_vector, make_recipe({1: 1.0})),
+        pointers(loaded),
+        loaded.weights_version,
+    )
+
+    def fail_inside() -> None:
+        with applied(loaded, patch):
+            assert loaded.weights_version == patch.weights_version != version
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
+    assert pointers(loaded) == base
+    assert loaded.weights_version == version
+
+
 def test_only_the_layouts_matrices_are_touched_and_embeddings_stay_tied(
     loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe
 ) -> None:
