@@ -1,9 +1,9 @@
-"""How many answers change with the batch size? The mini's base on the same problems, in float32 and in bfloat16.
+"""Count the answers that change with the batch size: the mini's base on the same problems, in float32 and bfloat16.
 
-Rounding depends on what is computed together, so that the argmax may part between two logits that are nearly equal.
-Counted against batch size 1 of the same dtype: texts that differ, and answers whose grade flips (exact match); and
-against float32 at batch size 1. The benchmark's own code answers and grades.
-Run: python -m benchmarks.batch_flips [--problems 16] [--device cuda]
+Rounding depends on the batch, so the argmax can change between two nearly equal logits. The script counts texts and
+grades (exact match) that differ from batch size 1 in the same dtype, and from float32 with batch size 1. The
+benchmark's own code generates and grades the answers. Run: python -m benchmarks.batch_flips [--problems 16] [--device
+cuda]
 """
 
 import argparse
@@ -42,7 +42,8 @@ def answers(context: Context, dtype: str, batch_size: int, problems: int) -> dic
 
 
 def difference(found: dict[str, BenchItem], reference: dict[str, BenchItem]) -> tuple[int, int, int]:
-    """Return how many texts differ, how many answers are correct only here, and only in `reference`."""
+    """Return the number of texts that differ, of answers correct only here, and of answers correct only in
+    `reference`."""
     assert found.keys() == reference.keys(), "not the same problems"
     pairs = [(found[key], reference[key]) for key in reference]
     right = [(one.grade.exact_match == "correct", other.grade.exact_match == "correct") for one, other in pairs]
@@ -51,7 +52,7 @@ def difference(found: dict[str, BenchItem], reference: dict[str, BenchItem]) -> 
 
 
 def main() -> None:
-    """Answer at every batch size in every dtype, print a table in markdown."""
+    """Generate answers with every batch size and dtype, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=16, help="problems of each subject")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

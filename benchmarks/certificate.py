@@ -1,8 +1,8 @@
-"""How fast are weights hashed? Our checksum, SHA-256 and a copy, over the same weights of Gemma 3 4B's shapes.
+"""Speed of hashing weights: our checksum, SHA-256 and a memory copy, on the same weights with Gemma 3 4B's shapes.
 
-Printed are gigabytes per second of processor time on one thread of the CPU (or of elapsed time on a GPU), their ratios
-to a copy, and the three readings of a certificate. SHA-256 is read from the host, as it needs the bytes there.
-Run: python -m benchmarks.certificate [--layers 2] [--device cpu]
+Prints gigabytes per second of CPU time on one thread (or of elapsed time on a GPU), the ratios to a copy, and the time
+of a certificate's three readings. SHA-256 runs on the host, because it needs the bytes there. Run: python -m
+benchmarks.certificate [--layers 2] [--device cpu]
 """
 
 import argparse
@@ -30,7 +30,8 @@ REPEATS = 5
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the least of several times: processor time of this thread on the CPU, else until the device is done."""
+    """Return the minimum of several runs: CPU time of this thread on the CPU, otherwise time until the device is
+    done."""
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(REPEATS):

@@ -1,10 +1,9 @@
-"""Energy kept by the first k latents for every k = 1..256: one factorisation against one for each k.
+"""Speed of the energy kept by the first k latents for every k = 1..256: one factorisation compared with one for each k.
 
-Peers, on the same float64 matrix at the shapes of a 4B model (d 2560, MLP input 10240), in the same process:
-(a) a QR of the first k rows and a product Q^T M for each k, (b) a d x d projector P_k for each k, and P_k M. The peers
-run on a subset of k spread over 1..256, and their sum over all k is the mean of the subset times 256 (both are close to
-linear in k or constant). Agreement is printed over that subset. CPU time.
-Run: python -m benchmarks.energy [--all]
+Peers, on the same float64 matrix at the shapes of a 4B model (d 2560, MLP input 10240), in the same process: (a) a QR
+of the first k rows and a product Q^T M for each k, (b) a d x d projector P_k for each k, and P_k M. The peers run on a
+subset of k spread over 1..256, and their total is the mean of the subset times 256 (both are nearly linear in k or
+constant). Agreement is printed for this subset. Times are CPU time. Run: python -m benchmarks.energy [--all]
 """
 
 import argparse
@@ -20,19 +19,19 @@ D, WIDTH, K = 2560, 10240, 256
 
 
 def timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """Return what `work` returns, and the CPU seconds that it took."""
+    """Return the result of `work` and its CPU time in seconds."""
     started = time.process_time()
     value = work()
     return value, time.process_time() - started
 
 
 def by_qr(rows: Tensor, matrix: Tensor, k: int) -> Tensor:
-    """Energy inside the span of the first k rows, by a factorisation of their own."""
+    """Return the energy in the span of the first k rows, using a separate factorisation."""
     return (torch.linalg.qr(rows[:k].T).Q.T @ matrix).square().sum()
 
 
 def by_projector(rows: Tensor, matrix: Tensor, k: int) -> Tensor:
-    """The same by the projector on the span."""
+    """Return the same energy using the projector on the span."""
     Q = torch.linalg.qr(rows[:k].T).Q
     return ((Q @ Q.T) @ matrix).square().sum()
 
@@ -58,7 +57,7 @@ def main() -> None:
     rows = torch.randn(K, D, generator=generator, dtype=torch.float64)
     rows += torch.randn(1, D, generator=generator, dtype=torch.float64)  # decoder rows are not orthogonal
     matrix = torch.randn(D, WIDTH, generator=generator, dtype=torch.float64)
-    qr_ks = range(1, K + 1) if every else range(8, K, 31)  # mean 116: below that of 1..256, in our disfavour
+    qr_ks = range(1, K + 1) if every else range(8, K, 31)  # mean 116, below that of 1..256, which favours the peer
     projector_ks = range(1, K + 1) if every else (16, 136, 256)
     cumulative_energy(matrix[:, :64], span_basis(rows[:8]))  # first call
     ours, seconds = timed(lambda: cumulative_energy(matrix, span_basis(rows)))

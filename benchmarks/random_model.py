@@ -1,4 +1,4 @@
-"""A random Gemma 3, its fine-tune, an SAE a layer, all random, and texts of random words, as a profile names them."""
+"""A random Gemma 3 with a fine-tune, one SAE per layer, and texts of random words, as a profile."""
 
 import json
 import random
@@ -21,7 +21,7 @@ SPECIAL = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of the model, of its SAEs, and of the benchmark that it answers."""
+    """Sizes of the model, its SAEs, and the benchmark."""
 
     layers: int
     d_model: int
@@ -33,7 +33,7 @@ class Size:
 
 
 def write_models(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: float) -> None:
-    """Write base, fine-tune and SAEs, whose thresholds fit what the base says to a text of random words."""
+    """Write base, fine-tune and SAEs, with thresholds set for the base's activations on a text of random words."""
     config = Gemma3TextConfig(
         vocab_size=size.vocab,
         hidden_size=size.d_model,
@@ -71,7 +71,7 @@ def write_models(folder: Path, size: Size, dtype: torch.dtype, device: str, l0: 
 
 
 def write_saes(folder: Path, model: Any, size: Size, l0: float) -> None:
-    """Write one random JumpReLU SAE a layer."""
+    """Write one random JumpReLU SAE per layer."""
     heard: list[torch.Tensor] = []
     for layer in model.model.layers:
         layer.register_forward_hook(lambda _, __, out: heard.append(out[0] if isinstance(out, tuple) else out))
@@ -96,7 +96,8 @@ def write_saes(folder: Path, model: Any, size: Size, l0: float) -> None:
 
 
 def write_texts(folder: Path, size: Size) -> ProblemsRef:
-    """Write problems and control texts of random words, each subject with words of its own, and four shots."""
+    """Write problems and control texts of random words, with different words for each subject, and four few-shot
+    examples."""
     draw = random.Random(0)
 
     def words(corpus: int, n: int) -> str:

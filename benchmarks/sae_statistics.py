@@ -1,14 +1,14 @@
-"""How fast, and in how much memory, are latents counted? Against SAELens' `encode` over the same cached activations.
+"""Time and memory of counting latents, compared with SAELens' `encode` on the same cached activations.
 
-Both get the same float32 activations of the same documents and the same JumpReLU weights in one process, and return
-for every document and latent the number of tokens on which it fires and the sum of its activations; the tables are
-compared. The peer encodes a chunk of tokens and adds its rows up by document, at the best of three chunk sizes. The
-roofline is the encoder's matrix product alone, into a buffer that is there already.
+Both get the same float32 activations of the same documents and the same JumpReLU weights in one process, and return for
+every document and latent the number of tokens on which it fires and the sum of its activations; the tables are
+compared. The peer encodes a chunk of tokens and sums its rows by document, with the best of three chunk sizes. The
+lower bound is the encoder's matrix product alone, into an existing buffer.
 
-Time is the shortest of the repeats, taken in turns. Peak memory is what the work takes beyond inputs and weights: on a
-CPU the rise of the resident set's high-water mark (Linux) in a fresh process for each, on a GPU torch's own count.
-By default activations are random, at the shapes of a 4B model; --mini takes the mini's prompts and one of its SAEs.
-Run: python -m benchmarks.sae_statistics [--mini] [--device cuda]
+Time is the minimum of alternating repeats. Peak memory excludes inputs and weights: on a CPU the increase of the
+maximum resident set (Linux) in a new process each, on a GPU torch's own count. By default, activations are random with
+the shapes of a 4B model; --mini uses the mini's prompts and one of its SAEs. Run: python -m benchmarks.sae_statistics
+[--mini] [--device cuda]
 """
 
 import argparse
@@ -38,7 +38,7 @@ MINI_LAYER = 5
 
 @dataclass(frozen=True)
 class Work:
-    """Documents' activations, one after another, and the SAE that reads them."""
+    """Concatenated activations of documents, and the SAE."""
 
     sae: Sae
     x: torch.Tensor  # [n_tokens, d_model]
@@ -69,7 +69,7 @@ def random_work(arguments: argparse.Namespace) -> Work:
 
 
 def mini_work() -> Work:
-    """Return what the mini says at one layer to its own prompts."""
+    """Return the mini's activations at one layer on its own prompts."""
     spec = MINI.diagnose_spec()
     loaded = load_checkpoint(MINI.model, device="cpu", progress=Progress())
     bank = open_bank(spec.listens_with, loaded.layout.d_model)
@@ -87,7 +87,7 @@ def make_work(arguments: argparse.Namespace) -> Work:
 
 
 def sae_lens_twin(sae: Sae) -> JumpReLUSAE:
-    """Return SAELens' own SAE with the weights of `sae`."""
+    """Return a SAELens SAE with the weights of `sae`."""
     d_in, d_sae = sae.W_enc.shape
     config = JumpReLUSAEConfig(
         d_in=d_in, d_sae=d_sae, device=str(sae.W_enc.device), apply_b_dec_to_input=sae.apply_b_dec_to_input
@@ -120,7 +120,7 @@ def matrix_product(work: Work) -> None:
 
 
 def shortest(runs: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Return the shortest time in seconds of each run, taken in turns after one turn to warm up."""
+    """Return the minimum time of each run in seconds, from alternating repeats after a warm-up."""
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -140,21 +140,21 @@ def resident_kb(field: str) -> int:
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """Return the most memory that `run` takes beyond what is there before it."""
+    """Return the peak memory of `run` above the previous use."""
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # lowers the high-water mark to what is there
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak to the current use
     before = resident_kb("VmRSS")
     run()
     return 1024 * (resident_kb("VmHWM") - before)
 
 
 def compare(table: LayerTable, counts: torch.Tensor, sums: torch.Tensor, work: Work) -> None:
-    """Print how the two tables differ."""
+    """Print the differences between the two tables."""
     n_tokens = work.n_tokens[:, None]
     ours = np.rint(table.spread(table.rates, None) * n_tokens)
     norms = work.sae.W_dec.norm(dim=1).cpu().numpy()
@@ -174,10 +174,10 @@ def main() -> None:
     parser.add_argument("--d-model", type=int, default=2560)
     parser.add_argument("--d-sae", type=int, default=16384)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--l0", type=float, default=100.0, help="latents that fire on a token")
+    parser.add_argument("--l0", type=float, default=100.0, help="latents that fire per token")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--mini", action="store_true", help="the mini's prompts and SAE in place of random ones")
+    parser.add_argument("--mini", action="store_true", help="use the mini's prompts and SAE instead of random ones")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # a child process: "us", or the peer's chunk size
     arguments = parser.parse_args()
     work = make_work(arguments)
@@ -190,7 +190,7 @@ def main() -> None:
         return lambda: by_sae_lens(twin, work, chunk)
 
     if arguments.peak is not None:
-        matrix_product(Work(work.sae, work.x[:64], work.n_tokens[:1]))  # what the library allocates on first use
+        matrix_product(Work(work.sae, work.x[:64], work.n_tokens[:1]))  # allocations of the library on first use
         print(peak_bytes(us if arguments.peak == "us" else peer(int(arguments.peak)), arguments.device))
         return
     compare(us(), *peer(PEER_CHUNKS[0])(), work)

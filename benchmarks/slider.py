@@ -1,10 +1,9 @@
-"""How soon does the Edit page answer a slider? From release to the redrawn figure, in a headless Chromium on the mini.
+"""Latency of the Edit page's slider on the mini: from a slider move to the redrawn figure, in headless Chromium.
 
-Master alpha moves one step at a time with the picked layers, the probe (16 dev problems a subject and 16 texts a
-control corpus) is scored anew by the edited model, and the status strip shows the new alpha with the certificate of
-that very answer. The peer answers the same probe the way of tools that merge to disk: write the edited checkpoint,
-load it, score.
-Run: python -m benchmarks.slider
+Master alpha moves one step at a time with the picked layers, the likelihood check (16 dev problems per subject and 16
+texts per control corpus) is run with the edited model, and the status strip shows the new alpha with the certificate.
+The peer runs the same check like tools that merge to disk: write the edited checkpoint, load it, score. Run: python -m
+benchmarks.slider
 """
 
 import argparse
@@ -38,7 +37,7 @@ def recipe_at(alpha: float) -> EditRecipe:
 
 
 def moved(page: Page, moves: int) -> list[float]:
-    """Move the slider `moves` steps and return the seconds from each key press to the strip that names its answer."""
+    """Move the slider `moves` steps and return the seconds from each key press to the updated status strip."""
     thumb = page.locator(".st-key-master-alpha input[type='range']").first
     seconds = []
     for step in range(1, moves + 1):
@@ -53,7 +52,7 @@ def moved(page: Page, moves: int) -> list[float]:
 
 
 def by_disk(folder: Path, alpha: float, context: Context) -> float:
-    """Return the seconds to write the edited checkpoint, load it and score the probe's items with it."""
+    """Return the seconds to write the edited checkpoint, load it and score the items of the likelihood check."""
     spec = ProbeSpec(recipe=recipe_at(alpha), problems=MINI.problems)
     started = time.perf_counter()
     out = folder / f"edited-{alpha}"
@@ -67,11 +66,11 @@ def by_disk(folder: Path, alpha: float, context: Context) -> float:
 
 def main() -> None:
     """Measure both, print seconds and the ratio."""
-    parser = argparse.ArgumentParser(description="Measure slider to figure.")
+    parser = argparse.ArgumentParser(description="Measure the latency from slider to figure.")
     parser.add_argument("--moves", type=int, default=12)
     moves = parser.parse_args().moves
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "a Chromium is needed"
+    assert chromium, "Chromium is required"
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         server, url = start_server(ROOT / "app.py", folder / "home")
@@ -79,7 +78,7 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
             page = browser.new_page(viewport={"width": 1500, "height": 1200})
             page.goto(f"{url}/edit?recipe={to_link(recipe_at(1.0))}")
-            page.get_by_text("Choose alpha here, on dev items").first.wait_for(timeout=120_000)  # the curve is whole
+            page.get_by_text("Choose alpha here, on dev items").first.wait_for(timeout=120_000)  # the curve is complete
             time.sleep(2)
             ours = moved(page, moves)
             browser.close()
@@ -93,7 +92,7 @@ def main() -> None:
     ours.sort()
     print(f"slider to figure    median {statistics.median(ours):.2f} s, slowest {ours[-1]:.2f} s of {moves} moves")
     print(f"write, load, score  median {statistics.median(peer):.2f} s, without a page")
-    print(f"ratio               {statistics.median(peer) / statistics.median(ours):.2f} x sooner than by disk")
+    print(f"ratio               {statistics.median(peer) / statistics.median(ours):.2f} x faster than by disk")
 
 
 if __name__ == "__main__":

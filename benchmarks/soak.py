@@ -1,12 +1,11 @@
-"""Does the server's memory level off? Visitors come, use the pages of the mini and go; the resident set is read after.
+"""Server memory over many visitors, who use the pages of the mini one after another.
 
-A visitor is a connection of its own that speaks to the server as the browser does, without drawing. Each one opens the
-Edit page on a recipe of its own layers (which draws a dose curve), moves the slider to new alphas, looks at the energy
-of a subject on Diagnose, runs a benchmark of n = 2, and opens Runs. Each of these is one operation, so that 50 visitors
-with two moves are 300. The curve is printed every 25 operations; at the end stands what its last third added, beside
-the scatter around that line. Streamlit keeps a closed session for two minutes, so the curve rises until the first ones
-are let go.
-Run: python -m benchmarks.soak [--visitors 50] [--moves 2]        (about 40 minutes on two cores)
+A visitor is a separate connection that uses the browser's protocol without rendering. Each visitor opens the Edit page
+with a recipe of its own layers (a dose curve), moves the slider to new alphas, opens the energy of a subject on
+Diagnose, runs a benchmark with n = 2, and opens Runs. Each of these is one operation, so 50 visitors with two moves
+are 300 operations. Memory is printed every 25 operations, and at the end the slope and scatter of the last third.
+Streamlit keeps a closed session for two minutes, so memory rises until the first ones are released. Run: python -m
+benchmarks.soak [--visitors 50] [--moves 2]        (about 40 minutes on two cores)
 """
 
 import argparse
@@ -32,8 +31,8 @@ from stethoscope.records import EditRecipe, LayerAlpha
 
 N_LAYERS = 10  # of the mini
 PROTOCOL = Subprotocol("streamlit")
-STEP = 25  # operations between two lines
-PATIENCE_S = 1800.0  # for one answer: only a hang takes that long
+STEP = 25  # operations between two printed lines
+PATIENCE_S = 1800.0  # timeout of one answer: only a hang takes that long
 LOOK_S = 1.0
 
 
@@ -46,7 +45,7 @@ class Point(NamedTuple):
 
 
 class Visitor:
-    """One session of the dashboard, at `page`; it knows the widgets that it was sent by their keys."""
+    """One session of the dashboard at `page`; it knows its widgets by key."""
 
     def __init__(self, connection: ClientConnection, page: str, query: str) -> None:
         self._connection = connection
@@ -56,12 +55,12 @@ class Visitor:
         self.draw()
 
     def open(self, page: str) -> None:
-        """Go to another page, as a click in the sidebar does."""
+        """Go to another page, like a click in the sidebar."""
         self._page, self._query = page, ""
         self.draw()
 
     def draw(self, key: str | None = None, **value: object) -> None:
-        """Ask for the page, with a new value of the widget `key` (one field of Streamlit's WidgetState)."""
+        """Rerun the page with a new value of the widget `key` (one field of Streamlit's WidgetState)."""
         message = BackMsg()
         message.rerun_script.page_name, message.rerun_script.query_string = self._page, self._query
         if key is not None:
@@ -89,7 +88,7 @@ class Visitor:
         self._widgets |= {found[1]: found[0] for found in re.finditer(r"\$\$ID-[0-9a-f]+-([\w.-]+)", self._shown)}
 
     def wait_for(self, *patterns: str, button: str | None = None) -> None:
-        """Draw the page until all `patterns` are on it; where `button` is, what is waited for has to be asked for."""
+        """Rerun the page until it contains all `patterns`, clicking `button` if it is present."""
         deadline = time.monotonic() + PATIENCE_S
         while not all(re.search(pattern, self._shown) for pattern in patterns):
             assert time.monotonic() < deadline, f"{patterns} did not come on {self._page}"
@@ -108,7 +107,7 @@ def resident_mb(pid: int) -> float:
 
 
 def visit(url: str, layers: tuple[int, ...], *, number: int, moves: int) -> Iterator[str]:
-    """Come, and yield the name of each operation once its answer is on the page; then go."""
+    """Open a session, yield the name of each operation when it is finished, and close the session."""
     strengths = {layer: LayerAlpha() for layer in layers}
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers=strengths)
     address = f"{url.replace('http', 'ws')}/_stcore/stream"
@@ -149,10 +148,10 @@ def last_third(curve: list[Point]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print the curve and what its last third added."""
+    """Print memory over operations, and the slope of the last third."""
     parser = argparse.ArgumentParser(description="Measure the server's memory over many sessions and edits.")
     parser.add_argument("--visitors", type=int, default=50)
-    parser.add_argument("--moves", type=int, default=2, help="slider moves of each visitor, at most 20")
+    parser.add_argument("--moves", type=int, default=2, help="slider moves per visitor, at most 20")
     options = parser.parse_args()
     recipes = itertools.cycle(itertools.combinations(range(N_LAYERS), 3))
     curve: list[Point] = []

@@ -1,8 +1,7 @@
-"""How soon is the dashboard there? First paint, and the mini diagnosed and on screen, in a headless Chromium.
+"""Start-up time of the dashboard: first paint, and the mini diagnosed and on screen, in headless Chromium.
 
-The peer is the same page with what a Streamlit app of this kind usually does: import torch, transformers and sae_lens
-at the top of the script. Each server starts fresh, with an empty home, and is opened as soon as it answers.
-Run: python -m benchmarks.startup
+The peer is the same page as a typical Streamlit app, which imports torch, transformers and sae_lens at the top of the
+script. Each server starts with an empty home and is opened as soon as it responds. Run: python -m benchmarks.startup
 """
 
 import os
@@ -23,7 +22,7 @@ FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking -
 
 
 def start_server(script: Path, home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start `script` on a free port and return the process and its address once it answers."""
+    """Start `script` on a free port and return the process and its URL once it responds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -45,7 +44,7 @@ def start_server(script: Path, home: Path) -> tuple[subprocess.Popen[bytes], str
 
 
 def seconds_to(page: Page, url: str, *selectors: str) -> list[float]:
-    """Open `url` and return the seconds until each selector is visible, in the order given."""
+    """Open `url` and return the seconds until each selector is visible, in the given order."""
     started = time.perf_counter()
     page.goto(url)
     seen = []
@@ -58,7 +57,7 @@ def seconds_to(page: Page, url: str, *selectors: str) -> list[float]:
 def main() -> None:
     """Measure both, print seconds and the ratio."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium, "a Chromium is needed"
+    assert chromium, "Chromium is required"
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         eager = Path(folder) / "eager.py"
         eager.write_text(EAGER, encoding="utf-8")
@@ -78,9 +77,9 @@ def main() -> None:
             server.wait()
         browser.close()
     print(f"first paint            {heading:6.2f} s")
-    print(f"mini diagnosed, shown  {heatmap:6.2f} s (empty home: nothing precomputed)")
+    print(f"mini diagnosed, shown  {heatmap:6.2f} s (empty home, nothing precomputed)")
     print(f"peer's first paint     {peer:6.2f} s (torch, transformers, sae_lens imported by the script)")
-    print(f"ratio                  {peer / heading:6.2f} x sooner than the peer")
+    print(f"ratio                  {peer / heading:6.2f} x faster than the peer")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How soon does an edited model answer? Ours, mergekit with a reload, and load_state_dict, on the same edit.
+"""Time to an edited model: ours, mergekit with a reload, and load_state_dict, for the same edit.
 
-A random model in the shape of Gemma 3 4B's layers, a fine-tune of it, task arithmetic on all layers. Printed are times,
-their ratios, and the same in *memory copies*: the time to copy the edited weights once into memory that is there.
-The edited weights of all three are compared. mergekit is installed from its package into a folder of its own.
-Run: python -m benchmarks.switch [--layers 7] [--dtype bfloat16] [--alpha 0.7]
+A random model in the shape of Gemma 3 4B's layers, a fine-tune of it, task arithmetic on all layers. Prints times,
+ratios, and times in *memory copies*: the time to copy the edited weights once into existing memory. The edited weights
+of all three are compared. mergekit is installed from its package into its own folder. Run: python -m benchmarks.switch
+[--layers 7] [--dtype bfloat16] [--alpha 0.7]
 """
 
 import argparse
@@ -29,20 +29,20 @@ from stethoscope.model.loaded_model import LoadedModel, load_checkpoint
 from stethoscope.records import EditRecipe, ModelRef, TaskVectorRef
 
 MERGEKIT = "mergekit==0.1.5"
-MERGEKIT_NEEDS = ("immutables", "peft")  # the rest of its requirements is in ours
+MERGEKIT_NEEDS = ("immutables", "peft")  # its other requirements are among ours
 MERGE = "from mergekit.scripts.run_yaml import main; main()"
 REPEATS = 5
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that `work` takes."""
+    """Return the time of `work` in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Return the least of several times."""
+    """Return the minimum of several runs."""
     return min(timed(work) for _ in range(repeats))
 
 
@@ -74,20 +74,20 @@ def write_models(folder: Path, n_layers: int, width: int, dtype: torch.dtype) ->
 
 
 def install_mergekit(folder: Path) -> None:
-    """Install mergekit and what it needs beyond our requirements into `folder`, leaving this environment alone."""
+    """Install mergekit and its additional requirements into `folder`, without changing this environment."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     subprocess.run([*command, MERGEKIT, *MERGEKIT_NEEDS], check=True)
 
 
 def run_mergekit(tools: Path, configuration: Path, out: Path) -> None:
-    """Merge through mergekit's own command line, in a process of its own."""
+    """Merge with mergekit's command line in a separate process."""
     path = f"import sys; sys.path.insert(0, {str(tools)!r}); "
     command = [sys.executable, "-c", path + MERGE, str(configuration), str(out), "--no-copy-tokenizer"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def difference(loaded: LoadedModel, other: torch.nn.Module) -> tuple[float, float]:
-    """Return max |ours - other| over all parameters as they are now, and the share of numbers that differ."""
+    """Return max |ours - other| over all current parameters, and the share of values that differ."""
     worst, differing, total = 0.0, 0, 0
     for name, parameter in loaded.model.named_parameters():
         gap = (parameter.detach().float() - other.get_parameter(name).detach().float()).abs()
@@ -108,7 +108,7 @@ def main() -> None:
         folder = Path(name)
         per_layer = 14.4 * options.width**2
         needed = 4 * options.layers * per_layer * (2 if options.dtype == "bfloat16" else 4)
-        assert shutil.disk_usage(folder).free > needed, f"{needed / 1e9:.1f} GB of disk are needed"
+        assert shutil.disk_usage(folder).free > needed, f"{needed / 1e9:.1f} GB of disk space are required"
         write_models(folder, options.layers, options.width, getattr(torch, options.dtype))
         tools = folder / "tools"
         install_mergekit(tools)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def measure(folder: Path, tools: Path, options: argparse.Namespace) -> None:
-    """Time all ways to the same edited model, and print them."""
+    """Time all methods for the same edited model, and print the results."""
     loaded = load_checkpoint(ModelRef(id=str(folder / "base"), dtype=options.dtype), device="cpu")
     ref = TaskVectorRef(name="tuned", tuned=str(folder / "tuned"))
     task_vector = open_task_vector(ref, loaded)
@@ -166,11 +166,11 @@ def measure(folder: Path, tools: Path, options: argparse.Namespace) -> None:
         by_mergekit = difference(loaded, found[0])
     report(patch.size_bytes, copy, switching, new_alpha, cold, loading, merging, starting, reloading)
     for peer_name, (worst, share) in (("load_state_dict", by_loading), ("mergekit", by_mergekit)):
-        print(f"ours against {peer_name}: max |difference| {worst:g}, {share:.2%} of the weights differ")
+        print(f"ours and {peer_name}: max |difference| {worst:g}, {share:.2%} of the weights differ")
 
 
 def run_mergekit_help(tools: Path) -> None:
-    """Start mergekit and stop: what its imports cost."""
+    """Start mergekit and stop, to measure its imports."""
     path = f"import sys; sys.path.insert(0, {str(tools)!r}); "
     subprocess.run([sys.executable, "-c", path + MERGE, "--help"], check=True, stdout=subprocess.DEVNULL)
 
@@ -186,7 +186,7 @@ def report(
     starting: float,
     reloading: float,
 ) -> None:
-    """Print each way's seconds, memory copies, and how many times sooner than mergekit and reload it is."""
+    """Print seconds, memory copies, and speed-up over mergekit with reload, for each method."""
     peer = merging + reloading
     print(f"edited weights {size / 1e9:.2f} GB; one memory copy of them takes {copy * 1e3:.1f} ms")
     rows = (
@@ -199,7 +199,7 @@ def report(
         ("mergekit + reload, less start-up", peer - starting),
     )
     for name, seconds in rows:
-        print(f"{name:<34} {seconds:10.5f} s {seconds / copy:12.5f} copies {peer / seconds:12.1f} x sooner")
+        print(f"{name:<34} {seconds:10.5f} s {seconds / copy:12.5f} copies {peer / seconds:12.1f} x faster")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What one layer of Gemma 3 4B's width costs, on any machine: scoring, ranking, matching, counting and hashing.
+"""Time of one layer with Gemma 3 4B's width: scoring, ranking, matching, counting and hashing.
 
-Each step runs beside a peer that gives the same numbers (compared before they are timed) and, where one is known, its
-floor, on one thread. Printed is processor time of that thread on a CPU, elapsed time on a GPU, and the ratios.
+Each step is compared with a peer that gives the same numbers (checked before timing) and, if known, a lower bound
+(floor), on one thread. Prints CPU time of that thread on a CPU, elapsed time on a GPU, and ratios.
 
     scoring    specificity of one subject (score, 200 bootstrap draws, 299 permutations); peer: every latent of every
                draw in dense numpy (tests/sae/reference.py)
-    matching   20 sets of stand-ins for 256 selected latents; peer: sorting all live latents anew for each
+    matching   20 sets of stand-ins for 256 selected latents; peer: sorting all live latents again for each
     counting   4,096 tokens; peer: SAELens' encode and sums by document; floor: the encoder's product
     hashing    one layer's matrices; peer: SHA-256; floor: a copy
 
-Firing rates are drawn: log-normal over latents, about 57 of 16,384 latents fire on a token, 200 fire two to ten times
-as often on the subject. Run: python -m benchmarks.width [--latents 16384] [--device cuda]
+Firing rates are random: log-normal over latents; about 57 of 16,384 latents fire per token, and 200 fire two to ten
+times as often on the subject. Run: python -m benchmarks.width [--latents 16384] [--device cuda]
 """
 
 import argparse
@@ -40,7 +40,7 @@ FLOOR = 1 / (2 * DOCUMENTS * 90)
 
 @dataclass(frozen=True)
 class Layer:
-    """One subject's documents and one control's at one layer."""
+    """Documents of one subject and one control corpus at one layer."""
 
     domain: FiringRates
     control: FiringRates
@@ -48,9 +48,9 @@ class Layer:
 
 
 def drawn_layer(latents: int) -> Layer:
-    """Draw firing counts of two corpora."""
+    """Draw random firing counts of two corpora."""
     rng = np.random.default_rng(0)
-    mean = np.minimum(np.exp(rng.normal(-7.5, 1.8, latents)), 0.6)  # of a latent's firing rates
+    mean = np.minimum(np.exp(rng.normal(-7.5, 1.8, latents)), 0.6)  # of the firing rates of a latent
     tokens = rng.integers(60, 120, 2 * DOCUMENTS)
     rate = mean * np.exp(rng.normal(0, 0.7, (2 * DOCUMENTS, latents)))
     rate[:DOCUMENTS, rng.choice(latents, 200, replace=False)] *= rng.uniform(2, 10, 200)
@@ -64,19 +64,19 @@ def drawn_layer(latents: int) -> Layer:
 
 
 class Clock:
-    """Times work on a device: the shortest of the repeats."""
+    """Times work on a device, using the minimum of repeats."""
 
     def __init__(self, device: torch.device, repeats: int) -> None:
         self.device, self.repeats = device, repeats
 
     def row(self, step: str, *works: Callable[[], object]) -> None:
-        """Print one step: ours, its peer and, where there is one, its floor, which take turns."""
+        """Print one step: ours, its peer and, if there is one, its floor, measured alternately."""
         ours, peer, *floor = self.seconds(*works)
         of_floor = f"{ours / floor[0]:7.2f}" if floor else "      -"
         print(f"{step:34} {1000 * ours:10.1f} {1000 * peer:10.1f} {peer / ours:8.1f}x {of_floor}", flush=True)
 
     def seconds(self, *works: Callable[[], object]) -> list[float]:
-        """Return processor time of this thread on a CPU, else the time until the device is done, for each work."""
+        """Return CPU time of this thread on a CPU, otherwise the time until the device is done, for each work."""
         clock = time.thread_time if self.device.type == "cpu" else time.perf_counter
         best = [float("inf")] * len(works)
         for _ in range(self.repeats):
@@ -90,7 +90,7 @@ class Clock:
 
 
 def scoring(layer: Layer, clock: Clock) -> None:
-    """Score the layer with every score, by bounds and densely."""
+    """Score the layer with every score, using bounds and densely."""
     pooled = stack_tables([layer.domain.tables[0], layer.control.tables[0]])
     design = Design.of(DOCUMENTS, DOCUMENTS, n_splits=8, seed=0)
     rates = np.concatenate([side.dense(0, layer.live) for side in (layer.domain, layer.control)])
@@ -123,7 +123,7 @@ def scoring(layer: Layer, clock: Clock) -> None:
             ]
 
         apart = np.abs(np.concatenate(by_bounds()) - np.concatenate(densely())) > 1e-6
-        assert apart.mean() < 0.02, "draws differ by more than ties that rounding joins or parts"
+        assert apart.mean() < 0.02, "draws differ by more than ties changed by rounding"
         clock.row(f"scoring: {name}", by_bounds, densely)
         print(f"  of {len(apart)} numbers, {int(apart.sum())} differ by more than 1e-6")
     print(f"  {len(layer.live):,} latents are live")
