@@ -1,43 +1,43 @@
-"""One exception tree. A user's mistake carries what happened, what was got, what was expected and the next step.
+"""Exceptions of the package. A user's error says what happened, what was found, what was expected, and what to do next.
 
-`UserError` and its children print as one line and exit the command line with code 2; the dashboard shows their four
-parts. Everything else that escapes is ours (exit code 1). Programmer mistakes assert.
+`UserError` and its subclasses print as one line, and the command line exits with code 2; the dashboard shows the four
+parts. Any other exception is an internal error (exit code 1). Programming errors are assertions.
 """
 
 LONGEST_WORD = 300
 
 
 def printable(text: str) -> str:
-    """Return `text` with what no terminal shows (control characters, half a surrogate pair) as its escape."""
+    """Return `text` with unprintable characters (control characters, lone surrogates) escaped."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
-    """Return `text` in one line, printable, and the middle of very long words left out."""
+    """Return `text` as one printable line, with very long words shortened in the middle."""
     words = (word if len(word) <= LONGEST_WORD else f"{word[:200]}...{word[-50:]}" for word in text.split())
     return printable(" ".join(words))
 
 
 class StethoscopeError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class Cancelled(StethoscopeError):
-    """The user asked a running job to stop; everything finished so far is stored."""
+    """The user stopped a running job; all finished work is stored."""
 
 
 class Paused(Cancelled):
-    """The user asked a running job to stop for now; the same request goes on where it stopped."""
+    """The user paused a running job; the same request continues where it stopped."""
 
 
 class UserError(StethoscopeError):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     Args:
-        what: what is wrong, naming the thing.
-        got: what was found there.
-        expected: what would have been right.
-        next_step: what to do now.
+        what: what is wrong, and where.
+        got: what was found.
+        expected: what would be valid.
+        next_step: what the user can do.
     """
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, next_step: str | None = None) -> None:
@@ -58,37 +58,37 @@ class UserError(StethoscopeError):
 
 
 def raise_if(error: UserError | None) -> None:
-    """Raise `error`, where there is one."""
+    """Raise `error` unless it is None."""
     if error is not None:
         raise error
 
 
 class ProfileError(UserError):
-    """An unknown or broken profile."""
+    """An unknown or invalid profile."""
 
 
 class OutputError(UserError):
-    """A file or folder that cannot be written, or must not be written over."""
+    """A file or folder that cannot be written or must not be overwritten."""
 
 
 class LocationError(UserError):
-    """A name of a place that can lead nowhere."""
+    """A location that cannot exist."""
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be read, or does not fit the model that it names."""
+    """A recipe that cannot be read or does not fit its model."""
 
 
 class CheckpointError(UserError):
-    """A model or task-vector checkpoint that is missing, corrupt, not finite or of the wrong shape."""
+    """A checkpoint of a model or task vector that is missing, corrupt, not finite or of the wrong shape."""
 
 
 class TiedApartError(CheckpointError):
-    """A task vector that moves two weights apart which the base ties: its layers can be edited, these weights not."""
+    """A task vector that unties two weights that the base ties: layers can be edited, but these weights cannot."""
 
 
 class NotFiniteError(CheckpointError):
-    """A checkpoint with a NaN or an infinity in it."""
+    """A checkpoint that contains NaN or infinite values."""
 
 
 class SaeError(UserError):
@@ -96,7 +96,7 @@ class SaeError(UserError):
 
 
 class GenerationError(UserError):
-    """A model whose predictions are no numbers, so that it cannot be asked for text."""
+    """A model whose logits are not finite, so that it cannot generate text."""
 
 
 class CorpusError(UserError):
@@ -108,4 +108,4 @@ class StoreError(UserError):
 
 
 class ResourceError(UserError):
-    """Not enough memory or disk, or a device that is not there."""
+    """Not enough memory or disk space, or a device that does not exist."""

@@ -1,7 +1,7 @@
-"""Files that a person names: read whole and never waited for, written whole or not at all.
+"""Read and write files that users name: reads never block, and writes are atomic.
 
-Reading takes regular files only (a pipe would be waited for, a device has no end) and raises nothing but `OSError` and
-`ValueError`, so that every reader says its own sentence about its own file.
+Only regular files are read (a pipe would block, a device has no end). Reading raises only `OSError` and `ValueError`,
+so that each caller can raise its own message.
 """
 
 import errno
@@ -19,7 +19,7 @@ from stethoscope.errors import OutputError, UserError
 
 Mistake = TypeVar("Mistake", bound=UserError)
 ELSEWHERE = "Choose another name."
-LARGEST_BYTES = 64 << 20  # of a file of settings; the index of a 400 GB checkpoint has 8 MB
+LARGEST_BYTES = 64 << 20  # maximum size of a settings file; the index of a 400 GB checkpoint has 8 MB
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
@@ -27,7 +27,7 @@ def read_bytes(path: str | Path, *, largest: int = LARGEST_BYTES) -> bytes:
     """Return the content of the regular file at `path`.
 
     Raises:
-        OSError: not there, not readable, no regular file, or more than `largest` bytes; its `strerror` says which.
+        OSError: missing, unreadable, not a regular file, or larger than `largest` bytes; `strerror` says which.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer opens at once
@@ -46,7 +46,7 @@ def read_bytes(path: str | Path, *, largest: int = LARGEST_BYTES) -> bytes:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return the JSON value in `content`; raise `ValueError` where it is no JSON, or nested too deeply to be read."""
+    """Return the JSON value in `content`; raise `ValueError` if it is not JSON or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError as error:
@@ -59,7 +59,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def cannot_be_read(kind: type[Mistake], what: str, error: OSError) -> Mistake:
-    """Return what to say of a file that is there, but which the system did not let us read."""
+    """Return the error for an existing file that cannot be read."""
     return kind(
         f"{what} cannot be read",
         got=error.strerror or error,
@@ -69,18 +69,18 @@ def cannot_be_read(kind: type[Mistake], what: str, error: OSError) -> Mistake:
 
 
 def write_file(path: Path, content: bytes, *, ours: Callable[[bytes], bool], force: bool = False) -> None:
-    """Write `content` to `path`: into a hidden file beside it that then takes its place, so that no half file is seen.
+    """Write `content` to `path` atomically, through a hidden temporary file in the same folder.
 
     Args:
-        ours: tells from the content of a file that stands there whether this program wrote it; it is then replaced.
+        ours: returns whether this program wrote an existing file, given its content; such a file is replaced.
         force: replace any file.
 
     Raises:
-        OutputError: a file of another origin, a folder, pipe or device stands there, or nothing can be written.
+        OutputError: a file from another source, a folder, pipe or device exists there, or writing fails.
     """
     temporary: Path | None = None
     try:
-        path = path.resolve()  # what a link leads to is replaced, not the link
+        path = path.resolve()  # replace the target of a link, not the link
         mode = _check_replaceable(path, ours, force=force)
         clean_stale(path)
         temporary = beside(path)
@@ -95,7 +95,7 @@ def write_file(path: Path, content: bytes, *, ours: Callable[[bytes], bool], for
         raise OutputError(
             f"cannot write {path}",
             got=error.strerror or error,
-            next_step="Choose another place, free some space, or mend the folder's permissions.",
+            next_step="Choose another folder, free some disk space, or fix the folder's permissions.",
         ) from error
     finally:
         if temporary is not None:
@@ -103,14 +103,15 @@ def write_file(path: Path, content: bytes, *, ours: Callable[[bytes], bool], for
 
 
 def _check_replaceable(path: Path, ours: Callable[[bytes], bool], *, force: bool) -> int | None:
-    """Return the permissions of the file at `path`, None without one; raise `OutputError` where it is to stay."""
+    """Return the permissions of the file at `path`, None if there is none; raise `OutputError` if it must not be
+    replaced."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return None
     kind = "a folder" if path.is_dir() else _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
-        raise OutputError(f"{path} exists already", got=kind, expected="the name of a file", next_step=ELSEWHERE)
+        raise OutputError(f"{path} already exists", got=kind, expected="the name of a file", next_step=ELSEWHERE)
     if force:
         return stat.S_IMODE(status.st_mode)
     try:
@@ -119,21 +120,21 @@ def _check_replaceable(path: Path, ours: Callable[[bytes], bool], *, force: bool
         known = False  # too large, or not readable
     if not known:
         raise OutputError(
-            f"{path} exists already",
-            got="a file that was not written here, or was changed since",
-            expected="a new name, or an earlier output of the same command",
+            f"{path} already exists",
+            got="a file from another source, or changed since it was written",
+            expected="a new name, or a file written by the same command",
             next_step="Choose another name, or replace the file with --force.",
         )
     return stat.S_IMODE(status.st_mode)
 
 
 def beside(out: Path) -> Path:
-    """Return a new hidden name beside `out`, to write under before it takes the name of `out`."""
+    """Return a new hidden name in the folder of `out` for a temporary file that is later renamed to `out`."""
     return out.absolute().parent / f"{_hidden(out)}{os.getpid()}-{uuid.uuid4().hex[:8]}.partial"
 
 
 def clean_stale(out: Path) -> None:
-    """Remove what a killed process left under such names (see `beside`)."""
+    """Remove temporary files of killed processes (see `beside`)."""
     for left in out.absolute().parent.glob(f"{glob.escape(_hidden(out))}*-*.partial"):
         process = left.name.rsplit(".", 2)[1].partition("-")[0]
         if process.isdecimal() and not _alive(int(process)):

@@ -1,6 +1,6 @@
-"""Where a named thing lies: shipped with the package (`embedded:base`), a local folder or file, or a hub id.
+"""Resolve locations: files included in the package (`embedded:base`), local folders or files, and hub ids.
 
-Records keep the name, never an absolute path of one machine, so that a recipe made with the mini opens anywhere.
+Records store the name and not an absolute path, so that a recipe for the mini can be opened on any machine.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 
 def path_of(text: str) -> Path:
-    """Return the path that `text` names, with `~` as the home folder; whether anything lies there is not checked.
+    """Return the path in `text`, with `~` expanded to the home folder; existence is not checked.
 
     Raises:
-        LocationError: no path on this machine: an empty one, a NUL character, a home folder of nobody, a name that is
-            too long, or a folder on the way that may not be entered.
+        LocationError: not a path on this machine: empty, a NUL character, an unknown home folder, a name that is too
+            long, or a parent folder without access.
     """
     if not text:
         raise _no_path(text, "an empty name")
@@ -40,26 +40,26 @@ def path_of(text: str) -> Path:
 
 def _no_path(text: str, got: object) -> LocationError:
     shown = text if len(text) <= 80 else f"{text[:77]}..."
-    return LocationError(f"{shown!r} cannot be read as a path", got=got, next_step="Name another file or folder.")
+    return LocationError(f"{shown!r} cannot be read as a path", got=got, next_step="Use another file or folder.")
 
 
 def local_path(location: str) -> Path | None:
-    """Return the path that `location` names on this machine, or None when it can only be a hub id.
+    """Return the path of `location` on this machine, or None if it can only be a hub id.
 
     `embedded:x` is `x` among the mini's artifacts, or in the package (`embedded:corpora/controls`); a path that exists,
-    or that looks like one
-    (absolute, or starting with "." or "~"), is itself. Existence is the reader's to check.
+    or that looks like one (absolute, or starting with "." or "~"), is returned as is. The caller must check that it
+    exists.
 
     Raises:
-        LocationError: an embedded name that leads out of the package, or what is no path (see `path_of`).
+        LocationError: an embedded name outside the package, or not a path (see `path_of`).
     """
     if location.startswith(EMBEDDED_PREFIX):
         name = location.removeprefix(EMBEDDED_PREFIX)
         if not name or not name[0].isalnum() or ".." in name.split("/"):
             raise LocationError(
-                f"{location} is not shipped with the package",
-                expected=f"{EMBEDDED_PREFIX} and a name, such as {EMBEDDED_PREFIX}base",
-                next_step="Name a folder of your own by its path.",
+                f"{location} is not included in the package",
+                expected=f"{EMBEDDED_PREFIX} and a name, for example {EMBEDDED_PREFIX}base",
+                next_step="To use your own folder, enter its path.",
             )
         place = path_of(str(EMBEDDED_ROOTS[0] / name))
         return next((root / name for root in EMBEDDED_ROOTS if (root / name).exists()), place)
@@ -68,7 +68,7 @@ def local_path(location: str) -> Path | None:
 
 
 def is_here(location: str) -> bool:
-    """Return whether `location` is shipped or on this machine, so that reading it fetches nothing."""
+    """Return whether `location` is included or on this machine, so that reading it needs no download."""
     with contextlib.suppress(LocationError):
         return local_path(location) is not None
     return True

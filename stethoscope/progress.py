@@ -1,10 +1,10 @@
-"""Progress counts finished items; cancel and pause are tokens that long loops look at between items.
+"""Progress counts finished items; long loops check for cancel and pause between items.
 
 A pipeline receives one `Progress` and calls `start`, `advance`, `yield_to_interactive` (between decode steps, batches)
-and, for streamed text and results that grow, `write` and `publish`. The base class keeps quiet; the job worker and the
+and, for streamed text and interim results, `write` and `publish`. The base class prints nothing; the job worker and the
 command line subclass it.
 
-    rate = items worked on in this stage / seconds spent on it      (found in the store, or set aside: not counted)
+    rate = items worked on in this stage / seconds spent on it      (without items from the store and suspended time)
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.stage = ""
-        self.detail = ""  # where in the stage the work is, in words
+        self.detail = ""  # description of the current step within the stage
         self.done = 0
         self.total = 0
         self.unit = ""
@@ -32,34 +32,34 @@ class Progress:
         self._paused_at: float | None = None
 
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
-        """Begin `stage` of `total` items; the count starts at zero. `unit` "B" says that the items are bytes."""
+        """Begin `stage` of `total` items; the count starts at zero. `unit` "B" means that the items are bytes."""
         self.stage, self.detail, self.done, self.total, self.unit = stage, "", 0, total, unit
         self._skipped, self._started = 0, time.perf_counter()
 
     def advance(self, items: int = 1) -> None:
-        """Count `items` more as finished."""
+        """Count `items` as finished."""
         self.done += items
 
     def skip(self, items: int) -> None:
-        """Count `items` as finished that needed no work: they say nothing about the rate."""
+        """Count `items` as finished without work; they do not affect the rate."""
         self._skipped += items
         self.advance(items)
 
     @property
     def rate(self) -> float | None:
-        """Items worked on per second of this stage; None before the first."""
+        """Items worked on per second of this stage; None before the first item."""
         worked, elapsed_s = self.done - self._skipped, (self._paused_at or time.perf_counter()) - self._started
         return worked / elapsed_s if worked > 0 and elapsed_s > 0 else None
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to the end of this stage at its rate; None where there is no rate yet."""
+        """Seconds until the end of this stage at its rate; None if the rate is unknown."""
         rate = self.rate
         return (self.total - self.done) / rate if rate else None
 
     @contextlib.contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """Stop the clock of the rate for the body."""
+        """Exclude the time of the body from the rate."""
         self._paused_at = time.perf_counter()
         try:
             yield
@@ -68,29 +68,29 @@ class Progress:
             self._paused_at = None
 
     def note(self, text: str) -> None:
-        """Tell a person what to know before the work goes on, for example how long it will take."""
+        """Show a note to the user, for example how long the work will take."""
 
     def write(self, channel: str, text: str) -> None:
         """Append streamed `text` to `channel` (for example "base" or "edited")."""
 
     def publish(self, result: object) -> None:
-        """Show `result` as it stands so far; the last one published is the one on show."""
+        """Publish an interim `result`; it replaces the previous one."""
 
     def cancel(self) -> None:
         """Ask the work to stop at its next check."""
         self.cancelled = True
 
     def pause(self) -> None:
-        """Ask the work to stop at its next check, to be gone on with later; a cancel counts more."""
+        """Ask the work to stop at its next check and continue later; a cancel takes precedence."""
         self.pausing = True
 
     @property
     def stopping(self) -> bool:
-        """True when the work was asked to stop, for good or for now."""
+        """Whether the work was asked to stop or pause."""
         return self.cancelled or self.pausing
 
     def check_cancel(self) -> None:
-        """Raise `Cancelled` (`Paused` for now) when the work was asked to stop."""
+        """Raise `Cancelled` or `Paused` if the work was asked to stop."""
         if self.cancelled:
             raise Cancelled(f"cancelled at {self.stage}: {self.done} of {self.total} done")
         if self.pausing:
@@ -106,7 +106,7 @@ class Progress:
 
 
 def counted(done: int, total: int, unit: str = "") -> str:
-    """Return how far a stage is, for display: "3 of 64", or bytes as "1.20 of 8.60 GB"."""
+    """Return the progress of a stage as text: "3 of 64", or bytes as "1.20 of 8.60 GB"."""
     if unit != "B":
         return f"{done} of {total}"
     scale, name = next((scale, name) for scale, name in BYTE_UNITS if total >= scale or scale == 1)
@@ -114,7 +114,7 @@ def counted(done: int, total: int, unit: str = "") -> str:
 
 
 def size_text(size_bytes: int) -> str:
-    """Return a number of bytes as people read it, in decimal units: "7.8 GB", "335 MB", "50 kB"."""
+    """Return a size as text in decimal units: "7.8 GB", "335 MB", "50 kB"."""
     if size_bytes >= 10**9:
         return f"{size_bytes / 1e9:.1f} GB"
     if size_bytes >= 10**6:
@@ -123,12 +123,12 @@ def size_text(size_bytes: int) -> str:
 
 
 def pace(rate: float, unit: str = "") -> str:
-    """Return items per second for display: "3.1 per s", or bytes as "12.4 MB per s"."""
+    """Return a speed as text: "3.1 per s", or bytes as "12.4 MB per s"."""
     return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"
 
 
 def duration_text(seconds: float) -> str:
-    """Return how long something takes as people read it: "40 s", "12 min", "2.5 h"."""
+    """Return a duration as text: "40 s", "12 min", "2.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -58,7 +58,7 @@ def _registry() -> dict[str, dict[str, Any]]:
 
 
 def find_release(name: str) -> Release | None:
-    """Return the release called `name`, None where sae_lens knows none of that name."""
+    """Return the release called `name`, None if sae_lens knows none with this name."""
     entry = _registry().get(name)
     if entry is None:
         return None
@@ -85,7 +85,7 @@ def unknown_release(name: str) -> SaeError:
     close = difflib.get_close_matches(name, _registry(), n=3, cutoff=0.6)
     return SaeError(
         f"no SAEs at {name}",
-        got="neither a folder here nor a release that sae_lens knows",
+        got="neither a folder on this machine nor a release in sae_lens' registry",
         expected=" or ".join(close)
         if close
         else "a folder, OWNER/NAME on the hub, or a release such as gemma-scope-2-4b-it-res-all",

@@ -1,7 +1,7 @@
-"""Every use case, said once: its name, what it is asked, what it returns, what is kept, and which page shows it.
+"""Registry of use cases: name, spec, result, whether runs are stored, and the page that shows them.
 
-How it is computed stands in the module `stethoscope.pipeline.<kind>` (see `pipeline`). This module imports no torch, so
-that the store, the command line and the pages derive their tables from it, too.
+The module `stethoscope.pipeline.<kind>` computes it (see `pipeline`). This module does not import torch, so that the
+store, the command line and the pages can derive their tables from it.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from stethoscope.results import Result
 
 
 class Place(NamedTuple):
-    """Where a stored run is opened again: the page, and the slot of the card that shows it."""
+    """Where a stored run is reopened: the page, and the slot of its card."""
 
     page: str
     slot: str
@@ -22,15 +22,15 @@ class UseCase(NamedTuple):
     """One use case.
 
     Attributes:
-        kind: its short name: of its module in `pipeline`, in the store, in lists and filters.
-        spec: what it is asked.
-        result: what it returns.
-        kept: whether every run of it becomes a record of the history.
-        reused: whether a stored result stands for a new run of the same spec, weights and problems.
-        repeatable: whether a new job does the work once more although one of the same spec is done in this process: it
-            has effects to be had again, or tells what is true at the moment.
-        resumable: whether it stores finished blocks, so that a stopped run goes on where it stood.
-        place: None where no page shows a stored run of it.
+        kind: short name, used for the module in `pipeline`, in the store, and in lists and filters.
+        spec: class of its spec.
+        result: class of its result.
+        kept: whether its runs are stored.
+        reused: whether a stored result is returned for the same spec, weights and problems.
+        repeatable: whether a new job runs even if the same spec was already run in this process, because it has side
+            effects or reports the current state.
+        resumable: whether it stores finished blocks, so that a stopped run can be continued.
+        place: where stored runs are shown; None if no page shows them.
     """
 
     kind: str
@@ -90,10 +90,10 @@ RESULT_OF_NAME = {case.result.__name__: case.result for case in USE_CASES}
 
 
 def use_case_of(spec: Spec) -> UseCase:
-    """Return the use case that `spec` asks for."""
+    """Return the use case of `spec`."""
     return _BY_SPEC[type(spec)]
 
 
 def use_case_called(kind: str) -> UseCase | None:
-    """Return the use case of that kind, None where there is none."""
+    """Return the use case with this kind; None if there is none."""
     return _BY_KIND.get(kind)

@@ -1,8 +1,8 @@
-"""argv -> spec -> pipeline.run: the same specs and the same code as the dashboard.
+"""The command line: builds the same specs as the dashboard and runs them with `pipeline.run`.
 
-Every command takes --json and then prints one JSON object on stdout and nothing else; progress goes to stderr.
-Exit codes: 0 done, 2 the user's mistake (one line on stderr, no traceback), 1 ours, 130 interrupted. Where stdout
-cannot be written to, all work is done and stored all the same, and the line on stderr says how to see it.
+With --json, a command prints a single JSON object to stdout; progress goes to stderr. Exit codes: 0 success, 1 internal
+error, 2 invalid input (one line on stderr, no traceback), 130 interrupted. If stdout cannot be written, the work is
+still done and stored, and a line on stderr says how to show the result.
 """
 
 import argparse
@@ -29,17 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded_streams() as stdout:
         try:
             code = _run(read_options(argv), kept)
-        except SystemExit as stop:  # --help, or a mistake in the options
+        except SystemExit as stop:  # --help, or invalid options
             code = int(stop.code or 0)
         stdout.flush()
-        closed = isinstance(stdout.failure, BrokenPipeError)  # its reader had seen enough
+        closed = isinstance(stdout.failure, BrokenPipeError)  # the reader closed the pipe
         if stdout.failure is not None and (kept or not closed):
             _say(not_printed(stdout.failure, kept))
     return code if stdout.failure is None or closed else 2
 
 
 def _run(options: argparse.Namespace, kept: list[str]) -> int:
-    """Run the command of `options`, and note in `kept` what it stored."""
+    """Run the command of `options`, and add what it stored to `kept`."""
     commands: Commands | None = None
     try:
         if options.command == "app":
@@ -57,10 +57,10 @@ def _run(options: argparse.Namespace, kept: list[str]) -> int:
         _say(first_problem(error))
         return 2
     except Paused as stopped:
-        _say(f"{stopped}. The same command goes on from there.")
+        _say(f"{stopped}. Run the same command again to continue.")
         return 130
     except (KeyboardInterrupt, Cancelled):
-        _say("interrupted; finished items are stored")
+        _say("interrupted; finished results are saved")
         return 130
     finally:
         if commands is not None:

@@ -1,4 +1,4 @@
-"""`stethoscope app`: the dashboard, served from the checkout or from the installed package."""
+"""`stethoscope app`: start the dashboard of the checkout or the installed package."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ def app_script() -> Path:
 
 
 def serve(port: int) -> int:
-    """Serve the dashboard at `port` of this machine until it is stopped, and return the exit code.
+    """Run the dashboard on `port` until it is stopped, and return the exit code.
 
-    Where it can, the server takes the place of this process, so that whoever stops the one stops the other.
+    If possible, the server replaces this process, so that stopping one stops the other.
     """
-    sys.stderr.write(f"stethoscope: http://127.0.0.1:{port} (runs are kept in {home()}); stop with Ctrl-C\n")
+    sys.stderr.write(f"stethoscope: http://127.0.0.1:{port} (runs are stored in {home()}); press Ctrl-C to stop\n")
     sys.stderr.flush()
     command = [sys.executable, "-m", "streamlit", "run", str(app_script()), "--server.port", str(port)]
     if os.name == "posix":

@@ -1,4 +1,4 @@
-"""One method a command: options -> spec -> `pipeline.run` -> the object that --json prints, and a table otherwise."""
+"""Commands: build a spec from options, run it, and print a table or the JSON object of --json."""
 
 import argparse
 from functools import partial
@@ -72,11 +72,11 @@ from stethoscope.use_cases import use_case_of
 
 
 class Commands:
-    """One method a command; each returns what --json prints, after drawing a table otherwise, and notes in `kept` what
-    it stored, a sentence each."""
+    """One method per command. Each prints a table, returns the object for --json, and adds a sentence to `kept` for
+    everything it stored."""
 
     def __init__(self, options: argparse.Namespace, profile: Profile, kept: list[str]) -> None:
-        from stethoscope.pipeline.context import Context  # torch: not needed for --help or a mistyped option
+        from stethoscope.pipeline.context import Context  # imports torch, which --help and invalid options do not need
 
         if options.problems is not None:
             from stethoscope.minerva.sources import with_problems
@@ -87,13 +87,14 @@ class Commands:
         self.profile = profile
         self.context = Context(RunStore(runs_dir()), device=options.device, cache=ArrayCache(cache_dir()))
         self.progress = StderrProgress()
-        self.run_ids: dict[str, str] = {}  # of the kept runs, by kind
+        self.run_ids: dict[str, str] = {}  # ids of stored runs by kind
         self.console = PlainConsole(quiet=options.json)
         self._kept = kept
-        self.unkept: UserError | None = None  # the first result that the store could not keep
+        self.unkept: UserError | None = None  # the first result that could not be stored
 
     def run(self) -> dict[str, object]:
-        """Run the command of the options; where it keeps runs, name them at the end, its own in the object, too."""
+        """Run the command of the options; if it stores runs, print their ids at the end and add its own to the
+        object."""
         command = self.options.command
         printed = getattr(self, command)()
         print_run_ids(self.console, self.run_ids)
@@ -101,14 +102,14 @@ class Commands:
         return printed if own is None else {**printed, "run_id": own}
 
     def result(self, spec: Spec) -> Result:
-        """Run one spec through the pipeline, and remember under which id it is kept, if it is."""
+        """Run one spec through the pipeline, and remember the id of the stored run, if any."""
         from stethoscope import pipeline
 
         outcome = pipeline.run(spec, self.context, self.progress)
         self.unkept = self.unkept or outcome.unkept
         if outcome.run_id is not None:
             self.run_ids[use_case_of(spec).kind] = outcome.run_id
-            self._kept.append(f"Stored as run {outcome.run_id}; show it: {show_command(outcome.run_id)}.")
+            self._kept.append(f"Stored as run {outcome.run_id}; to show it: {show_command(outcome.run_id)}.")
         return outcome.result
 
     def _with_site(self) -> Profile:
@@ -127,7 +128,7 @@ class Commands:
         return {"profile": profile.name, **result.model_dump(mode="json")}
 
     def memory(self) -> dict[str, object]:
-        """What each use case will hold, by formula; one that does not fit says what to reduce."""
+        """Estimated memory of each use case, with advice if it does not fit."""
         options, model = self.options, self.profile.model
         spec = MemorySpec(
             model=model.model_copy(update={"dtype": options.dtype or model.dtype}),
@@ -147,7 +148,7 @@ class Commands:
         return {**result.model_dump(mode="json"), "stacks": stacks}
 
     def downloads(self) -> dict[str, object]:
-        """What would be fetched, by part of the profile; a part that would be refused says why."""
+        """Download plan by part of the profile, with errors."""
         profile, named = self.profile, self.options.task_vector
         spec = DownloadSpec(
             model=profile.model,
@@ -175,7 +176,7 @@ class Commands:
         return result.model_dump(mode="json")
 
     def preflight(self) -> dict[str, object]:
-        """Checks of a task vector; one that fails a check is a mistake of the caller's."""
+        """Checks of a task vector; a failed check exits with code 2."""
         ref = self.profile.task_vector(self.options.task_vector)
         spec = PreflightSpec(model=self.profile.model, task_vector=ref, problems=self.profile.problems)
         result = self.result(spec)
@@ -187,7 +188,7 @@ class Commands:
         return result.model_dump(mode="json")
 
     def diagnose(self) -> dict[str, object]:
-        """Layer specificity, and how stable the order of the layers is."""
+        """Layer specificity, and stability of the layer order."""
         options = self.options
         spec = self.profile.diagnose_spec(
             control=options.control,
@@ -224,7 +225,7 @@ class Commands:
         return result.model_dump(mode="json")
 
     def gain(self) -> dict[str, object]:
-        """Measured gain of each layer beside its predictors."""
+        """Measured gain of each layer, and its predictors."""
         options, profile = self.options, self.profile
         if options.subject is not None:
             profile.check_subjects((options.subject,))
@@ -261,7 +262,7 @@ class Commands:
         self.context.store.put_recipe(recipe)
         content = f"{recipe.model_dump_json(indent=2)}\n".encode()
         write_file(path_of(options.out), content, ours=self._is_stored_recipe, force=options.force)
-        self._kept.append(f"The recipe is written to {options.out}.")
+        self._kept.append(f"Recipe written to {options.out}.")
         self.console.print(f"Recipe {short_id(content_id(recipe))} written to {options.out}", soft_wrap=True)
         found = reach(recipe, ground_of(recipe, self.context, self.progress))
         if said := in_words(found):
@@ -274,7 +275,7 @@ class Commands:
         }
 
     def _is_stored_recipe(self, content: bytes) -> bool:
-        """Tell whether `content` is a recipe that the store holds, so that nothing is lost with the file."""
+        """Return whether `content` is a stored recipe, so that overwriting the file loses nothing."""
         try:
             self.context.store.get_recipe(content_id(parse_recipe(content, source="there")))
         except UserError:
@@ -322,7 +323,7 @@ class Commands:
             seed=options.seed,
         )
         spec = spec_of(arms=(arms.BASE, *named))
-        bench_problems(spec)  # a subject without problems is told before the model is loaded or a layer is diagnosed
+        bench_problems(spec)  # report a subject without problems before loading the model or diagnosing
         if options.controls:
             domains = [subject for subject in subjects if subject in every]
             spec = spec_of(arms=(*self._standard_set(named[0], domains[0] if domains else every[0]), *named[1:]))
@@ -335,7 +336,7 @@ class Commands:
         assert isinstance(result, BenchResult)
         print_bench(self.console, result)
         if not result.complete:
-            done = f"{result.blocks_done} of {result.blocks_total} blocks are answered and stored"
+            done = f"{result.blocks_done} of {result.blocks_total} blocks answered and stored"
             raise Paused(f"paused, run {self.run_ids.get('bench', 'not kept')}: {done}")
         return result.model_dump(mode="json", exclude={"items"})
 
@@ -343,7 +344,7 @@ class Commands:
         """Return the base, the arm and its controls; `subject` orders the layers and chooses the latents."""
         from stethoscope.pipeline.editing import ground_of
 
-        assert arm.recipe is not None, "controls stand beside a recipe"
+        assert arm.recipe is not None, "--controls needs a recipe"
         diagnosis, order = None, None
         if self.profile.cannot_listen() is None:
             diagnosis = self.profile.diagnose_spec()
@@ -371,9 +372,9 @@ class Commands:
         kind = "delta" if options.delta_only else "all"
         result = self.result(ExportSpec(recipe=read_recipe(options.recipe), out=options.out, kind=kind, **fields))
         assert isinstance(result, ExportResult)
-        self._kept.append(f"The export is in {result.out}.")
+        self._kept.append(f"Export written to {result.out}.")
         self.console.print(
             f"{len(result.files)} files, {result.size_bytes / 1e6:.1f} MB in {result.out}; "
-            f"largest difference to the live edited model: {result.max_abs_difference}"
+            f"largest difference from the edited model in memory: {result.max_abs_difference}"
         )
         return result.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The kind of edit and the SAEs that a command's options name."""
+"""Edit type and SAEs from a command's options."""
 
 import argparse
 
@@ -13,11 +13,11 @@ def with_site(options: argparse.Namespace, profile: Profile) -> Profile:
 
 
 def edit_type_of(options: argparse.Namespace, profile: Profile) -> EditType:
-    """Return the edit that --edit-type names.
+    """Return the edit type of --edit-type.
 
     Raises:
-        RecipeError: an option that this kind of edit needs is missing.
-        ProfileError: the profile lacks what a diagnosis needs, or the subject.
+        RecipeError: a required option of this edit type is missing.
+        ProfileError: the profile lacks fields for a diagnosis, or the subject.
     """
     if options.edit_type == "raw":
         return RawEdit()

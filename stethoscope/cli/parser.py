@@ -1,4 +1,4 @@
-"""Options of every command: argv -> `argparse.Namespace`; a mistake is one line on stderr and exit code 2."""
+"""Parse the options of every command into an `argparse.Namespace`; an error prints one line and exits with code 2."""
 
 import argparse
 import math
@@ -21,7 +21,7 @@ examples:
   %(prog)s bench r.json --subjects number_theory --n 100 --controls
   %(prog)s export r.json --out edited-model
 
-Ctrl-C stores what is finished. A benchmark that was stopped so, or killed, goes on when the same command is given.
+Ctrl-C saves finished results. To resume a benchmark that was stopped or killed, run the same command again.
 """
 
 COMMAND = "stethoscope"  # of an installed package
@@ -33,7 +33,7 @@ ARMS = (
     "random-subspace",
     "random-subspace-norm-matched",
 )
-FORCE = "replace a file that was not written by this command, too"
+FORCE = "overwrite the file even if another command wrote it"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def _unfit(text: str, expected: str) -> argparse.ArgumentTypeError:
 
 
 def _whole(low: int, high: int = MOST) -> Callable[[str], int]:
-    """Return what reads a whole number from `low` to `high`."""
+    """Return a parser of whole numbers from `low` to `high`."""
 
     def read(text: str) -> int:
         try:
@@ -98,36 +98,44 @@ def _k_list(text: str) -> tuple[int, ...]:
 
 def _add_diagnose_options(diagnose: argparse.ArgumentParser) -> None:
     diagnose.add_argument("--score", choices=SCORE_NAMES, help="layer score (default: mean_rate_difference)")
-    diagnose.add_argument("--top-k", type=_positive, help="latents selected per layer and subject")
+    diagnose.add_argument(
+        "--top-k", type=_positive, help="latents selected per layer and subject (default: the profile's)"
+    )
     diagnose.add_argument("--control", help="control corpus (default: the profile's first)")
     diagnose.add_argument("--documents", type=_whole(20), help="documents per subject, at least 20")
-    diagnose.add_argument("--tokens", choices=("prompt", "all"), help="the problem's tokens (default), or all tokens")
-    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="documents' split (default: train)")
+    diagnose.add_argument(
+        "--tokens", choices=("prompt", "all"), help="use the tokens of the prompt (default) or all tokens"
+    )
+    diagnose.add_argument("--split", choices=("train", "dev", "test"), help="split of the documents (default: train)")
     diagnose.add_argument("--seed", type=_seed, default=0)
 
 
 def _add_gain_options(gain: argparse.ArgumentParser) -> None:
-    gain.add_argument("--subject", help="show one subject, or a control corpus (default: all subjects together)")
+    gain.add_argument("--subject", help="subject or control corpus to show (default: all subjects pooled)")
     gain.add_argument("--task-vector", help="default: the profile's first")
     gain.add_argument("--n", type=_whole(2), help="dev problems per subject (default: 16)")
     gain.add_argument(
-        "--random-sets", type=_positive, metavar="N", help="random sets that chosen ones are ranked among (default: 99)"
+        "--random-sets", type=_positive, metavar="N", help="random sets of layers to compare with (default: 99)"
     )
-    gain.add_argument("--control", help="control corpus of the scores (default: the profile's first)")
+    gain.add_argument("--control", help="control corpus of the layer scores (default: the profile's first)")
     gain.add_argument("--seed", type=_seed, default=0)
 
 
 def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
-    recipe.add_argument("--layers", required=True, help="layers with optional strengths: 3,5=0.5 or 2-4 or all")
+    recipe.add_argument(
+        "--layers", required=True, help="layers with optional strengths, for example 3,5=0.5, 2-4 or all"
+    )
     recipe.add_argument("--alpha", type=_number, default=1.0, help="master alpha (default: 1)")
     recipe.add_argument("--task-vector", help="default: the profile's first")
-    recipe.add_argument("--edit-type", choices=ARMS, default="raw")
+    recipe.add_argument("--edit-type", choices=ARMS, default="raw", help="edit type (default: raw)")
     recipe.add_argument("--rank", type=_positive, help="dimensions of the random subspace")
-    recipe.add_argument("--seed", type=_seed, default=0, help="of the random subspace")
-    recipe.add_argument("--norms", action="store_true", help="move the layers' norms too")
-    recipe.add_argument("--embeddings", action="store_true", help="move embeddings, head and final norm too")
-    recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected arms)")
-    recipe.add_argument("--top-k", type=_positive, help="latents in the span (projected arms; default: profile's)")
+    recipe.add_argument("--seed", type=_seed, default=0, help="seed of the random subspace (default: 0)")
+    recipe.add_argument("--norms", action="store_true", help="also edit the layers' norms")
+    recipe.add_argument("--embeddings", action="store_true", help="also edit embeddings, head and final norm")
+    recipe.add_argument("--basis-subject", help="subject whose latents span the projection (projected edits only)")
+    recipe.add_argument(
+        "--top-k", type=_positive, help="latents in the span (projected edits only; default: the profile's)"
+    )
     recipe.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
     recipe.add_argument("--out", required=True, help="file to write")
     recipe.add_argument("--force", action="store_true", help=FORCE)
@@ -135,18 +143,24 @@ def _add_recipe_options(recipe: argparse.ArgumentParser) -> None:
 
 def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
-    bench.add_argument("--subjects", default="all", help="comma-separated, or all")
+    bench.add_argument("--subjects", default="all", help="comma-separated, or all (default: all)")
     bench.add_argument("--n", type=_sample_size, default=50, help="problems per subject, or all (default: 50)")
     bench.add_argument("--seed", type=_seed, default=0)
     bench.add_argument("--split", choices=("dev", "test"), default="test")
     bench.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
-    bench.add_argument("--chat-template", action="store_true", help="ask through the tokenizer's chat template")
+    bench.add_argument("--chat-template", action="store_true", help="format prompts with the tokenizer's chat template")
     bench.add_argument("--batch-size", type=_positive, default=32, metavar="N")
     bench.add_argument(
-        "--block-size", type=_positive, default=64, metavar="N", help="problems that every arm answers before the next"
+        "--block-size",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="problems per block; all arms finish a block before the next starts (default: 64)",
     )
-    bench.add_argument("--plan", action="store_true", help="say what would be asked, show the first prompt, and stop")
-    bench.add_argument("--controls", action="store_true", help="add the first recipe's standard set of control arms")
+    bench.add_argument("--plan", action="store_true", help="show the plan and the first prompt, then exit")
+    bench.add_argument(
+        "--controls", action="store_true", help="add the standard set of control arms for the first recipe"
+    )
 
 
 def _add_rank_options(rank: argparse.ArgumentParser) -> None:
@@ -161,14 +175,16 @@ def _add_rank_options(rank: argparse.ArgumentParser) -> None:
         help="random sets of layers (default: 99)",
     )
     rank.add_argument("--split", choices=("train", "dev", "test"), default="dev", help="default: dev")
-    rank.add_argument("--seed", type=_seed, default=0, help="of the problems and of the sets")
+    rank.add_argument("--seed", type=_seed, default=0, help="seed of the problems and of the sets (default: 0)")
 
 
 def _add_memory_options(memory: argparse.ArgumentParser) -> None:
     memory.add_argument("--layers", type=_whole(0), metavar="N", help="layers edited at once (default: all)")
-    memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts answered at once")
+    memory.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="prompts per batch (default: 32)")
     memory.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the profile's")
-    memory.add_argument("--capacity-gb", type=_gigabytes, metavar="GB", help="ask about a device of this size instead")
+    memory.add_argument(
+        "--capacity-gb", type=_gigabytes, metavar="GB", help="check against a device with this much memory instead"
+    )
 
 
 def _add_problems_options(problems: argparse.ArgumentParser) -> None:
@@ -185,39 +201,43 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     def add(name: str, text: str, *, of_a_run: bool = True) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if of_a_run:
-            action.add_argument("run", metavar="RUN", help="run id, as runs list shows it")
+            action.add_argument("run", metavar="RUN", help="run id, as shown by runs list")
         action.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
         return action
 
     listing = add("list", "list the stored runs, newest first", of_a_run=False)
-    listing.add_argument("--kind", choices=KEPT_KINDS, help="those of one kind only")
-    listing.add_argument("--limit", type=_positive, default=20, metavar="N", help="at most so many (default: 20)")
-    add("show", "show a run's settings and result again")
-    report = add("report", "write a stored benchmark as one HTML file that opens without model, GPU or network")
+    listing.add_argument("--kind", choices=KEPT_KINDS, help="list only runs of this kind")
+    listing.add_argument("--limit", type=_positive, default=20, metavar="N", help="list at most N runs (default: 20)")
+    add("show", "show the settings and result of a run")
+    report = add("report", "write a stored benchmark as one HTML file that needs no model, GPU or network")
     report.add_argument("--out", required=True, help="file to write")
     report.add_argument("--force", action="store_true", help=FORCE)
-    add("delete", "delete a run's result; its graded answers stay and count as looked at")
+    add("delete", "delete the result of a run; its graded answers are kept and still count as seen")
 
 
 def _add_app(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    text = "serve the dashboard on this machine, until Ctrl-C"
+    text = "start the dashboard on this machine; stop it with Ctrl-C"
     app = commands.add_parser("app", help=text, description=text[0].upper() + text[1:] + ".")
-    app.add_argument("--port", type=_whole(1, 65535), default=8501, help="port of the page (default: 8501)")
+    app.add_argument("--port", type=_whole(1, 65535), default=8501, help="port of the dashboard (default: 8501)")
     app.set_defaults(json=False)
 
 
 def _add_export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("recipe", metavar="RECIPE", help="recipe file")
-    export.add_argument("--out", required=True, help="new folder")
-    export.add_argument("--delta-only", action="store_true", help="write the bare delta instead of the checkpoint")
-    export.add_argument("--shard-size", type=_size, help="largest weights file, for example 5GB (default) or 500MB")
+    export.add_argument("--out", required=True, help="folder to create")
+    export.add_argument("--delta-only", action="store_true", help="write only the delta instead of the full checkpoint")
+    export.add_argument(
+        "--shard-size", type=_size, help="maximum size of a weights file, for example 500MB (default: 5GB)"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command."""
+    """Return the parser of all commands."""
     parser = _Parser(
         prog=COMMAND if Path(sys.argv[0]).stem == COMMAND else f"python -m {COMMAND}",
-        description="Find the layers that carry a skill with SAEs, inject the raw task vector there, judge the edit.",
+        description=(
+            "Find the layers that carry a skill with SAEs, inject a task vector into them, and benchmark the edit."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -225,62 +245,68 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("--profile", default="mini", help="a profile's name or a TOML file (default: mini)")
+        command.add_argument("--profile", default="mini", help="name of a profile, or a TOML file (default: mini)")
         command.add_argument(
-            "--problems", metavar="PLACE", help="own problems: a folder, a .jsonl file or a data set's id OWNER/NAME"
+            "--problems", metavar="PLACE", help="your own problems: a folder, a .jsonl file or a data set id OWNER/NAME"
         )
         command.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
         command.add_argument(
-            "--device", default="auto", help="auto (cuda, else cpu), cpu, cuda, cuda:1, spread, offload, offload-disk"
+            "--device",
+            default="auto",
+            help="auto (cuda if available, otherwise cpu), cpu, cuda, cuda:1, spread, offload, offload-disk",
         )
         return command
 
     _add_app(commands)
-    add("info", "show the model, its SAEs and how far each task vector moves each layer")
+    add("info", "show the model, its SAEs, and how much each task vector changes each layer")
 
-    _add_memory_options(add("memory", "show what each use case will hold in memory, before anything is loaded"))
-    downloads = add("downloads", "show what would be fetched from the hub, what of it is here, and the disk's room")
-    downloads.add_argument("--task-vector", help="a name, path or hub id (default: all of the profile's)")
+    _add_memory_options(add("memory", "estimate the memory of each use case before anything is loaded"))
+    downloads = add("downloads", "show what would be downloaded, what is already here, and the free disk space")
+    downloads.add_argument("--task-vector", help="name, path or hub id (default: all task vectors of the profile)")
     _add_problems_options(
         add("problems", "count the problems of each subject, and the gold answers that lm-eval cannot read")
     )
 
-    preflight = add("preflight", "check a task vector against the base: fit, finite values, sizes, rounding")
+    preflight = add("preflight", "check a task vector against the base: shapes, finite values, sizes, rounding")
     preflight.add_argument("--task-vector", help="default: the profile's first")
 
     _add_diagnose_options(add("diagnose", "score how specific each layer is to each subject"))
 
-    energy = add("energy", "show how much of the task vector the span of the top latents keeps, against chance")
+    energy = add(
+        "energy", "show how much of the task vector's energy the span of the top latents keeps, and the chance level"
+    )
     energy.add_argument("--subject", required=True)
-    energy.add_argument("--k", type=_k_list, help="latent counts, for example 4,8,16")
+    energy.add_argument("--k", type=_k_list, help="numbers of latents, for example 4,8,16")
     energy.add_argument("--task-vector", help="default: the profile's first")
     energy.add_argument("--control", help="control corpus (default: the profile's first)")
     energy.add_argument("--site", choices=("resid_post", "mlp_out", "attn_out"), help="which SAEs (default: profile's)")
-    energy.add_argument("--plain-weights", action="store_true", help="leave the norms' gains out")
+    energy.add_argument("--plain-weights", action="store_true", help="do not scale by the norm weights")
     energy.add_argument("--seed", type=_seed, default=0)
 
-    _add_gain_options(add("gain", "measure what injecting each layer alone does, beside what each score said of it"))
+    _add_gain_options(
+        add("gain", "measure the gain of injecting each layer alone, and compare it with the layer scores")
+    )
 
     _add_recipe_options(add("recipe", "write an edit recipe as JSON"))
-    _add_rank_options(add("rank", "rank a recipe's layers among random sets of equally many, by likelihood"))
+    _add_rank_options(add("rank", "rank a recipe's layers among random sets of the same size, by likelihood"))
     _add_bench_options(add("bench", "compare recipes with the base on the same test problems"))
 
-    _add_export_options(add("export", "write the edited model as a plain checkpoint"))
+    _add_export_options(add("export", "write the edited model as a checkpoint"))
     _add_runs(commands)
     return parser
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options in `argv` (None: of this process); a mistake leaves by `SystemExit` with code 2."""
+    """Return the parsed options in `argv` (None: those of this process); raise `SystemExit` with code 2 on an error."""
     parser = build_parser()
     given = sys.argv[1:] if argv is None else argv
     for text in given:
         try:
             text.encode()
-        except UnicodeEncodeError:  # a name on disk in another encoding: records are JSON and cannot hold it
-            parser.error(f"argument {text!r}: got bytes that are not UTF-8; rename the file or folder")
+        except UnicodeEncodeError:  # a file name in another encoding: records are JSON and cannot store it
+            parser.error(f"argument {text!r}: contains bytes that are not UTF-8; rename the file or folder")
     options = parser.parse_args(given)
     for name, value in vars(options).items():
-        if value == []:  # argparse takes --name=-- for no value
+        if value == []:  # argparse reads --name=-- as no value
             parser.error(f"argument --{name.replace('_', '-')}: got no value; expected one")
     return options

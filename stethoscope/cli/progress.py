@@ -1,4 +1,4 @@
-"""What the command line shows on stderr while it works, and what Ctrl-C does meanwhile."""
+"""Progress on stderr, and handling of Ctrl-C."""
 
 import contextlib
 import signal
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from stethoscope.progress import Progress, counted, duration_text, pace
 
-FILE_S = 10.0  # between two lines of progress where stderr is no terminal
+FILE_S = 10.0  # interval between progress lines if stderr is not a terminal
 
 
 class StderrProgress(Progress):
-    """Rewrites one line on stderr with stage, finished items, rate and ETA; in a file, a line every 10 s."""
+    """Updates one line on stderr with stage, finished items, rate and ETA; in a file, writes a line every 10 s."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,9 +45,10 @@ class StderrProgress(Progress):
 
 @contextlib.contextmanager
 def stopped_by_ctrl_c(progress: Progress, *, for_now: bool) -> Iterator[None]:
-    """Let Ctrl-C ask the work of the body to stop at its next check (`for_now`: to pause); the second one raises.
+    """Make Ctrl-C stop the work of the body at its next check (`for_now`: pause it); a second Ctrl-C raises
+    immediately.
 
-    Outside the main thread, which receives no signals, nothing changes.
+    No effect outside the main thread, which alone receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,7 +61,7 @@ def stopped_by_ctrl_c(progress: Progress, *, for_now: bool) -> Iterator[None]:
             progress.pause()
         else:
             progress.cancel()
-        sys.stderr.write("\nStopping at the next step; press Ctrl-C again to stop at once.\n")
+        sys.stderr.write("\nStopping after the current step; press Ctrl-C again to stop immediately.\n")
 
     former = signal.signal(signal.SIGINT, ask)
     try:

@@ -1,4 +1,4 @@
-"""Stored runs, without a model: list them, show one again, write its report, delete it."""
+"""Stored runs: list, show, report and delete them, without a model."""
 
 import argparse
 import dataclasses
@@ -48,14 +48,14 @@ TABLES: dict[type[Result], Callable[[Console, Any], None]] = {
 
 
 def run_action(options: argparse.Namespace, kept: list[str]) -> dict[str, object]:
-    """Do what `runs` was asked for and return the object that --json prints; note what is written in `kept`."""
+    """Run the action of `runs` and return the object for --json; add what was written to `kept`."""
     store, console = RunStore(runs_dir()), PlainConsole(quiet=options.json)
     act = {"list": _list, "show": _show, "report": partial(_report, kept=kept), "delete": _delete}[options.action]
     return act(store, console, options)
 
 
 def _fields(run: RunRecord) -> dict[str, object]:
-    """Return what the history knows of a run; its spec stands apart."""
+    """Return the fields of a stored run without its spec."""
     known = {name: value for name, value in dataclasses.asdict(run).items() if name != "spec_json"}
     return {**known, "about": run.about}
 
@@ -70,7 +70,7 @@ def _list(store: RunStore, console: Console, options: argparse.Namespace) -> dic
     table.columns[0].no_wrap = True
     for run in runs:
         table.add_row(run.run_id, run.kind, run.state, run.title or run.about)
-    console.print(table if runs else "No run is stored yet.")
+    console.print(table if runs else "No stored runs yet.")
     return {"runs": [_fields(run) for run in runs]}
 
 
@@ -80,13 +80,13 @@ def _show(store: RunStore, console: Console, options: argparse.Namespace) -> dic
     result = None if run.result_id is None else store.load_result(run.run_id)
     seconds = "" if run.elapsed_s is None else f", {run.elapsed_s:.1f} s"
     lines = [f"{run.run_id}: {run.kind}, {run.state}, started {_started(run)}{seconds}", run.title or run.about]
-    lines += [] if settings is None else [f"Computed in {settings.in_words}"]
+    lines += [] if settings is None else [f"Computed with {settings.in_words}"]
     lines += [] if run.error is None else [run.error]
     console.print("\n".join(lines))
     if result is not None and type(result) in TABLES:
         TABLES[type(result)](console, result)
     elif result is not None:
-        console.print(f"Its result: {show_command(run.run_id)} --json", soft_wrap=True)
+        console.print(f"Result: {show_command(run.run_id)} --json", soft_wrap=True)
     return {
         "run": _fields(run),
         "spec": run.spec.model_dump(mode="json"),
@@ -100,12 +100,12 @@ def _report(store: RunStore, console: Console, options: argparse.Namespace, kept
 
     page = of_run(store, options.run).encode()
     write_file(path_of(options.out), page, ours=is_report, force=options.force)
-    kept.append(f"The report is written to {options.out}.")
+    kept.append(f"Report written to {options.out}.")
     console.print(f"Report of {options.run}: {options.out}, {len(page) / 1e6:.1f} MB", soft_wrap=True)
     return {"run_id": options.run, "out": options.out, "size_bytes": len(page)}
 
 
 def _delete(store: RunStore, console: Console, options: argparse.Namespace) -> dict[str, object]:
     store.delete_run(options.run)
-    console.print(f"Deleted the result of {options.run}. Graded answers stay, and still count as looked at.")
+    console.print(f"Deleted the result of {options.run}. Its graded answers are kept and still count as seen.")
     return {"run_id": options.run, "deleted": True}

@@ -1,7 +1,7 @@
-"""stdout and stderr that never end the work: what cannot be printed is dropped, and told once all work is stored.
+"""Guarded stdout and stderr: output that cannot be printed is dropped, and reported after all work is stored.
 
-A full disk behind stdout, a reader that has closed its pipe and a closed stream stop the printing only. What the
-stream's encoding lacks is written in ASCII: by its usual stand-in where there is one, else as its escape.
+A full disk, a closed pipe or a closed stream stops only the printing. Characters that the stream's encoding lacks are
+written in ASCII: as the usual replacement if there is one, otherwise as an escape.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ STAND_INS = str.maketrans({"–": "-", "−": "-", "±": "+/-", "·": "-", "…"
 
 
 class GuardedStream(io.TextIOBase):
-    """Writes to `stream` until that fails, and nothing from then on.
+    """Writes to `stream` until writing fails, and nothing afterwards.
 
     Attributes:
-        failure: why the stream could not be written to; None while it can.
+        failure: why writing failed; None if it has not failed.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
         self._stream: Any = io.StringIO() if stream is None else stream
-        self.failure: Exception | None = OSError(errno.EBADF, "it is closed") if stream is None else None
+        self.failure: Exception | None = OSError(errno.EBADF, "the stream is closed") if stream is None else None
 
     def write(self, text: str, /) -> int:
-        """Write `text`, if that can be done."""
+        """Write `text` if possible."""
         try:
             self._stream.write(self._encodable(text))
-        except (OSError, ValueError) as error:  # ValueError: of a stream that was closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             self._fail(error)
         return len(text)
 
@@ -45,7 +45,7 @@ class GuardedStream(io.TextIOBase):
         return text
 
     def flush(self) -> None:
-        """Hand what was written to the system, if that can be done."""
+        """Flush the stream if possible."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -54,7 +54,7 @@ class GuardedStream(io.TextIOBase):
     def _fail(self, error: Exception) -> None:
         self.failure = self.failure or error
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "w", encoding="ascii") as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())  # else Python writes it once more when it ends
+            os.dup2(nowhere.fileno(), self._stream.fileno())  # otherwise Python writes it again at exit
 
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -62,17 +62,17 @@ class GuardedStream(io.TextIOBase):
         return self._stream.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether a terminal shows it."""
+        """Whether the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's descriptor; raise `OSError` where it has none."""
+        """The stream's file descriptor; raises `OSError` if it has none."""
         return self._stream.fileno()
 
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[GuardedStream]:
-    """Put guarded streams in the place of stdout and stderr, and yield that of stdout."""
+    """Replace stdout and stderr by guarded streams, and yield that of stdout."""
     former = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = guarded = GuardedStream(former[0]), GuardedStream(former[1])
     try:
@@ -84,9 +84,9 @@ def guarded_streams() -> Iterator[GuardedStream]:
 
 
 def not_printed(failure: Exception, kept: Sequence[str]) -> ResourceError:
-    """Return what to say where stdout failed; `kept` says what is stored all the same, and how to see it."""
+    """Return the error for a failed stdout; `kept` lists what was stored and how to show it."""
     return ResourceError(
-        "not everything could be printed",
+        "the output could not be printed completely",
         got=f"stdout: {getattr(failure, 'strerror', None) or failure}",
-        next_step=" ".join(kept) or "Print to a file or terminal that can be written to, and give the command again.",
+        next_step=" ".join(kept) or "Make sure the file or terminal is writable, then run the command again.",
     )

@@ -1,8 +1,8 @@
-"""Tables on a terminal of any width: what is too wide folds, and no number is ever cut short.
+"""Tables for terminals of any width: wide tables are folded, and numbers are never truncated.
 
-Every row begins with its key (a subject, a layer). Where all columns do not fit beside it, the table goes on below with
-the same keys. Keys may break over lines, other cells may not. Whatever is printed is text: no string is read as markup,
-an emoji's name or a command to the terminal.
+Every row starts with its key (a subject, a layer). If not all columns fit, the table continues below with the same
+keys. Keys can be broken over lines, other cells cannot. All output is literal text: no string is interpreted as markup,
+an emoji name or a terminal command.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Cell = str | Text
 
 
 class PlainConsole(Console):
-    """A console that shows every string letter by letter; only `Text` has styles.
+    """A console that prints all strings literally; only `Text` has styles.
 
     Args:
         quiet: print nothing.
@@ -31,7 +31,7 @@ class PlainConsole(Console):
         super().__init__(quiet=quiet, width=width, file=file, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return `text` as what rich draws."""
+        """Return `text` as a rich object."""
         return super().render_str(printable(text), **options)
 
 
@@ -44,10 +44,10 @@ def print_table(
     title: str = "",
     caption: str = "",
 ) -> None:
-    """Draw `rows` under `columns`, the first `keys` of which begin every fold of the table.
+    """Print `rows` with `columns`; the first `keys` columns are repeated in every fold of the table.
 
     Args:
-        title, caption: lines above and below; none where empty.
+        title, caption: lines above and below; omitted if empty.
     """
     if title:
         console.print(title, style="italic")
@@ -67,14 +67,14 @@ def print_table(
 
 
 def _fold_end(width: int, columns: Sequence[str], rows: Sequence[Sequence[Cell]], keys: int, start: int) -> int:
-    """Return the first column from `start` on that does not fit; at least one does not stay behind."""
+    """Return the first column from `start` on that does not fit; at least one column is always included."""
 
     def widest(index: int) -> int:
         cells = [printable(str(cell)) for cell in (columns[index], *(row[index] for row in rows))]
         pieces = [word for cell in cells for word in cell.split()] if index < keys else cells
         return max(map(cell_len, pieces), default=0)
 
-    left = width - 1 - sum(widest(index) + 3 for index in range(keys))  # a cell's padding and one line
+    left = width - 1 - sum(widest(index) + 3 for index in range(keys))  # a cell's padding and one border
     for index in range(start, len(columns)):
         left -= widest(index) + 3
         if left < 0 and index > start:

@@ -1,4 +1,4 @@
-"""What the command line shows a person on stdout: tables and a few lines."""
+"""Output of the command line on stdout: tables and text."""
 
 from collections.abc import Iterable, Mapping
 
@@ -31,11 +31,11 @@ from stethoscope.results import (
 from stethoscope.results.memory import cards_text
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, FEWEST_RANDOM_SETS, smallest_rank_p
 
-UNABLE = "*"  # behind a p or verdict that could not be significant, with its note under the table
+UNABLE = "*"  # marks a p value or verdict that could not be significant; a note under the table explains it
 
 
 def print_info(console: Console, title: str, site: str, result: InfoResult) -> None:
-    """Draw sizes, SAEs and the relative norm of each task vector by layer."""
+    """Print the model's size, its SAEs, and the relative norm of each task vector by layer."""
     model = result.model
     trained = sorted({row.model for row in result.saes if row.model})
     console.print(
@@ -47,12 +47,12 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
             if result.saes
             else "no SAEs"
         )
-        + (f", trained on {', '.join(trained)} by their files" if trained else ""),
+        + (f", trained on {', '.join(trained)} (according to their files)" if trained else ""),
     )
     usable = [row for row in result.task_vectors if row.unusable is None]
     norms = [row.relative_norm_by_layer for row in usable]
     rows = [
-        [str(layer), *(f"{of[layer]:.4f}" if of[layer] else "not moved" for of in norms)]
+        [str(layer), *(f"{of[layer]:.4f}" if of[layer] else "unchanged" for of in norms)]
         for layer in range(model.n_layers)
     ]
     if usable:
@@ -64,22 +64,22 @@ def print_info(console: Console, title: str, site: str, result: InfoResult) -> N
 
 
 def _without_sae(n_layers: int, heard: Iterable[int]) -> str:
-    """Return which layers have no SAE, in words; nothing where all have one."""
+    """Return a sentence naming the layers without an SAE; an empty string if all have one."""
     silent = sorted(set(range(n_layers)) - set(heard))
-    return f"No SAE serves {layers_text(silent)}." if silent else ""
+    return f"No SAE for {layers_text(silent)}." if silent else ""
 
 
 def print_memory(console: Console, result: MemoryResult) -> None:
-    """Draw a row a use case: what it needs, whether that is there, and what it is made of."""
+    """Print one row per use case: the memory it needs, whether it fits, and its parts."""
     console.print(
         f"{result.model} in {result.dtype} on {result.device} ({result.device_name}): "
         f"{result.available_bytes / 1e9:.1f} of {result.capacity_bytes / 1e9:.1f} GB free; "
-        f"{result.edited_layers} layers edited, {result.batch_size} prompts at once"
+        f"{result.edited_layers} layers edited, {result.batch_size} prompts per batch"
     )
-    table = Table("use case", "needs, GB", "fits", "made of, GB")
+    table = Table("use case", "needs, GB", "fits", "parts, GB")
     for stack in result.stacks:
         needed = [part for part in stack.parts if not part.gives_way]
-        on_host = {"device": "", "host": " (machine)"}
+        on_host = {"device": "", "host": " (host)"}
         parts = ", ".join(f"{part.part}{on_host[part.where]} {part.size_bytes / 1e9:.2f}" for part in needed)
         table.add_row(stack.activity, f"{stack.need_bytes / 1e9:.2f}", "yes" if result.fits(stack) else "no", parts)
     console.print(table)
@@ -90,38 +90,38 @@ def print_memory(console: Console, result: MemoryResult) -> None:
 
 
 def print_downloads(console: Console, result: DownloadResult) -> None:
-    """Draw a row a part: files, sizes, what is here; then the sums, the room on the disk, and every refusal once."""
+    """Print one row per part with its files and sizes; then the totals, the free disk space, and every error once."""
     if not result.parts:
-        console.print("Everything is on this machine: nothing is fetched.")
+        console.print("Everything is on this machine; nothing to download.")
         return
     rows = []
     for part in result.parts:
         sizes = (part.size_bytes, part.size_bytes - part.missing_bytes, part.missing_bytes)
         known = [size_text(size) for size in sizes] if part.files else ["?", "?", "?"]
         rows.append((part.part, part.location, str(len(part.files)), *known, "refused" if part.refusal else "yes"))
-    print_table(console, ("part", "repository", "files", "size", "here", "to fetch", "access"), rows, keys=2)
-    sizes = f"{counted(result.missing_bytes, result.size_bytes, 'B')} to fetch, " if result.size_bytes else ""
-    short = "" if result.fits else ": not enough, set HF_HOME to a folder on another disk"
+    print_table(console, ("part", "repository", "files", "size", "here", "to download", "access"), rows, keys=2)
+    sizes = f"{counted(result.missing_bytes, result.size_bytes, 'B')} to download, " if result.size_bytes else ""
+    short = "" if result.fits else ". That is not enough: set HF_HOME to a folder on another disk."
     console.print(f"{sizes}{size_text(result.free_bytes)} free at {result.cache}{short}")
     if result.offline:
-        console.print("HF_HUB_OFFLINE is set: what is not here cannot be fetched.")
+        console.print("HF_HUB_OFFLINE is set: missing files cannot be downloaded.")
     for refusal in result.refusals:
         said = UserError(refusal.what, got=refusal.got, expected=refusal.expected, next_step=refusal.next_step)
         console.print(str(said))
 
 
 def print_preflight(console: Console, result: PreflightResult) -> None:
-    """Draw the checks and, layer by layer, size and rounding."""
+    """Print the checks, then the size and rounding of the task vector in each layer."""
     console.print(f"{result.task_vector}: {result.source}")
     for check in result.checks:
         console.print(
             f"  {check.outcome}  {check.name}: " + "; ".join(part for part in (check.what, check.got) if part)
         )
-    columns = ("layer", "||tau|| / ||theta||", "cosine to base", f"realised cosine in {result.dtype}", "norm ratio")
+    columns = ("layer", "||tau|| / ||theta||", "cosine with base", f"realised cosine in {result.dtype}", "norm ratio")
     rows = [
         (
             str(row.layer),
-            f"{row.relative_norm:.4f}" if row.relative_norm else "not moved",
+            f"{row.relative_norm:.4f}" if row.relative_norm else "unchanged",
             *(_number(size, ".4f") for size in (row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)),
         )
         for row in result.layers
@@ -130,7 +130,7 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
 
 
 def print_problems(console: Console, result: ProblemsResult) -> None:
-    """Draw the subjects of a split, and examples of gold answers at risk."""
+    """Print the subjects of a split, and examples of gold answers at risk."""
     golds = ("unread golds", "doubtful golds")
     columns = ("subject", f"{result.split} problems", *golds, "also in other splits", "repeats")
     rows = []
@@ -143,21 +143,21 @@ def print_problems(console: Console, result: ProblemsResult) -> None:
 
 
 def print_diagnosis(console: Console, result: DiagnosisResult) -> None:
-    """Draw the scores, a row per subject and a column per layer with an SAE."""
+    """Print the scores: one row per subject and one column per layer with an SAE."""
     layers = sorted({cell.layer for cell in result.cells})
     cells = {(cell.subject, cell.layer): cell for cell in result.cells}
     print_table(
         console,
         ["subject", *map(str, layers)],
         [[subject, *(_score(cells[subject, layer]) for layer in layers)] for subject in result.subjects],
-        title=f"{result.score} against {result.control}, cross-fitted; bold where specific (corrected p < .05)",
+        title=f"{result.score} against {result.control}, cross-fitted; bold: specific (corrected p < .05)",
         caption=f"{result.formula}; source: {result.source}. Our definition; the paper's formula is unavailable.",
     )
     console.print(_without_sae(result.n_layers, layers))
 
 
 def print_stability(console: Console, result: StabilityResult) -> None:
-    """Draw Kendall's tau of each variant's order with the reference's, a row per variant, a column per subject."""
+    """Print Kendall's tau of each variant with the reference: one row per variant, one column per subject."""
     subjects = list(dict.fromkeys(row.subject for row in result.rows))
     taus = {(row.kind, row.variant, row.subject): row.kendall_tau for row in result.rows}
     print_table(
@@ -167,20 +167,20 @@ def print_stability(console: Console, result: StabilityResult) -> None:
             [f"{kind} {variant}", *(_number(taus[kind, variant, subject], "+.2f") for subject in subjects)]
             for kind, variant in dict.fromkeys((row.kind, row.variant) for row in result.rows)
         ],
-        title=f"Kendall tau of the layer order with that of {result.score}, k = {result.top_k}, {result.control}",
+        title=f"Kendall's tau with the layer order of {result.score}, k = {result.top_k}, {result.control}",
     )
 
 
 def print_energy(console: Console, result: EnergyResult) -> None:
-    """Draw retention against its null and its references, layer by layer."""
-    columns = ["layer", "k", "rank", "r/d", "kept", "by chance", "enrichment", "z", "percentile", "ceiling"]
+    """Print the retention of each layer with its chance level and references."""
+    columns = ["layer", "k", "rank", "r/d", "kept", "chance", "enrichment", "z", "percentile", "ceiling"]
     rows = [
         [
             str(cell.layer),
             str(cell.k),
             str(cell.rank),
             f"{cell.rank / cell.d:.3f}",
-            _number(cell.retention) if cell.retention is not None else "no latents" if cell.rank == 0 else "not moved",
+            _number(cell.retention) if cell.retention is not None else "no latents" if cell.rank == 0 else "unchanged",
             f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
             _number(cell.enrichment, ".2f"),
             _number(cell.z, "+.1f"),
@@ -207,13 +207,13 @@ def _number(value: float | None, form: str = ".3f") -> str:
 
 
 def print_gain(console: Console, result: GainResult, subject: str) -> None:
-    """Draw what injecting each layer alone does to `subject`, and how well each predictor orders the layers."""
+    """Print the gain of `subject` from injecting each layer alone, and how well each predictor ranks the layers."""
     rows: list[tuple[str, ...]] = []
     for cell in result.cells:
         if cell.subject == subject:
             interval = "" if cell.ci_low is None else f"{cell.ci_low:+.4f} to {cell.ci_high:+.4f}"
-            rows.append((str(cell.layer), "not moved" if cell.gain is None else f"{cell.gain:+.4f}", interval))
-    title = f"Gain of {result.task_vector} in one layer alone, {subject}"
+            rows.append((str(cell.layer), "unchanged" if cell.gain is None else f"{cell.gain:+.4f}", interval))
+    title = f"Gain of {result.task_vector} injected into one layer at a time, {subject}"
     print_table(console, ("layer", "gain", "95% interval"), rows, title=title)
     rows = []
     for row in result.agreement:
@@ -223,8 +223,8 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
             tau, p = (f"{row.kendall_tau:+.2f}", f"{row.p:.3f}") if known else ("undefined", "")
             p += UNABLE * row.cannot_be_significant
             rows.append((row.predictor, str(row.n_layers), tau, interval, p))
-    columns = ("predictor", "layers", "Kendall tau", "95% interval", "p")
-    print_table(console, columns, rows, title="Does it order the layers by gain?")
+    columns = ("predictor", "layers", "Kendall's tau", "95% interval", "p")
+    print_table(console, columns, rows, title="Does the predictor rank the layers by gain?")
     if any(row.cannot_be_significant for row in result.agreement):
         console.print(f"{UNABLE} {CANNOT_BE_SIGNIFICANT}.")
     for limit in gain_limits(result, subject):
@@ -232,12 +232,12 @@ def print_gain(console: Console, result: GainResult, subject: str) -> None:
     console.print(
         f"Gains in nats per solution token, n = {result.n} {result.split} problems per subject, "
         f"alpha {result.alpha:g}; {result.n_edits} edits, "
-        f"{'each taken off again' if result.verified else 'NOT VERIFIED'}."
+        f"{'base weights restored after each' if result.verified else 'NOT VERIFIED'}."
     )
 
 
 def print_rank(console: Console, result: RankResult) -> None:
-    """Draw the recipe's gain and its rank among the random sets, as drawn and at equal edit norm, a row a subject."""
+    """Print the recipe's gain and its rank among the random sets, unscaled and at equal edit norm, per subject."""
     layers, n_sets = ", ".join(map(str, result.layers)), len(result.sets)
     columns = ("subject", "n", "gain", "95% interval", "rank", "p", "rank, equal norm", "p, equal norm")
     rows = [
@@ -253,15 +253,15 @@ def print_rank(console: Console, result: RankResult) -> None:
         )
         for row in result.rows
     ]
-    title = f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of equally many"
+    title = f"Layers {layers} among {n_sets} {'other' if result.exhaustive else 'random'} sets of the same size"
     print_table(console, columns, rows, title=title)
     if 0 < len(result.movable) < result.n_layers:
-        console.print(f"The sets are of those that such an edit can move: {layers_text(result.movable)}.")
+        console.print(f"Sets are drawn from the layers that such an edit can change: {layers_text(result.movable)}.")
     console.print(
-        f"Gains in nats per solution token on {result.spec.split} problems; rank 1: no set is as good. "
-        f"p = rank / (sets + 1), so no smaller than {smallest_rank_p(n_sets):.3f}"
+        f"Gains in nats per solution token on {result.spec.split} problems. Rank 1: no set does as well. "
+        f"p = rank / (sets + 1), so at least {smallest_rank_p(n_sets):.3f}"
         + (
-            f": {CANNOT_BE_SIGNIFICANT}, {FEWEST_RANDOM_SETS} sets are needed."
+            f": {CANNOT_BE_SIGNIFICANT}; at least {FEWEST_RANDOM_SETS} sets are needed."
             if result.row().cannot_be_significant
             else "."
         )
@@ -269,22 +269,22 @@ def print_rank(console: Console, result: RankResult) -> None:
 
 
 def print_plan(console: Console, spec: BenchSpec, plan: BenchPlanResult) -> None:
-    """Draw what a benchmark would ask of each subject, what is stored, how long it takes, and the first prompt."""
+    """Print the problems per subject, the answers already stored, the estimated time, and the first prompt."""
     sizes = {subject: sample_size(spec.n, has) for subject, has in plan.available.items()}
     rows = [(subject, str(has), str(sizes[subject])) for subject, has in plan.available.items()]
-    print_table(console, ("subject", f"{spec.split} problems", "asked"), rows, title=f"{len(spec.arms)} arms")
+    print_table(console, ("subject", f"{spec.split} problems", "used"), rows, title=f"{len(spec.arms)} arms")
     answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
-    console.print(f"{answers:,} answers, {stored:,} of them stored already.")
+    console.print(f"{answers:,} answers, {stored:,} of them already stored.")
     if plan.answers_per_s:
         left = (answers - stored) / plan.answers_per_s
-        console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of earlier runs.")
+        console.print(f"About {left:.0f} s at the {plan.answers_per_s:.1f} answers per second of previous runs.")
     _print_lines(console, plan.not_the_fine_tune.values())
     console.print(f"The first prompt, {plan.first_prompt_tokens} tokens:")
     console.print(plan.first_prompt)
 
 
 def print_bench(console: Console, result: BenchResult) -> None:
-    """Draw accuracies and paired differences."""
+    """Print accuracies and paired differences."""
     rows = [
         (
             row.arm,
@@ -297,7 +297,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
         )
         for row in result.arms
     ]
-    columns = ("arm", "subject", "n", "accuracy", "95% interval", "marked", "cut off")
+    columns = ("arm", "subject", "n", "accuracy", "95% interval", "marked", "truncated")
     print_table(console, columns, rows, keys=2, title="Accuracy")
     rows = [
         (
@@ -306,9 +306,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
             f"{row.difference:+.3f}",
             f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
             f"{row.holm_p:.4f}",
-            "changes nothing"
-            if row.arm in result.idle
-            else (row.verdict or "none") + UNABLE * row.cannot_be_significant,
+            "no change" if row.arm in result.idle else (row.verdict or "none") + UNABLE * row.cannot_be_significant,
         )
         for row in result.comparisons
     ]
@@ -331,7 +329,7 @@ def print_bench(console: Console, result: BenchResult) -> None:
     if result.no_verdict:
         console.print(result.no_verdict)
     if result.damaged_rows:
-        console.print(f"{result.damaged_rows} stored records of what was chosen on or tried are damaged.")
+        console.print(f"{result.damaged_rows} stored records of tuning problems or tried configurations are damaged.")
     if any(row.n < SMOKE_TEST_BELOW for row in result.arms):
         console.print(SMOKE_TEST)
 
@@ -342,14 +340,14 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def show_command(run_id: str) -> str:
-    """Return the command that shows a kept run again."""
+    """Return the command that shows a stored run."""
     return f"python -m stethoscope runs show {run_id}"
 
 
 def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
-    """Draw under which ids runs are kept, by kind, and how to have each again."""
+    """Print the id of each stored run, and the command that shows it."""
     for kind, run_id in run_ids.items():
-        console.print(f"{kind}: kept as run {run_id}; again: {show_command(run_id)}", soft_wrap=True)
+        console.print(f"{kind}: stored as run {run_id}; to show it: {show_command(run_id)}", soft_wrap=True)
         if kind == "bench":
             console.print(f"python -m stethoscope runs report {run_id} --out report.html", soft_wrap=True)
 

@@ -1,1 +1,2 @@
-"""Control texts for any model that reads English: own sentences, written by `python -m stethoscope.corpora.write`."""
+"""Control texts for any model that reads English: our own sentences, written by `python -m
+stethoscope.corpora.write`."""

@@ -1,9 +1,10 @@
-"""Write two control corpora that are no math: `python -m stethoscope.corpora.write` makes the files in controls/.
+"""Write two control corpora without mathematics: `python -m stethoscope.corpora.write` creates the files in controls/.
 
-plain_prose has neither digits nor LaTeX. typeset_records has both, as dense as a MATH problem, and nothing to
-compute: labels, timetables and formulas are copied out. Beside each other they tell "reads math" from "reads LaTeX".
-Lengths are drawn like those of MATH's problems: log-normal, median 170 characters. Every text asks for something
-that stands in it, in the frame of the problems, so that the same grader marks it. Split by the hash of the text.
+plain_prose has neither digits nor LaTeX. typeset_records has both, as dense as in a MATH problem, but nothing to
+compute: labels, timetables and formulas only need to be copied. Together they distinguish "reads math" from "reads
+LaTeX". Lengths are distributed like those of MATH's problems: log-normal, median 170 characters. Every text asks for
+something that it states, in the format of the problems, so that the same grader can be used. The split depends on the
+hash of the text.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ MEDIAN_CHARS, SPREAD, SHORTEST, LONGEST = 170, 0.55, 60, 620
 
 
 class Fact(NamedTuple):
-    """A sentence, a question about it, and the answer as the sentence words it."""
+    """A sentence, a question about it, and the answer in the words of the sentence."""
 
     sentence: str
     question: str
@@ -64,7 +65,7 @@ METRES = (r"\frac{3}{4}", r"\frac{6}{8}", r"\frac{2}{2}", r"\frac{4}{4}", r"\fra
 
 
 def prose(rng: random.Random) -> Fact:
-    """Return one fact in words."""
+    """Return one fact without digits."""
     who, other = rng.sample(PEOPLE, 2)
     place, elsewhere = rng.sample(PLACES, 2)
     thing, colour, animal = rng.choice(THINGS), rng.choice(COLOURS), rng.choice(ANIMALS)
@@ -116,7 +117,7 @@ def prose(rng: random.Random) -> Fact:
 
 
 def record(rng: random.Random) -> Fact:
-    """Return one fact that is typeset: digits and LaTeX, nothing to compute."""
+    """Return one typeset fact: digits and LaTeX, nothing to compute."""
     who, place, thing = rng.choice(PEOPLE), rng.choice(PLACES), rng.choice(THINGS)
     letter, number = rng.choice("ABCDEFGHKLMNPRST"), rng.randint(10, 99)
     shelf, lot = f"{letter}_{{{number}}}", f"{rng.randint(1, 9)}{{,}}{rng.randint(100, 999)}"
@@ -174,7 +175,7 @@ def text_of(make: Callable[[random.Random], Fact], rng: random.Random) -> dict[s
         if any(_people(fact) & _people(other) for other in facts):
             continue
         now = sum(len(other.sentence) + 1 for other in facts) + len(facts[0].question)
-        if abs(now + len(fact.sentence) - length) > abs(now - length):  # it would take the text further from `length`
+        if abs(now + len(fact.sentence) - length) > abs(now - length):  # it would move the text further from `length`
             break
         facts.append(fact)
     asked = rng.choice(facts)

@@ -1,1 +1,1 @@
-"""Task vectors: read them, measure what a subspace keeps of them, put them into the model and take them out again."""
+"""Task vectors: reading, energy within subspaces, and applying edits to the model and removing them."""

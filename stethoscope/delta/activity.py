@@ -1,14 +1,14 @@
-"""What a task vector does to the tokens of a subject: one pass over its documents, with hooks.
+"""Effect of a task vector on the tokens of a subject, from one pass over its documents with hooks.
 
 Functional energy of a matrix is the mean of ||tau x||^2 over its own inputs x, which is tr(tau S_x tau^T) with S_x
-their second moment; S_x itself (10240 x 10240 behind an MLP) is never formed. What the projected edit keeps of it
-needs, for every nested rank at once, two small Gram matrices along the basis Q:
+their second moment; S_x itself (10240 x 10240 behind an MLP) is never computed. The share that the projected edit
+keeps, for all nested ranks at once, needs two small Gram matrices along the basis Q:
 
     writers: P tau x = G^-1 Q c,  c = Q^T G tau x      E||P tau x||^2 = tr(A C),  A = Q^T G^-2 Q,  C = E c c^T
     readers: P tau x = B z,       z = Q^T G^-1 x       E||P tau x||^2 = tr(A C),  A = B^T B, B = tau G Q,  C = E z z^T
 
-and the leading r x r blocks of A and C serve rank r. The same pass gives the principal components of the stream itself:
-the top eigenvectors of the second moment of what the SAE reads. First positions (BOS) and padding are left out.
+and the leading r x r blocks of A and C give rank r. The same pass gives the principal components of the stream itself:
+the top eigenvectors of the second moment of the SAE's input. First positions (BOS) and padding are excluded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ BATCH_TOKENS = 8192  # each batch reads every delta once
 
 @dataclass(frozen=True, slots=True)
 class FunctionalEnergy:
-    """Mean ||tau x||^2 over a matrix' inputs, and what the projected edit keeps of it.
+    """Mean ||tau x||^2 over the inputs of a matrix, and the part that the projected edit keeps.
 
     Attributes:
         total: tr(tau S_x tau^T).
-        kept: the same of the edit projected on the first r basis vectors, r = 0..rank. An oblique projection (gains
-            folded in) may make it exceed `total`.
+        kept: the same for the edit projected on the first r basis vectors, r = 0..rank. With folded norm weights, the
+            projection is oblique and this can exceed `total`.
     """
 
     total: float
@@ -47,11 +47,11 @@ class FunctionalEnergy:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one pass over the documents gives.
+    """Results of one pass over the documents.
 
     Attributes:
-        n_tokens: tokens that were counted.
-        components: layer of an SAE -> the leading principal components of what it reads, [n, d], largest first.
+        n_tokens: number of counted tokens.
+        components: layer of an SAE -> the leading principal components of its input, [n, d], largest first.
         functional: name of a matrix -> its functional energy.
     """
 
@@ -72,10 +72,11 @@ def measure_activity(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Activity:
-    """Return the functional energy of every matrix that a basis of `bases` (by SAE layer) serves, and the components.
+    """Return the functional energy of every matrix with a basis in `bases` (by SAE layer), and the principal
+    components.
 
     Args:
-        rows: token ids of the documents, BOS included where the tokenizer has one.
+        rows: token ids of the documents, including BOS if the tokenizer has one.
     """
     progress = Progress() if progress is None else progress
     progress.start("Measuring functional energy", len(rows))
@@ -119,7 +120,7 @@ def measure_activity(
 
 
 class _Counter:
-    """Sums of one matrix over the tokens it has seen; tau is read for each batch, and only small sums are kept."""
+    """Running sums of one matrix over tokens; tau is read for each batch, and only small sums are stored."""
 
     def __init__(
         self,

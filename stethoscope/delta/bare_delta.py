@@ -1,8 +1,8 @@
-"""The edit itself as a safetensors file: tau times its strength, in float32, under the names of the parameters.
+"""Write an edit as a safetensors file: tau times its strength, in float32, by parameter name.
 
-Read as a task vector and injected at alpha 1 it gives the edited weights bit by bit, because a patch rounds the same
-product and the same sum. Written tensor by tensor, so that a large edit never lies in memory as a whole: 8 bytes of
-header length, the header as JSON, the tensors' bytes.
+Read as a task vector and injected at alpha 1, it gives the edited weights bit for bit, because a patch rounds the same
+product and sum. The file is written tensor by tensor, so that a large edit need not fit into memory: 8 bytes of header
+length, the header as JSON, and the tensors' bytes.
 """
 
 import json
@@ -48,9 +48,9 @@ def write_delta(source: EditSource, touched: Sequence[str], folder: Path) -> Pat
 
 
 def delta_fits(path: Path, source: EditSource, edited: Mapping[str, bytes]) -> bool:
-    """Read the delta of `source` back: is base + delta, rounded as a patch is, the edited model bit by bit?
+    """Return whether base + delta of `source`, rounded like a patch, is the edited model bit for bit.
 
-    Call it on the base; `edited` maps a parameter to its digest while the edit was on.
+    Call it on the base; `edited` maps a parameter to its digest while the edit was applied.
     """
     with safe_open(path, framework="pt") as stored:
         names = list(stored.keys())

@@ -1,9 +1,9 @@
-"""Which weights answered: checksums of the model's own parameters before, during and after an edit.
+"""Certificates: checksums of the model's parameters before, during and after an edit.
 
-The checksums are read from the model by name, not from the patch, so a swap that did nothing, hit the wrong tensors or
-was not taken back shows. They are compared with two things that the patch's code had no hand in: the digests of the
-base as it was loaded, and edited tensors computed a second time (see `expectation`). Touched tensors only; for the
-base (an empty patch) all of them. `BaseCheck` goes over all weights, a tensor at a time, while nothing else runs.
+The checksums are read from the model by name, not from the patch, so that a swap that did nothing, changed the wrong
+tensors or was not undone is detected. They are compared with two values that are independent of the patch's code: the
+digests of the base at loading, and recomputed edited tensors (see `expectation`). Only edited tensors are hashed; for
+the base (an empty patch) all tensors. `BaseCheck` checks all weights, one tensor at a time, while the worker is idle.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from stethoscope.results import Certificate
 
 
 class Certifying:
-    """Collects the checksums of one edit; `certificate` is ready when the `with` block has ended."""
+    """Collects the checksums of one edit; `certificate` is available after the `with` block."""
 
     def __init__(self, loaded: LoadedModel, patch: Patch) -> None:
         self._loaded = loaded
@@ -26,7 +26,7 @@ class Certifying:
         self._digests: list[dict[str, bytes]] = []
 
     def read(self) -> None:
-        """Read the checksums of the touched tensors; those of the base once for both before and at the start."""
+        """Read the checksums of the edited tensors; for the base, one reading serves as before and during."""
         if len(self._digests) == 1 and not self._patch.tensors:
             self._digests.append(self._digests[0])
         else:
@@ -34,7 +34,7 @@ class Certifying:
 
     @property
     def certificate(self) -> Certificate:
-        """The certificate; an assertion fails while the edit is still on."""
+        """The certificate; raises AssertionError while the edit is still applied."""
         assert len(self._digests) == 3, "the certificate is ready when the with block has ended"
         base, edited, restored = self._digests
         touched = tuple(sorted(self._patch.tensors))
@@ -55,16 +55,16 @@ class Certifying:
         )
 
     def _is_base(self, touched: Iterable[str]) -> bool:
-        """Return whether the patch's own tensors are the base's, which tells it from a swap that did nothing."""
+        """Return whether the patch's tensors equal the base, to distinguish this case from a swap that did nothing."""
         return all(torch.equal(self._patch.tensors[name], self._loaded.parameter(name)) for name in touched)
 
 
 @contextlib.contextmanager
 def certified(loaded: LoadedModel, patch: Patch) -> Iterator[Certifying]:
-    """Apply `patch` for the body, as `applied` does, and read the checksums before, at the start of and after it.
+    """Apply `patch` during the body, like `applied`, and read the checksums before, at the start and after.
 
-    ``with certified(session, patch) as certifying: ...`` and then ``certifying.certificate``; where the body raises,
-    the base is restored all the same.
+    ``with certified(loaded, patch) as certifying: ...`` and then ``certifying.certificate``; the base is also restored
+    if the body raises.
     """
     certifying = Certifying(loaded, patch)
     certifying.read()
@@ -75,7 +75,7 @@ def certified(loaded: LoadedModel, patch: Patch) -> Iterator[Certifying]:
 
 
 class BaseCheck:
-    """Compares all weights with what was loaded, tensor by tensor, and goes on later where it was interrupted."""
+    """Compares all weights with the loaded ones, tensor by tensor, and can be interrupted and continued."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
@@ -83,10 +83,10 @@ class BaseCheck:
         self._intact = True
 
     def run(self, go_on: Callable[[], bool] = lambda: True) -> bool | None:
-        """Check until all weights have been read, or `go_on` says no; call it while no patch is on.
+        """Check until all weights have been read or `go_on` returns False; call it while no patch is applied.
 
-        Returns True when every tensor was the base's when it was read, False when one was not, None while some are
-        left. A finished check starts afresh.
+        Returns True if every tensor matched the base, False if one did not, and None if some are left. A finished check
+        starts again from the beginning.
         """
         while self._waiting:
             if not go_on():

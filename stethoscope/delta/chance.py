@@ -1,12 +1,12 @@
-"""What a random subspace keeps of a matrix, what the best one keeps, and how a subspace lies to the best one.
+"""Energy of a matrix that a random and the best subspace keep, and angles with the best one.
 
-A random subspace of rank r keeps r/d on average, so "3% kept" by 77 of 2560 dimensions says nothing until it is divided
-by 77/2560. Its spread is known exactly (the second moment of the Haar measure), with s the singular values of M:
+A random subspace of rank r keeps r/d on average, so "3% kept" by 77 of 2560 dimensions must be compared with 77/2560.
+The variance is known exactly (the second moment of the Haar measure), with s the singular values of M:
 
     Var = 2 r (d-r) / [d (d-1) (d+2)] * (c - 1/d),      c = 1/r_eff = sum s^4 / (sum s^2)^2
 
 No subspace of rank r keeps more than the r largest s^2 (Eckart-Young). All of it comes from the Gram matrix M M^T,
-which depends on the task vector and the gains only: `MatrixSpectrum` is what is worth keeping of it.
+which depends only on the task vector and the norm weights; `MatrixSpectrum` stores the required part.
 """
 
 import math
@@ -17,8 +17,8 @@ from jaxtyping import Float64
 from scipy import special
 from torch import Tensor
 
-N_DIRECTIONS = 8  # top singular directions that the span is compared with
-NULL_SHARE = 1e-12  # squared singular values below this share of the largest are rounding of a Gram matrix
+N_DIRECTIONS = 8  # number of top singular directions to compare the span with
+NULL_SHARE = 1e-12  # squared singular values below this share of the largest are rounding errors of a Gram matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class MatrixSpectrum:
 
     Attributes:
         squares: s_i^2, all d of them.
-        directions: orthonormal columns; fewer than `N_DIRECTIONS` where the matrix has a lower rank.
+        directions: orthonormal columns; fewer than `N_DIRECTIONS` if the matrix has a lower rank.
     """
 
     squares: Float64[Tensor, " d"]
     directions: Float64[Tensor, "d n"]
 
     def ceiling(self, rank: int) -> float:
-        """Return sum_{i<=r} s_i^2: what the best subspace of this rank keeps (Eckart-Young)."""
+        """Return sum_{i<=r} s_i^2: the energy that the best subspace of this rank keeps (Eckart-Young)."""
         return float(self.squares[:rank].sum())
 
     @property
@@ -44,7 +44,7 @@ class MatrixSpectrum:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it takes."""
+        """Size in bytes."""
         return 8 * (self.squares.numel() + self.directions.numel())
 
 
@@ -70,7 +70,7 @@ class Chance:
     sd: float
 
     def percentile(self, retention: float) -> float | None:
-        """Return the share of random subspaces that keep less, None where all keep the same.
+        """Return the share of random subspaces that keep less; None if all keep the same.
 
         From the Beta distribution with the null's mean and variance: exact for a matrix of rank 1, close otherwise.
         """
@@ -85,7 +85,7 @@ def chance(rank: int | float, d: int, concentrated: float) -> Chance:
     """Return the null of a uniformly random `rank`-dimensional subspace of d dimensions (see the module's formula).
 
     Args:
-        concentrated: `concentration` of the matrix that is projected.
+        concentrated: `concentration` of the projected matrix.
     """
     variance = 2 * rank * (d - rank) / (d * (d - 1) * (d + 2)) * (concentrated - 1 / d)
     return Chance(rank / d, math.sqrt(max(variance, 0.0)))

@@ -1,11 +1,11 @@
-"""What a recipe adds to each tensor, before anything is added: a strength and a direction, one tensor at a time.
+"""Edits of a recipe before they are applied: a strength and a direction for each tensor.
 
     theta(strength) = round(theta_base + strength * e)
 
-The direction e does not depend on any alpha: it is tau (raw), tau projected into a span (of SAE latents, or random), or
-tau itself for norms, embeddings and head, which no projection is defined for. The strength is the recipe's alpha; in a
-norm-matched edit it is divided per layer by ||P tau|| / ||tau|| in the metric of the retention. So directions can be
-kept, and a moved slider changes numbers only.
+The direction e does not depend on alpha: it is tau (raw), tau projected onto a span (of SAE latents, or random), or tau
+itself for norms, embeddings and head, for which no projection is defined. The strength is the recipe's alpha; with norm
+matching it is divided in each layer by ||P tau|| / ||tau|| in the metric of the retention. Directions can therefore be
+cached, and moving the slider changes only strengths.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -41,14 +41,14 @@ from stethoscope.records import (
 )
 from stethoscope.store.ids import content_id
 
-NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding noise, not a direction
+NOTHING_KEPT = 1e-6  # a projection shorter than this share of tau is rounding error
 
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """What is added at strength 1, in float32, with the energies before and after a projection as the span sees them.
+    """The tensor added at strength 1, in float32, with its energies before and after projection in the span's metric.
 
-    The energies are equal where nothing was projected. `origin` is what it is added to, where that is not the live
+    The energies are equal without projection. `origin` is the tensor that it is added to, if that is not the model's
     parameter (see `TaskVector.as_stored`).
     """
 
@@ -59,14 +59,14 @@ class Direction:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the tensors take."""
+        """Bytes of the tensors."""
         tensors = (self.tensor,) if self.origin is None else (self.tensor, self.origin)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One tensor's edit: `strength * direction` is added to `origin`, or to parameter `name` where that is None."""
+    """Edit of one tensor: `strength * direction` is added to `origin`, or to parameter `name` if that is None."""
 
     name: str
     strength: float
@@ -76,10 +76,10 @@ class Edit:
 
 @dataclass
 class Directions:
-    """Directions that stay in memory, at most `capacity_bytes` of them, so that a new alpha reads no file again.
+    """Cache of directions with at most `capacity_bytes`, so that a new alpha reads no files.
 
-    When full, directions that the current build has not used make room, oldest first; those that it has used stay, so
-    that one edit larger than the capacity keeps what fits instead of pushing itself out.
+    When full, directions that the current build has not used are evicted, oldest first. Those that it has used stay, so
+    that an edit larger than the capacity keeps what fits instead of evicting itself.
     """
 
     capacity_bytes: int
@@ -88,15 +88,15 @@ class Directions:
     _used: set[tuple[str, str]] = field(default_factory=set)
 
     def start(self) -> None:
-        """Begin a build: what earlier ones used may be displaced by it."""
+        """Start a build; it can evict directions of earlier builds."""
         self._used.clear()
 
     def get_or_make(self, identity: str, name: str, make: Callable[[], Direction]) -> Direction:
-        """Return the direction of parameter `name` under `identity`, made where it is not kept."""
+        """Return the direction of parameter `name` under `identity`; create it if it is not cached."""
         key = (identity, name)
         self._used.add(key)
         if key in self._kept:
-            self._kept[key] = self._kept.pop(key)  # the newest stands last
+            self._kept[key] = self._kept.pop(key)  # the newest is last
             return self._kept[key]
         direction = make()
         for old in [kept for kept in self._kept if kept not in self._used]:
@@ -109,7 +109,7 @@ class Directions:
         return direction
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all directions."""
         self._kept.clear()
         self._used.clear()
         self.size_bytes = 0
@@ -117,13 +117,14 @@ class Directions:
 
 @dataclass(frozen=True, slots=True)
 class EditSource:
-    """What a recipe's edits are made from; a basis is factorised once per SAE layer.
+    """Inputs of a recipe's edits; each basis is factorised once per SAE layer.
 
     Attributes:
-        rows_of_layer: decoder rows of a layer's selected latents, best first; needed by the SAE-projected arms only.
-        sae_layers: layers with an SAE; needed by the arms that move what others project: raw, or in a random subspace.
-        directions: where directions are kept between builds.
-        identity: what decides a direction besides the edit type's own fields: the content of weights and SAEs.
+        rows_of_layer: decoder rows of a layer's selected latents, best first; needed only for projection on SAE
+            latents.
+        sae_layers: layers with an SAE; needed by edit types restricted to these matrices: raw, or in a random subspace.
+        directions: cache of directions across builds.
+        identity: content of weights and SAEs, which determine a direction together with the edit type.
     """
 
     loaded: LoadedModel
@@ -144,18 +145,18 @@ class EditSource:
         return self.directions.get_or_make(self.identity, name, read)
 
     def sites(self, layer: int) -> list[tuple[MatrixSite, float]]:
-        """Return the matrices of `layer` that the recipe strengthens and tau moves, with their effective alpha."""
+        """Return the matrices of `layer` that the recipe edits and tau changes, with their effective alpha."""
         strengths = [(site, self.recipe.alpha(layer, site.part)) for site in self.loaded.layout.of_layer(layer)]
         return [(site, alpha) for site, alpha in strengths if alpha and self.task_vector.moves(site.name)]
 
     def basis(self, layer: int, width: int, rows_of_layer: RowsOfLayer) -> SpanBasis | None:
-        """Return the basis of the rows of `layer`, None where it has no SAE."""
+        """Return the basis of the rows of `layer`; None if it has no SAE."""
         if layer not in self._bases:
             self._bases[layer] = layer_basis(rows_of_layer, layer, width)
         return self._bases[layer]
 
     def projected(self, layer: int, span: "Span") -> "list[Projected]":
-        """Return the projection of every matrix of `layer` that the recipe strengthens and `span` serves."""
+        """Return the projection of every matrix of `layer` that the recipe edits and `span` covers."""
         found: list[Projected] = []
         for site, alpha in self.sites(layer):
             use = serving(site, span.site)
@@ -185,7 +186,7 @@ class Projected:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A family of subspaces, one for each layer and width: what decides it, where it lives, its rows by layer."""
+    """A family of subspaces, one per layer and width: its identity, site, and rows by layer."""
 
     identity: str
     site: Site
@@ -194,7 +195,7 @@ class Span:
 
 def _project(source: EditSource, site: MatrixSite, basis: SpanBasis, sae_site: Site) -> Direction:
     use = serving(site, sae_site)
-    assert use is not None, f"no SAE at {sae_site} serves {site.name}"
+    assert use is not None, f"no SAE at {sae_site} for {site.name}"
     delta, gain = source.task_vector.delta(site.name), gain_of(source.loaded, site)
     projected = project_delta(delta, site, gain, basis.Q, sae_site=sae_site)
     raw_energy = float(facing_basis(delta, use, gain).square().sum())
@@ -203,7 +204,7 @@ def _project(source: EditSource, site: MatrixSite, basis: SpanBasis, sae_site: S
 
 
 def span_of_latents(source: EditSource, edit_type: ProjectedEdit | NormMatchedEdit) -> Span:
-    """Return the span of the edit's first `top_k` latents."""
+    """Return the span of the edit type's first `top_k` latents."""
     rows_of_layer = source.rows_of_layer
     assert rows_of_layer is not None, "a projected edit needs the decoder rows of its latents"
 
@@ -218,7 +219,7 @@ def span_of_latents(source: EditSource, edit_type: ProjectedEdit | NormMatchedEd
 def random_span(source: EditSource, edit_type: RandomSubspaceEdit) -> Span:
     """Return `rank` seeded random directions for each layer: rows of normal numbers, whose span is uniform (Haar).
 
-    Where the edit names SAEs, layers without one have no directions; which directions the others have does not change.
+    If the edit type has SAEs, layers without one have no directions; the directions of the other layers do not change.
 
     Raises:
         RecipeError: more directions than the axis has dimensions.
@@ -228,10 +229,10 @@ def random_span(source: EditSource, edit_type: RandomSubspaceEdit) -> Span:
     width = source.loaded.parameter(writer.name).shape[1 if edit_type.site == "attn_out" else 0]
     if edit_type.rank > width:
         raise RecipeError(
-            "a random subspace cannot have more dimensions than its axis",
+            "a random subspace cannot have more dimensions than the space",
             got=f"rank {edit_type.rank}",
             expected=f"1 to {width} at {edit_type.site}",
-            next_step="Take a smaller rank.",
+            next_step="Use a smaller rank.",
         )
 
     plain = edit_type.model_copy(update={"norm_matched": False, "saes": None})  # all project on the same subspace
@@ -247,7 +248,7 @@ def random_span(source: EditSource, edit_type: RandomSubspaceEdit) -> Span:
 
 @singledispatch
 def layer_edits(edit_type: EditType, source: EditSource, layer: int) -> list[Edit]:
-    """Return the edits of the matrices of `layer`, as the class of `edit_type` defines them."""
+    """Return the edits of the matrices of `layer` for the edit type `edit_type`."""
     raise AssertionError(f"no edit is defined for {type(edit_type).__name__}")
 
 
@@ -298,18 +299,18 @@ def _matched(projected: list[Projected], layer: int) -> list[Edit]:
     kept = (kept_energy / raw_energy) ** 0.5
     if kept < NOTHING_KEPT:
         raise RecipeError(
-            f"the span of layer {layer} keeps nothing of the task vector, so its norm cannot be matched",
+            f"the span of layer {layer} keeps nothing of the task vector, so the norm cannot be matched",
             got=f"{kept:.1e} of the norm",
-            next_step="Take more latents, other layers, or the edit that is not norm-matched.",
+            next_step="Use more latents, other layers, or the edit type without norm matching.",
         )
     return [_edit(part.name, part.alpha / kept, part.direction) for part in projected]
 
 
 def edits_of(source: EditSource) -> Iterator[Edit]:
-    """Yield the edit of every tensor that the recipe moves: layer after layer, then embeddings, final norm and head.
+    """Yield the edit of every tensor that the recipe changes: by layer, then embeddings, final norm and head.
 
     Raises:
-        RecipeError: a projection that has nothing to project on. CheckpointError: a tensor of tau that cannot be read.
+        RecipeError: a projection without a basis. CheckpointError: a tensor of tau that cannot be read.
     """
     recipe, loaded, moves = source.recipe, source.loaded, source.task_vector.moves
     source.directions.start()

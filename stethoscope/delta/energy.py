@@ -1,7 +1,7 @@
-"""How much of a task vector lies in the span of selected SAE latents, per matrix and per layer, and how much by chance.
+"""Share of a task vector in the span of selected SAE latents, per matrix and layer, compared with chance.
 
-What a layer is made of is taken apart in `parts`; here its sums become one row for each k: retention beside its null,
-its ceiling and its references, how the span lies to the matrix' own directions, and what the model can feel of tau.
+`parts` computes sums for each layer. This module converts them to one row for each k: retention with its null, ceiling
+and references, angles with the matrix's own directions, and the functional effect of tau.
 """
 
 import math
@@ -33,7 +33,7 @@ from stethoscope.progress import Progress
 from stethoscope.records import Site, finite_or_none
 from stethoscope.results import EnergyCell
 
-FLAT_SD = 1e-12  # below this every random subspace keeps the same: the rank is d, or the matrix has no direction
+FLAT_SD = 1e-12  # below this, all random subspaces keep the same: rank d, or a matrix without preferred directions
 
 
 class EnergyTable(NamedTuple):
@@ -57,20 +57,20 @@ def energy_cells(
     functional: Mapping[str, FunctionalEnergy] | None = None,
     spectra_of: SpectraOf = keep_none,
 ) -> EnergyTable:
-    """Return the energy that the first k rows keep of the task vector, for every k of `ks`.
+    """Return the energy of the task vector that the first k rows keep, for every k of `ks`.
 
-    Matrices that no SAE serves (layer 0's readers; all but one matrix for mlp_out and attn_out) have no cells.
-    The layer's null is one random subspace shared by its stacked matrices: decoder spans of neighbouring layers
-    overlap, and taking the matrices as independent understates the sd. Its ceiling takes the best subspace for each
-    basis in use (readers and writers have their own), so that no retention can exceed it.
+    Matrices without an SAE (readers of layer 0; all but one matrix for mlp_out and attn_out) have no cells. The null of
+    a layer is one random subspace shared by its stacked matrices: decoder spans of neighbouring layers overlap, and
+    treating the matrices as independent would understate the sd. The ceiling uses the best subspace for each basis
+    (readers and writers have separate ones), so that no retention can exceed it.
 
     Args:
         rows_of_layer: decoder rows [k_max, d] of a layer's selected latents, best first.
-        fold_gains: False for the plain-weight variant (G = I).
+        fold_gains: False for unscaled weights (G = I).
         functional: functional energy of each matrix, by its name.
 
     Raises:
-        SaeError: rows that do not fit the model.
+        SaeError: rows that do not match the model.
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
     """
     progress = Progress() if progress is None else progress
@@ -107,7 +107,7 @@ def _layer_cells(parts: LayerParts, ks: Sequence[int], subject: str) -> list[Ene
 
 @dataclass(frozen=True)
 class _Stack:
-    """Matrices stacked along the shared axis: a part for each SAE, measured against its own spans."""
+    """Matrices stacked along the shared axis: one part for each SAE, measured with its own spans."""
 
     matrices: tuple[Part, ...]
     parts: tuple[Part, ...]
@@ -163,13 +163,13 @@ class _Stack:
         return sum(part.total * value for part, value in zip(self.parts, values, strict=True)) / self._total
 
     def _share(self, names: Sequence[str], ranks: Sequence[int]) -> float | None:
-        """Share of the energy kept by each part's span of that name, None where one has too few dimensions."""
+        """Share of the energy kept by each part's span with this name; None if one has too few dimensions."""
         kept = [part.kept_at(name, rank) for part, name, rank in zip(self.parts, names, ranks, strict=True)]
         found = [energy for energy in kept if energy is not None]
         return min(sum(found) / self._total, 1.0) if len(found) == len(kept) and self._total > 0 else None
 
     def _references(self, ranks: Sequence[int]) -> dict[str, float | None]:
-        """Retention of the other spans, at the same ranks."""
+        """Retention of the reference spans at the same ranks."""
         if not max(ranks):
             return {}
         n = len(self.parts)
@@ -198,9 +198,10 @@ class _Stack:
         return {"principal_cos2": min(self._mean(cosines), 1.0), "principal_null": self._mean(nulls)}
 
     def _functional(self, k: int) -> dict[str, float | None]:
-        """Functional energy of a matrix and the share of it that the projected edit keeps; of a layer the mean share.
+        """Functional energy of a matrix and the share of it that the projected edit keeps; for a layer, the mean share.
 
-        Outputs of different matrices lie in different spaces: energies are not added, shares are weighted by ||M||^2.
+        Outputs of different matrices are in different spaces, so energies are not added; shares are averaged with
+        weights ||M||^2.
         """
         shares: list[float] = []
         for part in self.matrices:

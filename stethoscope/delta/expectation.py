@@ -1,11 +1,10 @@
-"""What edited weights must be, computed a second time by other code: the certificate compares the model with it.
+"""Independent recomputation of edited weights, which the certificate compares with the model.
 
     theta(alpha) = round(theta_base + master * layer * tau),
 
-on the parameter's device, tensor by tensor, straight from the base's parameters (from its files, where these hold more
-digits than the session), the recipe's numbers and the task vector as it is read from disk: no kept directions, no
-buffers, no pieces, and bfloat16 rounded by its bit pattern. Only where nothing is projected; all touched tensors
-where they are small, else a seeded sample of them.
+on the parameter's device, tensor by tensor, directly from the base's parameters (or its files, if they have higher
+precision), the recipe and the task vector on disk: without caches, buffers or pieces, and with bfloat16 rounding by bit
+pattern. Only for edits without projection. All edited tensors are checked if they are small, otherwise a seeded sample.
 """
 
 import random
@@ -19,16 +18,16 @@ from stethoscope.model.checksums import tensor_digest
 from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import EditRecipe, RawEdit, ServedEdit
 
-SAMPLE_BYTES = 64 * 2**20  # of edited weights; at least one tensor is always taken
+SAMPLE_BYTES = 64 * 2**20  # bytes of edited weights to check; at least one tensor is always checked
 
 
 def expected_digests(
     loaded: LoadedModel, task_vector: TaskVector, recipe: EditRecipe, touched: Iterable[str], seed: str
 ) -> dict[str, bytes]:
-    """Return the digest that each checked tensor must have while `recipe` is applied; empty where it is projected.
+    """Return the expected digest of each checked tensor while `recipe` is applied; empty if the edit is projected.
 
     Args:
-        touched: the edited parameters, of which a sample by `seed` is checked where they are large.
+        touched: the edited parameters; if they are large, a sample drawn with `seed` is checked.
 
     Raises:
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
@@ -47,7 +46,7 @@ def expected_digests(
 
 
 def _strengths(loaded: LoadedModel, recipe: EditRecipe) -> Mapping[str, float]:
-    """Return the strength of every parameter that the recipe may move, from its own numbers."""
+    """Return the strength of every parameter that the recipe can change, directly from the recipe."""
     layout, master = loaded.layout, recipe.master_alpha
     strengths = dict.fromkeys(layout.outer, master)
     for site in (*layout.matrices, *layout.norms):
@@ -70,7 +69,7 @@ def _sampled(loaded: LoadedModel, touched: Iterable[str], seed: str) -> list[str
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 `values` rounded to the nearest number of `dtype`, ties to even."""
+    """Return float32 `values` rounded to the nearest value of `dtype`, ties to even."""
     if dtype == torch.bfloat16:
         bits = values.contiguous().view(torch.int32)
         upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

@@ -1,12 +1,12 @@
-"""The edited model as a plain checkpoint folder: transformers loads it without this package, at no inference cost.
+"""Export the edited model as a checkpoint that transformers loads without this package, at no inference cost.
 
-Written into a hidden folder beside the target, read back and compared tensor by tensor with the live edited model, and
-only then renamed: an interrupted export leaves nothing, a finished one is exact. `export.json` in it says what was
-asked and which files were written. The same request finds a finished export by it, checks it against the live model and
-writes nothing: the process may have been killed before the run was recorded.
+The files are written to a hidden folder next to the target, read back, compared tensor by tensor with the edited model
+in memory, and only then renamed. An interrupted export leaves nothing behind, and a finished one is exact.
+`export.json` records the request and the files. If the same request finds a finished export, it verifies it and writes
+nothing, because the process may have been killed before the run was recorded.
 
-Weights are stored in the dtype that the model runs in (not the base's dtype on disk), so that what is loaded later is
-what was measured; tied embeddings are stored once.
+Weights are saved in the dtype of the loaded model (not the base's dtype on disk), so that the saved model later the
+measured one. Tied embeddings are saved once.
 """
 
 import contextlib
@@ -36,20 +36,20 @@ from stethoscope.results import ExportResult
 from stethoscope.store.ids import content_id
 
 RECEIPT = "export.json"
-SPARE_BYTES = 64 * 2**20  # tokenizer, config, and room for the file system
+SPARE_BYTES = 64 * 2**20  # tokenizer, config, and file-system overhead
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an export holds.
+    """Parts of an export.
 
     Attributes:
         checkpoint: weights, config, tokenizer and model card.
-        delta: writes the bare delta of the touched parameters into a folder.
+        delta: function that writes the delta of the edited parameters into a folder.
         mergekit: the text of mergekit.yaml.
-        lacks: what the recipe names without changing it, in words, for the card.
+        lacks: text for the card about selected weights that the recipe does not change.
         measured: lines of the card about stored benchmarks of the recipe.
-        max_shard_bytes: largest weights file.
+        max_shard_bytes: maximum size of a weights file.
     """
 
     checkpoint: bool = True
@@ -69,20 +69,20 @@ def export_checkpoint(
     parts: Parts = Parts(),  # noqa: B008 - frozen
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Write the model with `patch` applied to the new folder `out`, verified against the live tensors.
+    """Write the model with `patch` applied to the new folder `out`, and verify it against the tensors in memory.
 
-    The patch is applied here: call it while no patch is on. Where `out` is a finished export of the same request, it is
-    verified and returned as it is.
+    This function applies the patch, so call it while no patch is applied. If `out` is a finished export of the same
+    request, it is only verified.
 
     Raises:
         OutputError: `out` exists and is neither an empty folder nor such an export.
-        ResourceError: too little disk space, or a place that cannot be written.
+        ResourceError: not enough disk space, or a folder that cannot be written.
         Cancelled: between steps; nothing is left behind.
     """
     progress = Progress() if progress is None else progress
     loaded.require_in_place("an export")
     request = _request(recipe, parts)
-    with contextlib.suppress(UserError, OSError, SafetensorError):  # damaged since: it is refused below
+    with contextlib.suppress(UserError, OSError, SafetensorError):  # damaged since then: rejected below
         if _is_finished(out, request) and _difference(loaded, patch, out, parts, progress) == 0:
             return _result(out, 0.0)
     _check_target(out)
@@ -94,7 +94,7 @@ def export_checkpoint(
             difference = _write_parts(loaded, patch, folder, parts, progress)
             if difference != 0:
                 raise StethoscopeError(
-                    f"the written weights differ from the live ones by {difference}; nothing was kept"
+                    f"the written weights differ from those in memory by {difference}; the export was deleted"
                 )
             if parts.mergekit is not None:
                 (folder / "mergekit.yaml").write_text(parts.mergekit, encoding="utf-8")
@@ -107,7 +107,7 @@ def export_checkpoint(
             progress.check_cancel()
             folder.replace(out)
             progress.advance()
-    except (OSError, SafetensorError) as error:  # safetensors has its own word for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         raise ResourceError(
             f"cannot write {out}",
             got=getattr(error, "strerror", None) or error,
@@ -122,13 +122,13 @@ def _result(out: Path, difference: float) -> ExportResult:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file in `folder`, by its path there, sorted."""
+    """Return the size of every file in `folder` by relative path, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _request(recipe: EditRecipe, parts: Parts) -> dict[str, object]:
-    """Return what decides the weights and files of an export."""
+    """Return everything that determines the weights and files of an export."""
     return {
         "recipe": content_id(recipe),
         "checkpoint": parts.checkpoint,
@@ -139,7 +139,7 @@ def _request(recipe: EditRecipe, parts: Parts) -> dict[str, object]:
 
 
 def _is_finished(out: Path, request: Mapping[str, object]) -> bool:
-    """Tell whether `out` is a finished export of `request` from which no file was taken or changed in size."""
+    """Return whether `out` is a finished export of `request` without missing files or changed sizes."""
     try:
         receipt = read_json(out / RECEIPT)
         sizes = _sizes(out)
@@ -169,11 +169,11 @@ def _write_parts(loaded: LoadedModel, patch: Patch, folder: Path, parts: Parts, 
 
 
 def _delta_folder(folder: Path, parts: Parts) -> Path:
-    return folder / "delta" if parts.checkpoint else folder  # loaders of a checkpoint take all they find
+    return folder / "delta" if parts.checkpoint else folder  # checkpoint loaders read all files they find
 
 
 def _difference(loaded: LoadedModel, patch: Patch, folder: Path, parts: Parts, progress: Progress) -> float:
-    """Read an export back and return its largest difference from the edited model; infinite where its delta differs."""
+    """Read an export back and return its largest difference from the edited model; infinite if its delta differs."""
     touched, difference = sorted(patch.tensors), 0.0
     with applied(loaded, patch):
         progress.check_cancel()
@@ -194,7 +194,7 @@ def _check_target(out: Path) -> None:
             f"{out} exists already",
             got="a folder with files in it" if out.is_dir() else "a file",
             expected="a new or empty folder",
-            next_step="Nothing is ever overwritten: choose another name.",
+            next_step="Exports never overwrite files; choose another name.",
         )
 
 
@@ -218,7 +218,7 @@ def _check_space(loaded: LoadedModel, patch: Patch, out: Path, parts: Parts) -> 
 
 @contextlib.contextmanager
 def _sibling(out: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside `out`; where the body fails, remove it and every parent that was made for it."""
+    """Yield a new hidden folder next to `out`; if the body fails, remove it and the parents created for it."""
     missing = [folder for folder in out.absolute().parents if not folder.exists()]
     folder = beside(out)
     try:
@@ -226,14 +226,14 @@ def _sibling(out: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in missing:  # innermost first; one that holds something else by now stays
+        for parent in missing:  # innermost first; keep a folder that contains other files now
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
 
 
 def _save_weights(loaded: LoadedModel, folder: Path, max_shard_bytes: int) -> None:
-    """Let transformers write weights, config and generation config (it knows the names on disk, ties and shards)."""
+    """Let transformers write weights, config and generation config (it handles names on disk, ties and shards)."""
     if is_wrapped(loaded):
         save_wrapped(loaded, folder, max_shard_bytes)
         return
@@ -243,14 +243,14 @@ def _save_weights(loaded: LoadedModel, folder: Path, max_shard_bytes: int) -> No
         with quiet_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_bytes)
     finally:
-        config.dtype = dtype  # save_pretrained leaves a string in the live config
+        config.dtype = dtype  # save_pretrained modifies the config in memory
 
 
 def _max_abs_difference(loaded: LoadedModel, folder: Path) -> float:
-    """Return max |written - live| over all parameters as they are now; infinite where one is misshapen.
+    """Return max |written - in memory| over all parameters; infinite if a shape differs.
 
     Raises:
-        UserError: a parameter that what was written does not hold under a known name.
+        UserError: a parameter missing in the written files under its known names.
     """
     written = CheckpointTensors(folder, folder.name, loaded.saved_names)
     worst = 0.0
@@ -259,10 +259,10 @@ def _max_abs_difference(loaded: LoadedModel, folder: Path) -> float:
         parts = {stored: parameter.detach()} if stored else as_saved(loaded.model, name, parameter.detach())
         if not parts or not set(parts) <= set(written.names):
             raise UserError(
-                f"the export of {loaded.ref.id} cannot be checked, so nothing was kept",
-                got=f"no tensor {name} in what transformers wrote",
-                expected="every parameter, by a name that is known",
-                next_step="Write the bare delta instead (--delta-only).",
+                f"the export of {loaded.ref.id} cannot be verified, so it was deleted",
+                got=f"no tensor {name} in the files that transformers wrote",
+                expected="every parameter under a known name",
+                next_step="Write only the delta instead (--delta-only).",
             )
         for part, own in parts.items():
             live, tensor = own.cpu(), written.read(part)
@@ -274,7 +274,7 @@ def _max_abs_difference(loaded: LoadedModel, folder: Path) -> float:
 
 
 def _save_tokenizer(loaded: LoadedModel, folder: Path) -> None:
-    """Copy the base's tokenizer files as they are."""
+    """Copy the base's tokenizer files unchanged."""
     for name in TOKENIZER:
         if (loaded.folder / name).is_file():
             shutil.copyfile(loaded.folder / name, folder / name)
@@ -291,9 +291,9 @@ def changed_weights(loaded: LoadedModel, patch: Patch) -> dict[tuple[int, str], 
 
 
 def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str], Sequence[str]], parts: Parts) -> str:
-    """Return the README of an export: what it is, how it was made, and what was measured, if anything was.
+    """Return the README of an export: contents, recipe, and measurements if there are any.
 
-    Its table lists the matrices that `changed` names by layer and part, not all that the recipe names.
+    The table lists the matrices in `changed` by layer and part, not all matrices that the recipe selects.
     """
     task_vector = recipe.task_vector
     revision = f" (revision {recipe.model.revision})" if recipe.model.revision else ""
@@ -306,7 +306,7 @@ def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str
         f"the base) added to {n_matrices} matrices of {len(layers)} layers, in {recipe.model.dtype}.",
         f"{_edit_sentence(recipe)} {parts.lacks}".strip(),
         "",
-        "It is a plain checkpoint: `transformers` loads it like its base, at no extra cost.",
+        "It is a standard checkpoint: `transformers` loads and runs it like the base model.",
         "",
         "| layer | attention | alpha | mlp | alpha |",
         "|---|---|---|---|---|",
@@ -319,16 +319,17 @@ def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "Alpha 0 is the base, 1 the full task vector; layers and weights that are not listed are the base's. Norms of "
-        "these layers "
+        "Alpha 0 is the base, 1 the full task vector. Layers and weights that are not listed are those of the base. "
+        "The norms of these layers "
         + ("move too" if recipe.norms else "are the base's")
         + "; embeddings, head and final norm "
         + (f"move with alpha {recipe.master_alpha:g}." if recipe.embeddings else "are the base's."),
-        "`recipe.json` holds the whole recipe" + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
+        "`recipe.json` contains the complete recipe"
+        + (f", stored as `{patch.recipe_id}`." if patch.recipe_id else "."),
         "",
-        *(parts.measured or ["Not evaluated: judge it on paired problems before relying on it."]),
+        *(parts.measured or ["Not evaluated: benchmark it on paired problems before you rely on it."]),
         "",
-        "The licences of the base model and of the fine-tune apply to this model as well.",
+        "The licences of the base model and the fine-tune also apply to this model.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -336,11 +337,13 @@ def model_card(patch: Patch, recipe: EditRecipe, changed: Mapping[tuple[int, str
 def _edit_sentence(recipe: EditRecipe) -> str:
     edit_type = recipe.edit_type
     if isinstance(edit_type, RawEdit):
-        return "The task vector is injected as it is."
+        return "The task vector is injected unchanged."
     if isinstance(edit_type, ServedEdit):
-        what = "The task vector is injected as it is, only where an SAE serves the matrix"
+        what = "The task vector is injected unchanged, but only into matrices with a matching SAE"
     elif isinstance(edit_type, RandomSubspaceEdit):
-        what = f"Only its part in a random subspace of {edit_type.rank} dimensions is injected"
+        what = f"Only its component in a random subspace of {edit_type.rank} dimensions is injected"
     else:
-        what = f"Only its part in the span of the top {edit_type.top_k} latents for *{edit_type.subject}* is injected"
+        what = (
+            f"Only its component in the span of the top {edit_type.top_k} latents for *{edit_type.subject}* is injected"
+        )
     return f"{what} (edit type `{edit_type.kind}`)."

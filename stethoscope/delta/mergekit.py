@@ -1,7 +1,8 @@
-"""A raw recipe as a mergekit configuration (task_arithmetic), with one value a layer.
+"""Convert a raw recipe to a mergekit configuration (task_arithmetic) with one value per layer.
 
-mergekit spreads a list of values over the layers, so a list as long as the model gives each layer its own; the first
-filter whose text stands in a tensor's name decides. Read and added in float32 (dtype), rounded once (out_dtype).
+mergekit distributes a list of values over the layers, so a list as long as the model gives each layer its own value.
+The first filter whose text is in a tensor's name applies. Weights are read and added in float32 (dtype), and rounded
+once (out_dtype).
 """
 
 import json
@@ -15,19 +16,19 @@ MULTIMODAL = ("vision_tower", "multi_modal_projector")
 
 
 def not_for_mergekit(recipe: EditRecipe) -> str | None:
-    """Return why mergekit cannot make the edit of `recipe`, None where it can."""
+    """Return why mergekit cannot reproduce `recipe`; None if it can."""
     if recipe.model.roles:
-        return "the halves of a layer are told by names that the model's declared roles need not follow"
+        return "mergekit filters parts of a layer by name, and the model declares its own matrix names"
     if not isinstance(recipe.edit_type, RawEdit):
-        return f"mergekit adds whole task vectors only, and the recipe's edit type is {recipe.edit_type.kind}"
+        return f"mergekit adds only complete task vectors, and the recipe's edit type is {recipe.edit_type.kind}"
     tuned = local_path(recipe.task_vector.tuned)
     if tuned is not None and not (tuned / "config.json").is_file():
-        return "mergekit subtracts checkpoints, and the recipe's task vector is none"
+        return "mergekit subtracts checkpoints, and the recipe's task vector is not a checkpoint"
     return None
 
 
 def mergekit_yaml(recipe: EditRecipe, layout: ModelLayout) -> str:
-    """Return the configuration that makes mergekit write the edited model; only where `not_for_mergekit` is None."""
+    """Return the mergekit configuration for the edited model; requires `not_for_mergekit` to be None."""
     assert not_for_mergekit(recipe) is None
     lines = ["merge_method: task_arithmetic", f"base_model: {_source(recipe.model.id, recipe.model.revision)}"]
     lines += ["models:", f"  - model: {_source(recipe.task_vector.tuned, recipe.task_vector.revision)}"]

@@ -1,8 +1,8 @@
-"""How large tau is against the weights, in sums that add up over matrices to those of a layer.
+"""Size of tau relative to the weights, as sums that add up over matrices to layers.
 
     relative norm = ||tau|| / ||theta||,    cosine to base = <theta + tau, theta> / (||theta + tau|| ||theta||)
 
-What rounding to the model's dtype leaves of tau is `delta.realised`'s, added up alike.
+The effect of rounding to the model's dtype comes from `delta.realised` and is added up in the same way.
 """
 
 import math
@@ -15,13 +15,14 @@ from torch import Tensor
 from stethoscope.delta.projection import float64
 from stethoscope.delta.realised import Realised, realised_step
 
-CHUNK = 2**22  # numbers at a time: 32 MB in float64
+CHUNK = 2**22  # elements at a time: 32 MB in float64
 NOTHING = Realised(0.0, 0.0, 0.0, None)
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaMoments:
-    """Sums over parameters: how many numbers, ||theta||^2, <tau, theta>, and what becomes of tau in its dtype."""
+    """Sums over parameters: number of elements, ||theta||^2, <tau, theta>, and the realised step in the model's
+    dtype."""
 
     n: int = 0
     base_energy: float = 0.0
@@ -38,12 +39,12 @@ class DeltaMoments:
 
     @property
     def relative_norm(self) -> float | None:
-        """||tau|| / ||theta||, None for weights that are all 0."""
+        """||tau|| / ||theta||, None if all weights are 0."""
         return math.sqrt(self.step.intended / self.base_energy) if self.base_energy else None
 
     @property
     def cosine_to_base(self) -> float | None:
-        """Cosine of theta + tau and theta, None where either is 0."""
+        """Cosine of theta + tau and theta; None if either is 0."""
         tuned_energy = self.base_energy + 2 * self.base_delta + self.step.intended
         if self.base_energy <= 0 or tuned_energy <= 0:
             return None
@@ -51,7 +52,7 @@ class DeltaMoments:
 
     @property
     def realised_cosine(self) -> float | None:
-        """Cosine of the realised delta and tau: 0 where rounding swallows all of it, None where tau is 0."""
+        """Cosine of the realised delta and tau; 0 if rounding removes it completely, None if tau is 0."""
         return (self.step.cosine or 0.0) if self.step.intended else None
 
 
@@ -70,13 +71,13 @@ def delta_moments(
 
 @torch.no_grad()
 def saved_in(base: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> torch.dtype | None:
-    """Return the dtype that makes one of base and base + delta the other by rounding; None where there is none.
+    """Return the dtype such that rounding one of base and base + delta gives the other; None if there is none.
 
-    Such weights were saved in another dtype, and not trained: `delta` is rounding error.
+    Such weights were not trained but saved in another dtype; `delta` is rounding error.
     """
     pieces = list(zip(base.detach().reshape(-1).split(CHUNK), delta.reshape(-1).split(CHUNK), strict=True))
     for dtype in (torch.bfloat16, torch.float16):
-        # base and fine-tune lie within a factor of 2, so that their difference and this sum are exact
+        # base and fine-tune are within a factor of 2, so that their difference and this sum are exact
         if all(torch.equal(theta.to(dtype).float(), theta.float() + tau) for theta, tau in pieces):
             return dtype
         if all(torch.equal(theta.float(), (theta.float() + tau).to(dtype).float()) for theta, tau in pieces):
@@ -86,6 +87,6 @@ def saved_in(base: Float[Tensor, "..."], delta: Float[Tensor, "..."]) -> torch.d
 
 @torch.no_grad()
 def base_moments(base: Float[Tensor, "..."]) -> DeltaMoments:
-    """Return the sums of a parameter that does not move."""
+    """Return the sums of an unchanged parameter."""
     energy = sum(float(float64(theta).square().sum()) for theta in base.detach().reshape(-1).split(CHUNK))
     return DeltaMoments(n=base.numel(), base_energy=energy)

@@ -1,8 +1,8 @@
-"""One layer of a task vector taken apart: every matrix turned to its SAE's axis, and its energy inside every span.
+"""Energy of a layer's matrices, oriented along the SAE's axis, within each span.
 
-Beside the selected latents stand references of the same rank: the principal components of the stream, random live
-latents matched on firing rate, the control corpus' top latents, and for matrices that read what the SAE reads the
-encoder's directions of the selected latents. Every quantity of a matrix is a sum, so that a layer's is the sum over its
+The selected latents are compared with references of the same rank: the principal components of the stream, random live
+latents matched on firing rate, the control corpus' top latents, and, for matrices with the same input as the SAE, the
+encoder directions of the selected latents. Every quantity of a matrix is a sum, so that a layer's is the sum over its
 matrices stacked along the SAE's axis.
 """
 
@@ -38,13 +38,13 @@ SELECTED, COMPONENTS, CONTROL, ENCODER, RANDOM = "selected", "components", "cont
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Rows [k, d] of other spans, by layer of the SAE; each may be shorter than asked for, or None.
+    """Rows [k, d] of other spans, by layer of the SAE; each can be shorter than requested, or None.
 
     Attributes:
-        components: principal components of what the SAE reads.
+        components: principal components of the SAE's input.
         control: decoder rows of the control corpus' top latents.
         encoder: encoder directions of the selected latents (for readers only).
-        random: decoder rows of random live latents, one function a draw.
+        random: decoder rows of random live latents, one function per draw.
     """
 
     components: RowsOfLayer
@@ -53,23 +53,23 @@ class References:
     random: tuple[RowsOfLayer, ...]
 
     def named(self) -> dict[str, RowsOfLayer]:
-        """Return each reference by the name that it has in a part's `kept`."""
+        """Return each reference by its name in a part's `kept`."""
         draws = {f"{RANDOM} {draw}": rows for draw, rows in enumerate(self.random)}
         return {COMPONENTS: self.components, CONTROL: self.control, ENCODER: self.encoder} | draws
 
 
 def is_random_draw(name: str) -> bool:
-    """Return whether a span of that name is a draw of random latents."""
+    """Return whether the span with this name is a draw of random latents."""
     return name.startswith(RANDOM)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpectra:
-    """Everything about a layer that depends on the task vector and the gains, and not on latents.
+    """Data of a layer that depend on the task vector and norm weights but not on latents.
 
     Attributes:
         matrices: spectrum of each matrix, by its role.
-        stacks: spectrum of the matrices that one SAE serves, stacked, by the SAE's layer.
+        stacks: spectrum of the stacked matrices of one SAE, by the SAE's layer.
         concentration: 1/r_eff of the whole layer, stacked.
     """
 
@@ -79,7 +79,7 @@ class LayerSpectra:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that they take."""
+        """Size in bytes."""
         return sum(spectrum.size_bytes for spectrum in (*self.matrices.values(), *self.stacks.values()))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ class LayerSpectra:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "LayerSpectra":
-        """Return what `to_arrays` took apart."""
+        """Return the object from the arrays of `to_arrays`."""
         found: dict[str, dict[str, MatrixSpectrum]] = {"matrix": {}, "stack": {}}
         for key in arrays:
             if key.endswith(" squares"):
@@ -109,16 +109,16 @@ SpectraOf = Callable[[str, Callable[[], LayerSpectra]], LayerSpectra]
 
 
 def keep_none(key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
-    """Make the spectra anew."""
+    """Compute the spectra without caching."""
     return make()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One matrix, or several that one SAE serves.
+    """One matrix, or several with the same SAE.
 
     Attributes:
-        matrix: its role.
+        matrix: role of the matrix.
         layer: layer of the SAE.
         reads: whether the SAE's axis is the input side.
         bases: span of the selected latents and of each reference, by name.
@@ -146,7 +146,7 @@ class Part:
             self.total + other.total,
             {name: kept + other.kept[name] for name, kept in self.kept.items()},
             self.realised + other.realised,
-            None,  # outputs of different matrices lie in different spaces
+            None,  # outputs of different matrices are in different spaces
             self.approximate or other.approximate,
         )
 
@@ -156,14 +156,14 @@ class Part:
         return self.bases[SELECTED]
 
     def kept_at(self, name: str, rank: int) -> float | None:
-        """Return the energy inside the first `rank` dimensions of a span, None where it has fewer."""
+        """Return the energy in the first `rank` dimensions of a span; None if it has fewer."""
         kept = self.kept.get(name)
         return None if kept is None or rank >= len(kept) else float(kept[rank])
 
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """The matrices of a layer that an SAE serves."""
+    """The matrices of a layer with an SAE."""
 
     layer: int
     matrices: tuple[Part, ...]
@@ -180,7 +180,7 @@ class LayerParts:
 
 @dataclass(frozen=True)
 class PartsReader:
-    """Takes a task vector apart layer by layer; bases are made once and kept as long as a layer needs them."""
+    """Computes the parts of a task vector layer by layer; bases are cached as long as a layer needs them."""
 
     loaded: LoadedModel
     task_vector: TaskVector
@@ -193,7 +193,7 @@ class PartsReader:
     _bases: dict[int, dict[str, SpanBasis]] = field(default_factory=dict)
 
     def layer(self, layer: int) -> LayerParts | None:
-        """Return the parts of `layer`, None where no SAE serves any of its matrices."""
+        """Return the parts of `layer`; None if none of its matrices has an SAE."""
         for former in [known for known in self._bases if known < layer - 1]:
             del self._bases[former]
         served = [(site, use) for site, use in self._served(layer) if SELECTED in self._bases_at(use.layer, site)]
@@ -212,7 +212,7 @@ class PartsReader:
         return facing_basis(delta, use, gain_of(self.loaded, site) if self.fold_gains else None)
 
     def _bases_at(self, layer: int, site: MatrixSite) -> dict[str, SpanBasis]:
-        """Return the bases of the SAE of `layer`, by name; none where there is no such SAE."""
+        """Return the bases of the SAE of `layer` by name; empty without an SAE."""
         if layer not in self._bases:
             use = serving(site, self.sae_site)
             assert use is not None
@@ -245,7 +245,7 @@ class PartsReader:
         )
 
     def _spectra(self, served: list[tuple[MatrixSite, Serving]]) -> LayerSpectra:
-        """Factorise the Gram matrices of a layer: the costly part, and the same for every subject."""
+        """Factorise the Gram matrices of a layer, which is slow and the same for all subjects."""
         matrices: dict[str, MatrixSpectrum] = {}
         grams: dict[int, Tensor] = {}
         for site, use in served:

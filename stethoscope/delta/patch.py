@@ -1,13 +1,13 @@
-"""An edit as replacement tensors: built in float32, rounded once, put in and taken out by swapping pointers.
+"""Edits as replacement tensors: built in float32, rounded once, applied and removed by swapping pointers.
 
     theta(alpha) = round(theta_base + alpha * e),    e = tau, or tau projected into a span (see `edits`).
 
-Base weights are never written: `applied` points each touched parameter's `.data` at the patch and points it back at the
-very same storage in `finally`. Adding and subtracting would not undo anything: rounding differs on the way back. The
-Parameter objects stay, so tied embeddings stay tied. `patch_removed` takes a patch off for a while: another job can
-pass between two steps of the one that applied it. theta_base is what the base's files hold, where that is more than the
-model's dtype can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so
-that a new alpha costs one read of base and direction and one write of the result.
+Base weights are never written: `applied` points each touched parameter's `.data` at the patch and back at the original
+storage in `finally`. Adding and subtracting would not restore the base, because rounding differs. The Parameter objects
+stay, so tied embeddings stay tied. `patch_removed` takes a patch off for a while: another job can pass between two
+steps of the one that applied it. theta_base is what the base's files hold, where that is more than the session's dtype
+can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so that a new alpha
+costs one read of base and direction and one write of the result.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Patch:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the replacement tensors take."""
+        """Bytes of the replacement tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
@@ -80,29 +80,28 @@ def build_patch(
 ) -> Patch:
     """Return the patch of `recipe`: theta + alpha * edit in float32, rounded once to each parameter's dtype.
 
-    Touched are the layout's matrices of layers with a nonzero effective alpha, and norms and embeddings where the
-    recipe says so. In the projected arms a matrix that no SAE serves (the readers of layer 0, for resid_post) gets no
-    edit. Each tensor of the task vector is read once, or not at all where its direction is kept.
+    This edits the matrices of layers with a nonzero effective alpha, and norms and embeddings if the recipe includes
+    them. With projection, matrices without an SAE (the readers of layer 0, for resid_post) are not edited. Each tensor
+    of the task vector is read once, or not at all if its direction is cached.
 
     Args:
-        task_vector: may be None where the recipe edits nothing.
-        bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the edit are used.
-            Needed by the projected arms only.
-        sae_layers: layers with an SAE, needed by the edit that is raw where others are projected.
-        directions: where directions are kept from build to build, under `identity`: what decides them besides the
-            edit type's own fields (content of base, task vector and SAEs).
-        buffer_like: where the edited tensors are written.
+        task_vector: can be None if the recipe edits nothing.
+        bases: decoder rows [k, d] of a layer's selected latents, best first; the first `top_k` of the edit type are
+            used. Needed only for projection.
+        sae_layers: layers with an SAE; needed by the raw edit type that is restricted to projectable matrices.
+        directions: cache of directions across builds, under `identity`: the content of base, task vector and SAEs.
+        buffer_like: returns a buffer for an edited tensor.
 
     Raises:
-        RecipeError: another model or task vector than the recipe names, layers out of range, a projection that has
-            nothing to project on, or an alpha so large that weights overflow.
+        RecipeError: a model or task vector other than the recipe's, layers out of range, a projection without a basis,
+            or an alpha so large that weights overflow.
         CheckpointError: a task-vector tensor that cannot be read or is not finite.
-        SaeError: rows that do not fit the model.
+        SaeError: rows that do not match the model.
     """
     check_fit(loaded, task_vector, recipe)
     with _on_lock:
         if loaded.model in _on:
-            raise StethoscopeError("a patch is applied; another one is built on the base only: leave the first one")
+            raise StethoscopeError("a patch is applied; leave its with block before building another one")
     if edits_nothing(recipe):
         return Patch(recipe_id, {})
     if task_vector is None:
@@ -110,23 +109,23 @@ def build_patch(
             "the recipe edits layers, but there is no task vector",
             expected=recipe.task_vector.name,
             got="none",
-            next_step="Open the task vector that the recipe names, and pass it.",
+            next_step="Open the recipe's task vector and pass it.",
         )
     source = EditSource(loaded, task_vector, recipe, bases, sae_layers, directions or Directions(0), identity)
     with torch.no_grad():
         tensors = {edit.name: _edited_tensor(loaded, edit, buffer_like) for edit in edits_of(source)}
     if not tensors and any(source.sites(layer) for layer in recipe.layers):
         raise RecipeError(
-            "the recipe's projection edits nothing",
-            got=f"layers {', '.join(map(str, recipe.layers))}, whose chosen matrices no SAE serves",
-            expected="layers and parts that the SAEs read",
-            next_step="Pick other layers, another SAE site, or a raw edit.",
+            "the recipe's projected edit changes nothing",
+            got=f"layers {', '.join(map(str, recipe.layers))}, where no SAE matches the chosen matrices",
+            expected="layers and parts with matching SAEs",
+            next_step="Choose other layers, another SAE site, or a raw edit type.",
         )
     return Patch(recipe_id, tensors)
 
 
 def edits_nothing(recipe: EditRecipe) -> bool:
-    """Return whether every strength of `recipe` is zero, so that it is the base."""
+    """Return whether all strengths of `recipe` are zero, so that it is the base."""
     matrices = any(recipe.alpha(layer, "attention") or recipe.alpha(layer, "mlp") for layer in recipe.layers)
     return not matrices and not (recipe.embeddings and recipe.master_alpha)
 
@@ -138,16 +137,16 @@ def _edited_tensor(loaded: LoadedModel, edit: Edit, buffer_like: BufferLike) -> 
         raise RecipeError(
             f"the recipe's strength makes {edit.name} overflow {base.dtype}",
             got=f"strength {edit.strength:g}",
-            next_step="Take a smaller alpha.",
+            next_step="Use a smaller alpha.",
         )
     return out
 
 
 def add_scaled(base: Tensor, direction: Tensor, strength: float, out: Tensor) -> bool:
-    """Write round(base + strength * direction) into `out`; return False where a checked sum is not finite.
+    """Write round(base + strength * direction) into `out`; return False if a checked sum is not finite.
 
-    Product and sum are taken in float32, one after the other (no fused multiply-add), and rounded once to the dtype
-    of `out`. Sums are checked where they may overflow: in float16, and for strengths beyond any sensible alpha.
+    Product and sum are computed in float32, one after the other (no fused multiply-add), and rounded once to the dtype
+    of `out`. Sums are checked if they could overflow: in float16, and for very large strengths.
     """
     checked = abs(strength) > SAFE_STRENGTH or out.dtype == torch.float16
     flat_base, flat_direction, flat_out = base.reshape(-1), direction.reshape(-1), out.view(-1)
@@ -169,7 +168,7 @@ def add_scaled(base: Tensor, direction: Tensor, strength: float, out: Tensor) ->
 
 
 def check_fit(loaded: LoadedModel, task_vector: TaskVector | None, recipe: EditRecipe) -> None:
-    """Raise `RecipeError` where `recipe` was made for another model or task vector, or names layers out of range."""
+    """Raise `RecipeError` if `recipe` was made for another model or task vector, or has layers out of range."""
     for part in ("id", "revision", "dtype"):
         got, expected = getattr(recipe.model, part), getattr(loaded.ref, part)
         if got != expected:
@@ -177,14 +176,14 @@ def check_fit(loaded: LoadedModel, task_vector: TaskVector | None, recipe: EditR
                 "the recipe was made for another model",
                 got=f"{part} {got}",
                 expected=f"{expected}, which is loaded",
-                next_step="Load the recipe's model, or make the recipe again for this one.",
+                next_step="Load the recipe's model, or create a recipe for this model.",
             )
     if task_vector is not None and task_vector.ref != recipe.task_vector:
         raise RecipeError(
             "the recipe names another task vector",
             got=f"{task_vector.ref.name} ({task_vector.ref.tuned})",
             expected=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
-            next_step="Open the task vector that the recipe names, or make the recipe again.",
+            next_step="Open the recipe's task vector, or create the recipe again.",
         )
     beyond = [layer for layer in recipe.layers if not 0 <= layer < loaded.layout.n_layers]
     if beyond:
@@ -192,38 +191,38 @@ def check_fit(loaded: LoadedModel, task_vector: TaskVector | None, recipe: EditR
             f"the recipe edits layers that {loaded.ref.id} does not have",
             got=", ".join(map(str, beyond)),
             expected=f"layers 0 to {loaded.layout.n_layers - 1}",
-            next_step="Take these layers out of the recipe.",
+            next_step="Remove these layers from the recipe.",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Swap:
-    """A patch that is on: the touched parameters, and the base's own tensors and version to go back to."""
+    """An applied patch: the edited parameters, and the base's tensors and version to restore."""
 
     loaded: LoadedModel
     slots: Mapping[str, nn.Parameter | Waiting]
-    base: Mapping[str, Tensor | None]  # None: a file, where the weight waits
+    base: Mapping[str, Tensor | None]  # None: the file of an offloaded weight
     base_version: int
     edited: Mapping[str, Tensor]
     weights_version: int
 
     def put_on(self) -> None:
-        """Point every touched parameter at the patch's tensor."""
+        """Point every edited parameter at the patch's tensor."""
         for name, slot in self.slots.items():
             _put(slot, self.edited[name])
         self.loaded.weights_version = self.weights_version
 
     def take_off(self) -> None:
-        """Point every touched parameter at the base's tensor."""
+        """Point every edited parameter at the base's tensor."""
         for name, slot in self.slots.items():
             _put(slot, self.base[name])
         self.loaded.weights_version = self.base_version
 
     def check(self, tensors: Mapping[str, Tensor] | Mapping[str, Tensor | None], whose: str) -> None:
-        """Raise unless every touched parameter lies in the storage of its tensor."""
+        """Raise an error unless every edited parameter uses the storage of its tensor."""
         for name, slot in self.slots.items():
             if _pointer(_held(slot)) != _pointer(tensors[name]):
-                raise StethoscopeError(f"{name} does not hold the {whose} weights; the edit cannot go on")
+                raise StethoscopeError(f"{name} does not contain the {whose} weights; the edit cannot continue")
 
 
 def _held(slot: nn.Parameter | Waiting) -> Tensor | None:
@@ -248,14 +247,14 @@ _on_lock = threading.Lock()
 
 @contextlib.contextmanager
 def applied(loaded: LoadedModel, patch: Patch) -> Iterator[None]:
-    """Run the body with the patch's tensors in place of the base's; the base's own storage is back afterwards, always.
+    """Run the body with the patch's tensors instead of the base's; the base's storage is always restored afterwards.
 
-    Nothing is copied: going in and coming out take microseconds a tensor, whatever its size.
+    Nothing is copied: applying and removing take microseconds per tensor, independent of its size.
 
     Raises:
-        StethoscopeError: a patch is on already (edits do not nest, except inside `patch_removed`).
+        StethoscopeError: a patch is already applied (edits do not nest, except within `patch_removed`).
         ResourceError: an edit of embeddings that are offloaded.
-        UserError: a parameter of another shape, dtype or device than the patch's tensor.
+        UserError: a parameter whose shape, dtype or device differs from the patch's tensor.
     """
     slots = {name: loaded.slot(name) for name in patch.tensors}
     for name, slot in slots.items():
@@ -270,7 +269,9 @@ def applied(loaded: LoadedModel, patch: Patch) -> Iterator[None]:
     )
     with _on_lock:
         if loaded.model in _on:
-            raise StethoscopeError("a patch is already applied to this model; edits do not nest: leave the first one")
+            raise StethoscopeError(
+                "a patch is already applied to this model, and edits do not nest; leave its with block first"
+            )
         _on[loaded.model] = swap
     try:
         swap.put_on()
@@ -283,13 +284,13 @@ def applied(loaded: LoadedModel, patch: Patch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def patch_removed(loaded: LoadedModel) -> Iterator[None]:
-    """Run the body on the base: the patch that is on, if any, is taken off and put back afterwards, by pointers only.
+    """Run the body on the base: an applied patch is removed and restored afterwards by swapping pointers.
 
-    Inside, other patches may be applied. Both swaps are checked: off goes what the patch holds, and it goes back onto
-    the base's own storage, whatever happened in between.
+    Other patches can be applied in the body. Both swaps are checked: the parameters must contain the patch before
+    removal, and the base before restoring it.
 
     Raises:
-        StethoscopeError: a touched parameter lies elsewhere than the patch, or afterwards than the base.
+        StethoscopeError: an edited parameter does not contain the patch, or afterwards not the base.
     """
     with _on_lock:
         swap = _on.pop(loaded.model, None)
@@ -313,5 +314,5 @@ def _check_swap(name: str, parameter: nn.Parameter, tensor: Tensor) -> None:
             f"the patch does not fit {name}",
             got=(tuple(tensor.shape), tensor.dtype, tensor.device),
             expected=(tuple(parameter.shape), parameter.dtype, parameter.device),
-            next_step="Build the patch again for the model that is loaded.",
+            next_step="Build the patch again for the loaded model.",
         )

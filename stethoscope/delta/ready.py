@@ -1,8 +1,8 @@
-"""Patches that stay ready within a number of bytes, and the buffers of forgotten ones, written again.
+"""Cache of prepared patches with a size limit, which reuses the buffers of evicted patches.
 
-Fresh memory is slow (the system hands it out page by page), so a new patch is written into buffers of an old one. A
-buffer comes free only when nobody holds its patch any more, which Python's own reference counting tells: a patch that
-is applied, taken off for a while, or waiting in a job is held, however long ago it was forgotten here.
+New memory is slow (the system allocates it page by page), so a new patch is written into the buffers of an old one. A
+buffer becomes free only when its patch is no longer referenced, as determined by Python's reference counting: a patch
+that is applied, removed for a while, or waiting in a job keeps its buffers even after eviction.
 """
 
 import weakref
@@ -20,7 +20,7 @@ from stethoscope.store.home import asked_bytes
 
 BUDGET_VARIABLE = "STETHOSCOPE_EDIT_MIB"
 LEAST_BUDGET = 256 << 20
-SPARE_BYTES = 256 * 2**20  # what has to stay free for everything else
+SPARE_BYTES = 256 * 2**20  # memory to keep free for everything else
 
 
 def _bytes_of(tensor: Tensor) -> int:
@@ -29,32 +29,33 @@ def _bytes_of(tensor: Tensor) -> int:
 
 @dataclass
 class ReadyPatches:
-    """Patches by key, the least recently used forgotten first, in at most `capacity_bytes` with the free buffers.
+    """Patches by key with LRU eviction, using at most `capacity_bytes` including free buffers.
 
-    The newest patch always stays, also where it is larger than the capacity.
+    The newest patch is never evicted, even if it is larger than the capacity.
     """
 
     capacity_bytes: int
     _ready: "OrderedDict[str, Patch]" = field(default_factory=OrderedDict)
     _free: list[Tensor] = field(default_factory=list)
-    _returned: "deque[Tensor]" = field(default_factory=deque)  # by finalizers: appending is safe at any moment
+    _returned: "deque[Tensor]" = field(default_factory=deque)  # filled by finalizers: appending is always safe
     _made_bytes: int = 0
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the ready patches, least recently used first."""
+        """Keys of the cached patches, least recently used first."""
         return tuple(self._ready)
 
     @property
     def size_bytes(self) -> int:
-        """Memory of all living buffers: ready patches, forgotten ones that somebody still holds, and free buffers."""
+        """Bytes of all buffers: cached patches, evicted patches that are still in use, and free buffers."""
         return self._made_bytes
 
     def get_or_build(self, key: str, build: Callable[[BufferLike], Patch]) -> Patch:
-        """Return the patch of `key`; where it is not ready, the one that `build` makes with buffers from here.
+        """Return the patch of `key`; if it is not cached, build it with `build` and buffers of this cache.
 
         Raises:
-            ResourceError: too little memory for the patch. Whatever `build` raises: its buffers are free again then.
+            ResourceError: not enough memory for the patch. Errors of `build` are passed on, and its buffers are
+                released.
         """
         if key in self._ready:
             self._ready.move_to_end(key)
@@ -78,18 +79,18 @@ class ReadyPatches:
         return patch
 
     def forget_one(self) -> bool:
-        """Forget the least recently used patch, or give a free buffer back; False where there is neither."""
+        """Evict the least recently used patch, or release a free buffer; return False if there is neither."""
         return self._shrink(keep=0)
 
     def clear(self) -> None:
-        """Forget all patches and free buffers."""
+        """Drop all patches and free buffers."""
         self._ready.clear()
         self._collect()
         while self._free:
             self._drop_free_buffer()
 
     def _buffer_like(self, base: Tensor) -> Tensor:
-        """Return a free buffer that fits, after forgetting old patches where memory is short; else a fresh one."""
+        """Return a matching free buffer, or a new one; evict old patches if memory is short."""
         size = _bytes_of(base)
         while True:
             self._collect()
@@ -112,7 +113,8 @@ class ReadyPatches:
         return fresh_buffer(base)
 
     def _shrink(self, *, keep: int) -> bool:
-        """Forget the least recently used patch (its buffers may come free), else drop a free buffer; False if none."""
+        """Evict the least recently used patch (which may free its buffers), otherwise drop a free buffer; return False
+        if there is none."""
         self._collect()
         if len(self._ready) > keep:
             self._ready.popitem(last=False)
@@ -132,11 +134,11 @@ class ReadyPatches:
 
 
 def budget_bytes(device: torch.device, asked: int | None = None, *, weights_bytes: int = 0) -> int:
-    """Return the bytes that ready edits may keep: as asked, as the environment says, or `default_budget` of what is
-    free now.
+    """Return the memory limit of prepared edits in bytes: as requested, from the environment, or `default_budget` of
+    the free memory.
 
     Raises:
-        ResourceError: a value of the environment's STETHOSCOPE_EDIT_MIB that is no number of MiB.
+        ResourceError: STETHOSCOPE_EDIT_MIB is not a number of MiB.
     """
     if asked is not None:
         return asked
@@ -145,6 +147,6 @@ def budget_bytes(device: torch.device, asked: int | None = None, *, weights_byte
 
 
 def default_budget(free: int, weights_bytes: int) -> int:
-    """Return what ready edits and their directions may take: twice the model's weights, at least 256 MiB, and never
-    more than half of the `free` bytes."""
+    """Return the default limit of prepared edits and their directions: twice the model's weights, at least 256 MiB, at
+    most half of the `free` bytes."""
     return min(free // 2, max(LEAST_BUDGET, 2 * weights_bytes))

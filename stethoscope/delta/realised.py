@@ -1,12 +1,13 @@
-"""What of a task vector the model cannot feel: the part along the weights, and the part that rounding loses.
+"""Parts of a task vector without effect: the part along the weights, and the part lost to rounding.
 
-Where a norm follows, a matrix' scale does nothing: o_proj and down_proj as a whole under a post-norm, q_proj and k_proj
-head by head under a q- or k-norm. The radial share of tau is what it does not turn,
+If a norm follows a matrix, the scale of the matrix has no effect: of o_proj and down_proj as a whole with a post-norm,
+of q_proj and k_proj per head with a q- or k-norm. The radial share of tau is the part that does not change the
+direction,
 
     sum over blocks b of <tau_b, theta_b>^2 / ||theta_b||^2  /  ||tau||^2.
 
-And a model of dtype bfloat16 does not move by tau but by round(theta + tau) - round(theta), which differs in direction
-(cosine) and length (norm ratio; above 1 where rounding steps are longer than tau).
+A bfloat16 model does not change by tau but by round(theta + tau) - round(theta), which differs in direction (cosine)
+and length (norm ratio; above 1 if rounding steps are larger than tau).
 """
 
 import math
@@ -23,13 +24,13 @@ from stethoscope.model.loaded_model import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class Realised:
-    """Sums over one matrix, or over several: what they add up to stays a sum, so that layers can be formed.
+    """Sums over one or several matrices, which can be added to form layers.
 
     Attributes:
         intended: ||tau||^2.
         moved: ||round(theta + tau) - round(theta)||^2.
         product: <round(theta + tau) - round(theta), tau>.
-        radial: energy of tau along the weights, where a norm makes it do nothing; None where no norm follows.
+        radial: energy of tau along the weights, which a following norm removes; None without such a norm.
     """
 
     intended: float
@@ -48,28 +49,28 @@ class Realised:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the realised with the intended step, None where either is zero."""
+        """Cosine of the realised and the intended step; None if either is zero."""
         length = math.sqrt(self.moved * self.intended)
         return self.product / length if length > 0 else None
 
     @property
     def norm_ratio(self) -> float | None:
-        """Length of the realised over that of the intended step."""
+        """Ratio of the lengths of the realised and the intended step."""
         return math.sqrt(self.moved / self.intended) if self.intended > 0 else None
 
     @property
     def radial_share(self) -> float | None:
-        """Share of tau's energy that the following norm cancels."""
+        """Share of tau's energy that the following norm removes."""
         return None if self.radial is None or self.intended == 0 else self.radial / self.intended
 
 
 def realise(
     loaded: LoadedModel, site: MatrixSite, origin: Float[Tensor, "out in"], delta: Float[Tensor, "out in"]
 ) -> Realised:
-    """Return what becomes of `delta` (float32) when the full task vector is put on the weights of `site`.
+    """Return the realised step when `delta` (float32) is added to the weights of `site`.
 
     Args:
-        origin: the weights as the base's files hold them (see `TaskVector.origin`).
+        origin: the weights as stored in the base's files (see `TaskVector.origin`).
     """
     return realised_step(origin, delta, scale_free_rows(loaded, site), dtype=loaded.parameter(site.name).dtype)
 
@@ -81,10 +82,10 @@ def realised_step(
     *,
     dtype: torch.dtype | None = None,
 ) -> Realised:
-    """Return what becomes of `delta` on `weight`; blocks of `scale_free` rows have a scale that a norm cancels.
+    """Return the realised step of `delta` on `weight`; the scale of blocks of `scale_free` rows is removed by a norm.
 
     Args:
-        dtype: that both are rounded to; None is that of `weight`, which is then exact.
+        dtype: rounding dtype of both; None for the dtype of `weight`, which is then exact.
     """
     base, dtype = weight.float(), dtype or weight.dtype
     step = ((base + delta).to(dtype).float() - base.to(dtype).float()).flatten()
@@ -98,7 +99,7 @@ def realised_step(
 
 
 def scale_free_rows(loaded: LoadedModel, site: MatrixSite) -> int | None:
-    """Return how many rows of the matrix share a scale that a norm cancels, None where every scale matters."""
+    """Return the number of rows that share a scale which a norm removes; None if every scale matters."""
     if site.matrix in ("q_proj", "k_proj"):
         module = loaded.model.get_submodule(site.name.removesuffix(".weight").rpartition(".")[0])
         norm = getattr(module, f"{site.matrix[0]}_norm", None)

@@ -1,8 +1,8 @@
-"""A task vector over the loaded base, tau, one tensor at a time; whatever it was read from.
+"""A task vector tau for the loaded base, read one tensor at a time from any kind of source.
 
-A fine-tuned checkpoint (tau = theta_tuned - theta_base), a LoRA adapter (tau = scale * B A) and a bare delta each have
-a reader; which one it is shows in the files found. Opening reads headers only and refuses what does not fit the base;
-tensors stay on disk until they are asked for, and NaN and infinity are found then.
+There are readers for fine-tuned checkpoints (tau = theta_tuned - theta_base), LoRA adapters (tau = scale * B A) and
+deltas; the kind is detected from the files. Opening reads only headers and rejects mismatches with the base. Tensors
+are read on request, and NaN and infinity are detected then.
 """
 
 import math
@@ -31,12 +31,12 @@ from stethoscope.results import MovedWeights
 
 @runtime_checkable
 class DeltaSource(Protocol):
-    """What reads a task vector: opened on its files and the base, it knows what moves, and reads tau when asked.
+    """A reader of task vectors: knows which parameters change, and reads tau on request.
 
     Attributes:
-        description: what it is and where it lies, for display.
-        names: the parameters that it holds a delta of, in the model's order.
-        remarks: what was noticed on opening and did not have to be refused.
+        description: kind and location, for display.
+        names: the parameters with a delta, in the model's order.
+        remarks: warnings from opening.
     """
 
     description: str
@@ -48,33 +48,35 @@ class DeltaSource(Protocol):
         ...
 
     def holds_weights(self, name: str) -> bool:
-        """Tell whether its file holds the fine-tuned weights of `name` (one of `names`) rather than what is added."""
+        """Return whether its file contains the fine-tuned weights of `name` (one of `names`) rather than a delta."""
         ...
 
     def rows(self, name: str) -> Float[Tensor, "..."]:
-        """Return some rows of tau of parameter `name`, in float32 on the CPU: enough to tell whether it was trained."""
+        """Return some rows of tau of parameter `name`, in float32 on the CPU, sufficient to detect whether it was
+        trained."""
         ...
 
     def besides(self, progress: Progress | None = None) -> str | None:
-        """Return in a clause what else its model has or lacks, besides the deltas of `names`; None: nothing.
+        """Return a clause about other differences of its model besides the deltas of `names`; None if there are none.
 
-        Of values that no delta needs, some rows of each are read; with `progress` all, and it counts and can cancel.
+        Of tensors that no delta needs, some rows are read; with `progress` all values, which are counted and can be
+        cancelled.
         """
         ...
 
 
 READERS = (CheckpointSource, AdapterSource, DeltaFileSource)
-FILES = (*CHECKPOINT, *ADAPTER, DELTA_FILE)  # what is fetched of a hub repository
+FILES = (*CHECKPOINT, *ADAPTER, DELTA_FILE)  # files downloaded from a hub repository
 
 
 class TaskVector:
     """tau over the parameters of a session; made by `open_task_vector`.
 
     Attributes:
-        ref: what the recipe names.
-        source: what kind of task vector it is and where it lies, for display.
-        names: the parameters that it holds a delta of, in the model's order; every other parameter's tau is 0.
-        remarks: what was noticed on opening and did not have to be refused.
+        ref: reference in the recipe.
+        source: kind and location of the task vector, for display.
+        names: the parameters with a delta, in the model's order; tau of all others is 0.
+        remarks: warnings from opening.
     """
 
     def __init__(self, ref: TaskVectorRef, base: Base, source: DeltaSource) -> None:
@@ -92,14 +94,14 @@ class TaskVector:
         self._other_model: str | None = None  # why, once `_compared`
 
     def moves(self, name: str) -> bool:
-        """Tell whether the source holds a delta of parameter `name`; where it does not, tau is exactly 0."""
+        """Return whether the source contains a delta of parameter `name`; if not, tau is exactly 0."""
         return name in self._moves
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
-        """Return tau of any parameter `name` in float32, in its shape and on its device; do not write into it.
+        """Return tau of any parameter `name` in float32, with its shape and on its device; do not modify it.
 
         Raises:
-            CheckpointError: a tensor that cannot be read, or holds NaN or infinity.
+            CheckpointError: a tensor that cannot be read, or contains NaN or infinity.
         """
         if self.moves(name):
             return self._reader.delta(name)
@@ -107,43 +109,44 @@ class TaskVector:
         return torch.zeros((), dtype=torch.float32, device=parameter.device).expand(parameter.shape)  # one number
 
     def holds_weights(self, name: str) -> bool:
-        """Tell whether the source holds the fine-tuned weights of parameter `name`, from which tau is a difference."""
+        """Return whether the source contains the fine-tuned weights of parameter `name`, so that tau is a
+        difference."""
         return self.moves(name) and self._reader.holds_weights(name)
 
     @property
     def brings_tokenizer(self) -> bool:
-        """Tell whether a tokenizer lies beside it in other files than the base's."""
+        """Return whether its folder has tokenizer files that differ from the base's."""
         return self._base.other_tokenizer is not None
 
     def read_otherwise(self, texts: Iterable[str]) -> str | None:
-        """Return the first of `texts` that its tokenizer encodes otherwise than the base's, None where none is."""
+        """Return the first of `texts` that its tokenizer encodes differently from the base's; None if there is none."""
         theirs = self._base.other_tokenizer
         return None if theirs is None else read_otherwise(theirs, self._loaded.tokenizer, texts)
 
     def as_stored(self, name: str) -> Tensor | None:
-        """Return the base's numbers of parameter `name` as its files hold them, None where the live ones are exact.
+        """Return the values of parameter `name` in the base's files; None if the loaded ones are exact.
 
-        In float32 or narrower, on the parameter's device. Raises `CheckpointError` where the files have changed.
+        In float32 or narrower, on the parameter's device. Raises `CheckpointError` if the files have changed.
         """
         return self._base.as_stored(name)
 
     def origin(self, name: str) -> Tensor:
-        """Return what tau of parameter `name` is added to: `as_stored`, or else the live parameter."""
+        """Return the tensor that tau of parameter `name` is added to: `as_stored`, or the model's parameter."""
         return self._base.origin(name)
 
     @property
     def not_the_fine_tune(self) -> str | None:
-        """Why the base with all of tau (every layer, norms, embeddings) is not the fine-tuned model; None: it is.
+        """Why base plus tau (all layers, norms, embeddings) is not the fine-tuned model; None if it is.
 
-        Of weights that no recipe edits, some rows of each are read (see `stored.some_rows`): after None, only
-        `compared_whole` excludes that single other rows differ.
+        Of weights that no recipe can edit, only some rows are compared (see `stored.some_rows`); use `compared_whole`
+        to compare all rows.
         """
         if self._compared is None:
             self._other_model, self._compared = self._why_another_model(None), "rows"
         return self._other_model
 
     def compared_whole(self, progress: Progress) -> str | None:
-        """Return `not_the_fine_tune` after every number was read where some rows do not decide it.
+        """Return `not_the_fine_tune` after comparing all values if some rows are not sufficient.
 
         Raises:
             Cancelled: stopped through `progress`.
@@ -156,13 +159,16 @@ class TaskVector:
         try:
             reason = self._reader.besides(progress) or self._tied_apart() or self._unedited(progress)
         except CheckpointError as error:
-            reason = f"it cannot be read whole: {error.got}"
+            reason = f"it cannot be read completely: {error.got}"
         return (
-            None if reason is None else f"The base with all of {self.ref.name} is not the fine-tuned model: {reason}."
+            None
+            if reason is None
+            else f"The base plus the whole task vector {self.ref.name} is not the fine-tuned model: {reason}."
         )
 
     def _tied_apart(self) -> str | None:
-        """Return that it holds two tensors for weights that the base ties, so that embeddings and head stay."""
+        """Return the reason if it has two tensors for weights that the base ties, so that embeddings and head cannot be
+        edited."""
         live = self._loaded.model.named_parameters(remove_duplicate=False)
         twins = {id(parameter): name for name, parameter in live}
         for name in self._loaded.layout.outer:
@@ -170,22 +176,23 @@ class TaskVector:
                 try:
                     self.delta(name)
                 except TiedApartError as error:
-                    return f"it holds {error.got}, and the base ties the two"
+                    return f"it contains {error.got}, and the base ties the two"
         return None
 
     def _unedited(self, progress: Progress | None) -> str | None:
-        """Return that it moves weights that no recipe edits, such as biases and a mixture's routers, and the first."""
+        """Return the reason if it changes weights that no recipe can edit, such as biases and routers, naming the
+        first."""
         layout = self._loaded.layout
         edited = {*(site.name for site in layout.matrices), *(norm.name for norm in layout.norms), *layout.outer}
         for name in self.names:
             if progress is not None:
                 progress.check_cancel()
             if name not in edited and (bool(self._reader.rows(name).any()) if progress is None else self.energy(name)):
-                return f"it moves weights that no recipe edits, the first {name}"
+                return f"it changes weights that no recipe can edit, the first is {name}"
         return None
 
     def energy(self, name: str) -> float:
-        """Return ||tau||^2 of parameter `name` (read once, then remembered): 0 where it stays the base's."""
+        """Return ||tau||^2 of parameter `name` (cached); 0 if it is unchanged."""
         if name not in self._energies:
             self._energies[name] = _energy(self.delta(name)) if self.moves(name) else 0.0
         return self._energies[name]
@@ -202,7 +209,7 @@ class TaskVector:
         return self._relative_norms
 
     def moved(self, layer: int) -> tuple[MovedWeights, ...]:
-        """Return the weights of `layer` in which tau is not 0 everywhere, matrices before norms."""
+        """Return the weights of `layer` with nonzero tau, matrices before norms."""
         layout = self._loaded.layout
         names: dict[tuple[Literal["attention", "mlp"], Literal["read", "write", "norm"]], list[str]] = {}
         for site in layout.of_layer(layer):
@@ -218,35 +225,35 @@ class TaskVector:
 
     @property
     def moves_outer(self) -> bool:
-        """Tell whether the source holds a delta of embeddings, final norm or head; their values are not read."""
+        """Return whether the source contains a delta of embeddings, final norm or head, without reading values."""
         return any(self.moves(name) for name in self._loaded.layout.outer)
 
 
 def open_task_vector(ref: TaskVectorRef, loaded: LoadedModel, *, progress: Progress | None = None) -> TaskVector:
-    """Return the task vector that `ref` names, over the model's base, fetching it where it is a hub id.
+    """Return the task vector of `ref` for the model's base; a hub id is downloaded.
 
-    Only headers are read here; the tensors stay on disk.
+    Only headers are read.
 
     Raises:
-        CheckpointError: missing, corrupt, quantised, or of another architecture, vocabulary or shape than the base;
-            an adapter of a kind that is no plain LoRA; nothing there that is a task vector, or more than one.
+        CheckpointError: missing, corrupt, quantised, or with an architecture, vocabulary or shapes that differ from the
+            base; an adapter other than plain LoRA; no task vector found, or more than one.
         HubError, ResourceError, Cancelled: see `hub.fetch_folder`.
     """
     path = _path_of(ref, progress)
     found = [reader for reader in READERS if reader.is_at(path)]
     if len(found) > 1:
         raise CheckpointError(
-            f"{ref.tuned} holds more than one task vector",
+            f"{ref.tuned} contains more than one task vector",
             got=" and ".join(reader.wants for reader in found),
             expected="one of them",
-            next_step="Move one into a folder of its own.",
+            next_step="Move one of them into its own folder.",
         )
     if not found and not (path / "config.json").is_file():
         raise CheckpointError(
             f"there is no task vector in {ref.tuned}",
             got="a folder without any of these" if path.is_dir() else "another kind of file",
             expected=" or ".join(reader.wants for reader in READERS),
-            next_step="Only safetensors files are read; convert others first.",
+            next_step="Only safetensors files are supported; convert others first.",
         )
     base = Base(loaded)
     return TaskVector(ref, base, (found or [CheckpointSource])[0](path, ref, base))
@@ -257,10 +264,10 @@ def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:
     if path is not None:
         if not path.exists():
             raise CheckpointError(
-                f"there is no checkpoint at {ref.tuned}",
+                f"no checkpoint at {ref.tuned}",
                 got="nothing there",
                 expected="a folder with a checkpoint or a LoRA adapter, or a safetensors delta",
-                next_step="Check the name or path.",
+                next_step="Check the name or the path.",
             )
         _check_file(ref, path)
         return path
@@ -268,15 +275,15 @@ def _path_of(ref: TaskVectorRef, progress: Progress | None) -> Path:
 
 
 def _check_file(ref: TaskVectorRef, path: Path) -> None:
-    """Raise `CheckpointError` for one file of a checkpoint: its tensors are weights, not what is added to them."""
+    """Raise `CheckpointError` for a single file of a checkpoint, because its tensors are weights and not deltas."""
     if not path.is_file() or not (path.parent / "config.json").is_file():
         return
     if any(fnmatch(path.name, pattern) for pattern in CHECKPOINT):
         raise CheckpointError(
             f"{ref.tuned} is a file of a checkpoint, not a delta",
-            got=f"{path.name} beside config.json",
+            got=f"{path.name} next to config.json",
             expected="the folder of the checkpoint",
-            next_step=f"Name {path.parent}.",
+            next_step=f"Use {path.parent}.",
         )
 
 

@@ -1,7 +1,7 @@
-"""The multimodal checkpoint around an edited language tower: its other towers as they lie on disk, under their names.
+"""Export of multimodal checkpoints: the edited language tower with the other towers unchanged from disk.
 
-The loaded model holds the tower alone (see `model.checkpoint`); what is exported is the whole model, to stand in
-for its base everywhere.
+The loaded model contains only the language tower (see `model.checkpoint`). The export is the whole model, so that it
+can replace its base.
 """
 
 import json
@@ -21,12 +21,12 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def is_wrapped(loaded: LoadedModel) -> bool:
-    """Tell whether the loaded model holds one tower of the checkpoint that it was read from."""
+    """Return whether the loaded model contains only one tower of its checkpoint."""
     return loaded.checkpoint.key_mapping is not None
 
 
 def other_towers_bytes(loaded: LoadedModel) -> int:
-    """Return the size of what the checkpoint holds beside the language tower, from the headers."""
+    """Return the size of the other towers of the checkpoint, from the headers."""
     if not is_wrapped(loaded):
         return 0
     stored = CheckpointTensors(loaded.folder, loaded.ref.id)
@@ -35,7 +35,7 @@ def other_towers_bytes(loaded: LoadedModel) -> int:
 
 
 def save_wrapped(loaded: LoadedModel, folder: Path, max_shard_bytes: int) -> None:
-    """Write the model's weights as they are now inside the checkpoint that they came from, with its config."""
+    """Write the model's current weights within their original checkpoint, with its config."""
     stored = CheckpointTensors(loaded.folder, loaded.ref.id)
     live = dict(loaded.model.named_parameters(remove_duplicate=False))
     tensors: dict[str, Tensor] = {}

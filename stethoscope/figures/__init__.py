@@ -1,1 +1,2 @@
-"""Pictures: results in, plotly figures out. No Streamlit here; every colour is legible on light and on dark paper."""
+"""Figures: convert results to plotly figures, without Streamlit. All colours are legible on light and dark
+backgrounds."""

@@ -1,8 +1,8 @@
-"""Accuracy at every master alpha of one recipe: the response to the dose, as answers and not as likelihood.
+"""Accuracy at every master alpha of one recipe: a dose-response curve of answers rather than likelihood.
 
 A point is an arm's accuracy. Its whisker is the 95% interval of the *paired difference* to the base (Newcombe for a
-subject, bootstrap for the mean over subjects), hung at the base's accuracy on the same problems: a whisker that does
-not reach the base's level is a difference. Alpha 0 is the base itself and has none.
+subject, bootstrap for the mean over subjects), drawn at the base's accuracy on the same problems: a whisker that does
+not include the base's level shows a difference. Alpha 0 is the base and has no whisker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def points(result: BenchResult, alphas: Mapping[str, float], subject: str = ALL_
     """Return the points of `subject` (by default the mean over subjects) by alpha.
 
     Args:
-        alphas: the master alpha of each arm that belongs to the sweep; the reference has 0.
+        alphas: master alpha of each arm in the sweep; 0 for the reference.
     """
     found = []
     if subject == ALL_SUBJECTS:
@@ -104,32 +104,32 @@ def curves(
 
 
 def describe(point: DosePoint, subject: str) -> str:
-    """Return the hover text of one point: alpha, accuracy, difference to the base with its interval, and n."""
+    """Return the hover text of one point: alpha, accuracy, difference from the base with its interval, and n."""
     head = f"<b>{_label(subject)}</b> at alpha {point.alpha:g}" + (" (the base)" if point.ci_low is None else "")
     lines = [head, f"exact match {percent(point.accuracy)}"]
     if point.ci_low is not None and point.ci_high is not None:
         low, high = signed(100 * point.ci_low, 1), signed(100 * point.ci_high, 1)
         difference = signed(100 * (point.accuracy - point.base), 1)
-        lines.append(f"{difference} points to the base, 95% CI [{low}, {high}] (paired)")
+        lines.append(f"{difference} points from the base, 95% CI [{low}, {high}] (paired)")
     return "<br>".join((*lines, f"n = {point.n} problems"))
 
 
 def caption(result: BenchResult, alphas: Mapping[str, float], split: str, subject: str = ALL_SUBJECTS) -> str:
-    """Return what stands under the picture: n, what a whisker is, the highest point, and what it may be used for."""
+    """Return the caption: n, the meaning of whiskers, the highest point, and how to use it."""
     drawn = points(result, alphas, subject)
     if not drawn:
-        return "No alpha has finished a block yet."
+        return "No results yet: the first block is not finished."
     best = max(drawn, key=lambda p: p.accuracy)
     advice = (
-        "Choose alpha here, on dev problems, and judge it on the test split."
+        "Choose alpha here, on dev problems, and evaluate it on the test split."
         if split == "dev"
-        else f"These are {split} problems: an alpha chosen here may not be judged on them."
+        else f"These are {split} problems; do not evaluate an alpha on the problems it was chosen on."
     )
     partial = "" if result.complete else "Partial: finished blocks only. "
     return (
         f"{partial}n = {drawn[0].n} {split} problems, the same at every alpha. Whiskers: 95% interval of the paired "
-        f"difference to the base, hung at the base's accuracy, each alpha alone. Highest accuracy of {_label(subject)} "
-        f"at alpha {best.alpha:g}: {percent(best.accuracy)}, base {percent(best.base)}. {advice}"
+        f"difference from the base, drawn at the base's accuracy, for each alpha separately. Highest accuracy of "
+        f"{_label(subject)} at alpha {best.alpha:g}: {percent(best.accuracy)}, base {percent(best.base)}. {advice}"
     )
 
 

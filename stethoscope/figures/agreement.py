@@ -1,8 +1,8 @@
-"""Does the score predict which layers help? Scores against measured gains, beside every predictor's Kendall tau.
+"""Agreement between scores and measured gains: a scatter plot, and Kendall's tau of every predictor.
 
-Left: one point a layer, the score to the right, the gain of injecting that layer alone upwards, 95% intervals on both
-axes. Right: a forest of Kendall's tau between each predictor and the gain; the gray band is a random order. The caption
-is computed from the same numbers and says in words what they mean.
+Left: one point per layer, with the score on the x axis, the gain of injecting that layer alone on the y axis, and 95%
+intervals on both. Right: a forest plot of Kendall's tau between each predictor and the gain; the gray band is a random
+order. The caption states the finding from the same numbers.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,17 +29,17 @@ NAMES = {
 
 
 def name_of(predictor: str) -> str:
-    """Return a predictor's name as it is shown."""
+    """Return the display name of a predictor."""
     return NAMES.get(predictor, f"specificity: {pretty(predictor)}")
 
 
 def subject_name(subject: str) -> str:
-    """Return a subject's name as it is shown; the pooled rows are those of all subjects."""
+    """Return the display name of a subject; the pooled row is "all subjects"."""
     return "all subjects" if subject == POOLED else pretty(subject)
 
 
 def _error(values: Sequence[float], lows: Sequence[float | None], highs: Sequence[float | None], colour: str) -> dict:
-    """Return plotly's asymmetric error bars; a missing bound draws none."""
+    """Return plotly's asymmetric error bars; none if a bound is missing."""
     return {
         "type": "data",
         "symmetric": False,
@@ -59,13 +59,13 @@ def describe_layer(score: PredictorCell, gain: GainCell) -> str:
             f"gain {signed(gain.gain, 4)} nats per token",
             f"95% CI [{signed(gain.ci_low, 4)}, {signed(gain.ci_high, 4)}] · n = {gain.n} problems",
             f"{name_of(score.predictor)} {signed(score.value)} [{signed(score.ci_low)}, {signed(score.ci_high)}]",
-            "<i>gain: NLL of gold solutions, base − edited, this layer alone</i>",
+            "<i>gain: NLL of gold solutions, base − edited, only this layer edited</i>",
         )
     )
 
 
 def scatter(result: GainResult, subject: str, picked: Collection[int]) -> go.Figure:
-    """Return score against measured gain for `subject` ("all": pooled), one labelled point per layer that has both."""
+    """Return score against measured gain for `subject` ("all": pooled), one labelled point per layer with both."""
     gains = {cell.layer: cell for cell in result.cells if cell.subject == subject and cell.gain is not None}
     scores = {c.layer: c for c in result.predictors if c.subject == subject and c.predictor == result.score}
     figure = go.Figure()
@@ -117,7 +117,7 @@ def _rows(result: GainResult, subject: str) -> list[AgreementRow]:
 
 
 def describe_agreement(row: AgreementRow) -> str:
-    """Return the hover text of one predictor: tau with its interval, p against a random order, and over what."""
+    """Return the hover text of one predictor: tau with its interval, p against a random order, and the layers used."""
     head = f"<b>{name_of(row.predictor)} · {subject_name(row.subject)}</b>"
     if row.kendall_tau is None:
         return f"{head}<br>{_without_tau(row)}"
@@ -125,7 +125,7 @@ def describe_agreement(row: AgreementRow) -> str:
         (
             head,
             f"Kendall τ {signed(row.kendall_tau, 2)} over {row.n_layers} layers",
-            f"95% CI [{signed(row.ci_low, 2)}, {signed(row.ci_high, 2)}], documents and problems resampled together",
+            f"95% CI [{signed(row.ci_low, 2)}, {signed(row.ci_high, 2)}], resampling documents and problems together",
             f"p {shown_p(row.p)} against a random order "
             f"(95% of which lie in [{signed(row.null_low, 2)}, {signed(row.null_high, 2)}])",
             *([CANNOT_BE_SIGNIFICANT] if row.cannot_be_significant else []),
@@ -184,7 +184,7 @@ def forest(result: GainResult, subject: str) -> go.Figure:
 
 
 def _without_tau(row: AgreementRow) -> str:
-    """Return why there is no tau: two layers have no order to speak of, and equal values have none."""
+    """Return why there is no tau: fewer than three layers, or equal values."""
     if row.n_layers > 2:
         return "same value in every layer"
     return f"a value in {row.n_layers} layer{'s' if row.n_layers > 1 else ''} only" if row.n_layers else "no value"
@@ -195,17 +195,17 @@ def _broken(name: str) -> str:
 
 
 def verdict(result: GainResult, subject: str) -> str:
-    """Return in one sentence whether the score orders the layers by gain, and better than depth does."""
+    """Return a sentence saying whether the score ranks the layers by gain, and better than depth."""
     rows = {row.predictor: row for row in _rows(result, subject)}
     score, depth = rows[result.score], rows["depth"]
     label = pretty(result.score)
     if score.n_layers < 3:
         return (
-            f"{label.capitalize()} has a value in only {score.n_layers} of the layers that move: too few to tell "
-            "whether it orders them."
+            f"{label.capitalize()} has a value in only {score.n_layers} of the changed layers, too few to tell "
+            "whether it ranks them."
         )
     if score.kendall_tau is None or score.p is None:
-        return f"{label.capitalize()} does not tell the layers apart here."
+        return f"{label.capitalize()} has the same value in all layers."
     tau = f"(τ {signed(score.kendall_tau, 2)}, p {shown_p(score.p)})"
     if score.cannot_be_significant:
         heard = (
@@ -218,7 +218,7 @@ def verdict(result: GainResult, subject: str) -> str:
         heard = (
             f"{label.capitalize()} predicts which layers help {tau}"
             if score.kendall_tau > 0
-            else f"{label.capitalize()} orders the layers against their gain {tau}"
+            else f"{label.capitalize()} ranks the layers in the opposite order of their gain {tau}"
         )
     if depth.kendall_tau is None:
         return f"{heard}."
@@ -229,16 +229,16 @@ def verdict(result: GainResult, subject: str) -> str:
 
 
 def caption(result: GainResult, subject: str) -> str:
-    """Return what stands under both pictures: the finding in words, the best predictor, n, and the definitions."""
+    """Return the caption of both figures: the finding, the best predictor, n, and the definitions."""
     known = [row for row in _rows(result, subject) if row.kendall_tau is not None]
     best = max(known, key=lambda row: row.kendall_tau or 0.0, default=None)
     n = next(cell.n for cell in result.cells if cell.subject == subject)
     parts = [verdict(result, subject)]
     if best is not None and best.predictor != result.score:
-        parts.append(f"Closest to the gain: {name_of(best.predictor)} (τ {signed(best.kendall_tau, 2)}).")
+        parts.append(f"Best predictor: {name_of(best.predictor)} (τ {signed(best.kendall_tau, 2)}).")
     parts += gain_limits(result, subject)
     if without := _without_score(result, subject):
-        parts.append(f"Without a score, so not drawn: {layers_text(without)}.")
+        parts.append(f"Not shown because they have no score: {layers_text(without)}.")
     parts.append(
         f"n = {n} {result.split} problems, {result.n_layers - len(result.idle)} layers injected one at a time "
         f"({pretty(result.task_vector)}, alpha {result.alpha:g}), {result.n_documents} documents; 95% intervals. "
@@ -249,7 +249,7 @@ def caption(result: GainResult, subject: str) -> str:
 
 
 def _without_score(result: GainResult, subject: str) -> list[int]:
-    """Return the layers that have a gain and no value of the score on trial."""
+    """Return the layers with a gain but without a value of the score under test."""
     rows = [row for row in result.predictors if (row.predictor, row.subject) == (result.score, subject)]
     scored = {row.layer for row in rows if row.value is not None}
     cells = [cell for cell in result.cells if cell.subject == subject and cell.gain is not None]
@@ -257,13 +257,14 @@ def _without_score(result: GainResult, subject: str) -> list[int]:
 
 
 def _harm(result: GainResult) -> str:
-    """Say in one sentence which layers make control text clearly less likely; empty without control corpora."""
+    """Return a sentence naming the layers that make control text significantly less likely; empty without control
+    corpora."""
     cells = [cell for cell in result.cells if cell.is_control]
     if not cells:
         return ""
     harmful = [cell for cell in cells if cell.ci_high is not None and cell.ci_high < 0]
     if not harmful:
-        return "No layer makes control text clearly less likely."
+        return "No layer makes control text significantly less likely."
     worst = min(harmful, key=lambda cell: cell.gain or 0.0)
     layers = ", ".join(map(str, sorted({cell.layer for cell in harmful})))
     return (
@@ -273,11 +274,12 @@ def _harm(result: GainResult) -> str:
 
 
 def sets_caption(result: GainResult, subject: str) -> str:
-    """Return what stands under the forest: its intervals, and how the score's top layers do among random sets."""
+    """Return the caption of the forest plot: its intervals, and the rank of the score's top layers among random
+    sets."""
     rows = [row for row in result.sets if row.subject == subject]
     top = next((row for row in rows if row.kind == "top" and row.predictor == result.score), None)
     last = next((row for row in rows if row.kind == "last"), None)
-    parts = ["Intervals resample documents and problems together. Gray band: 95% of random orders of the layers."]
+    parts = ["Intervals resample documents and problems together. Gray band: 95% of random layer orders."]
     for row, name in ((top, f"top {result.top_n} by {pretty(result.score)}"), (last, f"last {result.top_n}")):
         if row is not None:
             layers = ", ".join(map(str, row.layers))

@@ -1,6 +1,6 @@
-"""The numbers behind a benchmark's picture as rows: verdicts, what each arm's answers were, the totals.
+"""Tables of a benchmark: verdicts, rates of each arm's answers, and totals.
 
-Cells are text, but for counts and differences: these are numbers, so that a table sorts by them and saves them.
+Cells are text, except for counts and differences, which are numbers so that tables can be sorted and exported.
 """
 
 from stethoscope.figures.theme import percent, pretty, shown_p, signed
@@ -21,7 +21,7 @@ def differences(result: BenchResult) -> list[dict[str, object]]:
         {
             "arm": row.arm,
             "subject": pretty(row.subject),
-            "verdict": "changes nothing" if row.arm in result.idle else shown_verdict(row),
+            "verdict": "no change" if row.arm in result.idle else shown_verdict(row),
             "n": row.n11 + row.n10 + row.n01 + row.n00,
             DIFFERENCE: 100 * row.difference,
             "95% CI, points": interval(row.ci_low, row.ci_high),
@@ -40,11 +40,11 @@ def _sensitivity(row: ComparisonRow) -> str:
     could = row.sensitivity
     if could is None:
         return "–"
-    return f"{interval(could.difference_low, could.difference_high)}, {could.unscored} without a score"
+    return f"{interval(could.difference_low, could.difference_high)}, {could.unscored} unscored"
 
 
 def accuracies(result: BenchResult) -> list[dict[str, object]]:
-    """Return the rows of the table of accuracies, one row per arm and subject, with what else an answer can be."""
+    """Return the rows of the table of accuracies, one row per arm and subject, with the rates of other outcomes."""
     return [
         {
             "arm": row.arm,
@@ -71,7 +71,7 @@ def accuracies(result: BenchResult) -> list[dict[str, object]]:
 
 
 def means(result: BenchResult) -> list[dict[str, object]]:
-    """Return the rows of the table of macro and micro totals, two rows an arm, in the units of the other tables."""
+    """Return the rows of the table of macro and micro totals, two rows per arm, in the units of the other tables."""
     return [
         {
             "arm": row.arm,

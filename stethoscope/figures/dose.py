@@ -1,7 +1,7 @@
-"""Dose and response: what the probe says at every master alpha, with the slider's place marked.
+"""Dose-response curve of the likelihood check, with the current alpha marked.
 
 Each curve is a mean paired difference of the NLL per solution token (edited minus base, nats) with its 95% ribbon;
-below zero is better. Controls are gray: there, above zero is harm. All curves meet in (0, 0), the base.
+below zero is better. Control corpora are gray; for these, above zero means harm. All curves meet in (0, 0), the base.
 """
 
 import plotly.graph_objects as go
@@ -14,7 +14,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def curves(result: DoseResult, *, alpha: float, subject: str = ALL_SUBJECTS) -> go.Figure:
-    """Return the curve of `subject` (by default of all of them together) and of each control; `alpha` is marked."""
+    """Return the curve of `subject` (by default of all subjects) and of each control; `alpha` is marked."""
     figure = go.Figure()
     controls = list(dict.fromkeys(row.subject for row in result.rows if row.is_control))
     for index, name in enumerate((*controls, subject)):
@@ -70,7 +70,7 @@ def describe(row: DoseRow) -> str:
 
 
 def caption(result: DoseResult, subject: str = ALL_SUBJECTS) -> str:
-    """Return what stands under the picture: n, the best alpha by the mean, and that it is a reading on dev items."""
+    """Return the caption: n, the best alpha by the mean, and that it is based on dev items."""
     rows = [row for row in result.rows if row.subject == subject]
     controls = [row for row in result.rows if row.is_control]
     best = min(rows, key=lambda row: row.difference)
@@ -78,9 +78,9 @@ def caption(result: DoseResult, subject: str = ALL_SUBJECTS) -> str:
     so_far = "" if known == len(result.alphas) else f"So far {known} of {len(result.alphas)} alphas. "
     n = f"n = {best.n} dev items" + (f", {controls[0].n} of each control" if controls else "")
     return (
-        f"{so_far}{n}, the same at every alpha; below zero is better; ribbons are paired 95% t-intervals of each alpha "
-        f"alone. Lowest mean of {_label(subject)} at alpha {best.alpha:g}: {signed(best.difference)} nats per token. "
-        "Choose alpha here, on dev items, and judge it on the test split."
+        f"{so_far}{n}, the same at every alpha. Below zero is better. Ribbons: paired 95% t-intervals, for each "
+        f"alpha separately. Lowest mean of {_label(subject)} at alpha {best.alpha:g}: {signed(best.difference)} nats "
+        "per token. Choose alpha here, on dev items, and evaluate it on the test split."
     )
 
 

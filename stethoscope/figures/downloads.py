@@ -1,4 +1,4 @@
-"""What the hub would be asked for: a bar a part of the profile, what is here and what is to be fetched."""
+"""Download plan: one bar per part of the profile, showing what is here and what is missing."""
 
 import plotly.graph_objects as go
 
@@ -8,7 +8,7 @@ from stethoscope.results import DownloadPart, DownloadResult
 
 
 def download_bars(result: DownloadResult) -> go.Figure:
-    """Return a bar a listed part, in GB or (where all are small) MB: here, and to be fetched; numbers on hover."""
+    """Return one bar per part, in GB or (if all are small) MB: here, and to download; numbers on hover."""
     listed = [part for part in result.parts if part.files]
     names = [part.part for part in listed]
     widest = max((part.size_bytes for part in listed), default=1)
@@ -16,7 +16,7 @@ def download_bars(result: DownloadResult) -> go.Figure:
     figure = go.Figure()
     for title, colour, sizes in (
         ("on this machine", BLUE, [part.size_bytes - part.missing_bytes for part in listed]),
-        ("to fetch", ORANGE, [part.missing_bytes for part in listed]),
+        ("to download", ORANGE, [part.missing_bytes for part in listed]),
     ):
         figure.add_trace(
             go.Bar(
@@ -45,12 +45,12 @@ def download_bars(result: DownloadResult) -> go.Figure:
     apply_layout(figure, height=38 * len(listed) + 84, x_title=unit)
     figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(range=[0, 1.22 * widest / scale])  # room for the number behind the longest bar
+    figure.update_xaxes(range=[0, 1.22 * widest / scale])  # space for the number after the longest bar
     return figure
 
 
 def download_rows(result: DownloadResult) -> list[dict[str, object]]:
-    """Return a row a part, for a table and a file: what it is, where from, its sizes, and whether it may be read."""
+    """Return one row per part for a table and a file: name, source, sizes and access."""
     return [
         {
             "part": part.part,
@@ -72,18 +72,18 @@ def _access(part: DownloadPart) -> str:
 
 
 def download_caption(result: DownloadResult) -> str:
-    """Return in words what is to be fetched, of how much, into what room."""
+    """Return the caption: size of the download, total size, and free disk space."""
     unknown = [part.part for part in result.parts if not part.files]
     n_files = sum(len(part.files) for part in result.parts)
     parts = []
     if n_files:
         sizes = counted(result.missing_bytes, result.size_bytes, "B")
-        parts.append(f"{sizes} to fetch, {n_files} files in all;")
+        parts.append(f"{sizes} to download, {n_files} files in total;")
     parts.append(f"{size_text(result.free_bytes)} free at {result.cache}.")
     if not result.fits:
         parts.append("The disk is too small: set HF_HOME to a folder on another disk.")
     if unknown:
-        parts.append(f"Not counted, for it could not be listed: {', '.join(unknown)}.")
+        parts.append(f"Not included, because the files could not be listed: {', '.join(unknown)}.")
     if result.offline:
-        parts.append("HF_HUB_OFFLINE is set: what is not here cannot be fetched.")
+        parts.append("HF_HUB_OFFLINE is set: missing files cannot be downloaded.")
     return " ".join(parts)

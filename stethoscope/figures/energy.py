@@ -1,9 +1,9 @@
-"""Energy retention against its null: what the span of a subject's top latents keeps of the task vector.
+"""Energy retention against its null: the share of the task vector that the span of a subject's top latents keeps.
 
 A random subspace of rank r keeps r/d on average, so the headline is enrichment = retention / (r/d) with its z and
-percentile. One picture follows a layer over k, between the null's band and the Eckart-Young ceiling and beside spans of
-the same rank that know nothing of the subject; the other shows every matrix of every layer, centred on enrichment 1.
-Cells that lie within two standard deviations of chance are paler and carry a dot.
+percentile. One figure shows a layer over k, with the null's band, the Eckart-Young ceiling and spans of the same rank
+that are independent of the subject; the other shows every matrix of every layer, centred on enrichment 1. Cells that
+lie within two standard deviations of chance are paler and carry a dot.
 """
 
 import math
@@ -53,7 +53,7 @@ def describe_energy(cell: EnergyCell) -> str:
     """Return the hover text of `cell`: everything that is known about it."""
     name = "whole layer" if cell.matrix == "all" else cell.matrix
     lines = [
-        f"<b>layer {cell.layer} · {name}</b>" + (" (approximate: another write lies between)" * cell.approximate),
+        f"<b>layer {cell.layer} · {name}</b>" + (" (approximate: attention writes in between)" * cell.approximate),
         f"retention {percent(cell.retention)} · null {percent(cell.null_mean)} ± {percent(cell.null_sd)} (sd)",
         f"rank {cell.rank} of d = {cell.d} (r/d = {percent(cell.rank / cell.d)}), {_latents(cell)}",
         f"enrichment {_number(cell.enrichment)} · z {signed(cell.z, 1)} · percentile {shown_percentile(cell)}",
@@ -80,12 +80,10 @@ def headline(cell: EnergyCell) -> str:
     """Return what the retention of `cell` amounts to, against a random subspace of the same rank."""
     if cell.retention is None:
         return f"Layer {cell.layer}: undefined ({_undefined(cell)})."
-    verdict = (
-        "that is what chance gives" if is_chance(cell) else "above chance" if (cell.z or 0) > 0 else "below chance"
-    )
+    verdict = "no different from chance" if is_chance(cell) else "above chance" if (cell.z or 0) > 0 else "below chance"
     return (
-        f"Layer {cell.layer}: {percent(cell.retention)} kept by {cell.rank} of {cell.d} dimensions, where a random "
-        f"subspace of that rank keeps {percent(cell.null_mean)} ± {percent(cell.null_sd)} (sd). Enrichment "
+        f"Layer {cell.layer}: {cell.rank} of {cell.d} dimensions keep {percent(cell.retention)}; a random subspace "
+        f"of the same rank keeps {percent(cell.null_mean)} ± {percent(cell.null_sd)} (sd). Enrichment "
         f"{_number(cell.enrichment)}, z {signed(cell.z, 1)}, percentile {shown_percentile(cell)}: {verdict}."
     )
 
@@ -251,7 +249,7 @@ def _gap(cell: EnergyCell | None) -> str | None:
 
 
 def _undefined(cell: EnergyCell) -> str:
-    return "no live latent stands out" if cell.rank == 0 else "not moved by the task vector"
+    return "no live latent fires more on the subject" if cell.rank == 0 else "unchanged by the task vector"
 
 
 def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | str | None]]:
@@ -281,7 +279,7 @@ def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | 
 
 
 def left_out(result: EnergyResult, k: int) -> str:
-    """Return in a sentence which layers have no row in `geometry_rows`, and why; "" where all have one."""
+    """Return a sentence naming the layers without a row in `geometry_rows`, and why; "" if all have one."""
     layers: dict[str, list[int]] = {}
     for cell in result.layers:
         if cell.k == k and cell.retention is None:
@@ -291,7 +289,7 @@ def left_out(result: EnergyResult, k: int) -> str:
 
 
 def caption(result: EnergyResult, k: int) -> str:
-    """Return what stands under the pictures: what is kept of what, rank against d, and how the null is drawn."""
+    """Return the caption: what is kept, rank and d, and how the null is drawn."""
     cells = [cell for cell in result.layers if cell.k == k]
     ranks = sorted({cell.rank for cell in cells})
     rank = "–" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
@@ -299,28 +297,30 @@ def caption(result: EnergyResult, k: int) -> str:
     chance = percent(ranks[-1] / d) if ranks else "–"
     dropped = max((cell.n_dropped or 0 for cell in cells), default=0)
     short = min((cell.n_latents for cell in cells if cell.n_latents is not None), default=k)
-    notes = f" Up to {dropped} dependent latents a layer span nothing new." if dropped else ""
+    notes = f" Up to {dropped} latents per layer are linearly dependent and add no dimension." if dropped else ""
     notes += f" Some layers have only {short} live latents." if short < k else ""
     return (
         f"Share of the energy of task vector {result.task_vector} kept by the span of the top {k} "
         f"{pretty(result.subject)} latents ({result.site} SAEs, control {pretty(result.control)}; "
-        f"{'gains folded in' if result.fold_gains else 'plain weights'}). Rank r = {rank} of d = {d}, so chance is "
-        f"r/d = {chance}; gray: a random subspace of that rank; dashed: the most that any subspace keeps.{notes}"
+        f"{'scaled by the norm weights' if result.fold_gains else 'unscaled weights'}). Rank r = {rank} of d = "
+        f"{d}, so chance is r/d = {chance}; gray: a random subspace of that rank; dashed: the maximum for any "
+        f"subspace.{notes}"
     )
 
 
 def heatmap_caption(result: EnergyResult, k: int) -> str:
-    """Return what stands under the heatmap: how many cells are clear of chance, and how the others look."""
+    """Return the caption of the heatmap: the number of cells that differ from chance, and how the others are drawn."""
     cells = [cell for cell in result.cells if cell.k == k and cell.enrichment is not None]
     if not cells:
-        return f"At k = {k}, task vector {result.task_vector} moves no matrix that an SAE serves with live latents."
+        return f"At k = {k}, task vector {result.task_vector} changes no matrix that has an SAE with live latents."
     weak = sum(is_chance(cell) for cell in cells)
     low, high = min(cell.enrichment or 0 for cell in cells), max(cell.enrichment or 0 for cell in cells)
     return (
         f"Enrichment = retention / (r/d) at k = {k}, 1 is chance (log scale; blue above, orange below); "
         f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale with a dot ({weak} of "
-        f"{len(cells)}): within 2 sd of a random subspace. Readers take the SAE of the layer before: q, k, v exactly, "
-        "gate and up approximately, for attention writes in between."
+        f"{len(cells)}): within 2 sd of a random subspace. Matrices that read the residual stream use the SAE of the "
+        "previous layer. This is exact for q, k and v, and approximate for gate and up, because attention writes in "
+        "between."
     )
 
 

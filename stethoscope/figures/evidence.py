@@ -1,7 +1,7 @@
-"""E-values of a benchmark while it runs: the one number that may be looked at after every block.
+"""E-values of a running benchmark, which stay valid after every block.
 
-e = 2^(g+l) Beta(g + 1/2, l + 1/2) / Beta(1/2, 1/2) over g problems gained and l lost; whatever the moment of looking,
-P(e >= 20) is at most 1/20 where there is no difference. One dot an arm and subject, on a logarithmic axis.
+e = 2^(g+l) Beta(g + 1/2, l + 1/2) / Beta(1/2, 1/2) over g problems gained and l lost. At any time, P(e >= 20) is at
+most 1/20 if there is no difference. One dot per arm and subject, on a logarithmic axis.
 """
 
 import math
@@ -14,12 +14,12 @@ from stethoscope.judging.verdicts import sizes_text
 from stethoscope.results import BenchResult, ComparisonRow
 
 EVIDENCE = 20.0
-LEAST, MOST = 0.05, 1e6  # the axis' ends: what lies beyond stands at them
+LEAST, MOST = 0.05, 1e6  # ends of the axis; values beyond are drawn at the ends
 FADED = "rgba(125, 136, 148, 0.55)"
 
 
 def e_values(result: BenchResult, arms: Sequence[str]) -> go.Figure:
-    """Return the picture: `arms` from top to bottom, evidence right of the line at 20."""
+    """Return the figure: `arms` from top to bottom, with evidence right of the line at 20."""
     rank = {arm: index for index, arm in enumerate(arms)}
     rows = [row for row in result.comparisons if row.arm in rank]
     figure = go.Figure(
@@ -51,7 +51,7 @@ def e_values(result: BenchResult, arms: Sequence[str]) -> go.Figure:
 
 
 def describe(row: ComparisonRow) -> str:
-    """Return the hover text of one dot: which way the evidence points, and how many problems it rests on."""
+    """Return the hover text of one dot: the direction of the evidence, and the number of problems."""
     side = "gains" if row.n10 > row.n01 else "losses" if row.n10 < row.n01 else "neither side"
     return (
         f"<b>{row.arm} − {row.reference} · {pretty(row.subject)}</b><br>e = {row.e_value:.3g}, for {side}<br>"
@@ -60,7 +60,7 @@ def describe(row: ComparisonRow) -> str:
 
 
 def caption(result: BenchResult) -> str:
-    """Return what stands under the picture: what may be concluded from it while the run goes on, and what not."""
+    """Return the caption: what can be concluded while the run continues, and what cannot."""
     shown = [row for row in result.comparisons if row.e_value >= EVIDENCE]
     names = ", ".join(
         f"{row.arm} · {pretty(row.subject)} ({'better' if row.n10 > row.n01 else 'worse'})" for row in shown
@@ -68,6 +68,6 @@ def caption(result: BenchResult) -> str:
     n = sizes_text(row.n for row in result.arms)
     return (
         "E-values stay valid at every look: without a real difference, the chance of ever reaching 20 is at most 5% "
-        f"(each subject alone, not corrected over subjects). n = {n} per subject so far. "
-        f"{names + '.' if names else 'Nothing has reached 20 yet.'}"
+        f"(for each subject separately, not corrected over subjects). n = {n} per subject so far. "
+        f"{names + '.' if names else 'No e-value has reached 20 yet.'}"
     )

@@ -1,7 +1,8 @@
-"""Flips: the problems on which an arm and the reference part, and where their answers first differ.
+"""Changed answers (flips): problems on which an arm and the reference differ, and the first difference in their
+answers.
 
-A flip is one problem with both answers. Which of the two scores decides (exact_match, or math_verify) is a choice;
-only `correct` is right. Answers go through `html.escape`: model output never becomes markup.
+A flip is one problem with both answers. The metric can be chosen (exact_match or math_verify); only `correct` counts as
+right. Answers are escaped with `html.escape`, so that model output never becomes markup.
 """
 
 import html
@@ -24,7 +25,7 @@ SHOWN_CHARACTERS = 8000
 
 @dataclass(frozen=True)
 class Flip:
-    """One problem as the reference and the arm answered it."""
+    """One problem with the answers of the reference and the arm."""
 
     base: BenchItem
     arm: BenchItem
@@ -36,12 +37,12 @@ class Flip:
 
     @property
     def golds(self) -> Golds:
-        """Whether the gold answer is at risk; "all golds" where older answers do not say."""
+        """Whether the gold answer is at risk; "all golds" if unknown in older answers."""
         reading = self.base.grade.gold
         return "all golds" if reading is None else "at risk" if self.base.grade.gold_at_risk else "read whole"
 
     def kind(self, metric: Metric) -> Kind:
-        """Return what became of the answer; "all" for one that stayed right, or wrong in the same way."""
+        """Return how the answer changed; "all" if it stayed right, or wrong with the same answer."""
         before, after = is_right(self.base, metric), is_right(self.arm, metric)
         if before != after:
             return "wrong to right" if after else "right to wrong"
@@ -51,7 +52,7 @@ class Flip:
 
 
 def is_right(item: BenchItem, metric: Metric) -> bool:
-    """Return whether `metric` found the answer correct."""
+    """Return whether the answer is correct according to `metric`."""
     return getattr(item.grade, metric) is GradeStatus.CORRECT
 
 
@@ -75,7 +76,8 @@ def chosen(
     subject: str | None = None,
     search: str = "",
 ) -> list[Flip]:
-    """Return the flips of one kind (all of them: "all"), of one subject and kind of gold answer, that hold `search`."""
+    """Return the flips of one kind (all of them: "all"), of one subject and kind of gold answer, that contain
+    `search`."""
     wanted = search.casefold().strip()
     return [
         flip
@@ -98,7 +100,7 @@ def _texts(flip: Flip) -> tuple[str, ...]:
 
 
 def counts(flips: list[Flip], metric: Metric) -> dict[Kind, int]:
-    """Return how many flips there are of each kind; "all" counts every problem."""
+    """Return the number of flips of each kind; "all" counts every problem."""
     found = dict.fromkeys(KINDS, 0)
     for flip in flips:
         if (kind := flip.kind(metric)) != "all":
@@ -110,7 +112,7 @@ def counts(flips: list[Flip], metric: Metric) -> dict[Kind, int]:
 def answer_html(text: str, diverges_at: int | None) -> str:
     """Return an answer as one escaped HTML block; the word at character `diverges_at`, if any, is marked.
 
-    What stands beyond 8,000 characters is cut, and said to be.
+    Text beyond 8,000 characters is truncated, with a note.
     """
     cut = text[:SHOWN_CHARACTERS]
     rest = f"… ({len(text) - len(cut):,} more characters)" if len(text) > len(cut) else ""
@@ -120,7 +122,7 @@ def answer_html(text: str, diverges_at: int | None) -> str:
         body = html.escape(cut)
     else:
         end = next((at for at in range(diverges_at + 1, len(cut)) if cut[at].isspace()), len(cut))
-        marked = cut[diverges_at:end] or "⏹"  # the answer ended where the other went on
+        marked = cut[diverges_at:end] or "⏹"  # the answer ended where the other continued
         shown = html.escape(marked).replace("\n", "↵\n")
         body = (
             f"{html.escape(cut[:diverges_at])}"
@@ -130,7 +132,7 @@ def answer_html(text: str, diverges_at: int | None) -> str:
 
 
 def row(flip: Flip) -> dict[str, object]:
-    """Return one flip as a row of a table of numbers and texts, for CSV."""
+    """Return one flip as a row of numbers and texts for CSV."""
     return {
         "problem_id": flip.problem_id,
         "subject": flip.base.subject,

@@ -1,9 +1,8 @@
-"""Benchmarks: one panel a subject, one row an arm, the paired difference to the reference with its interval.
+"""Forest plot of a benchmark: one panel per subject and one row per arm, with paired differences from the reference.
 
-Differences are drawn in percentage points, right of zero is better than the reference; the shaded band is the
-non-inferiority margin. Two accuracy bars side by side are never drawn: overlap of their intervals is not the test.
-Subjects have Newcombe's interval and a filled mark where Holm's p is below .05; the first panel has the totals with
-their bootstrap intervals.
+Differences are in percentage points; right of zero is better than the reference. The shaded band is the non-inferiority
+margin. Separate accuracy bars are not drawn, because overlap of their intervals is not the test. Subjects have Newcombe
+intervals and a filled marker if Holm's p is below .05. The first panel shows the totals with bootstrap intervals.
 """
 
 from collections.abc import Sequence
@@ -31,16 +30,16 @@ from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, pairs_tex
 from stethoscope.records import BenchArm
 from stethoscope.results import BenchResult, ComparisonRow, TotalRow
 
-CANNOT = "x-thin-open"  # no open circle: it could not have been significant
-SIGNIFICANT = 0.05  # below it, as in a verdict
+CANNOT = "x-thin-open"  # not an open circle: it could not be significant
+SIGNIFICANT = 0.05  # strictly below, as in a verdict
 TOTALS = "all subjects"
 FADED = 0.45
 RECIPES = (ORANGE, *SERIES[5:9], SERIES[3])
 CONTROLS: dict[Group, str] = {"base": BLUE, "other layers": GRAY, "filtered": SERIES[4], "fine-tune": SERIES[2]}
 CONTROL_WORDS: dict[Group, str] = {
     "other layers": "gray: other layers",
-    "filtered": "violet: a part of the edit",
-    "fine-tune": "green: the whole fine-tune",
+    "filtered": "violet: part of the edit",
+    "fine-tune": "green: full fine-tune",
 }
 ROW, PANEL_TITLE = 22, 56  # pixels
 Order = Literal["as planned", "by difference"]
@@ -63,7 +62,7 @@ def describe_comparison(row: ComparisonRow) -> str:
 
 
 def describe_total(row: TotalRow) -> str:
-    """Return the hover text of a total: what it is a mean over, difference, interval and n."""
+    """Return the hover text of a total: type of mean, difference, interval and n."""
     over = {"macro": "mean over subjects (macro)", "micro": "mean over problems (micro)"}[row.kind]
     return "<br>".join(
         (
@@ -76,7 +75,7 @@ def describe_total(row: TotalRow) -> str:
 
 
 def arms_in_order(result: BenchResult, order: Order = "as planned") -> tuple[str, ...]:
-    """Return the arms that were compared: as planned, or the largest macro difference first."""
+    """Return the compared arms, as planned or with the largest macro difference first."""
     planned = tuple(dict.fromkeys(row.arm for row in result.comparisons))
     macro = {row.arm: row.difference for row in result.totals if row.kind == "macro"}
     if order == "as planned" or not macro:
@@ -93,10 +92,10 @@ def paired_differences(
     arms: Sequence[str] | None = None,
     columns: int = 1,
 ) -> go.Figure:
-    """Return the forest plot: a panel for the totals and one a subject, `columns` side by side, one row an arm.
+    """Return the forest plot: one panel for the totals and one per subject, in `columns` columns, with one row per arm.
 
     Args:
-        subjects: the panels' order; those without a comparison have none.
+        subjects: order of the panels; subjects without a comparison have none.
         margin: non-inferiority margin, a fraction.
         arms: the rows from top to bottom (all compared arms by default).
     """
@@ -123,7 +122,9 @@ def paired_differences(
     figure.update_annotations(font={"size": 12, "color": GRAY})
     row_axis(figure, list(arms))
     figure.update_xaxes(matches="x", gridcolor=FAINT, ticksuffix="")
-    figure.layout["xaxis"].matches = None  # the first axis cannot match itself: the browser's console warns of it
+    figure.layout[
+        "xaxis"
+    ].matches = None  # the first axis cannot match itself (the browser's console would show a warning)
     shade = 1.0 if result.complete else FADED
     for index, panel in enumerate(panels):
         x, y = f"x{index + 1 if index else ''}", f"y{index + 1 if index else ''}"
@@ -160,9 +161,9 @@ def _totals(result: BenchResult, arms: Sequence[str], shade: float) -> list[go.S
 
 
 def colours(chosen: Sequence[BenchArm]) -> dict[str, str]:
-    """Return the colour of each arm: recipes in their own, orange first; controls by what they are.
+    """Return the colour of each arm: recipes have different colours, orange first; controls are coloured by role.
 
-    Strengths of one recipe are one recipe, and orange.
+    Different strengths of one recipe count as one recipe and are orange.
     """
     sweep = swept_alphas(chosen)
     found, own = {}, 0
@@ -174,12 +175,12 @@ def colours(chosen: Sequence[BenchArm]) -> dict[str, str]:
 
 
 def _legend(result: BenchResult) -> str:
-    """Return in words which colour is what, of the arms that were compared."""
+    """Return a text legend of the colours of the compared arms."""
     compared = {row.arm for row in result.comparisons}
     groups = {group_of(arm) for arm in result.spec.arms if arm.name in compared}
     own = [arm for arm in result.spec.arms if arm.name in compared and group_of(arm) == "recipe"]
     several = len(own) > 1 and not swept_alphas(result.spec.arms)
-    said = ["each recipe in a colour of its own" if several else "orange: the recipe"] if own else []
+    said = ["each recipe has its own colour" if several else "orange: the recipe"] if own else []
     said += [words for group, words in CONTROL_WORDS.items() if group in groups]
     return f" {'; '.join(said).capitalize()}." if len(groups) > 1 or several else ""
 
@@ -192,7 +193,7 @@ def _by_colour(
     text: Sequence[str],
     shade: float,
 ) -> list[go.Scatter]:
-    """Return one trace for each colour (error bars have one), the recipes' on top of the controls'."""
+    """Return one trace per colour (error bars have a single colour), with recipes on top of controls."""
     traces = []
     drawn = {colour_of[row.arm] for row in rows}
     for colour in sorted(drawn, key=lambda colour: (colour in RECIPES, colour)):
@@ -227,18 +228,18 @@ def _by_colour(
 
 
 def caption(result: BenchResult, margin: float) -> str:
-    """Return what stands under the picture: n, the reference, the intervals, the margin and what is missing."""
+    """Return the caption: n, the reference, the intervals, the margin and what is missing."""
     reference = next((row.reference for row in result.comparisons), "base")
     parts = [
-        f"Paired differences to {reference}, n = {sizes_text(row.n for row in result.arms)} problems per subject, the "
-        "same in every arm; Newcombe 95% intervals. Filled circle: exact McNemar with Holm over subjects below .05; "
-        "cross: too few discordant pairs, cannot be significant at this size. "
-        f"Shaded: the margin of {100 * margin:g} points.{_legend(result)}"
+        f"Paired differences to {reference}, n = {sizes_text(row.n for row in result.arms)} problems per subject, "
+        f"the same in every arm; Newcombe 95% intervals. Filled circle: p < .05 (exact McNemar test, Holm-corrected "
+        f"over subjects). Cross: too few discordant pairs, cannot be significant at this size. Shaded: the margin of "
+        f"{100 * margin:g} points.{_legend(result)}"
     ]
     if result.spec.model.dtype == "bfloat16":
         parts.append(
-            f"The weights are bfloat16: an answer can change with the batch size ({result.spec.batch_size} here), for "
-            "rounding depends on what is computed together; benchmarks/batch_flips.py counts how many do."
+            f"The weights are bfloat16: an answer can change with the batch size ({result.spec.batch_size} here), "
+            "because rounding depends on the batch; benchmarks/batch_flips.py counts such answers."
         )
     if result.totals:
         parts.append("All subjects: macro (filled) and micro (open), bootstrap intervals.")

@@ -1,11 +1,12 @@
-"""The latents of one layer: effect against density, one dot a latent, and the tokens on which one fires.
+"""Latents of one layer: effect against density with one dot per latent, and the tokens on which a latent fires.
 
-Right is dense (fires on many control tokens), up is the subject's own. Filled blue: the firing rate tells subject from
-control at the chosen false discovery rate; gray: it does not; hollow: dense; an orange ring: selected for the score.
+Right: dense (fires on many control tokens); up: specific to the subject. Filled blue: the firing rate distinguishes
+subject and control at the chosen false discovery rate; gray: it does not; hollow: dense; orange ring: selected for the
+score.
 
-A layer has up to 262,144 latents, most of which overlap. Above `MOST_DOTS` of them, those of one kind in the same cell
-of a grid share a dot, which lies where the one with the largest effect does. The grid is as fine as `MOST_DOTS` allows;
-the selected latents and the one that is looked at have dots of their own. So a picture stays below 1 MB.
+A layer has up to 262,144 latents, most of which overlap. With more than `MOST_DOTS`, latents of one kind in the same
+cell of a grid share a dot at the position of the one with the largest effect. The grid is as fine as `MOST_DOTS`
+allows. The selected latents and the current one have their own dots. A figure thus stays below 1 MB.
 """
 
 import html
@@ -22,13 +23,13 @@ from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, percent,
 from stethoscope.results import LatentExample, LatentRow, LatentsResult
 
 MOST_DOTS = 1500  # about 0.6 MB with their texts
-GRIDS = (400, 300, 200, 150, 100, 75, 50, 35, 25, 15)  # cells on a side; the coarsest makes at most 900 dots of 4 kinds
+GRIDS = (400, 300, 200, 150, 100, 75, 50, 35, 25, 15)  # cells per side; the coarsest gives at most 900 dots of 4 kinds
 WINDOW_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A latent, and how many latents its dot stands for, itself among them."""
+    """A latent, and the number of latents that its dot represents, including itself."""
 
     row: LatentRow
     stands_for: int = 1
@@ -55,7 +56,7 @@ def density_floor(rows: Sequence[LatentRow]) -> float:
 
 
 def effect_against_density(result: LatentsResult, level: float, latent: int | None = None) -> go.Figure:
-    """Return one dot a live latent: effect in points against control rate in percent (log scale).
+    """Return one dot per live latent: effect in points against control rate in percent (log scale).
 
     `level` is the false discovery rate; `latent`, if any, is marked.
     """
@@ -87,7 +88,7 @@ def effect_against_density(result: LatentsResult, level: float, latent: int | No
 
 
 def _ticks(rows: Sequence[LatentRow], floor: float) -> tuple[list[float], list[str]]:
-    """Return powers of ten in percent and their names, and a 0 where rates of 0 are drawn."""
+    """Return powers of ten in percent with labels, and 0 at the position of zero rates."""
     values: list[float] = []
     if any(row.control_rate == 0 for row in rows):
         values.append(100 * floor)
@@ -98,7 +99,7 @@ def _ticks(rows: Sequence[LatentRow], floor: float) -> tuple[list[float], list[s
 
 
 def dots_of(rows: Sequence[LatentRow], level: float, latent: int | None) -> list[Dot]:
-    """Return the dots to draw: one a latent, or at most `MOST_DOTS` and those that keep dots of their own."""
+    """Return the dots to draw: one per latent, or at most `MOST_DOTS` plus those with their own dots."""
     if len(rows) <= MOST_DOTS:
         return [Dot(row) for row in rows]
     own = np.array([row.selected or row.latent == latent for row in rows])
@@ -148,21 +149,21 @@ def _describe(dot: Dot) -> str:
 
 
 def caption(result: LatentsResult, level: float) -> str:
-    """Return what stands under the picture: how many latents pass, n, and the definitions."""
+    """Return the caption: the number of latents that pass, n, and the definitions."""
     passing = [row for row in result.rows if row.q_value <= level]
     more = sum(row.effect > 0 for row in passing)
     subject, control = pretty(result.subject), pretty(result.control)
     return (
         f"Layer {result.layer}, {subject} against {control}, n = {result.n_documents} documents each: "
         f"{len(result.rows)} of {result.d_sae} latents are live; {len(passing)} pass a false discovery rate of "
-        f"{percent(level, 0)}, {more} of them firing more on {subject}. Two-sided Mann-Whitney on the firing rate of "
+        f"{percent(level, 0)}, {more} of them fire more on {subject}. Two-sided Mann-Whitney on the firing rate of "
         "each document, Benjamini-Hochberg over the live latents. Hollow: dense; ringed: selected for the layer score."
-        + (" Latents that overlap share a dot." if len(result.rows) > MOST_DOTS else "")
+        + (" Overlapping latents share a dot." if len(result.rows) > MOST_DOTS else "")
     )
 
 
 def latent_from_selection(event: object) -> int | None:
-    """Return the latent of a plotly selection event (as Streamlit hands it over), None where it names none."""
+    """Return the latent of a plotly selection event (as passed by Streamlit); None if it contains none."""
     selection = event.get("selection", {}) if isinstance(event, Mapping) else {}
     points = selection.get("points", []) if isinstance(selection, Mapping) else []
     for point in points:
@@ -176,7 +177,7 @@ def latent_from_selection(event: object) -> int | None:
 def strip_html(example: LatentExample, full: float) -> str:
     """Return the tokens around the strongest one as an escaped HTML block, tinted by activation, strongest at `full`.
 
-    Every token goes through `html.escape`: a document never becomes markup.
+    Every token is escaped with `html.escape`, so that a document never becomes markup.
     """
     peak = max(range(len(example.activations)), key=lambda i: example.activations[i])
     start, end = max(peak - WINDOW_TOKENS, 0), min(peak + WINDOW_TOKENS + 1, len(example.tokens))

@@ -1,4 +1,4 @@
-"""A choice of layers against its controls: one row a control, the paired difference with its interval."""
+"""Paired differences between a choice of layers and its controls, one row per control."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ CONTROL_NAMES = {"random": "random layers", "bottom": "bottom layers", "last": "
 
 
 def describe(row: LayerClaim) -> str:
-    """Return the outcome against one control in words."""
+    """Return the comparison with one control as text."""
     what = f"the mean of {row.draws} random draws" if row.control == "random" else CONTROL_NAMES[row.control]
     return (
-        f"{signed(100 * row.difference, 1)} points against {what}, 95% CI [{signed(100 * row.ci_low, 1)}, "
+        f"{signed(100 * row.difference, 1)} points compared with {what}, 95% CI [{signed(100 * row.ci_low, 1)}, "
         f"{signed(100 * row.ci_high, 1)}], Holm p {shown_p(row.p_holm)}, n = {row.n}: {shown_verdict(row)}"
     )
 
@@ -53,9 +53,10 @@ def against_controls(rows: Sequence[LayerClaim], margin: float) -> go.Figure:
 
 
 def caption(rows: Sequence[LayerClaim], margin: float) -> str:
-    """Return what stands under the picture: every outcome in words, and how the intervals are made."""
+    """Return the caption: all comparisons as text, and the type of intervals."""
     said = ". ".join(describe(row) for row in rows)
     return (
-        f"{said}. Macro over subjects, the same problems in every arm; Student 95% intervals over problems, against "
-        f"random layers over draws, too; Holm over the controls. Dashed: the margin of {100 * margin:g} points."
+        f"{said}. Macro over subjects, the same problems in every arm; Student 95% intervals over problems (and "
+        f"over draws for random layers); Holm correction over the controls. Dashed: the margin of {100 * margin:g} "
+        "points."
     )

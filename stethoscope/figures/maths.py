@@ -1,9 +1,9 @@
 r"""A problem's text as markdown in which only its formulas are markup.
 
-The text of a data set is not to be trusted: markdown could fetch images, draw links or imitate the page. So every
-character outside formulas is made literal (a backslash before each ASCII punctuation mark), and a formula goes to
-KaTeX only when it cannot leave its delimiters and uses no command that links, defines or moves out of its place;
-else it is shown as it is written. KaTeX itself is used untrusted: no links, no images.
+The text of a data set is untrusted: markdown could load images, show links or imitate the page. Therefore every
+character outside formulas is escaped (a backslash before each ASCII punctuation mark). A formula is passed to KaTeX
+only if it cannot leave its delimiters and uses no command that links, defines macros or moves content; otherwise its
+source is shown. KaTeX runs in untrusted mode: no links, no images.
 
 Formulas are $...$, \(...\), $$...$$, \[...\], and an environment such as align on its own; [asy] is shown as code.
 """
@@ -28,13 +28,13 @@ _UNSAFE = re.compile(
     r"|expandafter|futurelet|rule|raisebox|vspace|hskip|mskip|kern|mkern|smash|[lrc]lap|math[lrc]lap)(?![A-Za-z])"
     r"|\\hspace\*?\{[^}]{6,}\}"
 )
-MARKUP = "\\`*_[]$<>~#|!&"  # begins markup in Streamlit's markdown
+MARKUP = "\\`*_[]$<>~#|!&"  # starts markup in Streamlit's markdown
 LONGEST = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text as written; `formula` is the LaTeX of one that may be rendered; `code` is a drawing's."""
+    """A piece of the source text; `formula` is LaTeX that may be rendered, `code` is the code of a drawing."""
 
     source: str
     formula: str | None = None
@@ -43,7 +43,7 @@ class Piece:
 
 
 def pieces(text: str) -> Iterator[Piece]:
-    """Yield the stretches of `text` in order; together their sources are the text."""
+    """Yield the pieces of `text` in order; their sources concatenate to the text."""
     end = 0
     for found in _FORMULA.finditer(text):
         if found.start() > end:
@@ -61,21 +61,21 @@ def markdown(text: str) -> str:
 
 
 def escape(text: str, marks: str = MARKUP) -> str:
-    """Return `text` as markdown that shows it letter by letter: every string from a file goes through here.
+    """Return `text` escaped as markdown, so that it is shown literally; used for every string from a file.
 
-    Line breaks and the indents behind them are kept; what cannot be printed is left out. A backslash stands before all
-    `marks`, by default what is markup in Streamlit's markdown. Backslashes do not reach the names of icons and emoji
-    (:smile:) and bare addresses (http://, www., @), which would become links; a space of no width parts those.
+    Line breaks and indents are kept; unprintable characters are removed. A backslash is inserted before all `marks`, by
+    default the markup characters of Streamlit's markdown. Backslashes have no effect on icon and emoji names (:smile:)
+    and bare URLs (http://, www., @), so a zero-width space is inserted there.
     """
     shown = "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in text)
     parted = re.sub(r"(?m)^(\s*)([-+=:]|\d+(?=[.)]))", _first_of_line, shown)
     parted = re.sub(r":(?=[\w+/-]+:|//)|(?i:www)(?=\.)|@(?=\w)", "\\g<0>\u200b", parted)
-    escaped = re.sub(rf"[{re.escape(marks)}]|:(?=[A-Za-z])", r"\\\g<0>", parted)  # else :red is a directive
+    escaped = re.sub(rf"[{re.escape(marks)}]|:(?=[A-Za-z])", r"\\\g<0>", parted)  # otherwise :red is a directive
     return re.sub(r"\n( *)", lambda found: "  \n" + "\N{NO-BREAK SPACE}" * len(found[1]), escaped)
 
 
 def _first_of_line(found: re.Match[str]) -> str:
-    """Part what would begin a list, a heading's underline or a block of its own from the beginning of its line."""
+    """Escape the start of a line that would begin a list, a heading underline or a block."""
     return f"{found[1]}\u200b{found[2]}"
 
 
@@ -89,12 +89,12 @@ def _markdown(piece: Piece) -> str:
 
 
 def _body(found: re.Match[str]) -> str | None:
-    """Return what may be rendered of a formula on one line; None for code, and for one that is shown as written."""
+    """Return the renderable formula on one line; None for code, or if its source is shown."""
     if found["asy"] is not None:
         return None
     body = next(found[name] for name in ("dollars", "brackets", "round", "environment", "inline") if found[name])
     body = re.sub(r"\\\$", lambda _: r"\text{\textdollar}", body)
-    body = re.sub(r"(?<!\\)%.*", "", body)  # a comment would swallow what stands behind it on the joined line
+    body = re.sub(r"(?<!\\)%.*", "", body)  # a comment would hide the rest of the joined line
     body = re.sub(r"\s+", " ", "".join(c for c in body if c.isprintable() or c.isspace())).strip()
     body += " " if body.endswith("\\") else ""
     unfit = not body or "$" in body or len(body) > LONGEST or _UNSAFE.search(body) or "`" in body

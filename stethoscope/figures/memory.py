@@ -1,4 +1,4 @@
-"""What each use case holds in memory, stacked against what there is; the formula of each part on hover."""
+"""Stacked bars of the memory of each use case, compared with the available memory; formulas on hover."""
 
 import plotly.graph_objects as go
 
@@ -10,7 +10,7 @@ OF_THEIR_OWN = ("weights", "runtime", "SAEs", "activations", "patch", "direction
 
 
 def memory_stacks(result: MemoryResult) -> go.Figure:
-    """Return a stacked bar a use case in GB, parts that give way lighter, and lines at what can be had and at all."""
+    """Return one stacked bar per use case in GB, with lighter evictable parts, and lines at free and total memory."""
     kinds = list(dict.fromkeys(_kind(part.part) for stack in result.stacks for part in _drawn(stack)))
     activities = [stack.activity for stack in result.stacks]
     figure = go.Figure()
@@ -51,17 +51,15 @@ def _line(part: MemoryPart) -> str:
 
 
 def memory_caption(result: MemoryResult) -> str:
-    """Return in words what is drawn, with both lines' numbers and what does not fit."""
+    """Return the caption: settings, free and total memory, and what does not fit."""
     short = [stack.activity for stack in result.stacks if not result.fits(stack)]
     said = "Everything fits." if not short else f"Does not fit: {', '.join(short)}."
     host, most = result.host_available_bytes, max(result.stacks, key=lambda stack: stack.host_bytes)
     if host is not None:
-        said += (
-            f" In the machine's own memory, not drawn: at most {most.host_bytes / GB:.1f} GB ({most.activity}) of "
-            f"{host / GB:.1f} GB free."
-        )
+        used = f"{most.host_bytes / GB:.1f} GB ({most.activity})"
+        said += f" Host memory (not shown): at most {used} of {host / GB:.1f} GB free."
     return (
-        f"By formula, before anything is loaded: {result.dtype}, {result.edited_layers} layers edited, "
-        f"{result.batch_size} prompts at once. Dashed: {result.available_bytes / GB:.1f} GB free; solid: "
+        f"Estimated before loading: {result.dtype}, {result.edited_layers} layers edited, {result.batch_size} "
+        f"prompts per batch. Dashed: {result.available_bytes / GB:.1f} GB free; solid: "
         f"{result.capacity_bytes / GB:.1f} GB total on {result.device} ({result.device_name}). {said}"
     )

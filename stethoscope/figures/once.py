@@ -1,4 +1,4 @@
-"""Figures that are drawn once: a page is drawn again with every click, and most of its figures are the same then."""
+"""Cache of figures, because every click redraws the page and most figures stay the same."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -16,10 +16,11 @@ KEPT = 64  # figures; a heatmap of 34 layers takes about 0.1 MB
 
 
 def once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
-    """Make `draw` return the figure that it drew for the same arguments before, of the last `KEPT`; change none.
+    """Decorate `draw` to return the cached figure for the same arguments (the last `KEPT` are kept); do not modify the
+    figures.
 
-    Records (results and their rows, which never change) are the same where they are one object, other arguments where
-    they are equal. No record is kept alive: a benchmark's result holds every answer.
+    Records (immutable results and rows) are compared by identity, other arguments by equality. No record is kept alive,
+    because a benchmark's result contains all answers.
     """
     kept: OrderedDict[Hashable, tuple[list[ReferenceType[Record]], go.Figure]] = OrderedDict()
     lock = Lock()
@@ -30,7 +31,7 @@ def once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
         key = _key([*args, *sorted(kwargs.items())], records)
         with lock:
             found = kept.get(key)
-            if found is not None and all(record() is not None for record in found[0]):  # no other has taken its id
+            if found is not None and all(record() is not None for record in found[0]):  # its id has not been reused
                 kept.move_to_end(key)
                 return found[1]
         figure = draw(*args, **kwargs)
@@ -45,7 +46,7 @@ def once(draw: Callable[P, go.Figure]) -> Callable[P, go.Figure]:
 
 
 def _key(value: object, records: list[ReferenceType[Record]]) -> Hashable:
-    """Return what stands for `value`; note in `records` those that stand by their place in memory."""
+    """Return the key of `value`; add records that are identified by their id to `records`."""
     match value:
         case Record():
             records.append(ref(value))

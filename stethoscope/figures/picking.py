@@ -1,4 +1,4 @@
-"""From a selection on the heatmap to picked layers: a click toggles, a box adds its range."""
+"""Convert selections on the heatmap to picked layers: a click toggles a layer, a box adds a range."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Pick(NamedTuple):
 
 
 def picked_after(event: object, picked: Collection[int]) -> Pick | None:
-    """Return what is picked after the selection `event` (as Streamlit hands it over); None when it names no layer."""
+    """Return the picked layers after the selection `event` (as passed by Streamlit); None if it contains no layer."""
     clicked = layers_from_selection(event)
     if not clicked:
         return None
@@ -25,9 +25,10 @@ def picked_after(event: object, picked: Collection[int]) -> Pick | None:
 
 
 def picked_up_to(layer: int, picked: Collection[int], anchor: int | None) -> Pick:
-    """Return what is picked after a shift-click on `layer`: the former pick and all layers from `anchor` to `layer`.
+    """Return the picked layers after a shift-click on `layer`: the previous ones and all layers from `anchor` to
+    `layer`.
 
-    Without an anchor, it becomes `layer`.
+    Without an anchor, `layer` becomes the anchor.
     """
     start = layer if anchor is None else anchor
     return Pick(tuple(sorted({*picked, *range(min(start, layer), max(start, layer) + 1)})), start)

@@ -1,7 +1,7 @@
-"""The live probe: did gold solutions become more likely under the edit, subject by subject?
+"""Likelihood check: change in likelihood of gold solutions under the edit, by subject.
 
 Each row is the mean paired difference of the NLL per solution token (edited minus base, nats) with its 95% interval;
-left of zero is better. Control corpora are drawn hollow and gray: there, right of zero is harm.
+left of zero is better. Control corpora are hollow and gray; for these, right of zero means harm.
 """
 
 import plotly.graph_objects as go
@@ -56,7 +56,7 @@ def differences(result: ProbeResult) -> go.Figure:
 
 
 def caption(result: ProbeResult) -> str:
-    """Return what stands under the picture: the mean shift on subjects and on controls, n, and the definition."""
+    """Return the caption: the mean change on subjects and controls, n, and the definition."""
     subjects = [row.difference for row in result.rows if not row.is_control]
     controls = [row.difference for row in result.rows if row.is_control]
     means = [f"subjects {signed(sum(subjects) / len(subjects))}"] if subjects else []
@@ -65,5 +65,5 @@ def caption(result: ProbeResult) -> str:
     return (
         f"Mean difference: {', '.join(means)} nats per token. n = {n} dev items per row, the same for every edit; "
         "paired 95% t-intervals. Left of zero: gold solutions became more likely. "
-        f"Answered in {result.elapsed_s:.1f} s."
+        f"Computed in {result.elapsed_s:.1f} s."
     )

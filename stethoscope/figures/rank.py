@@ -1,7 +1,7 @@
-"""A recipe among random sets of layers: every set a dot, the recipe a diamond, as drawn and at equal edit norm.
+"""Rank of a recipe among random sets of layers: sets as dots, the recipe as a diamond, unscaled and at equal edit norm.
 
-Gains are in nats per solution token on the probe's problems, right is better. One recipe beside many sets is the test:
-p is the share of sets, the recipe included, that are at least as good.
+Gains are in nats per solution token on the problems of the likelihood check; right is better. p is the share of sets,
+including the recipe, that do at least as well.
 """
 
 import plotly.graph_objects as go
@@ -12,8 +12,8 @@ from stethoscope.results import RankedSet, RankResult
 from stethoscope.results.gain import POOLED
 from stethoscope.statistics import CANNOT_BE_SIGNIFICANT, smallest_rank_p
 
-VERSIONS = ("as drawn", "same edit norm")
-SPREAD = 0.62  # of a row's height
+VERSIONS = ("unscaled", "same edit norm")
+SPREAD = 0.62  # share of a row's height
 STEPS = 7
 
 
@@ -22,7 +22,7 @@ def strip(result: RankResult, subject: str = POOLED) -> go.Figure:
     figure = go.Figure()
     for row, version in enumerate(VERSIONS):
         known = [(found, gain) for found in result.sets if (gain := _gain(found, row, subject)) is not None]
-        known.sort(key=lambda pair: pair[1])  # neighbours in x are apart in y
+        known.sort(key=lambda pair: pair[1])  # neighbours in x are separated in y
         figure.add_trace(
             go.Scatter(
                 x=[gain for _, gain in known],
@@ -54,7 +54,7 @@ def strip(result: RankResult, subject: str = POOLED) -> go.Figure:
             name="the recipe",
             text=[
                 f"<b>the recipe, layers {_layers(result.layers)}</b><br>gain {signed(own.gain, 4)} nats per token<br>"
-                f"{as_good} of {len(result.sets)} sets as good or better, p {shown_p(p)}"
+                f"{as_good} of {len(result.sets)} sets do as well or better, p {shown_p(p)}"
                 for as_good, p in ((own.as_good, own.p), (own.as_good_matched, own.p_matched))
             ],
             hovertemplate="%{text}<extra></extra>",
@@ -68,10 +68,10 @@ def strip(result: RankResult, subject: str = POOLED) -> go.Figure:
 
 
 def caption(result: RankResult, subject: str = POOLED) -> str:
-    """Return what stands under the picture: which sets, on how many problems, both ranks with their p."""
+    """Return the caption: the sets, the number of problems, and both ranks with p values."""
     own, n_sets, size = result.row(subject), len(result.sets), len(result.layers)
     if result.exhaustive:
-        which = f"all {n_sets} other sets of {size} layers that such an edit can move"
+        which = f"all {n_sets} other sets of {size} layers that such an edit can change"
     elif result.complete:
         which = f"{n_sets} random sets of {size} layers (seed {result.spec.seed})"
     else:
@@ -82,14 +82,14 @@ def caption(result: RankResult, subject: str = POOLED) -> str:
     broken = sum(_gain(found, row, subject) is None for found in result.sets for row in range(2))
     unable = f", so the rank {CANNOT_BE_SIGNIFICANT}" if own.cannot_be_significant else ""
     parts = [
-        f"Layers {_layers(result.layers)} among {which}; {where}, {own.n} {result.spec.split} problems: "
-        f"{own.as_good} sets are as good or better as drawn (p {shown_p(own.p)}), {own.as_good_matched} at the "
+        f"Layers {_layers(result.layers)} compared with {which}; {where}, {own.n} {result.spec.split} problems: "
+        f"{own.as_good} sets do as well or better unscaled (p {shown_p(own.p)}), {own.as_good_matched} at the "
         f"recipe's edit norm (p {shown_p(own.p_matched)}).",
         f"The smallest possible p is {smallest_rank_p(n_sets):.2g}{unable}.",
         "Bars: the recipe's paired 95% t-interval over problems; the blue line is the base.",
     ]
     if broken:
-        parts.append(f"{broken} edits broke the model and count as worse.")
+        parts.append(f"{broken} edits gave non-finite results and count as worse.")
     return " ".join(parts)
 
 
@@ -102,7 +102,7 @@ def _layers(layers: tuple[int, ...]) -> str:
 
 
 def _describe(found: RankedSet, gain: float, version: str) -> str:
-    scaled = "" if version == VERSIONS[0] else f", alpha times {found.scale:.3g}"
+    scaled = "" if version == VERSIONS[0] else f", alpha scaled by {found.scale:.3g}"
     return (
         f"<b>layers {_layers(found.layers)}</b>, {version}<br>gain {signed(gain, 4)} nats per token<br>"
         f"edit norm {found.norm:.3g}{scaled}"

@@ -1,6 +1,6 @@
-"""How large the task vector is against the weights, layer by layer and matrix by matrix, and what rounding keeps of it.
+"""Size of the task vector relative to the weights by layer and matrix, and the effect of rounding.
 
-The relative norm is the baseline beside every specificity score.
+The relative norm is the baseline for all specificity scores.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,7 @@ SHADES = [(0.0, "rgba(64, 160, 200, 0.03)"), (0.55, "rgba(64, 160, 200, 0.55)"),
 def relative_norms(row: TaskVectorRow, picked: Collection[int] = ()) -> go.Figure:
     """Return bars of ||tau_l|| / ||theta_l|| in percent by layer, picked layers in the colour of the edit.
 
-    A dash stands where the task vector moves nothing.
+    A dash marks layers that the task vector does not change.
     """
     norms = row.relative_norm_by_layer
     figure = go.Figure(
@@ -38,19 +38,19 @@ def relative_norms(row: TaskVectorRow, picked: Collection[int] = ()) -> go.Figur
 
 
 def caption(row: TaskVectorRow, picked: Collection[int] = ()) -> str:
-    """Return what stands under the bars: the definition, the layers that move, the range, what the colours mean."""
+    """Return the caption of the bars: definition, changed layers, range and colours."""
     norms = row.relative_norm_by_layer
     moved = {layer: norm for layer, norm in enumerate(norms) if norm}
-    which = f"n = {len(norms)} layers" if len(moved) == len(norms) else f"no layer of {len(norms)} moves"
+    which = f"n = {len(norms)} layers" if len(moved) == len(norms) else f"none of {len(norms)} layers changes"
     if 0 < len(moved) < len(norms):
-        which = f"{len(moved)} of {len(norms)} layers move ({shown_layers(moved)})"
+        which = f"{len(moved)} of {len(norms)} layers change ({shown_layers(moved)})"
     spread = f", {percent(min(moved.values()), 2)} to {percent(max(moved.values()), 2)}" if moved else ""
     colours = " Orange: the picked layers." if picked else ""
     return f"Task vector {row.name}: norm relative to the base weights, {which}{spread}.{colours}"
 
 
 def matrix_norms(result: PreflightResult) -> go.Figure:
-    """Return the layers x matrices heatmap of ||tau|| / ||theta|| in percent; a dash where nothing moves."""
+    """Return the layers x matrices heatmap of ||tau|| / ||theta|| in percent; with a dash for unchanged matrices."""
     names = list(dict.fromkeys(row.part for row in result.matrices))
     n_layers = len(result.layers)
     z: list[list[float | None]] = [[None] * n_layers for _ in names]
@@ -83,7 +83,7 @@ def matrix_norms(result: PreflightResult) -> go.Figure:
             mode="text",
             text=["–"] * len(still),
             textfont={"color": GRAY},
-            hovertemplate="layer %{x}: not moved<extra></extra>",
+            hovertemplate="layer %{x}: unchanged<extra></extra>",
         )
     )
     apply_layout(figure, height=34 * len(names) + 62, x_title="layer")
@@ -94,18 +94,18 @@ def matrix_norms(result: PreflightResult) -> go.Figure:
 
 
 def matrix_caption(result: PreflightResult) -> str:
-    """Return what stands under the heatmap."""
+    """Return the caption of the heatmap."""
     moved = sum(row.moves for row in result.matrices)
     return (
-        f"Task vector {result.task_vector}: norm of each matrix relative to the base's, "
-        f"{moved} of {len(result.matrices)} matrices move; a dash: the task vector moves nothing there."
+        f"Task vector {result.task_vector}: norm of each matrix relative to the base; {moved} of "
+        f"{len(result.matrices)} matrices change (dash: unchanged)."
     )
 
 
 def realised(result: PreflightResult) -> go.Figure:
     """Return, by layer, cosine and norm ratio of the realised delta round(theta + tau) - theta to tau.
 
-    A layer that does not move has neither: the lines have a gap there.
+    Unchanged layers have neither, so the lines have gaps there.
     """
     layers = result.layers
     x = [row.layer for row in layers]
@@ -133,11 +133,11 @@ def realised(result: PreflightResult) -> go.Figure:
 
 
 def realised_caption(result: PreflightResult) -> str:
-    """Return in words how much of the delta the model's dtype holds."""
+    """Return the caption: how well the model's dtype represents the delta."""
     cosines = [row.realised_cosine for row in result.layers if row.realised_cosine is not None]
     if not cosines:
-        return "No layer moves."
+        return "No layer changes."
     return (
-        f"What {result.dtype} holds of the task vector, n = {len(cosines)} layers: cosine of the realised and the "
+        f"Rounding of the task vector to {result.dtype}, n = {len(cosines)} layers: cosine of the realised and "
         f"intended delta {min(cosines):.4f} to {max(cosines):.4f}."
     )

@@ -1,9 +1,9 @@
 """Layer specificity: the heatmap to pick layers on, and one subject's scores with their intervals.
 
-A click on a plotly heatmap tells Streamlit nothing, so transparent square markers lie on the cells and carry
-(layer, subject) in `customdata`; `layers_from_selection` reads them back. Colour fades to transparent at the null:
-blue above it, orange below. A cell that is not shown to be specific (corrected p and interval) is paler and carries a
-dot; a layer without an SAE, or without a live latent to score, says so and is never interpolated.
+Streamlit receives no clicks on plotly heatmaps, so transparent square markers on the cells carry (layer, subject) in
+`customdata`, which `layers_from_selection` reads. Colour fades to transparent at the null: blue above, orange below. A
+cell that is not shown to be specific (corrected p and interval) is paler and has a dot. A layer without an SAE or
+without scorable latents is labelled and never interpolated.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -42,16 +42,16 @@ def describe_cell(cell: SpecificityCell, result: DiagnosisResult) -> str:
             f"{pretty(result.score)} {signed(cell.score)}, 95% CI {interval}",
             f"p {shown_p(cell.p)}, corrected over layers {shown_p(cell.p_adjusted)} · null {signed(result.null)}",
             f"<b>{SHOWN if cell.specific else NOT_SHOWN}</b>",
-            f"n = {cell.n_documents} documents, and as many of {pretty(result.control)}",
+            f"n = {cell.n_documents} documents, and the same number of {pretty(result.control)}",
             f"k = {min(result.top_k, cell.n_live)} of {cell.n_live} live latents · {result.site}",
-            f"comes first in {percent(cell.p_top, 0)} of bootstrap draws",
+            f"ranks first in {percent(cell.p_top, 0)} of bootstrap draws",
             f"<i>{result.formula}</i>",
         )
     )
 
 
 def diverging_scale(low: float, high: float, null: float) -> list[tuple[float, str]]:
-    """Return a colour scale over [low, high] whose opacity grows alike on both sides of `null`."""
+    """Return a colour scale over [low, high] whose opacity increases equally on both sides of `null`."""
     span, reach = high - low, max(high - null, null - low)
     at_null = (null - low) / span
     below, above = (null - low) / reach, (high - null) / reach
@@ -92,7 +92,7 @@ def _strength(
     limits: tuple[float, float],
     weak: bool,
 ) -> go.Heatmap:
-    """Draw the cells that are not shown to be specific (`weak`, pale) or the others."""
+    """Return the trace of the cells that are not shown to be specific (`weak`, pale) or of the others."""
     low, high = limits
     return go.Heatmap(
         x=list(range(result.n_layers)),
@@ -114,7 +114,7 @@ def _strength(
 
 
 def _marks(result: DiagnosisResult, shown: Sequence[SpecificityCell], rows: Mapping[str, int]) -> list[go.Scatter]:
-    """Return a dot on each weak cell, and the transparent squares that take clicks and hover."""
+    """Return a dot on each weak cell, and the transparent squares for clicks and hover."""
     weak_cells = [cell for cell in shown if not cell.specific]
     dots = go.Scatter(
         x=[cell.layer for cell in weak_cells],
@@ -138,14 +138,14 @@ def _marks(result: DiagnosisResult, shown: Sequence[SpecificityCell], rows: Mapp
 
 
 def _score(cell: SpecificityCell | None, weak: bool) -> float | None:
-    """Score of `cell` when its strength is the one asked for, else None (drawn empty)."""
+    """Score of `cell` if it has the requested strength, else None (drawn empty)."""
     return cell.score if cell is not None and cell.specific != weak else None
 
 
 def _mark_columns(
     figure: go.Figure, result: DiagnosisResult, picked: Collection[int], listened: Collection[int]
 ) -> None:
-    """Outline the picked layers, and write why into the columns and cells that are empty."""
+    """Outline the picked layers, and label empty columns and cells with the reason."""
     bottom = len(result.subjects) - 0.5
     for layer in sorted(picked):
         figure.add_shape(
@@ -169,7 +169,7 @@ def strip(
 ) -> go.Figure:
     """Return `subject`'s score by layer with its 95% interval, the null as a line and picked layers shaded.
 
-    `other`, the same diagnosis against another control corpus, stands beside it as open diamonds.
+    `other`, the same diagnosis against another control corpus, is shown as open diamonds.
     """
     figure = go.Figure()
     shift = 0.0 if other is None else 0.14
@@ -194,7 +194,7 @@ def strip(
 def _interval_marks(
     result: DiagnosisResult, cells: Sequence[SpecificityCell], name: str, shift: float, *, weak: bool
 ) -> go.Scatter:
-    """Return one mark with its interval for each cell that has a score, `shift` layers to the right."""
+    """Return one marker with interval for each cell with a score, `shift` layers to the right."""
     shown = [cell for cell in cells if cell.score is not None]
     colour = GRAY if weak else BLUE
     return go.Scatter(
@@ -218,22 +218,23 @@ def _interval_marks(
 
 
 def rank_confidence(result: DiagnosisResult, subject: str) -> str:
-    """Return how sure the order is, in words: how often the best layers come first when documents are drawn anew."""
+    """Return a sentence on the reliability of the order: how often the best layers rank first in bootstrap draws."""
     cells = [cell for cell in result.cells if cell.subject == subject and cell.p_top is not None]
     if not cells:
-        return "No layer has a known rank."
+        return "No layer has a rank."
     first, *others = sorted(cells, key=lambda cell: -(cell.p_top or 0))
-    said = f"Layer {first.layer} comes first in {percent(first.p_top, 0)} of bootstrap draws"
+    said = f"Layer {first.layer} ranks first in {percent(first.p_top, 0)} of bootstrap draws"
     rivals = [f"layer {cell.layer} in {percent(cell.p_top, 0)}" for cell in others[:2] if (cell.p_top or 0) >= 0.05]
     return ", ".join([said, *rivals]) + "."
 
 
 def strip_caption(result: DiagnosisResult, subject: str, other: DiagnosisResult | None = None) -> str:
-    """Return what stands under the strip: definition, n, rank confidence, and what the other control corpus says."""
+    """Return the caption of the strip: definition, n, rank reliability, and the result with the other control
+    corpus."""
     documents = max((cell.n_documents for cell in result.cells), default=0)
     said = (
         f"{pretty(subject)} against {pretty(result.control)}: {result.formula}. 95% bootstrap intervals over "
-        f"n = {documents} documents; shaded layers are picked. {rank_confidence(result, subject)}"
+        f"n = {documents} documents; shaded: picked layers. {rank_confidence(result, subject)}"
     )
     if other is None:
         return said
@@ -241,30 +242,29 @@ def strip_caption(result: DiagnosisResult, subject: str, other: DiagnosisResult 
 
 
 def caption(result: DiagnosisResult, subject: str) -> str:
-    """Return what stands under the pictures: definition, n, how weak cells look, and the best layers of `subject`."""
+    """Return the caption: definition, n, how weak cells are drawn, and the best layers of `subject`."""
     documents = max((cell.n_documents for cell in result.cells), default=0)
     scored = {cell.layer for cell in result.cells if cell.subject == subject and cell.score is not None}
     best = [str(layer) for layer in result.order.get(subject, ()) if layer in scored]
     return (
         f"Score: {result.formula}{_sourced(result)}. "
         f"n = {documents} documents per subject and of {pretty(result.control)}; k = {result.top_k}; "
-        "95% bootstrap intervals over documents, p by label permutation, corrected over the layers of a subject "
-        "(step-down max-T). "
-        f"Pale with a dot: {NOT_SHOWN} (corrected p not below .05, or an interval that reaches the null, "
-        f"{signed(result.null)}). "
-        f"Best layers for {pretty(subject)}: {', '.join(best[:4]) or 'none'}. {rank_confidence(result, subject)}"
+        "95% bootstrap intervals over documents, p values by label permutation, corrected over the layers of a "
+        f"subject (step-down max-T). Pale with a dot: {NOT_SHOWN} (corrected p of .05 or more, or an interval that "
+        f"includes the null, {signed(result.null)}). Best layers for {pretty(subject)}: "
+        f"{', '.join(best[:4]) or 'none'}. {rank_confidence(result, subject)}"
     )
 
 
 def _sourced(result: DiagnosisResult) -> str:
-    """Return where the score comes from, in brackets (runs of older versions do not say)."""
+    """Return the source of the score in brackets (unknown in runs of older versions)."""
     return f" ({result.source})" if result.source else ""
 
 
 def layers_from_selection(event: object) -> list[int]:
-    """Return the layers named by a plotly selection event (as Streamlit hands it over), sorted, each once.
+    """Return the layers in a plotly selection event (as passed by Streamlit), sorted, without duplicates.
 
-    Points without `customdata` (other traces, box-only events) are skipped: they name no layer.
+    Points without `customdata` (other traces, box-only events) are skipped, because they contain no layer.
     """
     selection = event.get("selection", {}) if isinstance(event, Mapping) else {}
     points = selection.get("points", []) if isinstance(selection, Mapping) else []

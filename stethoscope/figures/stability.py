@@ -1,8 +1,8 @@
-"""Stability of the layer order: one row a variant (score, k, control corpus), one column a layer, the cell its rank.
+"""Stability of the layer order: one row per variant (score, k, control corpus), one column per layer; cells show ranks.
 
-A column of one tone is a layer whose rank does not hang on the choice; Kendall's tau with the reference order stands
-at the end of each row. The best rank is the strongest tone; a layer without a score stays empty, one without an SAE
-says so.
+A column with a single shade is a layer whose rank does not depend on the variant. Kendall's tau with the reference
+order is shown at the end of each row. The best rank has the strongest shade. A layer without a score is empty, and one
+without an SAE is labelled.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,32 +14,36 @@ from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, name_colum
 from stethoscope.results import StabilityResult, StabilityRow
 
 KINDS = {"score": "scores", "k": "k", "control": "control corpora"}
-SCALE = [(0.0, "#0f62b0"), (0.35, "#3f78a8"), (1.0, "#6f7a86")]  # opaque: white ranks read on each, on any paper
+SCALE = [
+    (0.0, "#0f62b0"),
+    (0.35, "#3f78a8"),
+    (1.0, "#6f7a86"),
+]  # opaque, so that white text is legible on any background
 
 
 def label(row: StabilityRow) -> str:
-    """Return the name of a variant as it stands at its row."""
+    """Return the label of a variant's row."""
     return {"score": pretty(row.variant), "k": f"k = {row.variant}", "control": f"against {pretty(row.variant)}"}[
         row.kind
     ]
 
 
 def is_reference(result: StabilityResult, row: StabilityRow) -> bool:
-    """True for the rows of the reference diagnosis itself."""
+    """Whether the row is that of the reference diagnosis."""
     return row.variant == {"score": result.score, "k": str(result.top_k), "control": result.control}[row.kind]
 
 
 def ranks(result: StabilityResult, row: StabilityRow) -> list[int | None]:
     """Return the rank of every layer of the model, 1 = highest score; None without a score or an SAE."""
     scored = {layer for layer, score in zip(result.layers, row.scores, strict=True) if score is not None}
-    ranked = [layer for layer in row.order if layer in scored]  # older runs list layers without a score, too
+    ranked = [layer for layer in row.order if layer in scored]  # older runs also list layers without a score
     rank_of = {layer: rank for rank, layer in enumerate(ranked, start=1)}
     return [rank_of.get(layer) for layer in range(result.n_layers)]
 
 
 @once
 def rank_heatmap(result: StabilityResult, subject: str) -> go.Figure:
-    """Return `subject`'s ranks, variants x layers, with tau beside each row; the reference's labels are bold."""
+    """Return `subject`'s ranks, variants x layers, with tau at each row; the reference's labels are bold."""
     rows = [row for row in result.rows if row.subject == subject]
     table = [ranks(result, row) for row in rows]
     figure = go.Figure(
@@ -99,7 +103,7 @@ def _hover(result: StabilityResult, row: StabilityRow) -> Iterator[str]:
 
 
 def caption(result: StabilityResult, subject: str) -> str:
-    """Return what stands under the picture: definition, reference, and the range of tau of each kind of variant."""
+    """Return the caption: definition, reference, and the range of tau of each kind of variant."""
     rows = [row for row in result.rows if row.subject == subject]
     parts = [text for kind, name in KINDS.items() if (text := _range(result, rows, kind, name))]
     return (
@@ -121,7 +125,7 @@ def _range(result: StabilityResult, rows: Sequence[StabilityRow], kind: str, nam
 
 
 def numbers(result: StabilityResult, subject: str) -> list[Mapping[str, object]]:
-    """Return what the picture draws, one row a cell: kind, variant, tau, layer, score, rank."""
+    """Return the data of the figure, one row per cell: kind, variant, tau, layer, score, rank."""
     return [
         {
             "subject": subject,

@@ -1,4 +1,4 @@
-"""How strongly a recipe edits each layer: effective alpha of attention and MLP, side by side."""
+"""Effective alpha of attention and MLP in each layer of a recipe."""
 
 import plotly.graph_objects as go
 
@@ -35,7 +35,7 @@ def effective(recipe: EditRecipe, n_layers: int) -> go.Figure:
 
 
 def caption(recipe: EditRecipe) -> str:
-    """Return what stands under the bars."""
+    """Return the caption of the bars."""
     return (
         f"Effective alpha = master alpha ({recipe.master_alpha:g}) × each layer’s own strength, in "
         f"{len(recipe.layers)} layer{'s' if len(recipe.layers) > 1 else ''}; 0 is the base, "

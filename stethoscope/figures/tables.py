@@ -1,8 +1,8 @@
-"""Rows of a result as CSV text: the same field names as the command line's JSON, unrounded.
+"""Export rows of a result as CSV, with the field names of the command line's JSON and unrounded numbers.
 
-A spreadsheet takes text that begins with one of = + - @ or a control character for a formula. Such text has an
-apostrophe put before it, and so has text that already has one there, so that `text_of_cell` gives every text back.
-Numbers stay as they are.
+Spreadsheets interpret text that starts with = + - @ or a control character as a formula. Such text gets a leading
+apostrophe, and so does text that already starts with one, so that `text_of_cell` can restore every text. Numbers are
+not changed.
 """
 
 import csv
@@ -18,13 +18,13 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:
     """Return `rows` (records of one class, or mappings of one set of names) as CSV with a header.
 
-    None is empty, nested records are flattened by a dot, text is as `text_of_cell` reads it back.
+    None is empty, nested records are flattened with dots, and text is encoded for `text_of_cell`.
     """
     flat = [_flatten(row.model_dump(mode="json") if isinstance(row, Record) else row) for row in rows]
     if not flat:
         return ""
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream)  # lines end in CR LF (RFC 4180): with LF alone a CR in a text is not quoted
+    writer = csv.writer(stream)  # lines end with CR LF (RFC 4180): with LF alone, a CR in a text is not quoted
     names = list(flat[0])
     writer.writerow(map(cell_of, names))
     writer.writerows([cell_of(row[name]) for name in names] for row in flat)
@@ -32,12 +32,13 @@ def to_csv(rows: Sequence[Record | Mapping[str, object]]) -> str:
 
 
 def cell_of(value: object) -> object:
-    """Return what stands in a cell for `value`: itself, but for text that a spreadsheet would take for a formula."""
+    """Return the cell content for `value`: unchanged, except for text that a spreadsheet would interpret as a
+    formula."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def text_of_cell(text: str) -> str:
-    """Return the text that stands in a cell as `text`."""
+    """Return the original text of a cell with content `text`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 

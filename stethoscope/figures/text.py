@@ -1,7 +1,7 @@
-"""Model text as safe HTML: each token tinted by KL(edited || base), hover with both models' likeliest tokens.
+"""Model text as safe HTML: tokens tinted by KL(edited || base), with both models' most likely tokens on hover.
 
-Every token goes through `html.escape`: model output never becomes markup. Tokens that share one character stand as one
-span, with the largest of their KLs.
+Every token is escaped with `html.escape`, so that model output never becomes markup. Tokens that form one character are
+one span, with the largest of their KLs.
 """
 
 import html
@@ -16,8 +16,8 @@ STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:ui-monospace,Me
 def column_html(column: TextColumn) -> str:
     """Return the tokens of `column` as one escaped HTML block.
 
-    KL sets the tint, full at 2 nats; hovering a token shows its KL and the likeliest tokens of both models; the first
-    token that differs is underlined and named for screen readers.
+    KL determines the tint, which is full at 2 nats. Hovering over a token shows its KL and the most likely tokens of
+    both models. The first different token is underlined and labelled for screen readers.
     """
     spans, together = [], list[int]()
     for index, token in enumerate(column.tokens):
@@ -62,5 +62,5 @@ def _visible(token: str) -> str:
 
 
 def plain_html(text: str) -> str:
-    """Return streamed `text` as one escaped HTML block in the same type."""
+    """Return streamed `text` as one escaped HTML block in the same font."""
     return f'<div style="{STYLE}">{html.escape(text)}</div>'

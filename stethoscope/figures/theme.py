@@ -1,7 +1,7 @@
-"""What the pictures share: tones that read on white and on near-black, layout, and how numbers are printed.
+"""Shared style of figures: colours for light and dark backgrounds, layout, and number formatting.
 
-Colours set in Python do not follow a theme switch in the browser, so every tone here has a contrast of at least 3 on
-both papers, papers are transparent, and heatmaps fade to transparent at the null instead of to white.
+Colours set in Python do not follow a theme switch in the browser. Therefore all colours have a contrast of at least 3
+on both backgrounds, backgrounds are transparent, and heatmaps fade to transparent at the null instead of white.
 """
 
 import re
@@ -16,7 +16,7 @@ ORANGE = "#e0751a"  # edited, picked (Okabe-Ito vermilion, one step lighter)
 GRAY = "#7d8894"
 FAINT = "rgba(125, 136, 148, 0.28)"
 BAND = "rgba(125, 136, 148, 0.20)"
-MODEBAR = 30  # pixels above the plot that belong to plotly's buttons, so that they cover no cell and no bar
+MODEBAR = 30  # pixels above the plot for plotly's buttons, so that they do not cover cells or bars
 SERIES = (BLUE, ORANGE, "#16a085", "#c46fa0", "#8f7ad6", "#988714", "#d1495b", "#4f9d4f", "#5b8fa8", "#b07a4f")
 
 
@@ -27,10 +27,10 @@ _FOREIGN_TAG = re.compile(r"<(?=[a-zA-Z/!])(?!/?(?:b|i|br|sub|sup|extra)>)")  # 
 
 
 def text_only(figure: go.Figure) -> go.Figure:
-    """Return `figure` with every tag that none of our labels uses shown as it is written.
+    """Return `figure` with unknown HTML tags in labels shown as text.
 
-    Plotly draws a subset of HTML, links among it, and a label may hold a name from a file. A figure without such a name
-    is returned as it is.
+    Plotly renders a subset of HTML, including links, and a label can contain a name from a file. A figure without such
+    names is returned unchanged.
     """
     drawn = figure.to_dict()
     literal = _literal(drawn)
@@ -38,7 +38,7 @@ def text_only(figure: go.Figure) -> go.Figure:
 
 
 def _literal(value: Any) -> Any:
-    """Return `value` itself where no string in it has a foreign tag, else a copy without."""
+    """Return `value` unchanged if no string in it has an unknown tag, otherwise an escaped copy."""
     match value:
         case str():
             return _FOREIGN_TAG.sub("&lt;", value) if _FOREIGN_TAG.search(value) else value
@@ -62,12 +62,13 @@ def series_colour(index: int) -> str:
 
 
 def pretty(name: str) -> str:
-    """Return a subject's or corpus' name as it is shown: `number_theory` -> `number theory`."""
+    """Return the display name of a subject or corpus: `number_theory` -> `number theory`."""
     return name.replace("_", " ")
 
 
 def two_lines(name: str) -> str:
-    """Return a subject's name for an axis: broken near its middle when long, so that narrow screens keep the plot."""
+    """Return a subject's name for an axis: long names are broken near the middle, so that the plot fits on narrow
+    screens."""
     words = pretty(name).split(" ")
     if len(words) == 1 or len(name) < 14:
         return " ".join(words)
@@ -76,13 +77,13 @@ def two_lines(name: str) -> str:
 
 
 def signed(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """Return `value` with its sign and a true minus, or a dash where it is undefined.
+    """Return `value` with its sign and a true minus, or a dash if it is undefined.
 
     A value that `digits` would round to a signed zero is printed to one significant digit instead.
     """
     if value is None:
         return "–"
-    if abs(value) < 1e-9:  # a sum that cancels leaves rounding noise
+    if abs(value) < 1e-9:  # rounding errors of a sum that cancels
         return f"0{unit}"
     style = f"+.{digits}f" if round(value, digits) else "+.0e" if abs(value) < 1e-4 else "+.1g"
     return f"{value:{style}}{unit}".replace("-", "\N{MINUS SIGN}")
@@ -101,9 +102,9 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: str = "") -> go.Figure:
-    """Set the house layout on `figure` (height in pixels, the room for plotly's buttons comes on top) and return it.
+    """Apply the common layout to `figure` (height in pixels, plus space for plotly's buttons) and return it.
 
-    What it sets replaces what stood there: plotly takes three times as long to merge the two.
+    It replaces existing settings, because merging takes plotly three times as long.
     """
     figure.update_layout(
         height=height + MODEBAR - 8,
@@ -139,14 +140,15 @@ def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: 
 
 
 def layer_axis(figure: go.Figure, n_layers: int, *, fixed: bool = False) -> None:
-    """Put every layer on the x axis, half a step of room at both ends; `fixed` forbids zooming."""
+    """Put every layer on the x axis, with half a step of space at both ends; `fixed` forbids zooming."""
     figure.update_xaxes(tickmode="array", tickvals=list(range(n_layers)), range=[-0.5, n_layers - 0.5], showgrid=False)
     if fixed:
         figure.update_xaxes(fixedrange=True)
 
 
 def name_columns(figure: go.Figure, layers: Iterable[int], text: str, n_rows: int) -> None:
-    """Write `text`, why they are empty, upwards along the columns of `layers` of a figure with `n_rows` rows."""
+    """Write `text`, the reason why they are empty, vertically into the columns of `layers` of a figure with `n_rows`
+    rows."""
     for layer in sorted(layers):
         figure.add_annotation(
             x=layer, y=(n_rows - 1) / 2, text=text, textangle=-90, showarrow=False, font={"color": GRAY}
@@ -154,7 +156,7 @@ def name_columns(figure: go.Figure, layers: Iterable[int], text: str, n_rows: in
 
 
 def empty_note(figure: go.Figure, text: str) -> None:
-    """Write into the middle of a figure in which nothing is drawn why that is so."""
+    """Write the reason into the middle of an empty figure."""
     middle = {"x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
     figure.add_annotation(text=text, showarrow=False, font={"color": GRAY}, **middle)
 

@@ -1,11 +1,12 @@
-"""The model hub: the one place through which the project reaches it. Everything else reads local folders.
+"""Access to the model hub. All other packages read local folders only.
 
 `huggingface_hub` resolves a revision to a commit, lists a repository, and lays out the cache that it shares with other
-tools. The bytes come through `transfer`, since the library throws a cut file away: there a download goes on where it
-stopped, is checked for size and SHA-256, counts bytes and can be cancelled between two of them. Only data is fetched,
-never pickles or code. `HF_HUB_OFFLINE=1` means what is in the cache; what is there whole needs no network anyway.
+tools. Files are downloaded by `transfer`, because the library discards an interrupted file: there, a download resumes
+where it stopped, is checked for size and SHA-256, counts bytes and can be cancelled at any time. Only data is
+downloaded, never pickles or code. With `HF_HUB_OFFLINE=1`, only the cache is used; complete repositories in the cache
+need no network in any case.
 
-The token is the hub's own (`HF_TOKEN`, or `hf auth login`): this package neither reads, keeps nor shows it.
+The hub's library manages the token (`HF_TOKEN`, or `hf auth login`); this package does not read, store or show it.
 """
 
 from stethoscope.hub.cache import cache_folder, free_bytes, is_offline

@@ -1,4 +1,4 @@
-"""The folder that downloads go to, the room on its disk, and whether anything may be fetched into it at all."""
+"""The download folder, the free space on its disk, and offline mode."""
 
 from pathlib import Path
 from shutil import disk_usage
@@ -9,24 +9,24 @@ from stethoscope.hub.refusals import no_space
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloads go to."""
+    """Return the download folder."""
     return Path(constants.HF_HUB_CACHE)
 
 
 def free_bytes() -> int:
-    """Return what is free on the disk of that folder, which need not be there yet."""
+    """Return the free bytes on the disk of that folder, which need not exist yet."""
     return disk_usage(_there()).free
 
 
 def check_space(needed_bytes: int) -> None:
-    """Raise `ResourceError` where the disk has less than `needed_bytes`."""
+    """Raise `ResourceError` if the disk has less than `needed_bytes` free."""
     free = free_bytes()
     if needed_bytes > free:
         raise no_space(_there(), needed_bytes, free)
 
 
 def is_offline() -> bool:
-    """Tell whether the hub is switched off (HF_HUB_OFFLINE)."""
+    """Return whether offline mode is on (HF_HUB_OFFLINE)."""
     return constants.is_offline_mode()
 
 

@@ -1,4 +1,5 @@
-"""Which commit a branch means. A process stays with the one that it met first, so that all its numbers are of one."""
+"""Resolve branches to commits. A process always uses the first commit it resolved, so that all its results use the same
+files."""
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError, RevisionResolutionError
@@ -7,10 +8,10 @@ _met: dict[tuple[str, str, str, str, str | None], str] = {}
 
 
 def commit_of(repo_id: str, revision: str | None = None, repo_type: str = "model") -> str:
-    """Return the commit that `revision` (None: main) means, from the hub or, where that does not answer, the cache.
+    """Return the commit of `revision` (None: main), from the hub or, if it does not respond, from the cache.
 
     Raises:
-        what huggingface_hub raises; `hub.fetch` turns it into a `HubError`.
+        the errors of huggingface_hub; `hub.fetch` converts them to a `HubError`.
     """
     key = _key(repo_id, revision, repo_type)
     if key not in _met:
@@ -19,7 +20,7 @@ def commit_of(repo_id: str, revision: str | None = None, repo_type: str = "model
 
 
 def known_commit(repo_id: str, revision: str | None = None, repo_type: str = "model") -> str | None:
-    """Return the commit that this process, or else the cache, takes `revision` for; the hub is not asked."""
+    """Return the commit of `revision` known to this process or the cache, without asking the hub."""
     if (met := _met.get(_key(repo_id, revision, repo_type))) is not None:
         return met
     try:
@@ -29,7 +30,7 @@ def known_commit(repo_id: str, revision: str | None = None, repo_type: str = "mo
 
 
 def forget_commits() -> None:
-    """Ask the hub anew what branches mean."""
+    """Forget resolved commits, so that the hub is asked again."""
     _met.clear()
 
 

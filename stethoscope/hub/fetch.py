@@ -1,8 +1,9 @@
-"""Folders and files of a repository at a commit: what is wanted, what is missing, and fetching that.
+"""Download folders and files of a repository at a commit: list, compare with the cache, and download what is missing.
 
     revision --resolve--> commit --list--> names and sizes --patterns--> plan --transfer--> snapshot folder
 
-The listing of a commit never changes, so that it is kept in the hub's cache, too: what is whole is known offline.
+The file list of a commit never changes. It is stored in the hub's cache, so that complete repositories are recognised
+offline.
 """
 
 import contextlib
@@ -57,12 +58,12 @@ CHECKPOINT = (
 )
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 DATA = (".safetensors", ".npz", ".json", ".jsonl", ".parquet", ".jinja", ".model", ".txt", ".yaml", ".md")  # no code
-AT_ONCE = 4  # files on their way at the same time
+AT_ONCE = 4  # parallel downloads
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository: its path there, its size, and whether the cache holds it whole."""
+    """A file of a repository: its path, its size, and whether the cache contains it completely."""
 
     name: str
     size_bytes: int
@@ -71,7 +72,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """What fetching would do: the commit, the folder in the cache, and the files that match the patterns."""
+    """A download plan: the commit, the folder in the cache, and the files that match the patterns."""
 
     repo_id: str
     repo_type: str
@@ -81,7 +82,7 @@ class FetchPlan:
 
     @property
     def missing(self) -> tuple[RemoteFile, ...]:
-        """Files that the cache does not hold."""
+        """Files missing in the cache."""
         return tuple(file for file in self.files if not file.cached)
 
     @property
@@ -91,19 +92,19 @@ class FetchPlan:
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes of the files that the cache does not hold."""
+        """Bytes of the files missing in the cache."""
         return sum(file.size_bytes for file in self.missing)
 
     @property
     def begun_bytes(self) -> int:
-        """Bytes of missing files that are here already, of downloads that were cut off; which files', is not known."""
+        """Bytes of interrupted downloads of missing files; it is not known of which files."""
         parts = (self.folder.parent.parent / "blobs").glob("*.incomplete")
         return min(self.missing_bytes, sum(part.stat().st_size for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedFolder:
-    """A repository's files on this machine, and the commit that they are of."""
+    """A repository's files on this machine, with their commit."""
 
     path: Path
     revision: str
@@ -111,7 +112,7 @@ class FetchedFolder:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
-    """A file on this machine, and the commit that it is of."""
+    """A file on this machine, with its commit."""
 
     path: Path
     revision: str
@@ -125,20 +126,20 @@ def fetch_folder(
     repo_type: str = "model",
     progress: Progress | None = None,
 ) -> FetchedFolder:
-    """Return the folder with the files of `repo_id` that match `patterns`, fetching those that the cache lacks.
+    """Return the folder with the files of `repo_id` that match `patterns`, downloading missing ones.
 
     Args:
         repo_id: OWNER/NAME.
-        revision: branch, tag or commit (None: main); the commit that it means now is returned.
-        patterns: shell patterns over paths in the repository. Pickles and code are never fetched.
+        revision: branch, tag or commit (None: main); the resolved commit is returned.
+        patterns: shell patterns over paths in the repository. Pickles and code are never downloaded.
         repo_type: "model" or "dataset".
-        progress: counts bytes (what the cache holds is not counted), and can cancel.
+        progress: counts downloaded bytes, and can cancel.
 
     Raises:
-        HubError: gated, no token, wrong token, no such repository, revision or file, no network, not in the cache while
-            offline, a file that is cut off or damaged.
-        ResourceError: not enough space on the disk, seen before the first byte, or a cache that cannot be written.
-        Cancelled: what came so far is kept, and the next call goes on from there.
+        HubError: gated, no token, wrong token, no such repository, revision or file, no network, not in the cache when
+            offline, or a truncated or damaged file.
+        ResourceError: not enough disk space, detected before the first byte, or a cache that cannot be written.
+        Cancelled: downloaded data is kept, and the next call resumes.
     """
     progress = progress or Progress()
     plan = plan_fetch(repo_id, revision=revision, patterns=patterns, repo_type=repo_type, progress=progress)
@@ -158,7 +159,7 @@ def fetch_file(
     repo_type: str = "model",
     progress: Progress | None = None,
 ) -> FetchedFile:
-    """Return the file `name` of `repo_id`, fetched where the cache lacks it; see `fetch_folder`."""
+    """Return the file `name` of `repo_id`, downloading it if necessary; see `fetch_folder`."""
     folder = fetch_folder(repo_id, revision=revision, patterns=(name,), repo_type=repo_type, progress=progress)
     return FetchedFile(folder.path / name, folder.revision)
 
@@ -166,11 +167,11 @@ def fetch_file(
 def resolve(
     repo_id: str, *, revision: str | None = None, repo_type: str = "model", progress: Progress | None = None
 ) -> str:
-    """Return the commit that `revision` (None: main) means to this process.
+    """Return the commit of `revision` (None: main) in this process.
 
     Raises:
-        HubError: there is none.
-        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
+        HubError: no such revision.
+        Cancelled: `progress` was stopped, even while waiting for the hub.
     """
 
     def ask() -> str:
@@ -188,11 +189,11 @@ def plan_fetch(
     repo_type: str = "model",
     progress: Progress | None = None,
 ) -> FetchPlan:
-    """Return which files `fetch_folder` would return, how large they are, and which it would have to fetch.
+    """Return the files that `fetch_folder` would return, their sizes, and which of them are missing.
 
     Raises:
-        HubError: as `fetch_folder`, but for files that are missing while offline; also when no file matches.
-        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
+        HubError: like `fetch_folder`, except for missing files when offline; also if no file matches.
+        Cancelled: `progress` was stopped, even while waiting for the hub.
     """
     progress = progress or Progress()
     commit = resolve(repo_id, revision=revision, repo_type=repo_type, progress=progress)
@@ -207,20 +208,21 @@ def plan_fetch(
     title = _title(repo_id, repo_type)
     if not wanted:
         raise HubError(
-            f"{title} has none of the files that are wanted",
+            f"{title} has none of the required files",
             got=", ".join(sorted(sizes)[:4]) + (" and others" if len(sizes) > 4 else ""),
             expected=" or ".join(patterns[:4]) + (" and the like" if len(patterns) > 4 else ""),
-            next_step="Check the id and the revision. Weights are read from safetensors only.",
+            next_step="Check the id and the revision. Only safetensors weights are supported.",
         )
     files = tuple(RemoteFile(name, sizes[name], _is_whole(folder / name, sizes[name])) for name in wanted)
     return FetchPlan(repo_id, repo_type, commit, folder, files)
 
 
 def check_access(plan: FetchPlan, progress: Progress | None = None) -> None:
-    """Raise the `HubError` that fetching the missing files would end with, by asking for the head of one of them.
+    """Raise the `HubError` that downloading the missing files would raise, by requesting the header of one of them.
 
-    A listing is public where the files are not (the licence is not accepted, or no token). Asks nothing where nothing
-    is missing, or offline. Raises `Cancelled` where `progress` is stopped, whatever the hub does meanwhile.
+    File lists of gated repositories are public, so a missing licence or token shows only when requesting a file. Makes
+    no request if nothing is missing, or offline. Raises `Cancelled` if `progress` is stopped, even while waiting for
+    the hub.
     """
 
     def ask() -> None:
@@ -232,7 +234,7 @@ def check_access(plan: FetchPlan, progress: Progress | None = None) -> None:
 
 
 def _fetch(plan: FetchPlan, progress: Progress) -> None:
-    """Look up the missing files, check the disk, and fetch them."""
+    """Look up the missing files, check the disk space, and download them."""
     stop, title = threading.Event(), _title(plan.repo_id, plan.repo_type)
     with Waiters(AT_ONCE, stop) as pool:
         progress.start(f"Looking up {title}", len(plan.missing))
@@ -256,12 +258,14 @@ def _fetch(plan: FetchPlan, progress: Progress) -> None:
 
 
 def _blob(plan: FetchPlan, file: RemoteFile) -> Blob:
-    """Ask the hub for the ETag of `file`, under which the cache keeps it."""
+    """Return the blob of `file` with its ETag from the hub, which is its name in the cache."""
     url = huggingface_hub.hf_hub_url(plan.repo_id, file.name, repo_type=plan.repo_type, revision=plan.revision)
     etag = huggingface_hub.get_hf_file_metadata(url).etag
     title = f"{file.name} of {_title(plan.repo_id, plan.repo_type)}"
     if etag is None or Path(etag).name != etag:
-        raise HubError(f"the hub names no version of {title}", got=f"ETag {etag!r}", next_step="Check HF_ENDPOINT.")
+        raise HubError(
+            f"the hub did not return a version of {title}", got=f"ETag {etag!r}", next_step="Check HF_ENDPOINT."
+        )
     storage = _storage(plan.repo_id, plan.repo_type)
     lock = storage.parent / ".locks" / storage.name / f"{etag}.lock"
     return Blob(title, url, storage / "blobs" / etag, lock, file.size_bytes)
@@ -270,31 +274,31 @@ def _blob(plan: FetchPlan, file: RemoteFile) -> Blob:
 def _bring(
     plan: FetchPlan, file: RemoteFile, blob: Blob, stop: threading.Event, received: Callable[[int], None]
 ) -> None:
-    """Fetch `blob` and let the library link it into the snapshot folder."""
+    """Download `blob` and let the library link it into the snapshot folder."""
     fetch_blob(blob, stop, received)
     huggingface_hub.hf_hub_download(plan.repo_id, file.name, repo_type=plan.repo_type, revision=plan.revision)
 
 
 def _adder(received: list[int], i: int) -> Callable[[int], None]:
-    def add(n_bytes: int) -> None:  # one thread a place, the main thread sums
+    def add(n_bytes: int) -> None:  # one counter per thread; the main thread sums them
         received[i] += n_bytes
 
     return add
 
 
 def _sizes(repo_id: str, repo_type: str, commit: str, folder: Path) -> dict[str, int]:
-    """Return the size of every file of the commit, by path; from the cache where it was listed before."""
+    """Return the size of every file of the commit by path; from the cache if it was listed before."""
     with contextlib.suppress(CachedRepoTreeNotFoundError):
         return _listed(repo_id, repo_type, commit)
     if is_offline():
         if not folder.is_dir():
             raise offline(_title(repo_id, repo_type), commit)
-        files = (file for file in folder.rglob("*") if file.is_file())  # fetched by a tool that keeps no listing
+        files = (
+            file for file in folder.rglob("*") if file.is_file()
+        )  # downloaded by a tool that does not store file lists
         return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
-    HfApi().repo_info(
-        repo_id, repo_type=repo_type, revision=commit
-    )  # says at once what is wrong; listing tries 5 times
-    huggingface_hub.snapshot_download(  # of no file: it lists the repository and keeps the list
+    HfApi().repo_info(repo_id, repo_type=repo_type, revision=commit)  # fails immediately, whereas listing tries 5 times
+    huggingface_hub.snapshot_download(  # downloads no file, but lists the repository and stores the list
         repo_id, repo_type=repo_type, revision=commit, allow_patterns=[], tqdm_class=_NoBar
     )
     return _listed(repo_id, repo_type, commit)
@@ -318,7 +322,7 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _is_whole(path: Path, size_bytes: int) -> bool:
-    """Tell whether the cached file has the size that the hub lists; one that has not is taken out of the cache."""
+    """Return whether the cached file has the listed size; otherwise remove it from the cache."""
     if not path.is_file():
         return False
     if path.stat().st_size == size_bytes:
@@ -342,7 +346,7 @@ def _stage(title: str, n_done: int, n_files: int) -> str:
 
 @contextlib.contextmanager
 def _refusals(repo_id: str, repo_type: str, revision: str | None) -> Iterator[None]:
-    """Raise every error of the hub, the network and the disk as ours; keep the library quiet meanwhile."""
+    """Convert all errors of the hub, the network and the disk to our own, and silence the library in the body."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.CRITICAL)
     try:

@@ -1,8 +1,9 @@
-"""One file from the hub into its cache, going on where an earlier download stopped.
+"""Download one file from the hub into its cache, resuming an interrupted download.
 
-The bytes gather in `blobs/ETAG.incomplete` under the library's own lock and become `blobs/ETAG` only when their number
-and (for large files, whose ETag is it) their SHA-256 are right. A connection that breaks is taken up again by a range
-request; so is the next run. The token goes to the hub's own host only: httpx drops it on a redirect elsewhere.
+Data is written to `blobs/ETAG.incomplete` under the library's lock, and renamed to `blobs/ETAG` only if the size and
+(for large files, where it is the ETag) the SHA-256 are correct. After a broken connection, or in the next run, a range
+request resumes the download. The token is sent to the hub's own host only: httpx drops it on a redirect to another
+host.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from stethoscope.errors import Cancelled
 from stethoscope.hub.refusals import HubError
 
-TRIES = 4  # requests in a row that bring no new byte
+TRIES = 4  # maximum number of consecutive requests without new data
 RETRY_WAIT_S = 1.0
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PIECE_BYTES = 4 << 20  # hashed in about 10 ms
@@ -29,7 +30,7 @@ PIECE_BYTES = 4 << 20  # hashed in about 10 ms
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file to fetch: its title for messages, its address, where it goes, and how large the hub says it is."""
+    """A file to download: its title for messages, its URL, its path, and its size according to the hub."""
 
     title: str
     url: str
@@ -39,12 +40,12 @@ class Blob:
 
     @property
     def part(self) -> Path:
-        """Where its bytes gather."""
+        """Path of the incomplete file."""
         return self.path.with_name(f"{self.path.name}.incomplete")
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes that are on the disk already."""
+        """Bytes that are already on disk."""
         for file in (self.path, self.part):
             if file.is_file():
                 return min(file.stat().st_size, self.size_bytes)
@@ -52,17 +53,17 @@ class Blob:
 
 
 def fetch_blob(blob: Blob, stop: threading.Event, received: Callable[[int], None]) -> None:
-    """Bring `blob` to its path, calling `received` with the number of each new lot of bytes.
+    """Download `blob` to its path, calling `received` with the number of new bytes.
 
     Raises:
-        Cancelled: `stop` was set; what came so far is kept.
-        HubError: the file is shorter or other than the hub says, or the connection broke for good.
-        HfHubHTTPError, httpx2.HTTPError, OSError: what the hub, the network or the disk said.
+        Cancelled: `stop` was set; downloaded data is kept.
+        HubError: the file does not match the hub's size or checksum, or the connection broke permanently.
+        HfHubHTTPError, httpx2.HTTPError, OSError: errors of the hub, the network or the disk.
     """
     blob.path.parent.mkdir(parents=True, exist_ok=True)
     blob.lock.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(blob.lock)
-    while not lock.is_locked:  # another process may be fetching the very file
+    while not lock.is_locked:  # another process may be downloading the same file
         _check(stop)
         try:
             lock.acquire(timeout=0.5)
@@ -78,7 +79,7 @@ def fetch_blob(blob: Blob, stop: threading.Event, received: Callable[[int], None
 
 
 def _receive(blob: Blob, stop: threading.Event, received: Callable[[int], None]) -> None:
-    """Fill the part, asking again from where a connection broke."""
+    """Complete the incomplete file, resuming after broken connections."""
     have, idle = _size(blob.part), 0
     while have != blob.size_bytes:
         _check(stop)
@@ -86,7 +87,7 @@ def _receive(blob: Blob, stop: threading.Event, received: Callable[[int], None])
         try:
             _request(blob, have, stop, received)
         except HfHubHTTPError as error:
-            if error.response.status_code != 416:  # 416: the hub has no byte beyond those that are here
+            if error.response.status_code != 416:  # 416: the file is already complete
                 raise
         except httpx2.TransportError as error:
             broke = error
@@ -100,15 +101,15 @@ def _receive(blob: Blob, stop: threading.Event, received: Callable[[int], None])
             raise broke
         else:
             raise HubError(
-                f"the connection broke while fetching {blob.title}",
+                f"the connection broke while downloading {blob.title}",
                 got=f"{have} of {blob.size_bytes} bytes",
                 expected="the whole file",
-                next_step="Check the network and try again: it goes on from there.",
+                next_step="Check the network and try again; the download resumes.",
             ) from broke
 
 
 def _request(blob: Blob, have: int, stop: threading.Event, received: Callable[[int], None]) -> None:
-    """Add what one request brings to the part, which holds `have` bytes."""
+    """Append the data of one request to the incomplete file, which has `have` bytes."""
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -117,7 +118,7 @@ def _request(blob: Blob, have: int, stop: threading.Event, received: Callable[[i
         blob.part.open("ab") as file,
     ):
         hf_raise_for_status(response)
-        if response.status_code != 206:  # the whole file, though a range may have been asked for
+        if response.status_code != 206:  # the whole file, even if a range was requested
             received(-have)
             have = 0
             file.truncate(0)
@@ -133,18 +134,18 @@ def _request(blob: Blob, have: int, stop: threading.Event, received: Callable[[i
 
 def _size_refusal(blob: Blob, got: int) -> HubError:
     return HubError(
-        f"the hub sends {blob.title} in another length than it says",
+        f"the hub sent {blob.title} with a different size than announced",
         got=f"{got} bytes" + (" and more" if got > blob.size_bytes else ""),
         expected=f"{blob.size_bytes} bytes",
-        next_step="Try again later, or take another revision.",
+        next_step="Try again later, or use another revision.",
     )
 
 
 def _verify(blob: Blob, stop: threading.Event) -> None:
-    """Raise `HubError`, and throw the part away, where its SHA-256 is not the one that the hub names.
+    """Raise `HubError` and delete the incomplete file if its SHA-256 does not match the hub's.
 
     Raises:
-        Cancelled: `stop` was set; the part is kept, and the next call hashes it again.
+        Cancelled: `stop` was set; the file is kept, and the next call hashes it again.
     """
     if not SHA256.fullmatch(blob.path.name):
         return
@@ -157,10 +158,10 @@ def _verify(blob: Blob, stop: threading.Event) -> None:
     if digest != blob.path.name:
         blob.part.unlink()
         raise HubError(
-            f"{blob.title} arrived damaged",
+            f"{blob.title} was corrupted during the download",
             got=f"SHA-256 {digest[:12]}…",
             expected=f"{blob.path.name[:12]}…",
-            next_step="Try again: it is fetched anew.",
+            next_step="Try again to download it again.",
         )
 
 

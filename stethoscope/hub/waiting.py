@@ -1,7 +1,8 @@
-"""Calls that wait for the hub, in threads that a stop leaves behind: nothing else ends a read from a silent socket.
+"""Run calls that wait for the hub in threads, which are abandoned on a stop, because a blocked socket read cannot be
+interrupted.
 
-A call that was left goes on until its socket says something or times out; what it does then, it has to look at the stop
-first. The threads are daemons: the process ends without them.
+An abandoned call continues until its socket returns or times out, and must then check the stop before doing anything
+else. The threads are daemons, so that the process can end without them.
 """
 
 import queue
@@ -13,15 +14,15 @@ from typing import Any, TypeVar
 from stethoscope.progress import Progress
 
 T = TypeVar("T")
-LOOK_S = 0.2  # between two looks at progress and cancel
-PATIENCE_S = 0.2  # for calls to see the stop by themselves, before they are left
+LOOK_S = 0.2  # interval between checks of progress and cancel
+PATIENCE_S = 0.2  # time for calls to notice the stop before they are abandoned
 
 
 class Waiters:
-    """Runs calls in up to `n` threads; as a context manager it ends them, or leaves them where the body raises.
+    """Runs calls in up to `n` threads; the context manager waits for them, or abandons them if the body raises.
 
     Args:
-        stop: is set when the body raises.
+        stop: event that is set if the body raises.
     """
 
     def __init__(self, n: int, stop: threading.Event) -> None:
@@ -32,13 +33,13 @@ class Waiters:
         self._threads = 0
 
     def submit(self, call: Callable[..., Any], *arguments: object) -> Future[Any]:
-        """Return the future of `call(*arguments)`, which begins when a thread is free."""
+        """Return the future of `call(*arguments)`, which starts when a thread is free."""
         future: Future[Any] = Future()
         self._futures.append(future)
         self._calls.put((future, lambda: call(*arguments)))
         if self._threads < self._n:
             self._threads += 1
-            threading.Thread(target=self._work, name="waits for the hub", daemon=True).start()
+            threading.Thread(target=self._work, name="waiting for the hub", daemon=True).start()
         return future
 
     def _work(self) -> None:
@@ -48,7 +49,7 @@ class Waiters:
                 continue
             try:
                 future.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised by whoever asks the future
+            except BaseException as error:  # noqa: BLE001 - raised when the future's result is read
                 future.set_exception(error)
             del future, call
 
@@ -66,7 +67,8 @@ class Waiters:
 
 
 def finished(futures: Sequence[Future[Any]], progress: Progress) -> Iterator[int]:
-    """Yield the number of finished futures every so often until all are, raising what one raised, or `Cancelled`."""
+    """Yield the number of finished futures regularly until all are finished; raise the error of any future, or
+    `Cancelled`."""
     pending = set(futures)
     while pending:
         done, pending = wait(pending, timeout=LOOK_S, return_when=FIRST_COMPLETED)
@@ -77,7 +79,7 @@ def finished(futures: Sequence[Future[Any]], progress: Progress) -> Iterator[int
 
 
 def answer(call: Callable[[], T], progress: Progress) -> T:
-    """Return `call()`; raise `Cancelled` as soon as `progress` is stopped, whatever the hub does meanwhile."""
+    """Return `call()`; raise `Cancelled` as soon as `progress` is stopped, even while waiting for the hub."""
     with Waiters(1, threading.Event()) as waiters:
         future = waiters.submit(call)
         for _ in finished([future], progress):

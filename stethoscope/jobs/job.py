@@ -1,6 +1,6 @@
-"""One job: its spec, who asked for it, how far it is, and what a page may see of it.
+"""One job: its spec, owners, progress and snapshots for pages.
 
-A job is shared by all who ask for the same spec; it stops when the last of them has withdrawn.
+All sessions that request the same spec share one job; it stops when the last of them withdraws.
 """
 
 import time
@@ -20,7 +20,7 @@ JobState = Literal["queued", "running", "done", "paused", "cancelled", "failed"]
 
 @dataclass(frozen=True)
 class ErrorInfo:
-    """What a page shows of an error; `detail` is the copyable traceback of an error of ours."""
+    """The parts of an error that a page shows; `detail` is the traceback of an internal error."""
 
     what: str
     got: str | None = None
@@ -31,20 +31,21 @@ class ErrorInfo:
 
 @dataclass(frozen=True)
 class JobSnapshot:
-    """A job as it stands now.
+    """The current state of a job.
 
     Attributes:
-        spec: what was asked.
-        state: "paused" is a benchmark that left the worker with its finished blocks stored; the same spec goes on.
-        detail: where in the stage the work is, in words; empty where the count says it all.
-        rate: items per second of the current stage; time in which other jobs passed ahead is not counted.
+        spec: the request.
+        state: "paused" is a benchmark that stopped with its finished blocks stored; submitting the same spec continues
+            it.
+        detail: description of the current step within the stage; may be empty.
+        rate: items per second in the current stage, excluding time in which other jobs ran.
         eta_s: seconds to the end of the stage at that rate.
-        unit: of the items: "B" for bytes, "" for things that are counted.
+        unit: unit of the items: "B" for bytes, "" for counts.
         text: what was streamed so far, by channel.
-        error: why it failed; beside a result, why the store could not keep that.
-        partial: the result as it stands while the job runs, where the use case shows one.
-        owners: who asked for it and has not withdrawn.
-        notes: what the work told people to know (see `Progress.note`), each once, oldest first.
+        error: why it failed; with a result, why the result could not be stored.
+        partial: the interim result while the job runs, if the use case has one.
+        owners: sessions that requested it and have not withdrawn.
+        notes: notes for the user (see `Progress.note`), without duplicates, oldest first.
     """
 
     job_id: str
@@ -69,27 +70,27 @@ class JobSnapshot:
 
     @property
     def active(self) -> bool:
-        """True while the job waits or runs."""
+        """Whether the job is waiting or running."""
         return self.state in ("queued", "running")
 
     @property
     def may_pause(self) -> bool:
-        """True for a job that waits or runs and can be gone on with later: see `UseCase.resumable`."""
+        """Whether the job is waiting or running and can be resumed later; see `UseCase.resumable`."""
         return self.active and use_case_of(self.spec).resumable
 
 
 class JobProgress(Progress):
-    """Progress that a page can look at.
+    """Progress that pages can read.
 
-    In a batch job `pass_ahead` runs the interactive jobs that wait; work that nobody asked for stops for now as soon as
-    `others_wait` says so.
+    In a batch job, `pass_ahead` runs waiting interactive jobs. A background job pauses as soon as `others_wait` returns
+    True.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.text: dict[str, list[str]] = {}
         self.partial: Result | None = None
-        self.notes: dict[str, None] = {}  # in the order in which they were told
+        self.notes: dict[str, None] = {}  # in the order of reporting
         self.pass_ahead: Callable[[], None] | None = None
         self.others_wait: Callable[[], bool] | None = None
 
@@ -116,10 +117,10 @@ class JobProgress(Progress):
 
 @dataclass
 class Job:
-    """The worker's own record of a job; everything that changes in it changes under the front's lock.
+    """The worker's record of a job; all mutable fields are protected by the front's lock.
 
     Attributes:
-        background: a page started it by itself; whatever a person asks for goes first.
+        background: a page started it automatically; requests by the user take precedence.
     """
 
     job_id: str
@@ -143,23 +144,23 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """True while the job waits or runs."""
+        """Whether the job is waiting or running."""
         return self.state in ("queued", "running")
 
     @property
     def order(self) -> tuple[bool, bool, int]:
-        """Sorts waiting jobs: what was asked for first, interactive ahead of batch jobs, then as they came."""
+        """Sort key of waiting jobs: user requests first, interactive before batch jobs, then by time."""
         return (self.background, not self.interactive, self.number)
 
     @property
     def may_stand_for_another(self) -> bool:
-        """Whether a new job of the same spec would only repeat this one."""
+        """Whether a new job with the same spec would only repeat this one."""
         if self.active:
             return not self.progress.stopping
         return self.state == "done" and not use_case_of(self.spec).repeatable
 
     def snapshot(self) -> JobSnapshot:
-        """Return the job as it stands now."""
+        """Return a snapshot of the job."""
         progress, running = self.progress, self.state == "running"
         now = self.finished or time.perf_counter()
         return JobSnapshot(
@@ -186,18 +187,18 @@ class Job:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return what a page shows of `error`: the four parts of a user's mistake, or one line and the traceback."""
+    """Return the parts of `error` to show: the four parts of a `UserError`, or one line and the traceback."""
     if isinstance(error, UserError):
         return ErrorInfo(error.what, error.got, error.expected, error.next_step)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         advice = ResourceError(
             "not enough memory for this step",
-            next_step="Use fewer documents, layers or a smaller batch and try again.",
+            next_step="Use fewer documents or layers, or a smaller batch, and try again.",
             got="an allocation that failed",
         )
         return ErrorInfo(advice.what, next_step=advice.next_step, detail=traceback.format_exc())
     return ErrorInfo(
         f"Unexpected {type(error).__name__}: {error}",
-        next_step="Nothing stored was lost. Please report this with the detail below.",
+        next_step="Stored results are not affected. Please report this error with the details below.",
         detail="".join(traceback.format_exception(error)),
     )

@@ -2,7 +2,7 @@
 
 Pages never import torch: `front()` gives a `JobFront`, whose worker imports the pipeline in its own thread. Jobs wait
 in order, interactive ones ahead of batch jobs; and a batch job that runs gives way between its steps: the waiting
-interactive jobs of the same model run right there, in the same thread, with the batch job's edit taken off and put back
+interactive jobs of the same model run right there, in the same thread, with the batch job's edit taken off and restored
 by pointer. Work that a page starts by itself is behind all of these, and goes back into the queue as soon as anything
 that was asked for waits. A job carries its whole spec, so no edit outlives it and two visitors never see each other's.
 """
@@ -134,7 +134,7 @@ class JobFront:
     def pause(self, job_id: str, owner: str = ANYBODY) -> None:
         """Withdraw `owner` from a benchmark as `cancel` does, but for now: its state and its run's become "paused".
 
-        It leaves the worker to others, its finished blocks are stored, and submitting its spec again goes on. Jobs of
+        It leaves the worker to others, its finished blocks are stored, and submitting its spec again continues. Jobs of
         other kinds (see `JobSnapshot.may_pause`) are left alone.
         """
         with self._changed:

@@ -1,11 +1,11 @@
-"""The control arms that stand beside a recipe, without which "the edit helps" proves little.
+"""Control arms for a recipe, without which "the edit helps" proves little.
 
-Each control keeps the recipe's task vector, master alpha and filter and changes only *which* layers are edited:
-all of them, equally many drawn at random (several seeded draws), the last ones (a control for depth), the least
-specific ones; or it keeps the layers and projects the edit. Strengths per layer are the recipe's mean strength. Other
-layers are taken from those that such an edit moves at all, as many as the recipe itself moves; layers that the recipe
-names and does not move stay in every control. `standard_set` is all of them in one call, with the whole fine-tune as
-the other end of the scale.
+Each control keeps the recipe's task vector, master alpha and edit type and changes only *which* layers are edited: all
+layers, the same number of random layers (several seeded draws), the last layers (a control for depth), or the least
+specific layers. Other controls keep the layers and project the edit. Every layer gets the recipe's mean strength. Other
+layers are chosen from those that such an edit changes, as many as the recipe changes; layers that the recipe selects
+but does not change remain in every control. `standard_set` returns all of them, with the full fine-tune as upper
+reference.
 """
 
 import random
@@ -37,7 +37,7 @@ FINE_TUNE = "full fine-tune"
 
 
 def with_layers(recipe: EditRecipe, layers: Collection[int]) -> EditRecipe:
-    """Return `recipe` on `layers` instead, each at the mean strength of the recipe's own layers."""
+    """Return `recipe` on `layers` instead of its own, each at the mean strength of the recipe's layers."""
     strengths = list(recipe.layers.values()) or [LayerAlpha()]
     mean = LayerAlpha(
         attention=sum(strength.attention for strength in strengths) / len(strengths),
@@ -47,19 +47,19 @@ def with_layers(recipe: EditRecipe, layers: Collection[int]) -> EditRecipe:
 
 
 def movable_layers(recipe: EditRecipe, ground: Ground) -> tuple[int, ...]:
-    """Return the layers in which an edit such as `recipe` would move a weight."""
+    """Return the layers in which an edit like `recipe` would change a weight."""
     return tuple(layer for layer in range(ground.n_layers) if reach(with_layers(recipe, [layer]), ground).moves)
 
 
 class Exchange(NamedTuple):
-    """What changes where other layers take the place of a recipe's: `size` layers; `kept` move nothing, and stay."""
+    """How a control replaces layers: `size` layers are exchanged; the layers `kept` change nothing and remain."""
 
     size: int
     kept: tuple[int, ...]
 
 
 def exchange(recipe: EditRecipe, layers: Collection[int]) -> Exchange:
-    """Return what other layers may replace, where `layers` are those in which such an edit moves a weight."""
+    """Return the `Exchange` for a recipe; `layers` are those in which such an edit changes a weight."""
     kept = tuple(layer for layer in recipe.layers if layer not in layers)
     return Exchange(len(recipe.layers) - len(kept), kept)
 
@@ -70,9 +70,9 @@ def all_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
 
 
 def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
-    """Return the arm with layers, norms and embeddings at alpha 1: the fine-tuned model itself.
+    """Return the arm with all layers, norms and embeddings at alpha 1, which is the fine-tuned model.
 
-    It is not for a task vector whose `Ground.not_the_fine_tune` says why.
+    Do not use it for a task vector with `Ground.not_the_fine_tune`.
     """
     whole = EditRecipe(
         model=recipe.model,
@@ -87,9 +87,10 @@ def full_fine_tune(recipe: EditRecipe, n_layers: int) -> BenchArm:
 def random_layers(
     recipe: EditRecipe, layers: Sequence[int], *, draws: int = 3, seed: int = 0, avoid: Iterable[Iterable[int]] = ()
 ) -> tuple[BenchArm, ...]:
-    """Return `draws` arms on equally many of `layers`, all different, never the recipe's own set nor one of `avoid`.
+    """Return `draws` arms on random layers, as many as the recipe's; all different, excluding the recipe's own set and
+    those in `avoid`.
 
-    There are fewer where there are no more such sets.
+    Fewer if there are not enough such sets.
     """
     size, kept = exchange(recipe, layers)
     generator = random.Random(f"{seed}-{len(layers)}-{size}")
@@ -99,7 +100,7 @@ def random_layers(
         drawn = tuple(sorted((*kept, *generator.sample(layers, size))))
         if drawn not in taken:
             taken.add(drawn)
-            name = f"random {len(drawn)} ({','.join(map(str, drawn))})"
+            name = f"random layers {','.join(map(str, drawn))}"
             arms.append(BenchArm(name=name, recipe=with_layers(recipe, drawn), role="random"))
         if len(arms) == draws:
             break
@@ -107,17 +108,18 @@ def random_layers(
 
 
 def last_layers(recipe: EditRecipe, layers: Sequence[int]) -> BenchArm:
-    """Return the arm on equally many of `layers` (in order), the last ones."""
+    """Return the arm on the last of `layers` (in order), as many as the recipe's."""
     size, kept = exchange(recipe, layers)
     edited = with_layers(recipe, (*kept, *layers[len(layers) - size :]))
     return BenchArm(name=f"last {size + len(kept)}", recipe=edited, role="last")
 
 
 def bottom_layers(recipe: EditRecipe, layers: Sequence[int], order: Sequence[int]) -> BenchArm | None:
-    """Return the arm on equally many of `layers`, the least specific outside the recipe; None where they are fewer.
+    """Return the arm on the least specific of `layers` outside the recipe, as many as the recipe's; None if there are
+    fewer.
 
     Args:
-        order: the layers that were heard, best first.
+        order: the layers with a score, best first.
     """
     size, kept = exchange(recipe, layers)
     others = [layer for layer in order if layer in layers and layer not in recipe.layers]
@@ -128,7 +130,7 @@ def bottom_layers(recipe: EditRecipe, layers: Sequence[int], order: Sequence[int
 
 
 def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
-    """Return which control of `recipe`'s layers `arm` is; None where it is none, or one of another recipe."""
+    """Return the role of `arm` as a control of `recipe`'s layers; None if it is not a control of this recipe."""
     role = arm.role
     if arm.recipe is None or role not in LAYER_CONTROLS:
         return None
@@ -137,7 +139,7 @@ def layer_control(arm: BenchArm, recipe: EditRecipe) -> LayerControl | None:
 
 
 def group_of(arm: BenchArm) -> Group:
-    """Return what `arm` is drawn and listed as: the base, a recipe that is judged, or a kind of control."""
+    """Return the group in which `arm` is shown: the base, a recipe under test, or a kind of control."""
     if arm.recipe is None:
         return "base"
     match arm.role:
@@ -148,7 +150,7 @@ def group_of(arm: BenchArm) -> Group:
 
 
 def judged(arms: Sequence[BenchArm]) -> BenchArm | None:
-    """Return the first arm that is a recipe and no control; None without one, and in a sweep of alphas."""
+    """Return the first arm that is a recipe and not a control; None without one, and in a sweep of alphas."""
     if swept_alphas(arms):
         return None
     return next((arm for arm in arms if group_of(arm) == "recipe"), None)
@@ -161,7 +163,7 @@ def _filtered_arm(
 
 
 def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: int) -> tuple[BenchArm, BenchArm]:
-    """Return the recipe filtered by the subject's latents: as it comes out, and scaled back to the raw norm."""
+    """Return the recipe projected on the subject's latents: unscaled, and rescaled to the raw norm."""
     return (
         _filtered_arm("projected", recipe, ProjectedEdit(diagnosis=diagnosis, subject=subject, top_k=top_k)),
         _filtered_arm(
@@ -171,17 +173,17 @@ def projected(recipe: EditRecipe, diagnosis: DiagnoseSpec, subject: str, top_k: 
 
 
 def where_projected(recipe: EditRecipe, diagnosis: DiagnoseSpec) -> BenchArm:
-    """Return the raw recipe restricted to the matrices that its projections can move."""
+    """Return the raw recipe restricted to the matrices that its projections can edit."""
     return _filtered_arm("raw, where projected", recipe, ServedEdit(saes=diagnosis.listens_with))
 
 
 def random_subspace(
     recipe: EditRecipe, rank: int, site: Site, *, saes: SaeRef | None, seed: int = 0
 ) -> tuple[BenchArm, BenchArm]:
-    """Return the recipe filtered by a random subspace of `rank` dimensions, as it comes out and at the raw norm.
+    """Return the recipe projected on a random subspace of `rank` dimensions: unscaled, and rescaled to the raw norm.
 
     Args:
-        saes: those of the projected arms, so that the same matrices are moved; None where there are no such arms.
+        saes: SAEs of the projected arms, so that the same matrices are edited; None without projected arms.
     """
     edit = RandomSubspaceEdit(rank=rank, site=site, saes=saes, seed=seed)
     return (
@@ -191,7 +193,7 @@ def random_subspace(
 
 
 def alpha_sweep(recipe: EditRecipe, alphas: Sequence[float]) -> tuple[BenchArm, ...]:
-    """Return `recipe` at each master alpha but 0, which is the base itself."""
+    """Return `recipe` at each master alpha except 0, which is the base."""
     return tuple(
         BenchArm(name=f"alpha {alpha:g}", recipe=recipe.model_copy(update={"master_alpha": alpha}))
         for alpha in sorted(set(alphas))
@@ -200,7 +202,8 @@ def alpha_sweep(recipe: EditRecipe, alphas: Sequence[float]) -> tuple[BenchArm, 
 
 
 def swept_alphas(arms: Sequence[BenchArm]) -> dict[str, float]:
-    """Return the master alpha by arm where all arms but the base are one recipe at two or more alphas; else nothing."""
+    """Return the master alpha of each arm if all arms but the base are one recipe at two or more alphas; otherwise
+    empty."""
     recipes = {arm.name: arm.recipe for arm in arms if arm.recipe is not None}
     neutral = {recipe.model_copy(update={"master_alpha": 1.0}).model_dump_json() for recipe in recipes.values()}
     alphas = {name: recipe.master_alpha for name, recipe in recipes.items()}
@@ -208,7 +211,7 @@ def swept_alphas(arms: Sequence[BenchArm]) -> dict[str, float]:
 
 
 class StandardSet(NamedTuple):
-    """The arms of a complete benchmark, the base first, and what is not among them, in words."""
+    """The arms of a complete benchmark, the base first, and notes about missing ones."""
 
     arms: tuple[BenchArm, ...]
     notes: tuple[str, ...]
@@ -228,20 +231,20 @@ def standard_set(
 ) -> StandardSet:
     """Return base, recipe, all layers, bottom n, last n, random n, projected, norm-matched, and the full fine-tune.
 
-    Where the projected arms move fewer matrices than the recipe, the raw recipe restricted to these stands beside them.
-    An arm that changes what one before it changes is left out, and said so.
+    If the projected arms edit fewer matrices than the recipe, the raw recipe restricted to these matrices is added. An
+    arm that is identical to an earlier one is left out, with a note.
 
     Args:
-        ground: what the task vector moves, and where there are SAEs.
-        order: the layers that were heard by specificity, best first; without it there are no bottom layers.
-        diagnosis, subject, top_k: whose latents the projected arms use; without a diagnosis there are none.
-        seed: of the random draws. name: of the recipe's arm.
+        ground: what the task vector changes, and where there are SAEs.
+        order: the layers with a score, best first; None to leave out bottom layers.
+        diagnosis, subject, top_k: the latents of projected arms; without a diagnosis there are no projected arms.
+        seed: seed of the random draws. name: name of the recipe's arm.
     """
     own = BenchArm(name=name, recipe=recipe)
     found = reach(recipe, ground)
     notes = [f"“{name}”: {said}" for said in [in_words(found)] if said]
     if not found.moves:
-        notes.append("The recipe moves no layer, so there are no other layers to compare it with.")
+        notes.append("The recipe changes no layer, so there are no control layers.")
         others = StandardSet((), ())
     else:
         others = _other_layers(recipe, ground, order=order, seed=seed, draws=draws)
@@ -251,14 +254,14 @@ def standard_set(
     if ground.not_the_fine_tune is None:
         wanted.append(full_fine_tune(recipe, ground.n_layers))
     else:
-        notes.append(f"No “{FINE_TUNE}”: no edit makes the base into the fine-tuned model.")
+        notes.append(f"No “{FINE_TUNE}”: no edit of the base reproduces the fine-tuned model.")
     arms: list[BenchArm] = [BASE]
     edits: dict[str, str] = {}
     for arm in wanted:
         assert arm.recipe is not None
         edit = trimmed(arm.recipe, ground).model_dump_json()
         if edit in edits:
-            notes.append(f"“{arm.name}” is the same edit as “{edits[edit]}”, and left out.")
+            notes.append(f"“{arm.name}” is left out, because it is the same edit as “{edits[edit]}”.")
         else:
             edits[edit] = arm.name
             arms.append(arm)
@@ -272,39 +275,44 @@ def _other_layers(
     layers, notes = movable_layers(recipe, ground), []
     size = exchange(recipe, layers).size
     if len(layers) < ground.n_layers:
-        notes.append(f"Other layers are taken from those that such an edit moves: {shown_layers(layers)}.")
+        notes.append(f"Control layers are chosen from those that such an edit changes: {shown_layers(layers)}.")
     fixed = [last_layers(recipe, layers)]
     if order is None:
         notes.append("Run Diagnose to enable the bottom-layers control.")
     elif (bottom := bottom_layers(recipe, layers, order)) is None:
         n = sum(layer in layers and layer not in recipe.layers for layer in order)
-        notes.append(f"No bottom {size}: only {n} of the layers that were heard are outside the recipe and moved.")
+        notes.append(
+            f"No bottom {size}: only {n} of the scored layers are outside the recipe and changed by the task vector."
+        )
     else:
         fixed.insert(0, bottom)
     avoid = [arm.recipe.layers for arm in fixed if arm.recipe is not None]
     drawn = random_layers(recipe, layers, draws=draws, seed=seed, avoid=avoid)
     if len(drawn) < draws:
-        notes.append(f"{len(drawn)} random draws instead of {draws}: there are no more sets of {size} layers.")
+        notes.append(f"{len(drawn)} random draws instead of {draws}, because there are no more sets of {size} layers.")
     return StandardSet((all_layers(recipe, layers), *fixed, *drawn), tuple(notes))
 
 
 def _filtered(
     recipe: EditRecipe, ground: Ground, *, diagnosis: DiagnoseSpec | None, subject: str, top_k: int
 ) -> StandardSet:
-    """Return the projected arms, and the raw one that moves the same matrices where the recipe moves more."""
+    """Return the projected arms, and the raw arm on the same matrices if the recipe edits more."""
     if not isinstance(recipe.edit_type, RawEdit):
-        return StandardSet((), (f"The recipe is {recipe.edit_type.kind} itself, so no projected arms beside it.",))
+        return StandardSet((), (f"No projected arms, because the recipe's edit type is {recipe.edit_type.kind}.",))
     if not ground.sae_layers:
-        return StandardSet((), ("No SAEs, so no projected arms.",))
+        return StandardSet((), ("No projected arms, because there are no SAEs.",))
     if diagnosis is None:
-        return StandardSet((), ("No diagnosis is possible, so no projected arms.",))
+        return StandardSet((), ("No projected arms, because a diagnosis is not possible.",))
     arms = projected(recipe, diagnosis, subject, top_k)
     assert arms[0].recipe is not None
     found = reach(arms[0].recipe, ground)
     if not any(row.side != "norm" for row in found.moves):
-        return StandardSet((), ("No projected arms: no SAE serves a matrix that the recipe moves.",))
+        return StandardSet((), ("No projected arms, because no SAE matches a matrix that the recipe changes.",))
     if not found.lacks:
         return StandardSet(arms, ())
     beside = where_projected(recipe, diagnosis)
-    said = f"“{arms[0].name}” and “{arms[1].name}”: {in_words(found)} “{beside.name}” moves the same matrices, raw."
+    said = (
+        f"“{arms[0].name}” and “{arms[1].name}”: {in_words(found)} “{beside.name}” edits the same matrices with "
+        "the raw task vector."
+    )
     return StandardSet((*arms, beside), (said,))

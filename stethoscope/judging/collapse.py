@@ -1,9 +1,9 @@
-"""The collapse alarm: does an arm still answer at all, or did the edit break it?
+"""The collapse alarm, which detects arms whose answers are degenerate.
 
-Six things can go wrong with an answer: no marker sentence, cut off at the limit, ending in a loop, no answer found,
-unparsable, out of time. For each, arm and reference are compared on the problems of a subject that both have answered;
-the alarm is raised when the share rose by at least 10 points and Newcombe's paired interval at 99.9% lies above zero.
-A sound standard set tests some 400 such shares, so that a false alarm comes once in several sets.
+Six faults are counted: no marker sentence, truncated at the limit, ending in a loop, no answer found, unparsable, timed
+out. For each fault, arm and reference are compared on the problems of a subject that both have answered. The alarm is
+raised if the share rises by at least 10 points and Newcombe's paired 99.9% interval is above zero. A standard set tests
+about 400 such shares, so that a false alarm occurs once in several sets.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,19 +17,19 @@ LEVEL = 0.999
 
 FAULTS: dict[str, Callable[[BenchItem], bool]] = {
     "without the marker sentence": lambda item: not item.grade.marked,
-    "cut off at the token limit": lambda item: item.truncated,
+    "truncated at the token limit": lambda item: item.truncated,
     "ending in a loop": lambda item: item.repetitive,
     "without an answer": lambda item: item.grade.exact_match is GradeStatus.NO_ANSWER,
     "unparsable": lambda item: item.grade.exact_match is GradeStatus.UNPARSABLE,
-    "out of time": lambda item: item.grade.exact_match is GradeStatus.TIMEOUT,
+    "timed out": lambda item: item.grade.exact_match is GradeStatus.TIMEOUT,
 }
 
 
 def collapse(items: Iterable[BenchItem], reference: Iterable[BenchItem], row: ArmRow) -> str | None:
-    """Return the alarm of the arm and subject of `row` in words, None where there is none (the rule: see the module).
+    """Return the alarm text for the arm and subject of `row`; None if there is no alarm (see the module for the rule).
 
     Args:
-        items: answers of the arm. reference: those of the reference; other subjects than the row's are passed over.
+        items: answers of the arm. reference: answers of the reference. Subjects other than the row's are ignored.
     """
     theirs = {item.problem_id: item for item in reference if item.subject == row.subject}
     pairs = [

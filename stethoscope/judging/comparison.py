@@ -1,9 +1,9 @@
-"""From graded answers to verdicts: arms counted one by one, then compared on the problems that both have finished.
+"""From graded answers to verdicts: accuracy by arm, then comparisons on the problems that both arms have finished.
 
-An arm and the reference are matched by (subject, problem id); a problem that only one of them has finished counts
-in that arm's own row and in no comparison. Correct means exact_match; timeouts and unparsable answers are wrong,
-and shown apart with what they could change. Holm's correction is over the subjects of one arm, controls apart: they
-are a family of their own and no part of the totals. A verdict needs problems that nothing was chosen on, all of them.
+An arm and the reference are matched by (subject, problem id). A problem that only one of them has finished counts in
+that arm's own row, but not in comparisons. Correct means exact_match; timeouts and unparsable answers are wrong, and
+are shown separately with their possible effect. Holm's correction is over the subjects of one arm. Control corpora are
+a separate family and not part of the totals. A verdict needs all problems answered, and none of them used for tuning.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """Everything that the answers of a benchmark say; the fields are those of `BenchResult`."""
+    """Statistics of a benchmark's answers; the fields are those of `BenchResult`."""
 
     arms: tuple[ArmRow, ...]
     comparisons: tuple[ComparisonRow, ...]
@@ -67,8 +67,8 @@ def judge(
     Args:
         items_by_arm: answers of completed blocks only, by the arm's name; the first arm is the reference.
         recipe_ids: recipe id by the arm's name, None for the base.
-        complete: every arm has answered every problem; a look before that gives no verdict.
-        idle: arms whose weights are the base's: they get no verdict, and are no controls.
+        complete: whether every arm has answered every problem; otherwise there are no verdicts.
+        idle: arms whose weights equal the base; they get no verdict and are not controls.
     """
     no_verdict = why_no_verdict(spec, complete=complete)
     answers = {arm: list(items) for arm, items in items_by_arm.items()}
@@ -94,16 +94,16 @@ def judge(
 
 
 def why_no_verdict(spec: BenchSpec, *, complete: bool) -> str | None:
-    """Return why a benchmark gives no verdict in one sentence, None where it gives one."""
+    """Return a sentence saying why a benchmark gives no verdict; None if it gives one."""
     if spec.split != "test":
         return (
-            f"These are {spec.split} problems, which recipes are tuned on: the numbers are for choosing, and a verdict "
-            "needs the test split."
+            f"These are {spec.split} problems, which are used for tuning. Use the numbers to choose settings; a "
+            "verdict needs the test split."
         )
     if not complete:
         return (
-            "Not all problems are answered: intervals and p values hold for a planned analysis only; until the run is "
-            "complete, only e-values stay valid."
+            "Not all problems have been answered. Until the run is complete, only e-values are valid; intervals "
+            "and p values are not."
         )
     return None
 
@@ -113,7 +113,7 @@ Table = tuple[int, int, int, int]  # n11, n10, n01, n00
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Right or wrong (bool [n] each) on the common problems of a subject, and which answers have no score."""
+    """Correctness (bool [n] each) on the common problems of a subject, and which answers are unscored."""
 
     arm: np.ndarray
     reference: np.ndarray
@@ -122,19 +122,19 @@ class _Pairs:
 
     @property
     def unscored(self) -> int:
-        """Pairs with at least one answer without a score."""
+        """Number of pairs with at least one unscored answer."""
         return int((self.arm_unscored | self.reference_unscored).sum())
 
     def table(self) -> Table:
-        """Return n11, n10, n01, n00; an answer without a score is wrong."""
+        """Return n11, n10, n01, n00; unscored answers count as wrong."""
         return _table(self.arm, self.reference)
 
     def against(self) -> Table:
-        """Return the table, had every answer without a score counted against the arm."""
+        """Return the table if every unscored answer counted against the arm."""
         return _table(self.arm, self.reference | self.reference_unscored)
 
     def in_favour(self) -> Table:
-        """Return the table, had every answer without a score counted for the arm."""
+        """Return the table if every unscored answer counted in favour of the arm."""
         return _table(self.arm | self.arm_unscored, self.reference)
 
 
@@ -145,7 +145,7 @@ def _table(arm: np.ndarray, reference: np.ndarray) -> Table:
 
 
 def is_correct(item: BenchItem) -> bool:
-    """Return whether exact_match found the answer right."""
+    """Return whether the answer is correct according to exact_match."""
     return item.grade.exact_match is GradeStatus.CORRECT
 
 
@@ -154,7 +154,7 @@ def _by_key(items: Iterable[BenchItem]) -> dict[Key, BenchItem]:
 
 
 def _subjects(items: Iterable[Key], order: Collection[str]) -> list[str]:
-    """Return the subjects that occur, in the order asked for, others behind in the order of their first item."""
+    """Return the subjects that occur, in the given order; other subjects follow in the order of their first item."""
     occurring = dict.fromkeys(subject for subject, _ in items)
     return [subject for subject in order if subject in occurring] + [s for s in occurring if s not in order]
 
@@ -163,7 +163,7 @@ def arm_rows(items: Iterable[BenchItem], recipe_id: str | None = None, subjects:
     """Return one row per subject of one arm: accuracy with Wilson's interval, math_verify, marker and truncation rates.
 
     Args:
-        items: graded answers of the arm; a problem that occurs twice counts once, the last.
+        items: graded answers of the arm; if a problem occurs twice, the last answer counts.
         recipe_id: the arm's recipe (None for the base).
         subjects: display order; subjects without items get no row.
     """
@@ -225,11 +225,11 @@ def compare(
 
     Args:
         items_by_arm: the graded answers of each arm; an arm without common problems gets no rows.
-        decide: what turns an interval and Holm's p into a verdict.
-        seed: of the totals' bootstrap.
+        decide: function that maps an interval and Holm's p to a verdict.
+        seed: seed of the bootstrap for totals.
         subjects: display order.
-        controls: subjects that are no math: corrected among themselves, and left out of the totals.
-        idle: arms that get no verdict, for they change nothing.
+        controls: subjects that are control corpora; corrected separately and excluded from the totals.
+        idle: arms that change nothing and get no verdict.
     """
     assert reference in items_by_arm, f"reference={reference!r} is none of {list(items_by_arm)}"
     keyed = {arm: _by_key(items) for arm, items in items_by_arm.items()}
@@ -272,7 +272,7 @@ def _paired(
 
 
 class _Tested(NamedTuple):
-    """One table of a family: the difference, McNemar's p alone and after Holm, and what these allow one to say."""
+    """One comparison of a family: the difference, McNemar's p, Holm's p, and the verdict."""
 
     table: Table
     paired: PairedDifference

@@ -1,8 +1,9 @@
-"""Is it these layers? An arm against equally strong edits of other layers, never a count of significant subjects.
+"""Claims about layers: compares an arm with equally strong edits of other layers, never by counting significant
+subjects.
 
-The arm's answers are compared with the mean of equal-size random draws, with an interval that allows for other
-problems and for other draws (`statistics.difference_to_draws`), and with the bottom, the last and all layers. Holm's
-correction is over these controls of one arm.
+The arm's answers are compared with the mean of random draws of the same size, with an interval over problems and draws
+(`statistics.difference_to_draws`), and with the bottom, last and all layers. Holm's correction is over these controls
+of one arm.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,21 +24,22 @@ from stethoscope.statistics import (
 
 FEWEST_DRAWS = 2
 Key = tuple[str, str]
-Decide = Callable[[float, float, float], str | None]  # interval's low and high, Holm's p -> verdict, if any is given
-Answers = Mapping[str, Mapping[Key, bool]]  # right or wrong by arm and (subject, problem)
+Decide = Callable[[float, float, float], str | None]  # bounds of the interval and Holm's p -> verdict, if any
+Answers = Mapping[str, Mapping[Key, bool]]  # correctness by arm and (subject, problem)
 
 
 def decider(margin: float, no_verdict: str | None) -> Decide:
-    """Return what turns an interval and Holm's p into one of the four verdicts; into None where none is given."""
+    """Return a function that maps an interval and Holm's p to one of the four verdicts, or to None if there are no
+    verdicts."""
     return lambda low, high, holm_p: None if no_verdict else verdict(low, high, holm_p, margin)
 
 
 def layer_claims(
     spec: BenchSpec, items: Iterable[BenchItem], decide: Decide, idle: Collection[str] = ()
 ) -> tuple[LayerClaim, ...]:
-    """Return what the answers say about the choice of layers of every arm of `spec` that is no control itself.
+    """Return the claims about the choice of layers for every arm of `spec` that is not a control.
 
-    Arms that change nothing (`idle`) have chosen nothing and are no controls.
+    Arms that change nothing (`idle`) are excluded, also as controls.
     """
     answers = answers_by_arm(spec, items)
     found: list[LayerClaim] = []
@@ -48,10 +50,10 @@ def layer_claims(
 
 
 def controls_of(arm: BenchArm, arms: Sequence[BenchArm], idle: Collection[str] = ()) -> dict[LayerControl, list[str]]:
-    """Return the names of the arms that are controls of `arm`'s layers, by kind, in the order of LAYER_CONTROLS.
+    """Return the names of the arms that are controls of `arm`'s layers, by role, in the order of LAYER_CONTROLS.
 
     Args:
-        idle: arms that change nothing, and so are no controls.
+        idle: arms that change nothing, which are not controls.
     """
     if arm.recipe is None:
         return {}
@@ -63,7 +65,7 @@ def controls_of(arm: BenchArm, arms: Sequence[BenchArm], idle: Collection[str] =
 
 
 def answers_by_arm(spec: BenchSpec, items: Iterable[BenchItem]) -> dict[str, dict[Key, bool]]:
-    """Return right or wrong by arm and (subject, problem); control corpora are no part of a claim about layers."""
+    """Return correctness by arm and (subject, problem); control corpora are excluded."""
     answers: dict[str, dict[Key, bool]] = {arm.name: {} for arm in spec.arms}
     for item in items:
         if item.subject not in spec.problems.control_names:
@@ -75,7 +77,8 @@ def answers_by_arm(spec: BenchSpec, items: Iterable[BenchItem]) -> dict[str, dic
 def claims_of(
     arm: BenchArm, controls: Mapping[LayerControl, Collection[str]], answers: Answers, decide: Decide
 ) -> tuple[LayerClaim, ...]:
-    """Return one claim per control with common problems; one random draw says nothing about the next and gets none."""
+    """Return one claim per control with common problems; a single random draw gets no claim, because its variance is
+    unknown."""
     tested, smallest = [], []
     for kind, names in controls.items():
         if kind == "random" and len(names) < FEWEST_DRAWS:

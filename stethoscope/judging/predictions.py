@@ -1,9 +1,9 @@
-"""Frozen predictions: what a pick claims, and whether a later benchmark bears it out.
+"""Frozen predictions about layers, and whether a later benchmark confirms them.
 
-A claim about layers is judged by the paired difference of the recipe to equally strong edits of other layers, never
-by a count of significant subjects: to the mean of equal-size random draws, with an interval that allows for other
-problems and for other draws, and to the bottom, the last and all layers. Holm over these controls, and the four
-verdicts of every comparison. It is a prediction only if it was frozen before any answer to those problems.
+A claim about layers is tested by the paired difference between the recipe and equally strong edits of other layers,
+never by counting significant subjects: the mean of random draws of the same size, with an interval over problems and
+draws, and the bottom, last and all layers. Holm's correction is over these controls, and each comparison gets one of
+the four verdicts. A claim is a prediction only if it was frozen before any answer to those problems.
 """
 
 import random
@@ -19,7 +19,7 @@ Picked = Literal["top", "bottom", "random", "hand"]
 
 
 class BenchRun(NamedTuple):
-    """A run of a benchmark: its place in the store's sequence of runs and what it asked."""
+    """A benchmark run: its position in the store's sequence of runs, and its spec."""
 
     run_id: str
     sequence: int
@@ -27,15 +27,16 @@ class BenchRun(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a benchmark says about a prediction.
+    """Result of a benchmark for a prediction.
 
     Attributes:
         arm: the benchmark's arm that the prediction is about.
-        same_recipe: False when that arm edits the same layers raw, but differs elsewhere (strengths, for example).
-        frozen_first: frozen before the benchmark started; otherwise it is no prediction.
+        same_recipe: False if the arm edits the same layers with the raw task vector but differs otherwise, for example
+            in strengths.
+        frozen_first: whether it was frozen before the benchmark started; otherwise it does not count as a prediction.
         used_before: earlier runs in which this edit answered problems of the same split.
-        rows: one per control that was run, in the order random, bottom, last, all.
-        missing: controls to add; "random" also while fewer than two draws were run.
+        rows: one per control in the benchmark, in the order random, bottom, last, all.
+        missing: controls to add; "random" if there are fewer than two draws.
     """
 
     arm: str
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
 
     @property
     def foretold(self) -> bool:
-        """True when it was frozen before the benchmark and before any answer to its problems."""
+        """Whether it was frozen before the benchmark and before any answer to its problems."""
         return self.frozen_first and not self.used_before
 
 
@@ -57,11 +58,11 @@ def random_pick(n_layers: int, n: int, seed: int) -> tuple[int, ...]:
 
 
 def how_picked(layers: Collection[int], order: Sequence[int], n_layers: int, seed: int | None) -> Picked:
-    """Return how `layers` can have been picked; never what a person says, always what can be checked.
+    """Return how `layers` were picked, derived from what can be checked and not from what the user says.
 
     Args:
         order: the layers of the subject, best first.
-        seed: of the last random pick, None where there was none since.
+        seed: seed of the last random pick; None if there was none.
     """
     n, chosen = len(layers), set(layers)
     if seed is not None and chosen == set(random_pick(n_layers, n, seed)):
@@ -72,7 +73,8 @@ def how_picked(layers: Collection[int], order: Sequence[int], n_layers: int, see
 
 
 def same_claim(prediction: EditRecipe, recipe: EditRecipe) -> bool:
-    """Return whether `recipe` puts the prediction to the test: it is the same, or edits the same layers raw."""
+    """Return whether `recipe` tests the prediction: it is the same recipe, or edits the same layers with the raw task
+    vector."""
     return prediction == recipe or (
         isinstance(recipe.edit_type, RawEdit)
         and recipe.model == prediction.model
@@ -82,19 +84,19 @@ def same_claim(prediction: EditRecipe, recipe: EditRecipe) -> bool:
 
 
 def runs_of(recipe: EditRecipe, runs: Iterable[BenchRun]) -> list[BenchRun]:
-    """Return the benchmarks in which `recipe` has answered or will answer, whatever became of them."""
+    """Return the benchmarks that contain `recipe`, in any state."""
     return [run for run in runs if any(arm.recipe and same_claim(recipe, arm.recipe) for arm in run.spec.arms)]
 
 
 def outcome(
     prediction: Prediction, runs_before: int, run: BenchRun, result: BenchResult, others: Iterable[BenchRun]
 ) -> Outcome | None:
-    """Return what `run` says about `prediction`; None when it does not put it to the test.
+    """Return the outcome of `run` for `prediction`; None if it does not test it.
 
     Args:
-        runs_before: place of the newest run when it was frozen.
-        result: of `run`.
-        others: every other benchmark that is known, to find earlier answers to the same problems.
+        runs_before: position of the newest run when the prediction was frozen.
+        result: result of `run`.
+        others: all other benchmarks, to find earlier answers to the same problems.
     """
     arm = _arm_of(prediction, run.spec)
     if arm is None or arm.recipe is None:
@@ -116,12 +118,12 @@ def outcome(
 
 
 def _arm_of(prediction: Prediction, spec: BenchSpec) -> BenchArm | None:
-    """The benchmark's arm that the prediction is about: its very recipe before a looser match."""
+    """Return the benchmark's arm for the prediction: the same recipe if present, otherwise a looser match."""
     matching = [arm for arm in spec.arms if arm.recipe is not None and same_claim(prediction.recipe, arm.recipe)]
     return next((arm for arm in matching if arm.recipe == prediction.recipe), matching[0] if matching else None)
 
 
 def _share_problems(earlier: BenchSpec, later: BenchSpec) -> bool:
-    """Whether two benchmarks draw from the same problems: the same files and split, and a common subject."""
+    """Return whether two benchmarks use the same problems: the same files and split, and a common subject."""
     same = earlier.split == later.split and earlier.problems.problems == later.problems.problems
     return same and bool(set(earlier.subjects) & set(later.subjects))

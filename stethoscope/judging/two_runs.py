@@ -1,8 +1,8 @@
-"""Two stored benchmarks side by side: an arm of each on the problems that both have answered, paired by problem.
+"""Compare two stored benchmarks: an arm of each, paired on the problems that both have answered.
 
-Answers of two runs are comparable where everything but the recipe is the same: model, prompts, token limit, the
-reference's weights, and the problem's text and gold answer. The numbers are those of `comparison`; no verdict is given,
-because runs put side by side have been seen before.
+Two runs are comparable if everything except the recipe is the same: model, prompts, token limit, the reference's
+weights, and the problem's text and gold answer. The numbers are computed as in `comparison`. There is no verdict,
+because the results of both runs were already known.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from stethoscope.records import BenchArm, BenchSpec
 from stethoscope.results import BenchItem, BenchResult
 
 AFTER_THE_FACT = (
-    "These runs were compared after their results had been seen: the intervals and p values are exploratory only. A "
+    "These runs were compared after their results were known: the intervals and p values are exploratory only. A "
     "verdict needs both recipes as arms of one benchmark."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TwoRuns:
-    """An arm of each of two runs on the problems that they share.
+    """One arm of each of two runs on their shared problems.
 
     Attributes:
-        paired: a benchmark of two arms, the first run's as reference; None where the runs are not comparable.
-        obstacles: why they are not, in sentences; empty where they are.
-        notes: what limits the comparison, in sentences.
+        paired: a benchmark with two arms, the first run's as reference; None if the runs are not comparable.
+        obstacles: sentences saying why they are not comparable; empty if they are.
+        notes: sentences about limits of the comparison.
     """
 
     paired: BenchResult | None
@@ -34,7 +34,7 @@ class TwoRuns:
 
 
 def pair_runs(first: BenchResult, second: BenchResult, arms: tuple[str, str], labels: tuple[str, str]) -> TwoRuns:
-    """Return the paired difference, second run's arm - first run's, on the problems of both.
+    """Return the paired difference, second run's arm minus first run's, on the shared problems.
 
     Args:
         arms: an arm's name in the first run and one in the second.
@@ -49,18 +49,18 @@ def pair_runs(first: BenchResult, second: BenchResult, arms: tuple[str, str], la
         return TwoRuns(None, ("No problem was answered by both arms: the runs drew different problems.",))
     known = [pair for pair in zip(*items, strict=True) if all(item.prompt_id for item in pair)]
     if differing := sum(ours.prompt_id != theirs.prompt_id for ours, theirs in known):
-        said = f"Different prompts: {differing} of {len(items[0])} shared problems were asked in other tokens."
+        said = f"Different prompts: {differing} of {len(items[0])} shared problems had prompts with different tokens."
         return TwoRuns(None, (said,))
     return TwoRuns(_paired(first, second, arms, labels, items), (), _notes(first, second, arms, len(items[0])))
 
 
 def _obstacles(first: BenchSpec, second: BenchSpec) -> tuple[str, ...]:
-    """Return what else than the recipe would differ, one sentence each."""
+    """Return one sentence for each difference other than the recipe."""
     said = []
     if first.model != second.model:
         said.append(f"Different models: {first.model.id} and {second.model.id} (or their revision or dtype).")
     if first.arms[0].recipe != second.arms[0].recipe:
-        said.append("Different references: the first arms hold different weights.")
+        said.append("Different references: the first arms have different weights.")
     if first.problems.shots != second.problems.shots:
         said.append(f"Different prompts: shots from {first.problems.shots} and {second.problems.shots}.")
     if first.chat_template != second.chat_template:
@@ -77,7 +77,7 @@ def _by_problem(result: BenchResult, arm: str) -> dict[tuple[str, str, str], Ben
 def _shared(
     first: BenchResult, second: BenchResult, arms: tuple[str, str]
 ) -> tuple[tuple[BenchItem, ...], tuple[BenchItem, ...]]:
-    """Return both arms' answers to the problems of both, in the same order."""
+    """Return both arms' answers to the shared problems, in the same order."""
     ours, theirs = _by_problem(first, arms[0]), _by_problem(second, arms[1])
     common = [key for key in ours if key in theirs]
     return tuple(ours[key] for key in common), tuple(theirs[key] for key in common)
@@ -136,12 +136,12 @@ def _notes(first: BenchResult, second: BenchResult, arms: tuple[str, str], share
     answered = [len(_by_problem(result, arm)) for result, arm in ((first, arms[0]), (second, arms[1]))]
     said = [f"{shared} problems are shared; the first arm answered {answered[0]}, the second {answered[1]}."]
     if not (first.complete and second.complete):
-        said.append("At least one run is partial: only its finished blocks are paired.")
+        said.append("At least one run is partial; only its finished blocks are compared.")
     ours, theirs = (_by_problem(result, result.spec.arms[0].name) for result in (first, second))
     common = [key for key in ours if key in theirs]
     if changed := sum(ours[key].completion != theirs[key].completion for key in common):
         said.append(
             f"The references, of the same weights, answered {changed} of {len(common)} shared problems differently: "
-            "the runs were computed under different settings, or the weights behind a name have changed."
+            "the runs used different settings, or the weights behind a name have changed."
         )
     return tuple(said)

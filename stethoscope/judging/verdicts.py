@@ -1,10 +1,10 @@
-"""What a benchmark allows one to say, in sentences that a referee would accept, made from its numbers alone.
+"""Text of a benchmark's verdicts, generated from its numbers alone.
 
-One of four words per subject, and only where the result gives verdicts; the choice of layers only from the paired
-difference to equal-size random draws and from the rank on the probe. What was not measured is named as not measured.
+Each subject gets one of four verdicts, if the result gives verdicts. Statements about the choice of layers use only the
+paired difference from random draws of the same size and the rank in likelihood checks. Missing measurements are named.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from stethoscope.recipes.files import layers_text
 from stethoscope.recipes.reach import in_words
@@ -20,15 +20,15 @@ from stethoscope.statistics import (
 )
 
 SMOKE_TEST_BELOW = 100  # problems per subject
-SMOKE_TEST = f"Smoke test: below n = {SMOKE_TEST_BELOW} per subject most true gains go undetected."
-EVIDENCE_AT = 20  # an e-value of 20 keeps the error at 5%, however often one looks
+SMOKE_TEST = f"Smoke test: with fewer than {SMOKE_TEST_BELOW} problems per subject, most true gains are missed."
+EVIDENCE_AT = 20  # an e-value threshold of 20 keeps the error at 5%, however often results are checked
 
 
 def referee_text(result: BenchResult, rank: RankResult | None) -> tuple[str, ...]:
-    """Return the paragraphs on a benchmark: how it was done, each arm, the choice of layers.
+    """Return paragraphs about a benchmark: its setting, each arm, and the choice of layers.
 
     Args:
-        rank: of one of the arms' recipes on the probe; of any other recipe it is passed over.
+        rank: rank of an arm's recipe; ignored if it belongs to another recipe.
     """
     arms = [arm.name for arm in result.spec.arms if any(row.arm == arm.name for row in result.comparisons)]
     paragraphs = [_setting(result)]
@@ -40,18 +40,18 @@ def referee_text(result: BenchResult, rank: RankResult | None) -> tuple[str, ...
 
 
 def points(fraction: float) -> str:
-    """Return a difference of fractions in percentage points with one decimal and its sign, which a zero has not."""
+    """Return a difference of fractions in percentage points with one decimal and a sign (none for zero)."""
     return f"{100 * fraction:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0").replace("-", "\N{MINUS SIGN}")
 
 
 def sizes_text(sizes: Iterable[int]) -> str:
-    """Return how many problems subjects have: "no", one number, or "40 to 900"."""
+    """Return the range of problem counts as text: "no", one number, or "40 to 900"."""
     known = sorted(set(sizes))
     return "no" if not known else f"{known[0]:,}" + f" to {known[-1]:,}" * (len(known) > 1)
 
 
 def _sentences(said: Sequence[str]) -> str:
-    """Return what follows a colon: every sentence but the first begins with a capital letter."""
+    """Return sentences to follow a colon: all but the first start with a capital letter."""
     return " ".join([*said[:1], *(part[:1].upper() + part[1:] for part in said[1:])])
 
 
@@ -72,27 +72,27 @@ def _setting(result: BenchResult) -> str:
     sizes = sorted({row.n for row in result.arms})
     n = sizes_text(sizes)
     said = [
-        f"{spec.model.id}, {n} {spec.split} problems per subject ({_names(spec.subjects)}; seed {spec.seed}), the same "
-        f"in every arm, greedy, at most {spec.max_new_tokens} tokens, "
-        f"{'with' if spec.chat_template else 'without'} the chat template. Differences in exact_match to "
-        f"{spec.arms[0].name}, paired by problem: Newcombe 95% intervals, exact McNemar tests, Holm's correction "
-        f"over subjects, margin {100 * spec.margin:g} points."
+        f"{spec.model.id}, {n} {spec.split} problems per subject ({_names(spec.subjects)}; seed {spec.seed}), the "
+        f"same in every arm; greedy decoding, at most {spec.max_new_tokens} tokens, "
+        f"{'with' if spec.chat_template else 'without'} the chat template. Differences in exact_match from "
+        f"{spec.arms[0].name}, paired by problem: Newcombe 95% intervals, exact McNemar tests, Holm correction over "
+        f"subjects, margin {100 * spec.margin:g} points."
     ]
     if result.shortage:
         said.append(result.shortage)
     if result.excluded:
         said.append(f"{sum(result.excluded.values())} problems already used for tuning were excluded.")
     if result.configurations_tried is None:
-        said.append("How many configurations have been tried on these problems was not counted.")
+        said.append("The number of configurations tried on these problems is unknown.")
     else:
         said.append(
-            f"Configurations tried on these problems so far: {result.configurations_tried}, these arms included; the p "
-            "values are not corrected for them."
+            f"Configurations tried on these problems so far: {result.configurations_tried}, including these arms; "
+            "the p values are not corrected for this number."
         )
     if result.damaged_rows:
         said.append(
-            f"{result.damaged_rows} stored records of what was chosen on or tried are damaged: problems may be missing "
-            "from those left out, and a configuration that cannot be read counts as tried."
+            f"{result.damaged_rows} stored records of tuning problems or tried configurations are damaged: some "
+            "tuning problems may not have been excluded, and each unreadable configuration counts as tried."
         )
     if sizes and sizes[0] < SMOKE_TEST_BELOW:
         said.append(SMOKE_TEST)
@@ -101,7 +101,7 @@ def _setting(result: BenchResult) -> str:
 
 def _arm(result: BenchResult, arm: str) -> str:
     if arm in result.idle:
-        return f"{arm}: changes nothing. The weights that answered are the base's bit by bit, so there is no verdict."
+        return f"{arm}: changes nothing. Its weights are identical to the base bit for bit, so there is no verdict."
     rows = [row for row in result.comparisons if row.arm == arm]
     controls = result.spec.problems.control_names
     math = [row for row in rows if row.subject not in controls]
@@ -123,7 +123,7 @@ def _arm(result: BenchResult, arm: str) -> str:
 
 
 def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
-    """Return the subjects under each of the four words, or the e-values where no word may be said."""
+    """Return the subjects grouped by verdict, or the e-values if there are no verdicts."""
     if result.no_verdict:
         return _sentences([_without_verdict(row, result) for row in rows])
     said = []
@@ -141,35 +141,38 @@ def _difference(row: ComparisonRow) -> str:
 
 
 def pairs_text(row: ComparisonRow) -> str:
-    """Return how many problems only one of the two arms has right."""
+    """Return the number of problems that exactly one of the two arms answered correctly, as text."""
     pairs = row.n10 + row.n01
     return f"{pairs} discordant {'pair' if pairs == 1 else 'pairs'}"
 
 
 def shown_verdict(row: ComparisonRow | LayerClaim) -> str:
-    """Return the verdict of a comparison, or that there is none, and whether it could have been significant at all."""
+    """Return the verdict of a comparison or "no verdict", noting if it could not be significant."""
     word = row.verdict or "no verdict"
     return f"{word}; {CANNOT_BE_SIGNIFICANT}" if row.cannot_be_significant else word
 
 
 def gain_limits(result: GainResult, subject: str) -> tuple[str, ...]:
-    """Return what limits a study of single layers, in sentences: layers without a gain, tests that are too small."""
+    """Return sentences about the limits of a study of single layers: layers without a gain, and tests that are too
+    small."""
     said: list[str] = []
     if result.idle:
         said.append(
-            f"Not moved by the task vector: {layers_text(result.idle)}. They have no gain and are in no tau and no set."
+            f"Unchanged by the task vector: {layers_text(result.idle)}. These layers have no gain and are excluded "
+            "from taus and sets."
         )
     n_moved = result.n_layers - len(result.idle)
     if n_moved < result.top_n:
-        said.append(f"No sets of {result.top_n} layers: the task vector moves only {n_moved}.")
+        said.append(f"No sets of {result.top_n} layers: the task vector changes only {n_moved}.")
     few = sorted({row.n_layers for row in result.agreement if row.subject == subject and row.cannot_be_significant})
     if few:
         sizes = " and ".join(map(str, few))
-        said.append(f"Kendall's tau over {sizes} layers {CANNOT_BE_SIGNIFICANT}: a random order is as good too often.")
+        said.append(f"Kendall's tau over {sizes} layers {CANNOT_BE_SIGNIFICANT}: random orders do as well too often.")
     rows = [row for row in result.sets if row.subject == subject]
     if rows and rows[0].cannot_be_significant:
         said.append(
-            f"A rank among {rows[0].n_random} sets {CANNOT_BE_SIGNIFICANT}: {FEWEST_RANDOM_SETS} sets are needed."
+            f"A rank among {rows[0].n_random} sets {CANNOT_BE_SIGNIFICANT}: at least {FEWEST_RANDOM_SETS} sets are "
+            "needed."
         )
     return tuple(said)
 
@@ -187,7 +190,7 @@ def _pooled(rows: Sequence[ArmRow], field: str) -> float:
 
 
 def _format(result: BenchResult, arm: str, subjects: set[str]) -> str:
-    """Return what else changed with accuracy: the second score, the marker sentence, truncation."""
+    """Return a sentence about changes in math_verify, the marker sentence and truncation."""
     ours, theirs = (
         [row for row in result.arms if row.arm == name and row.subject in subjects]
         for name in (arm, result.spec.arms[0].name)
@@ -199,13 +202,21 @@ def _format(result: BenchResult, arm: str, subjects: set[str]) -> str:
         for field in ("accuracy", "math_verify", "marker_rate", "truncation_rate")
     }
     said = (
-        f"Over all problems exact_match changes by {points(change['accuracy'])} points, math_verify by "
-        f"{points(change['math_verify'])}, answers with the marker sentence by {points(change['marker_rate'])}, "
-        f"truncated ones by {points(change['truncation_rate'])}."
+        f"Over all problems, exact_match changes by {points(change['accuracy'])} points and math_verify by "
+        f"{points(change['math_verify'])}; {_format_change(change)}."
     )
     if change["accuracy"] > 0 and change["marker_rate"] > 0 and change["math_verify"] < change["accuracy"]:
-        said += " Part of the gain may be format."
+        said += " Part of the gain may be due to the answer format."
     return said
+
+
+def _format_change(change: Mapping[str, float]) -> str:
+    marked, truncated = points(change["marker_rate"]), points(change["truncation_rate"])
+    if marked == truncated == "0.0":
+        return "formatting and truncation are unchanged"
+    return (
+        f"the share of answers with the marker sentence changes by {marked}, that of truncated answers by {truncated}"
+    )
 
 
 def _unscored(rows: Sequence[ComparisonRow]) -> list[str]:
@@ -218,18 +229,24 @@ def _unscored(rows: Sequence[ComparisonRow]) -> list[str]:
         for row in open_rows
         if row.sensitivity and {row.sensitivity.verdict_low, row.sensitivity.verdict_high} != {row.verdict}
     ]
-    hangs = f"scored, they could change the verdict in {_names(turned)}" if turned else "no verdict hangs on it"
-    pairs = "1 pair holds" if n == 1 else f"{n} pairs hold"
-    return [f"{pairs} an answer without a score (unparsable or out of time), counted as wrong; {hangs}."]
+    hangs = (
+        f"their true scores could change the verdict in {_names(turned)}"
+        if turned
+        else "this does not affect any verdict"
+    )
+    pairs = "1 pair has" if n == 1 else f"{n} pairs have"
+    return [f"{pairs} an unscored answer (unparsable or timed out), counted as wrong; {hangs}."]
 
 
 def _layers(result: BenchResult, rank: RankResult | None) -> str:
     said = [_claim(claim) for claim in result.layer_claims if claim.control == "random"]
     if not said:
-        said.append("the paired difference to equal-size random draws was not measured (two draws or more are needed).")
+        said.append(
+            "the paired difference from random draws of the same size was not measured (at least two draws are needed)."
+        )
     ids = {row.recipe_id for row in result.arms}
     if rank is None or rank.recipe_id not in ids:
-        said.append("The rank among random sets of layers on the probe was not measured.")
+        said.append("The rank among random sets of layers was not measured.")
     else:
         said.append(_rank(rank))
     return f"Choice of layers: {_sentences(said)}"
@@ -237,9 +254,10 @@ def _layers(result: BenchResult, rank: RankResult | None) -> str:
 
 def _claim(claim: LayerClaim) -> str:
     return (
-        f"the difference of {claim.arm} to the mean of {claim.draws} equal-size random draws is "
-        f"{points(claim.difference)} points {_interval(claim.ci_low, claim.ci_high)} (Holm over the controls "
-        f"{_p(claim.p_holm)}, n = {claim.n}, other draws allowed for): {shown_verdict(claim)}."
+        f"the difference between {claim.arm} and the mean of {claim.draws} random draws of the same size is "
+        f"{points(claim.difference)} points {_interval(claim.ci_low, claim.ci_high)} ({_p(claim.p_holm)}, "
+        f"Holm-corrected over the controls; n = {claim.n}; the interval covers the sampling of draws): "
+        f"{shown_verdict(claim)}."
     )
 
 
@@ -249,10 +267,10 @@ def _rank(rank: RankResult) -> str:
     best = max(row.p, row.p_matched)
     found = "above chance in both" if best < SIGNIFICANCE else "not shown to be better than random layers"
     if row.cannot_be_significant:
-        found = f"{CANNOT_BE_SIGNIFICANT} ({n} sets; {FEWEST_RANDOM_SETS} are needed)"
+        found = f"{CANNOT_BE_SIGNIFICANT} ({n} sets; at least {FEWEST_RANDOM_SETS} are needed)"
     partial = "" if rank.complete else " (stopped early)"
     return (
-        f"On {row.n} {rank.spec.split} problems of the likelihood probe {row.as_good} of {which} of equal size do as "
-        f"well or better as drawn ({_p(row.p)}) and {row.as_good_matched} at equal edit norm "
+        f"In likelihood checks on {row.n} {rank.spec.split} problems, {row.as_good} of {which} of the same size "
+        f"do as well or better unscaled ({_p(row.p)}), and {row.as_good_matched} at equal edit norm "
         f"({_p(row.p_matched)}){partial}: {found}."
     )

@@ -35,7 +35,7 @@ _UNDECIDED = ("Failed comparing", "Had some trouble simplifying", "couldn't")  #
 
 
 def lm_eval_functions() -> ModuleType:
-    """Return lm-eval's module of minerva_math functions, loaded without the packages around it."""
+    """Return lm-eval's module of minerva_math functions, loaded without its parent packages."""
     package = importlib.util.find_spec("lm_eval")
     if package is None or not package.submodule_search_locations:
         raise ImportError("lm_eval is not installed; pip install -r requirements.txt")
@@ -49,7 +49,7 @@ def lm_eval_functions() -> ModuleType:
 
 
 class _MemoryErrorsPass(ast.NodeTransformer):
-    """Lets MemoryError through every `except` of a module, which else takes it for "not equal"."""
+    """Lets MemoryError pass every `except` of a module, which would otherwise treat it as "not equal"."""
 
     def visit_Try(self, node: ast.Try) -> ast.Try:
         self.generic_visit(node)
@@ -60,7 +60,7 @@ class _MemoryErrorsPass(ast.NodeTransformer):
 
 
 def math_verify_grader() -> ModuleType:
-    """Return math_verify's module of comparisons, in which running out of memory is an error and not "not equal"."""
+    """Return math_verify's module of comparisons, in which running out of memory is an error instead of "not equal"."""
     import math_verify.grader as module
 
     assert module.__file__ is not None
@@ -70,7 +70,7 @@ def math_verify_grader() -> ModuleType:
 
 
 class _Overheard(logging.Handler):
-    """Keeps the templates of the messages that a library logged, such as "Timed out comparing %s and %s"."""
+    """Records the templates of messages that a library logs, such as "Timed out comparing %s and %s"."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -113,12 +113,12 @@ class Grader:
         return logging.getLogger("math_verify")
 
     def extract(self, completion: str) -> str | None:
-        """Return the answer behind the marker sentence, normalised by lm-eval; None when there is no such sentence."""
+        """Return the answer in the marker sentence, normalised by lm-eval; None if there is no such sentence."""
         found = self._lm_eval.get_unnormalized_answer(completion)
         return None if found == NOT_EXTRACTED else self._lm_eval.normalize_final_answer(found)
 
     def exact_match(self, answer: str, gold: str) -> GradeStatus:
-        """Return lm-eval's verdict on a normalised answer against the gold answer's text."""
+        """Return lm-eval's grade of a normalised answer, compared with the text of the gold answer."""
         with _overhear(self._lm_eval.eval_logger) as heard:
             if self._lm_eval.is_equiv(answer, self._lm_eval.normalize_final_answer(gold)):
                 return GradeStatus.CORRECT
@@ -127,7 +127,7 @@ class Grader:
         return GradeStatus.UNPARSABLE if heard.heard(*_UNDECIDED) else GradeStatus.INCORRECT
 
     def strict(self, answer: str, gold: str) -> GradeStatus:
-        """Return whether a normalised answer that is an exact match is one beyond doubt (see `records.Grade`)."""
+        """Return whether a normalised exact match also passes the strict metric (see `records.Grade`)."""
         expected = self._lm_eval.normalize_final_answer(gold)
         if answer == expected:
             return GradeStatus.CORRECT
@@ -139,7 +139,7 @@ class Grader:
         return GradeStatus.CORRECT if same else GradeStatus.INCORRECT
 
     def gold_reading(self, gold: str) -> GoldReading:
-        """Return how lm-eval's parser reads the gold answer; arms that answer the same problem ask once."""
+        """Return how lm-eval's parser reads the gold answer; cached, because all arms answer the same problems."""
         if gold not in self._readings:
             self._readings[gold] = self._read_gold(gold)
         return self._readings[gold]
@@ -164,7 +164,8 @@ class Grader:
         return self._parse_latex(text, strict=True) is not None
 
     def _parse_latex(self, text: str, *, strict: bool) -> Any:
-        """Return what sympy reads, as lm-eval asks it; with `strict` only where it reads to the end. None: nothing."""
+        """Return the expression parsed by sympy with lm-eval's settings; with `strict`, only if it parses everything.
+        None if it parses nothing."""
         from sympy import SympifyError
         from sympy.parsing.latex import LaTeXParsingError, parse_latex
 
@@ -175,7 +176,8 @@ class Grader:
             return None
 
     def math_verify(self, completion: str, solution: str) -> GradeStatus:
-        """Return math_verify's verdict on the whole completion against the whole gold solution, as lm-eval asks it."""
+        """Return math_verify's grade of the whole completion, compared with the whole gold solution, with lm-eval's
+        settings."""
         with _overhear(self._math_logger) as heard:
             try:
                 gold = self._parse(solution, parsing_timeout=self._patience_s)
@@ -195,7 +197,7 @@ class Grader:
     def grade(self, request: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         """Grade one request {completion, solution, gold}, writing each part as soon as it is known.
 
-        A request without a completion asks only whether its gold answer can be read.
+        A request without a completion only checks whether its gold answer can be read.
         """
         if "completion" not in request:
             write({"gold_read": self.gold_reading(request["gold"])})
@@ -214,7 +216,7 @@ class Grader:
 
 
 def _only_text(extracted: list[Any]) -> bool:
-    """Return whether math_verify found text and read none of it as mathematics."""
+    """Return whether math_verify found text but parsed none of it as mathematics."""
     return bool(extracted) and all(isinstance(part, str) for part in extracted)
 
 
@@ -223,38 +225,38 @@ def _limit_memory(memory_bytes: int) -> None:
         import resource
     except ImportError:  # not on Windows
         return
-    with contextlib.suppress(ValueError, OSError):  # macOS knows the limit, and refuses to set it
+    with contextlib.suppress(ValueError, OSError):  # macOS has the limit but does not allow setting it
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _limit_cpu(seconds: float) -> None:
-    """Let the system end this process after that much CPU time, should the parent be gone; 0 lifts the limit."""
+    """Make the system end this process after this much CPU time, in case the parent is gone; 0 removes the limit."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF's default action ends the process
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve requests from stdin until it closes; stdout carries nothing but answers."""
+    """Serve requests from stdin until it closes; stdout contains only results."""
     parser = argparse.ArgumentParser(prog="python -m stethoscope.minerva.grader")
     parser.add_argument("--deadline-s", type=float, required=True)
     parser.add_argument("--memory-bytes", type=int, required=True)
     options = parser.parse_args(arguments)
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints goes to stderr
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to stderr
 
     def write(line: dict[str, Any]) -> None:
         out.write(json.dumps(line) + "\n")
         out.flush()
 
     _limit_memory(options.memory_bytes)
-    grader = Grader(patience_s=math.ceil(options.deadline_s) + 1)  # the parent's deadline comes first
+    grader = Grader(patience_s=math.ceil(options.deadline_s) + 1)  # the parent's deadline is earlier
     warm = {"completion": "Final Answer: The final answer is $x+1$. I hope it is correct.", "solution": "$1+x$"}
     grader.grade({**warm, "gold": "1+x"}, lambda _: None)  # first use compiles grammars and patterns
     write({"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        _limit_cpu(options.deadline_s + ORPHAN_CPU_S)  # CPU time: a living parent's wall clock comes first
+        _limit_cpu(options.deadline_s + ORPHAN_CPU_S)  # CPU time: the wall clock of a running parent is earlier
         grader.grade(request, lambda part, index=request["index"]: write({"index": index, **part}))
         _limit_cpu(0)
 

@@ -1,11 +1,11 @@
-"""Grading in child processes that can be killed: some answers send a computer algebra system off for ever.
+"""Grading in child processes that can be killed, because some answers make a computer algebra system run forever.
 
 Signal timeouts cannot stop `9^{9^{9^9}}` (one long operation in C) and do not work off the main thread, so the parent
-holds the deadline: a child that does not answer in time is killed and replaced, the answer that it was at gets the
-status `timeout`, and the rest of its batch goes to the new child. A child that ends by itself (out of memory, killed
-from outside) is replaced, too; the answer that it was at is asked once more, and is `unparsable` when that ends the
-new child as well. Children start at the first use (about a second) and live as long as the pool. They are started
-with subprocess and pipes, because multiprocessing would execute the dashboard's script again.
+enforces the deadline: a child that does not respond in time is killed and replaced, its current answer gets the status
+`timeout`, and the new child grades the rest of the batch. A child that ends by itself (out of memory, or killed from
+outside) is also replaced; its current answer is tried once more, and is `unparsable` if the new child ends as well.
+Children start on first use (about a second) and run as long as the pool. They are started with subprocess and pipes,
+because multiprocessing would execute the dashboard's script again.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ from stethoscope.records import GoldReading, Grade, GradeStatus
 
 START_TIMEOUT_S = 120.0
 BATCH_ANSWERS = 16
-BATCH_BYTES = 16_384  # fits into a pipe, so that writing to a child that hangs cannot block
+BATCH_BYTES = 16_384  # fits into a pipe buffer, so that writing to a hanging child cannot block
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Answer(NamedTuple):
-    """A completion to grade, the gold solution, and the gold answer's text (None: read it out of the solution)."""
+    """A completion to grade, the gold solution, and the gold answer's text (None: extract it from the solution)."""
 
     completion: str
     solution: str
@@ -55,14 +55,14 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is asked: the field that ends an answer's lines, and what all its fields are when there is only a status."""
+    """Kind of request: the last field of a result, and the values of all fields if there is only a status."""
 
     last: str
     of_status: Callable[[GradeStatus], dict[str, Any]]
 
 
 class _Child:
-    """One grader process; a reader thread turns its lines into a queue, which has a timeout on every system."""
+    """One grader process; a reader thread puts its lines into a queue, which supports timeouts on every system."""
 
     def __init__(self, deadline_s: float, memory_bytes: int) -> None:
         path = os.pathsep.join(filter(None, (str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
@@ -75,7 +75,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # the terminal's Ctrl-C is for the parent
+            start_new_session=True,  # Ctrl-C in the terminal is handled by the parent
         )
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="grader-reader", daemon=True).start()
@@ -103,7 +103,7 @@ class _Child:
             raise _ChildDied from error
 
     def wait_until_ready(self) -> None:
-        """Raise `ResourceError` when the child does not come up, with the last line that it wrote."""
+        """Raise `ResourceError` with the child's last line if it does not start."""
         try:
             self.receive(START_TIMEOUT_S)
         except (queue.Empty, _ChildDied) as error:
@@ -113,7 +113,7 @@ class _Child:
             raise ResourceError(
                 "the grader process did not start",
                 got=last[0] if last else "no message",
-                expected="lm_eval[math] and math-verify installed, and memory for one more Python",
+                expected="lm_eval[math] and math-verify installed, and memory for another Python process",
                 next_step="Run: pip install -r requirements.txt",
             ) from error
 
@@ -145,7 +145,7 @@ class GraderPool:
     """Grades answers with lm-eval's exact_match and math_verify in `n_workers` killable processes, from any thread.
 
     Args:
-        n_workers: processes at most; they start when first needed.
+        n_workers: maximum number of processes; they start when needed.
         deadline_s: wall-clock seconds per answer, for both metrics together (lm-eval itself gives each some 5 s).
         memory_bytes: address space of each process.
     """
@@ -169,7 +169,7 @@ class GraderPool:
         self.close()
 
     def close(self) -> None:
-        """End every child; the pool cannot be used afterwards. Closing twice is harmless."""
+        """End all children; the pool cannot be used afterwards. Can be called twice."""
         with self._lock:
             self._closed = True
             self._idle.clear()
@@ -177,24 +177,24 @@ class GraderPool:
         self._children.clear()
 
     def grade(self, answers: Sequence[Answer | tuple[str, str]], *, progress: Progress | None = None) -> list[Grade]:
-        """Return one grade per answer, in order; `progress` is only asked whether to stop, between batches.
+        """Return one grade per answer, in order; `progress` is used only to check for stop between batches.
 
         Raises:
-            ResourceError: the grader process cannot be started. Cancelled: asked to stop.
-            CorpusError: a solution without a readable answer, and none given.
+            ResourceError: the grader process cannot be started. Cancelled: the job was stopped.
+            CorpusError: a solution without a readable answer, and no separate answer.
         """
         parts: list[dict[str, Any]] = [{} for _ in answers]
         requests: list[_Request] = []
         for index, given in enumerate(answers):
             answer = given if isinstance(given, Answer) else Answer(given[0], given[1])
-            completion = answer.completion.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+            completion = answer.completion.encode("utf-8", "replace").decode()  # a lone surrogate is not valid text
             gold = answer.gold if answer.gold is not None else answer_of(answer.solution)
             if gold is None:
                 raise CorpusError(
-                    "a gold solution states no answer",
+                    "a gold solution has no answer",
                     got=repr(answer.solution[:80]),
-                    expected="\\boxed{...} or the final sentence, or the gold answer itself beside the solution",
-                    next_step="Correct the solution, or leave the problem out.",
+                    expected="\\boxed{...} or the final sentence, or a separate gold answer",
+                    next_step="Correct the solution, or remove the problem.",
                 )
             stated = answer.solution if gold == answer_of(answer.solution) else f"$\\boxed{{{gold}}}$"
             fields = {"completion": completion, "solution": stated, "gold": gold}
@@ -205,11 +205,11 @@ class GraderPool:
     def read_golds(self, golds: Sequence[str], *, progress: Progress | None = None) -> list[GoldReading]:
         """Return how lm-eval's parser reads each gold answer.
 
-        Where it cannot (most tuples, intervals and matrices), only an answer of the same text is an exact match; where
-        it reads another number or a part, exact_match can accept a wrong answer.
+        If it cannot (most tuples, intervals and matrices), only an answer with the same text is an exact match. If it
+        reads another number or only a part, exact_match can accept a wrong answer.
 
         Raises:
-            ResourceError: the grader process cannot be started. Cancelled: asked to stop.
+            ResourceError: the grader process cannot be started. Cancelled: the job was stopped.
         """
         parts: list[dict[str, Any]] = [{} for _ in golds]
         requests = [
@@ -261,17 +261,17 @@ class GraderPool:
                         retried.add(index)
 
     def _collect(self, child: _Child, part: dict[str, Any], index: int, last: str) -> None:
-        """Receive the lines of one request into `part`, up to the one with the field `last`, before its deadline."""
+        """Receive the lines of one request into `part`, up to the field `last`, before the deadline."""
         deadline = time.monotonic() + self.deadline_s
         while last not in part:
             line = child.receive(deadline - time.monotonic())
             if line.pop("index") != index:
-                raise StethoscopeError("the grader answered out of turn; nothing of this was kept")
+                raise StethoscopeError("the grader returned results out of order; they were discarded")
             part.update(line)
 
     @contextlib.contextmanager
     def _child(self) -> Iterator[_Child]:
-        """Lend a living child, starting one where none is idle; a killed one is not taken back."""
+        """Yield a running child, starting one if none is idle; a killed child is not returned to the pool."""
         with self._free:
             child = self._take()
             intact = False
@@ -308,7 +308,7 @@ class GraderPool:
 
 
 def _settle(part: dict[str, Any], values: dict[str, Any]) -> None:
-    """Give what is not yet known of a request those `values`."""
+    """Set the missing fields of a request to `values`."""
     for name, value in values.items():
         part.setdefault(name, value)
 

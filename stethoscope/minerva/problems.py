@@ -1,4 +1,4 @@
-"""Problems in MATH's format: named by the hash of their text, and sampled so that samples nest.
+"""Problems in MATH's format, identified by the hash of their text, with nested samples.
 
 A record holds `problem`, `solution`, a `subject` (or MATH's `type`) and, if it likes, the `answer`; where it does not,
 the answer is the last \\boxed{...} of the solution, else what stands in its final sentence. A sample is the first n
@@ -38,12 +38,12 @@ def problem_id_of(problem: str) -> str:
 
 
 def subject_of(name: str) -> str:
-    """Return MATH's name of a subject as ours: "Counting & Probability" is counting_and_probability."""
+    """Return our name for MATH's subject: "Counting & Probability" is counting_and_probability."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower().replace("&", "and")).strip("_")
 
 
 def last_boxed(solution: str) -> str | None:
-    """Return the content of the last \\boxed{...}, \\fbox{...} or "\\boxed x" that holds any, else None.
+    """Return the content of the last \\boxed{...}, \\fbox{...} or "\\boxed x" that is not empty, else None.
 
     lm-eval lets a "\\boxed " anywhere, as in prose about the command, win over a box behind it; here the last box in
     braces, or without them inside $...$, wins. Without braces the content goes to the next $. Where solutions box one
@@ -65,7 +65,7 @@ def last_boxed(solution: str) -> str | None:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """Return what stands in the braces that open at `start`, \\{ and \\} aside; None where they never close."""
+    """Return the content of the braces that open at `start`, \\{ and \\} aside; None if they never close."""
     depth = 0
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
@@ -75,7 +75,7 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def answer_of(solution: str) -> str | None:
-    """Return the gold answer that a solution states, boxed or in Minerva's final sentence; None where there is none."""
+    """Return the gold answer in a solution, boxed or in Minerva's final sentence; None if there is none."""
     boxed = last_boxed(solution)
     if boxed is not None:
         return boxed.strip()
@@ -90,17 +90,17 @@ def text_field(record: dict[str, object], field: str, where: str) -> str:
     """Return the text in `field`, or raise `CorpusError` naming `where` it is missing."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        problem = f"{where} has no {field}" if value is None else f"{where} has a bad {field}"
+        problem = f"{where} has no {field}" if value is None else f"{where} has an invalid {field}"
         got = f"only {', '.join(map(str, record))}"[:80] if value is None else repr(value)[:80]
-        raise CorpusError(problem, got=got, expected="a non-empty string", next_step="Correct it, or leave it out.")
+        raise CorpusError(problem, got=got, expected="a non-empty string", next_step="Correct it, or remove it.")
     return value
 
 
 def _given_answer(value: object, where: str) -> str | None:
-    """Return the text of a record's answer, numbers written out without an exponent; None where it gives none.
+    """Return the text of a record's answer, with numbers written without an exponent; None if it has none.
 
     Raises:
-        CorpusError: a value that is no answer: a boolean, a list, NaN or an infinity, an empty text.
+        CorpusError: an invalid answer: a boolean, a list, NaN, infinity, or an empty text.
     """
     if isinstance(value, float) and math.isfinite(value):
         return f"{Decimal(repr(value)):f}"
@@ -110,10 +110,10 @@ def _given_answer(value: object, where: str) -> str | None:
         return None
     if not isinstance(value, str) or not value.strip():
         raise CorpusError(
-            f"{where} has a bad answer",
+            f"{where} has an invalid answer",
             got=repr(value)[:80],
             expected="a text or a number",
-            next_step="Correct it, or remove the field: the answer is then read from the solution.",
+            next_step="Correct it, or remove the field to read the answer from the solution.",
         )
     return _without_dollars(value.strip())
 
@@ -125,17 +125,17 @@ def _without_dollars(answer: str) -> str:
 
 
 def problem_of(record: object, where: str) -> Problem:
-    """Return the problem that `record` holds.
+    """Return the problem in `record`.
 
     Raises:
-        CorpusError: a field that is missing, empty or no text; the message begins with `where`.
+        CorpusError: a field that is missing, empty or not text; the message starts with `where`.
     """
     if not isinstance(record, dict):
         raise CorpusError(
             f"{where} is not a JSON object",
             got=type(record).__name__,
             expected='an object such as {"problem": ..., "solution": ..., "type": ...}',
-            next_step="Correct it, or leave it out.",
+            next_step="Correct it, or remove it.",
         )
     problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
     subject = text_field(record, "subject" if "subject" in record or "type" not in record else "type", where)
@@ -146,22 +146,22 @@ def problem_of(record: object, where: str) -> Problem:
         raise CorpusError(
             f"{where} has no answer",
             expected="a field answer, a \\boxed{...} or the final sentence in the solution",
-            next_step="Add the answer, or leave the problem out.",
+            next_step="Add the answer, or remove the problem.",
         )
     try:
         (solution + answer).encode()
         return Problem(problem, solution, subject_of(subject), answer, problem_id_of(problem))
     except UnicodeEncodeError as error:
         raise CorpusError(
-            f"{where} holds half a surrogate pair",
+            f"{where} contains a lone surrogate",
             got=error.reason,
             expected="text that can be written as UTF-8",
-            next_step="Correct it, or leave it out.",
+            next_step="Correct it, or remove it.",
         ) from error
 
 
 def asked_problems(problems: Sequence[Problem], subject: str, n: SampleSize, seed: int) -> list[Problem]:
-    """Return a seeded permutation's first n problems of `subject`; all of them for "all", or where there are fewer."""
+    """Return a seeded permutation's first n problems of `subject`; all of them for "all", or if there are fewer."""
 
     def rank(problem: Problem) -> str:
         return hashlib.sha256(f"{seed}/{problem.problem_id}".encode()).hexdigest()
@@ -171,7 +171,7 @@ def asked_problems(problems: Sequence[Problem], subject: str, n: SampleSize, see
 
 
 def sample_problems(problems: Sequence[Problem], subject: str, n: int, seed: int) -> list[Problem]:
-    """Return exactly n problems of `subject`, as `asked_problems` does: a larger n contains the smaller sample.
+    """Return exactly n problems of `subject`, like `asked_problems`: a larger n contains the smaller sample.
 
     Raises:
         CorpusError: the subject has none, or fewer than n.
@@ -181,13 +181,13 @@ def sample_problems(problems: Sequence[Problem], subject: str, n: int, seed: int
     if not found:
         known = sorted({problem.subject for problem in problems})
         raise CorpusError(
-            "no problems of that subject",
+            "no such subject",
             got=repr(subject),
             expected="one of " + ", ".join(known),
             next_step="Choose one of these.",
         )
     if n > len(found):
         raise CorpusError(
-            f"too few problems in {subject}", got=f"{len(found)}", expected=f"{n}", next_step="Ask for fewer."
+            f"too few problems in {subject}", got=f"{len(found)}", expected=f"{n}", next_step="Use fewer."
         )
     return found

@@ -1,8 +1,8 @@
-"""Does an answer end in a loop? Decided on the text alone, so that it is the same for every tokenizer.
+"""Detect answers that end in a loop, from the text alone, so that the result is independent of the tokenizer.
 
-A completion is repetitive when it ends in one unit written over and over: the same 1 to 200 characters, at least
-four times in a row and at least 40 characters in all, the last copy perhaps cut off. The unit must hold a letter or
-digit, or the run must be 80 characters: a row of dashes under a title, or a matrix of spaces, is no loop.
+A completion is repetitive if it ends with a repeated unit: the same 1 to 200 characters, at least four times in a row
+and at least 40 characters in total; the last copy can be incomplete. The unit must contain a letter or digit, or the
+repetition must have at least 80 characters: a row of dashes under a title, or a matrix of spaces, is not a loop.
 """
 
 MAX_PERIOD = 200
@@ -12,7 +12,7 @@ MIN_CHARS_OF_MARKS = 80
 
 
 def is_repetitive(completion: str) -> bool:
-    """Return whether the completion's end repeats one unit (see the module); white space at the very end is cut."""
+    """Return whether the completion's end repeats one unit (see the module); trailing white space is ignored."""
     text = completion.rstrip()
     backwards = text[::-1][: MAX_PERIOD * MIN_COPIES + MIN_CHARS_OF_MARKS]
     for period in range(1, min(MAX_PERIOD, len(backwards) // MIN_COPIES) + 1):

@@ -1,10 +1,10 @@
-"""Where problems lie, and which of them belong to a split.
+"""Locations of problems, and their splits.
 
 A location is one of: a folder of train.jsonl, dev.jsonl and test.jsonl; a folder of MATH's parquet files
 (`algebra/train-00000-of-00001.parquet`, ...); one file, JSONL, a JSON array of the same objects, or parquet; or a data
-set's hub id, whose files are either. Where a folder has no dev, dev is a tenth of train and train the rest; one file is
-cut 80/10/10. Both go by the hash of the problem's text, so that a problem never changes its split, whatever else is in
-the file, and a repeated one is in one split only.
+set's hub id, whose files are either. If a folder has no dev split, dev is a tenth of train and train is the rest; a
+single file is split 80/10/10. Both use the hash of the problem's text, so that a problem's split does not depend on the
+rest of the file, and a repeated problem is in one split only.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from stethoscope.records import ProblemsRef, Split
 
 CANONICAL_SHOTS = "lm_eval:minerva_math"
 DATA_SET_FILES = ("*.jsonl", "train-*.parquet", "test-*.parquet", "*/train-*.parquet", "*/test-*.parquet")
-LARGEST_FILE_BYTES = 512 << 20  # all of MATH has 12 MB
+LARGEST_FILE_BYTES = 512 << 20  # MATH has 12 MB in total
 BAD_LINES_NAMED = 5
 OBJECTS = 'one JSON object {"problem": ..., "solution": ..., "type": ...} on each line, or a JSON array of them'
 BINARY = (b"PAR1", b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08")  # parquet, zip (.xlsx), gzip
@@ -33,26 +33,29 @@ def load_problems(location: str, split: Split, *, revision: str | None = None) -
     """Return the problems of a split in the files' order; a repeated problem counts once.
 
     Args:
-        location: a folder, a JSONL file, `embedded:NAME` or a data set's hub id (fetched where it is not cached).
-        revision: of the hub's data set.
+        location: a folder, a JSONL file, `embedded:NAME` or a data set's hub id (downloaded if it is not cached).
+        revision: revision of the hub's data set.
 
     Raises:
-        CorpusError: no such place, none in it, or a line (named by number) that is not UTF-8, not JSON or incomplete.
-        HubError: the data set cannot be fetched.
+        CorpusError: no such location, no problems, or a line (named by number) that is not UTF-8, not JSON or
+            incomplete.
+        HubError: the data set cannot be downloaded.
     """
     path = _folder(location, revision)
     problems = _of_split(path, split)
     if problems is None:
         raise CorpusError(
             f"no {split}.jsonl at {location}" if path.is_dir() else f"no problems at {location}",
-            got=None if path.exists() else "nothing of that name on this machine",
-            expected="a .jsonl file; or train.jsonl and test.jsonl, maybe dev.jsonl; or SUBJECT/{train,test}-*.parquet",
+            got=None if path.exists() else "no such file or folder on this machine",
+            expected=(
+                "a .jsonl file; or train.jsonl and test.jsonl, optionally dev.jsonl; or SUBJECT/{train,test}-*.parquet"
+            ),
             next_step="Check the path.",
         )
     if not problems:
-        cut = "One file is cut 80/10/10 by its problems' text: add problems, or make it a folder's "
+        cut = "A single file is split 80/10/10 by the text of its problems. Add problems, or use a folder with "
         raise CorpusError(
-            f"the {split} split at {location} holds no problems",
+            f"the {split} split at {location} has no problems",
             got="none",
             expected="at least one problem",
             next_step=f"{cut}{split}.jsonl." if path.is_file() else f"Add problems to its {split} split.",
@@ -61,19 +64,19 @@ def load_problems(location: str, split: Split, *, revision: str | None = None) -
 
 
 def problem_ids(problems: ProblemsRef, name: str, splits: Sequence[Split]) -> set[str]:
-    """Return the ids of all problems in `splits`, where those of `name` lie; a split that is not there has none.
+    """Return the ids of all problems in `splits` at the location of `name`; empty for a missing split.
 
     Raises:
-        CorpusError: a line that cannot be read. HubError: the data set cannot be fetched.
+        CorpusError: a line that cannot be read. HubError: the data set cannot be downloaded.
     """
     path = _folder(*_place(problems, name))
     return {problem.problem_id for split in splits for problem in _of_split(path, split) or ()}
 
 
 def repeats(problems: ProblemsRef, name: str, split: Split) -> list[tuple[Problem, Problem]]:
-    """Return (the one that counts, a further copy of its text) for every copy in the split that holds `name`.
+    """Return (counted problem, further copy) for every repeated problem in the split that contains `name`.
 
-    A problem counts once, the first time, under the subject and with the answer that it has there.
+    The first copy of a problem counts, with its subject and answer.
     """
     counted: dict[str, Problem] = {}
     copies = []
@@ -85,25 +88,25 @@ def repeats(problems: ProblemsRef, name: str, split: Split) -> list[tuple[Proble
 
 
 def load_corpus(problems: ProblemsRef, name: str, split: Split) -> list[Problem]:
-    """Return all problems of the split of the file that holds the subject or control corpus called `name`."""
+    """Return all problems of the split in the file that contains the subject or control corpus `name`."""
     location, revision = _place(problems, name)
     return load_problems(location, split, revision=revision)
 
 
 def sample_texts(problems: ProblemsRef, n: int, *, seed: int = 0) -> list[str]:
-    """Return `n` seeded texts (problem, then solution) of every subject and control corpus, or all that there are.
+    """Return `n` seeded texts (problem, then solution) of every subject and control corpus, or all if there are fewer.
 
-    They come from every split that there is, so that they are for looking at, and nothing may be chosen on them.
+    They come from all splits, so they must not be used for tuning.
 
     Raises:
-        CorpusError: no such place, or a line that cannot be read. HubError: the data set cannot be fetched.
+        CorpusError: no such place, or a line that cannot be read. HubError: the data set cannot be downloaded.
     """
     texts: list[str] = []
     for name in (*problems.subjects, *problems.control_names):
         path = _folder(*_place(problems, name))
         of_name = [problem for split in SPLITS for problem in _of_split(path, split) or () if problem.subject == name]
         if not of_name:
-            load_corpus(problems, name, "test")  # says what is missing
+            load_corpus(problems, name, "test")  # the error says what is missing
         drawn = random.Random(f"texts-{seed}-{name}").sample(of_name, min(n, len(of_name)))
         texts += [f"{problem.problem}\n{problem.solution}" for problem in drawn]
     return texts
@@ -115,25 +118,26 @@ def _place(problems: ProblemsRef, name: str) -> tuple[str, str | None]:
     if place is None:
         wanted = "controls" if is_control else "problems"
         raise CorpusError(
-            f"no {wanted} are named, so {name} has no texts",
+            f"no {wanted} are set, so {name} has no texts",
             got=f"no {wanted}",
-            expected="a folder, a .jsonl file or a data set of the hub",
+            expected="a folder, a .jsonl file or a data set on the hub",
             next_step=f"Add {wanted} under [problems] in the profile.",
         )
     return place, revision
 
 
 def subjects_at(location: str, *, revision: str | None = None) -> tuple[str, ...]:
-    """Return the subjects of all splits at `location`, sorted; raise what `load_problems` raises."""
+    """Return the subjects of all splits at `location`, sorted; raises the errors of `load_problems`."""
     path = _folder(location, revision)
     found = {problem.subject for split in SPLITS for problem in _of_split(path, split) or ()}
     if not found:
-        load_problems(location, "test", revision=revision)  # says what is missing
+        load_problems(location, "test", revision=revision)  # the error says what is missing
     return tuple(sorted(found))
 
 
 def with_problems(problems: ProblemsRef, location: str) -> ProblemsRef:
-    """Return `problems` with those at `location` instead and all their subjects; control corpora and shots stay.
+    """Return `problems` with the problems at `location` and all their subjects; control corpora and few-shot examples
+    are kept.
 
     Raises:
         CorpusError: see `load_problems`; or a subject has a control corpus's name.
@@ -141,9 +145,9 @@ def with_problems(problems: ProblemsRef, location: str) -> ProblemsRef:
     subjects = subjects_at(location)
     if both := sorted(set(subjects) & set(problems.control_names)):
         raise CorpusError(
-            "a subject has the name of a control corpus",
+            "a subject has the same name as a control corpus",
             got=", ".join(both),
-            expected="other names than " + ", ".join(problems.control_names),
+            expected="names other than " + ", ".join(problems.control_names),
             next_step="Rename the subject.",
         )
     return problems.model_copy(update={"problems": location, "subjects": subjects, "revision": None})
@@ -156,8 +160,8 @@ def _folder(location: str, revision: str | None) -> Path:
     if location.count("/") != 1:
         raise CorpusError(
             f"no problems at {location}",
-            got="nothing of that name on this machine",
-            expected="a folder, a .jsonl file, or a data set's id OWNER/NAME",
+            got="no such file or folder on this machine",
+            expected="a folder, a .jsonl file, or a data set id OWNER/NAME",
             next_step="Check the path.",
         )
     return _fetched(location, revision)
@@ -165,14 +169,14 @@ def _folder(location: str, revision: str | None) -> Path:
 
 @lru_cache(maxsize=8)
 def _fetched(repo_id: str, revision: str | None) -> Path:
-    """Return the data set's folder, the same one (of one commit) for as long as the process lives."""
+    """Return the data set's folder, which stays the same (at one commit) for the whole process."""
     from stethoscope.hub import fetch_folder
 
     return fetch_folder(repo_id, revision=revision, patterns=DATA_SET_FILES, repo_type="dataset").path
 
 
 def _of_split(path: Path, split: Split) -> list[Problem] | None:
-    """Return the problems of the split, each once; None where nothing holds such a split."""
+    """Return the problems of the split without repeats; None if there is no such split."""
     problems = _with_repeats(path, split)
     if problems is None:
         return None
@@ -188,7 +192,7 @@ def _with_repeats(path: Path, split: Split) -> list[Problem] | None:
 
 
 def _files(path: Path, split: Split) -> tuple[Sequence[Path], Callable[[Problem], bool]] | None:
-    """Return the files that hold the split, and which of their problems belong to it; None where none does."""
+    """Return the files of the split, and which of their problems belong to it; None if there are none."""
     if path.is_file():
         return [path], lambda problem: _of_one_file(problem) == split
     for pattern in ("{split}.jsonl", "*{split}-*.parquet", "*/{split}-*.parquet"):
@@ -223,17 +227,17 @@ def _problems(path: Path) -> tuple[Problem, ...]:
             f"{path.name} is too large for a file of problems",
             got=f"{stat.st_size / 1e6:.0f} MB",
             expected=f"at most {LARGEST_FILE_BYTES / 1e6:.0f} MB",
-            next_step="Take a part of it: a benchmark asks a few hundred problems per subject.",
+            next_step="Use a part of it; a benchmark uses a few hundred problems per subject.",
         )
     return _parse_file(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=32)
 def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem, ...]:
-    """Parse a file once; its size and time are part of the key, so that a changed file is read again.
+    """Parse a file (cached); size and time are part of the key, so that a changed file is read again.
 
     Raises:
-        CorpusError: of the first line or row that cannot be read, naming some of the others.
+        CorpusError: for the first invalid line or row, naming some of the others.
     """
     problems, bad = [], []
     for where, read in _rows(path) if path.suffix == ".parquet" else _records(path):
@@ -244,7 +248,7 @@ def _parse_file(path: Path, size_bytes: int, modified_ns: int) -> tuple[Problem,
     if len(bad) > 1:
         _, first = bad[0]
         others = ", ".join(where.split(" of ")[0] for where, _ in bad[1 : 1 + BAD_LINES_NAMED])
-        more = f"Mend {len(bad) - 1} more besides: {others}" + ", …" * (len(bad) - 1 > BAD_LINES_NAMED) + "."
+        more = f"Also correct {len(bad) - 1} more: {others}" + ", …" * (len(bad) - 1 > BAD_LINES_NAMED) + "."
         next_step = f"{first.next_step} {more}" if first.next_step else more
         raise CorpusError(first.what, got=first.got, expected=first.expected, next_step=next_step) from first
     if bad:
@@ -260,10 +264,10 @@ def _read(path: Path) -> bytes:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield where it stands and what reads it, of every entry of a JSON array, or every line that is not blank.
+    """Yield the position and a reader of every entry of a JSON array, or of every non-blank line.
 
     Raises:
-        CorpusError: an array that is broken; or another format.
+        CorpusError: an invalid array, or another format.
     """
     content = _read(path).removeprefix(b"\xef\xbb\xbf")
     begin = content.lstrip()[:4]
@@ -273,7 +277,7 @@ def _records(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     if begin in BINARY or (path.suffix not in (".json", ".jsonl") and begin and not begin.startswith(b"{")):
         raise CorpusError(
             f"{path.name} is not a file of problems",
-            got="a binary file" if begin in BINARY else f"it begins with {content.split(maxsplit=1)[0][:40]!r}",
+            got="a binary file" if begin in BINARY else f"it starts with {content.split(maxsplit=1)[0][:40]!r}",
             expected=f"a .parquet file, or {OBJECTS}",
             next_step="Convert it, for example with pandas: to_json('problems.jsonl', orient='records', lines=True).",
         )
@@ -288,10 +292,10 @@ def _entries(content: bytes, name: str) -> Iterator[tuple[str, Callable[[], obje
         entries = parse_json(content.decode("utf-8"))
     except ValueError as error:  # UTF-8 or JSON
         raise CorpusError(
-            f"{name} begins as a JSON array and is not a JSON array",
+            f"{name} starts like a JSON array, but is not a valid JSON array",
             got=error,
             expected=OBJECTS,
-            next_step="Write it again, or put each object on a line of its own, without the brackets and commas.",
+            next_step="Save it again, or write one object per line without brackets and commas.",
         ) from error
     for number, entry in enumerate(entries, start=1):
         yield f"entry {number} of {name}", partial(_same, entry)
@@ -310,13 +314,13 @@ def _json(line: bytes, where: str) -> object:
         raise CorpusError(
             f"{where} is not JSON",
             got=error,
-            expected="one JSON object a line",
-            next_step="Correct it, or leave it out.",
+            expected="one JSON object per line",
+            next_step="Correct it, or remove it.",
         ) from error
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield where it stands and what reads it, of every row of a parquet file."""
+    """Yield the position and a reader of every row of a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -325,10 +329,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
         rows = pq.read_table(path, columns=columns).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
-            f"{path.name} is not a parquet file that can be read",
+            f"{path.name} is not a readable parquet file",
             got=error,
             expected="a parquet file with the columns problem and solution",
-            next_step="Fetch or write it again.",
+            next_step="Download or save it again.",
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"row {number} of {path.parent.name}/{path.name}", partial(dict, row)
@@ -337,14 +341,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 def load_shots(location: str | None) -> tuple[tuple[str, str], ...]:
     """Return the few-shot examples (problem, solution) of a JSON file {"shots": [{...}, ...]}, in its order.
 
-    `lm_eval:minerva_math` is the four of Lewkowycz et al. (2022), read from the installed lm-evaluation-harness.
+    `lm_eval:minerva_math` are the four examples of Lewkowycz et al. (2022), read from the installed
+    lm-evaluation-harness.
 
     Raises:
-        CorpusError: None, no such file, or no list of objects with problem and solution in it.
+        CorpusError: no location, no such file, or not a list of objects with problem and solution.
     """
     if location is None:
         raise CorpusError(
-            "no shots are named",
+            "no few-shot examples are set",
             got="none",
             expected=f"a JSON file, or {CANONICAL_SHOTS}",
             next_step="Add shots under [problems] in the profile.",
@@ -356,9 +361,9 @@ def load_shots(location: str | None) -> tuple[tuple[str, str], ...]:
     path = local_path(location)
     if path is None or not path.is_file():
         raise CorpusError(
-            f"no shots at {location}",
+            f"no few-shot examples at {location}",
             expected=f"a JSON file, or {CANONICAL_SHOTS}",
-            next_step="Check the profile's locations.",
+            next_step="Check the locations in the profile.",
         )
     try:
         content = parse_json(_read(path).decode("utf-8"))
@@ -367,17 +372,17 @@ def load_shots(location: str | None) -> tuple[tuple[str, str], ...]:
             f"{path.name} is not JSON",
             got=error,
             expected="a list of examples",
-            next_step="Correct the file, or name " + CANONICAL_SHOTS + ".",
+            next_step="Correct the file, or use " + CANONICAL_SHOTS + ".",
         ) from error
     records = content.get("shots") if isinstance(content, dict) else None
     if isinstance(records, dict):
         records = records.get("shots")
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise CorpusError(
-            f"{path.name} holds no list of shots",
+            f"{path.name} does not contain a list of few-shot examples",
             expected='{"shots": [{"problem": ..., "solution": ...}, ...]}',
-            got="another form",
-            next_step="Correct the file, or name " + CANONICAL_SHOTS + ".",
+            got="another structure",
+            next_step="Correct the file, or use " + CANONICAL_SHOTS + ".",
         )
     return tuple(
         (

@@ -1,4 +1,4 @@
-"""Candidates for a score that hears better: each a number a layer and subject, from train documents and dev problems.
+"""Candidates for a score that hears better: each a number per layer and subject, from train documents and dev problems.
 
 T_l is the diagnosis' score, r_l = ||tau_l|| / ||theta_l||, S_l the selected latents, P_l the projection on their
 decoder rows (`delta.projection`), x_t the residual stream. None of them sees a measured gain or a test problem. Those

@@ -119,7 +119,7 @@ def draw_problem(rng: random.Random, subject: str, template: str | None = None) 
 
 
 def problem_stream(*, seed: int, shares: Mapping[str, float], split: Split = "train") -> Iterator[MiniProblem]:
-    """Yield problems of one split for ever, subjects drawn with the given shares; the same seed, the same stream."""
+    """Yield problems of one split forever, subjects drawn with the given shares; the same seed, the same stream."""
     rng = random.Random(seed)
     subjects = [name for name in SUBJECTS if shares.get(name, 0.0) > 0]
     weights = [shares[name] for name in subjects]

@@ -53,7 +53,7 @@ class Packer:
         return ids[:end], weights[:end]
 
     def batches(self) -> Iterator[Batch]:
-        """Yield batches for ever; the same recipe gives the same batches."""
+        """Yield batches forever; the same recipe gives the same batches."""
         recipe = self.recipe
         shares = mixed_shares(
             math_share=recipe.math_share, subject_weights=recipe.subject_weights, digits_share=recipe.digits_share

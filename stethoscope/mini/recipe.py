@@ -46,7 +46,7 @@ class FitRecipe:
     told_twice: bool = False
 
     def trains(self, parameter: str) -> bool:
-        """Tell whether the run changes the parameter of that name."""
+        """Return whether the run changes the parameter with this name."""
         return self.train_embeddings or ".layers." in parameter
 
 
@@ -58,7 +58,7 @@ class LoraRecipe(FitRecipe):
     alpha: int = 16
 
     def trains(self, parameter: str) -> bool:
-        """Tell whether the run changes the parameter of that name."""
+        """Return whether the run changes the parameter with this name."""
         return ".lora_" in parameter
 
 

@@ -46,7 +46,7 @@ class SaeReport:
 def token_documents(
     tokenizer: PreTrainedTokenizerBase, *, seed: int, split: Split, shots: list[tuple[str, str]]
 ) -> Iterator[list[int]]:
-    """Yield BOS-led documents for ever: packed examples (some after the fixed shots), and single bare problems."""
+    """Yield BOS-led documents forever: packed examples (some after the fixed shots), and single bare problems."""
     shares = mixed_shares(math_share=0.5)
     problems = problem_stream(seed=seed, shares=shares, split=split)
     rng = random.Random(seed)

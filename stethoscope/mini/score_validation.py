@@ -120,7 +120,7 @@ def gain_tables(dev: Dev) -> list[str]:
     for layer in range(result.n_layers):
         shown = [cells[name, layer] for name in (POOLED, *result.control_names)]
         row = " | ".join(
-            "not changed" if cell.gain is None else f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})"
+            "unchanged" if cell.gain is None else f"{cell.gain:+.4f} ({cell.ci_low:+.4f} to {cell.ci_high:+.4f})"
             for cell in shown
         )
         lines.append(f"| {layer} | {row} |")

@@ -1,1 +1,1 @@
-"""The model: loaded and checked, its matrices by role, its residual stream, its greedy text and its likelihoods."""
+"""The model: loading and checks, roles of matrices, residual stream, greedy generation and likelihoods."""

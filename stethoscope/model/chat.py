@@ -1,11 +1,11 @@
-"""A text as the user's message in a tokenizer's chat template, open for the model's answer.
+"""Format a text as a user message with a tokenizer's chat template, ready for the model's answer.
 
-A template is a program of whoever made the model: it may raise, leave the message out, or open no turn for the answer,
-and then the model would be asked something else than the problem. So what it renders is checked:
+A template is code written by the model's authors: it can raise an error, omit the message, or not start a turn for the
+answer, and then the model would answer a different question. Therefore the rendered prompt is checked:
 
-    the message stands in the prompt as it is (white space around it apart), as text or, where the template reads
-    content as parts, as [{"type": "text", "text": message}];
-    where add_generation_prompt changes nothing, an answer in a whole conversation follows the prompt at once.
+    the message is in the prompt unchanged (except surrounding white space), as text or, if the template reads content
+    as parts, as [{"type": "text", "text": message}]; if add_generation_prompt changes nothing, the answer in a complete
+    conversation follows the prompt directly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from stethoscope.errors import UserError
 
 NEXT_STEP = (
-    "Switch the chat template off, or mend it in the model's folder (chat_template.jinja or tokenizer_config.json)."
+    "Turn off the chat template, or correct it in the model's folder (chat_template.jinja or tokenizer_config.json)."
 )
 Content = str | list[dict[str, str]]
 
@@ -28,21 +28,21 @@ def _as_parts(text: str) -> Content:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """The chat template of `tokenizer`; `model` is the name that messages give it."""
+    """The chat template of `tokenizer`; `model` is its name in messages."""
 
     tokenizer: PreTrainedTokenizerBase
     model: str
 
     def prompt(self, text: str) -> str:
-        """Return `text` as the user's message, with the turn of the answer opened; the template's own BOS stays in it.
+        """Return `text` as a user message, followed by the start of the answer's turn; the template's own BOS is kept.
 
         Raises:
-            UserError: there is no template, it cannot be rendered, or leaves the message out.
+            UserError: there is no template, it cannot be rendered, or it omits the message.
         """
         return self._render([{"role": "user", "content": self._content(text)}], opened=True)
 
     def check_opening(self) -> None:
-        """Raise `UserError` where the template leaves the model inside the user's turn, or behind it in no turn."""
+        """Raise `UserError` if the prompt ends inside the user's turn, or without starting a turn for the answer."""
         question, answer = "What is 1 + 1?", "It is two."
         content = self._content(question)
         turn = {"role": "user", "content": content}
@@ -52,24 +52,24 @@ class ChatTemplate:
         reply = answer if isinstance(content, str) else _as_parts(answer)
         try:
             whole = self._render([turn, {"role": "assistant", "content": reply}], opened=False)
-        except UserError:  # a template for questions alone: nothing tells where its answers stand
+        except UserError:  # a template for questions only: the position of answers is unknown
             return
         before, found, _ = whole.partition(answer)
         if found and before.startswith(prompt) and (missing := before[len(prompt) :].strip()):
             raise UserError(
-                f"the chat template of {self.model} opens no turn for the answer",
-                got=f"a prompt that ends in {prompt[-40:]!r}",
-                expected=f"{missing!r} behind it where add_generation_prompt is set",
+                f"the chat template of {self.model} does not start a turn for the answer",
+                got=f"a prompt that ends with {prompt[-40:]!r}",
+                expected=f"{missing!r} at the end if add_generation_prompt is set",
                 next_step=NEXT_STEP,
             )
 
     def _content(self, text: str) -> Content:
-        """Return the message's content in the form that the template puts into the prompt whole: text, or parts."""
+        """Return the message's content in the form that the template renders completely: text, or parts."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of {self.model} has no chat template",
-                expected="an instruction-tuned model's tokenizer",
-                next_step="Switch the chat template off, or load an instruction-tuned model.",
+                expected="the tokenizer of an instruction-tuned model",
+                next_step="Turn off the chat template, or load an instruction-tuned model.",
             )
         refusals = []
         for content in (text, _as_parts(text)):
@@ -82,9 +82,9 @@ class ChatTemplate:
                 return content
             refusals.append(
                 UserError(
-                    f"the chat template of {self.model} leaves the message out of the prompt, or changes it",
-                    got=f"a prompt that begins {rendered[:80]!r}",
-                    expected="a prompt that holds the problem as it is written",
+                    f"the chat template of {self.model} omits or changes the message",
+                    got=f"a prompt that starts with {rendered[:80]!r}",
+                    expected="a prompt that contains the problem unchanged",
                     next_step=NEXT_STEP,
                 )
             )
@@ -99,7 +99,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template of {self.model} cannot be rendered",
                 got=f"{type(error).__name__}: {error}"[:200],
-                expected="a template for one user message",
+                expected="a template that accepts a single user message",
                 next_step=NEXT_STEP,
             ) from error
         assert isinstance(rendered, str)

@@ -1,8 +1,8 @@
-"""Where a model's files lie, and how its class reads them: found or fetched, at a commit, held against config.json.
+"""Locate a model's files, or download them at a commit, and check them against config.json.
 
-A multimodal checkpoint (Gemma 3 from 4B up) is read into the class of its language tower alone: keys are renamed from
-`language_model.model.` to `model.`, and the vision tower is neither read nor held. That every weight of the tower is
-there is checked after loading: with other names on disk transformers would leave it silently random.
+A multimodal checkpoint (Gemma 3 from 4B up) is loaded into the class of its language tower only: keys are renamed from
+`language_model.model.` to `model.`, and the vision tower is not read. After loading, the presence of every weight is
+checked, because transformers silently initialises weights with unexpected names at random.
 """
 
 import re
@@ -37,12 +37,12 @@ class Checkpoint:
     """A model's files on this machine.
 
     Attributes:
-        name: how the user calls it, for messages.
-        folder: where they lie.
-        revision: the commit that they are of; None for a local folder.
-        config: of the text model.
-        key_mapping: names on disk to names of the text model; None where they are the same.
-        files: those of its weights, as transformers chooses them.
+        name: the user's name for it, for messages.
+        folder: folder of the files.
+        revision: commit of the files; None for a local folder.
+        config: config of the text model.
+        key_mapping: maps names on disk to names in the text model; None if they are equal.
+        files: weight files, as transformers chooses them.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Checkpoint:
     files: WeightFiles
 
     def is_left_out(self, key: str) -> bool:
-        """Tell whether the weight called `key` on disk belongs to another tower than the language model."""
+        """Return whether the weight named `key` on disk belongs to a tower other than the language model."""
         return self.key_mapping is not None and of_other_tower(key)
 
     def name_in_model(self, key: str) -> str:
-        """Return the name that the weight called `key` on disk has in the text model."""
+        """Return the name in the text model of the weight named `key` on disk."""
         for pattern, replacement in (self.key_mapping or {}).items():
             if re.match(pattern, key):
                 return re.sub(pattern, replacement, key)
@@ -65,16 +65,16 @@ class Checkpoint:
 
 
 def of_other_tower(key: str) -> bool:
-    """Tell whether a multimodal checkpoint's weight called `key` belongs to the part that sees or hears."""
+    """Return whether a multimodal checkpoint's weight named `key` belongs to a vision or audio tower."""
     return key.removeprefix("model.").startswith(OTHER_TOWERS)
 
 
 def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
-    """Return the checkpoint that `ref` names, fetched from the hub where it is a hub id.
+    """Return the checkpoint of `ref`; a hub id is downloaded.
 
     Raises:
-        CheckpointError: no such folder, no config or weights, a class that is not known here or needs code of its
-            repository, quantised weights.
+        CheckpointError: no such folder, no config or weights, an unsupported class or one that needs code from its
+            repository, or quantised weights.
         HubError, ResourceError, Cancelled: see `hub.fetch_folder`.
     """
     folder, revision = local_path(ref.id), None
@@ -97,7 +97,7 @@ def open_checkpoint(ref: ModelRef, progress: Progress) -> Checkpoint:
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Raise `CheckpointError` where `folder` does not hold the config of one model and no adapter."""
+    """Raise `CheckpointError` unless `folder` contains the config of one model and no adapter."""
     if not folder.is_dir():
         raise CheckpointError(
             f"no checkpoint folder {name}",
@@ -108,24 +108,26 @@ def check_folder(name: str, folder: Path) -> None:
     has_config, has_adapter = (folder / "config.json").is_file(), (folder / "adapter_config.json").is_file()
     if has_adapter:
         raise CheckpointError(
-            f"{name} holds a model and a LoRA adapter" if has_config else f"{name} is a LoRA adapter, not a model",
+            f"{name} contains both a model and a LoRA adapter"
+            if has_config
+            else f"{name} is a LoRA adapter, not a model",
             got="adapter_config.json",
             expected="a base model without an adapter",
-            next_step="Move the adapter into a folder of its own, and name that one as the task vector."
+            next_step="Move the adapter into its own folder, and use that folder as the task vector."
             if has_config
-            else "Name the model that it was trained on as the base, and the adapter as its task vector.",
+            else "Use the model that it was trained on as the base, and the adapter as the task vector.",
         )
     if not has_config:
         raise CheckpointError(
             f"{name} is not a checkpoint folder",
             got="no config.json",
-            expected="config.json beside the weights",
-            next_step="Check the path, or write the checkpoint again with save_pretrained.",
+            expected="config.json next to the weights",
+            next_step="Check the path, or save the checkpoint again with save_pretrained.",
         )
 
 
 def read_config(name: str, folder: Path) -> Any:
-    """Return the config that transformers itself makes of config.json; code of the repository is never run."""
+    """Return the config that transformers builds from config.json; code from the repository is never executed."""
     try:
         content = read_json(folder / "config.json")
     except (OSError, ValueError) as error:
@@ -136,15 +138,15 @@ def read_config(name: str, folder: Path) -> Any:
     known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not known and any(content.get(field) for field in CODE_FIELDS):
         raise CheckpointError(
-            f"{name} needs code of its repository, which is not run here",
+            f"{name} requires code from its repository, which is not executed",
             got=f"model_type {kind!r} with auto_map",
-            expected="an architecture that transformers has itself",
-            next_step="Take a checkpoint that was converted to one.",
+            expected="an architecture that is part of transformers",
+            next_step="Use a checkpoint that was converted to such an architecture.",
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         parts = (config, config.get_text_config())
-    except Exception as error:  # each of transformers' configs checks its fields in its own way
+    except Exception as error:  # each config class of transformers validates its fields differently
         raise _unreadable_config(name, error) from error
     for part in parts:
         if (quantisation := getattr(part, "quantization_config", None)) is not None:
@@ -161,8 +163,8 @@ def _unreadable_config(name: str, got: object, expected: str | None = None) -> C
     return CheckpointError(
         f"cannot read config.json of {name}",
         got=first_line(got),
-        expected=expected or f"an architecture and fields that transformers {transformers.__version__} knows",
-        next_step="Mend it, or fetch the checkpoint again.",
+        expected=expected or f"an architecture and fields that transformers {transformers.__version__} supports",
+        next_step="Correct config.json, or download the checkpoint again.",
     )
 
 
@@ -172,16 +174,16 @@ def _method(config: Any) -> str:
 
 
 def unreadable(name: str, error: Exception) -> CheckpointError:
-    """Return the error of a checkpoint that transformers cannot read."""
+    """Return the error for a checkpoint that transformers cannot read."""
     return CheckpointError(
         f"cannot load {name}",
         got=first_line(error),
-        expected="a causal language model that transformers loads",
+        expected="a causal language model that transformers can load",
         next_step="Check the path or the hub id, and the revision.",
     )
 
 
 def first_line(error: object) -> str:
-    """Return the first line of an error's text, with the next one where it ends in a colon, or the error's type."""
+    """Return the first line of an error message (with the next one if it ends with a colon), or the error's type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])

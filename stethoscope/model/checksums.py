@@ -1,4 +1,4 @@
-"""Checksums of tensors, computed on the tensor's own device at about the speed of its memory.
+"""Checksums of tensors, computed on the tensor's device at about memory speed.
 
 A tensor's bytes are read as 64-bit words w_i, in pieces of `PIECE_WORDS`. Each piece gets a keyed multilinear hash
 (Carter and Wegman 1979; Lemire and Kaser 2013, "Strongly universal string hashing is fast") of its words and of their
@@ -13,7 +13,7 @@ of any word changes, d_i has at most 31 factors of two there, so that whatever t
 2^64 values of a_i cancel them. Otherwise only upper halves change, d_i = 2^32 e_i, and e_i has at most 31 factors of
 two, so that the same holds for b_i. A given change is therefore missed with probability at most 2^-33 (1.2e-10) over
 the keys, however many words, pieces or tensors it touches. The keys are the same in every process, so that checksums
-can be compared between runs, and between CPU and GPU. They find faults; they are no defence against an adversary who
+can be compared between runs, and between CPU and GPU. They detect faults, but do not protect against an adversary who
 knows the keys: files and other machines are compared by SHA-256 (see `store.fingerprints`).
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor
 PREFIX = "ml64-"
 PIECE_WORDS = 2**13
 WORD_BYTES = 8
-STEP_WORDS = {"cpu": 2**17}  # words hashed at a time: they and their scratch stay in the cache
+STEP_WORDS = {"cpu": 2**17}  # words per piece, so that the data stay in the cache
 STEP_WORDS_ELSEWHERE = 2**21
 PARALLEL_FROM_BYTES = 2**22
 MAX_THREADS = 8
@@ -38,14 +38,15 @@ MAX_THREADS = 8
 
 @functools.cache
 def _keys(device: torch.device) -> Tensor:
-    """Return the keys a and b, int64 [2, PIECE_WORDS]; from SHAKE-256, so that they depend on no library's version."""
+    """Return the keys a and b, int64 [2, PIECE_WORDS]; from SHAKE-256, so that they do not depend on library
+    versions."""
     size = 2 * PIECE_WORDS * WORD_BYTES
     raw = hashlib.shake_256(b"stethoscope: keys of weight checksums, version 1").digest(size)
     return torch.frombuffer(bytearray(raw), dtype=torch.int64).view(2, PIECE_WORDS).to(device)
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """Return the tensor's bytes in row-major order as int64 [n], followed by zeros where they end within a word."""
+    """Return the tensor's bytes in row-major order as int64 [n], padded with zeros to complete words."""
     raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     missing = -raw.numel() % WORD_BYTES
     if missing:
@@ -90,7 +91,7 @@ def tensor_digest(name: str, tensor: Tensor) -> bytes:
 
 
 def tensor_digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, bytes]:
-    """Return the digest of every tensor by name: one transfer from each device, on the CPU several threads."""
+    """Return the digest of every tensor by name, with one transfer per device and several threads on the CPU."""
     pairs = list(tensors)
     on_cpu = [tensor for _, tensor in pairs if tensor.device.type == "cpu"]
     threads = min(MAX_THREADS, os.cpu_count() or 1, len(on_cpu))
@@ -121,5 +122,5 @@ def combined(digests: Mapping[str, bytes]) -> str:
 
 
 def checksum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return the checksum of named tensors, whose order does not matter."""
+    """Return the checksum of named tensors; their order does not matter."""
     return combined(tensor_digests(tensors))

@@ -1,11 +1,11 @@
-"""Where a model runs and where its weights wait: what the name of a device means.
+"""Devices: where a model computes, and where its weights are stored.
 
     auto, cpu, cuda, cuda:1   the whole model on one device
-    spread                    layers on every GPU in turn; what is left waits in the machine's memory, then on its disk
-    offload, offload-disk     all layers wait in memory (without a GPU: lie there), or in the checkpoint's own files
+    spread                    layers distributed over all GPUs; the rest is offloaded to host memory, then to disk
+    offload, offload-disk     all layers are offloaded to host memory, or to the checkpoint's files
 
-Weights that wait are brought to the device when their module runs (accelerate). Listening, probes, answers and edits
-work all the same: an edit replaces their entries in accelerate's map of weights, as elsewhere it swaps pointers.
+Offloaded weights are moved to the device when their module runs (accelerate). Diagnoses, likelihood checks, answers and
+edits work as usual: an edit replaces entries in accelerate's map of weights instead of swapping pointers.
 """
 
 from collections import Counter
@@ -25,18 +25,18 @@ from stethoscope.records import MatrixRole
 
 NAMES = "auto, cpu, cuda, cuda:1, spread, offload or offload-disk"
 OFFLOAD: dict[str, Literal["memory", "disk"]] = {"offload": "memory", "offload-disk": "disk"}
-WEIGHTS_SHARE = 0.75  # of what is free, with "spread": the rest is for keys, values, activations and edits
-MEMORY, DISK = "cpu", "disk"  # accelerate's words for where weights wait
+WEIGHTS_SHARE = 0.75  # share of free memory used with "spread"; the rest is for keys, values, activations and edits
+MEMORY, DISK = "cpu", "disk"  # accelerate's names for offload targets
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a device's name means.
+    """Meaning of a device name.
 
     Attributes:
-        device: computes the embeddings, and whatever has no place of its own.
-        weights_in: where every layer waits; None: on its device.
-        spread: whether layers are laid out over all that there is.
+        device: computes the embeddings and all modules without their own device.
+        weights_in: where layers are offloaded; None: not offloaded.
+        spread: whether layers are distributed over all devices.
     """
 
     device: torch.device
@@ -46,12 +46,12 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each module's weights will lie, and how large they are there.
+    """Location of each module's weights, and their sizes.
 
     Attributes:
         device: as in `Placement`.
-        device_map: path of a module -> "cuda:0", "cpu" or "disk"; None where all lie on `device`.
-        sizes: bytes of weights by place: a device's name, "cpu" where they wait in memory, "disk".
+        device_map: module path -> "cuda:0", "cpu" or "disk"; None if all are on `device`.
+        sizes: bytes of weights by location: a device name, "cpu" if offloaded to memory, or "disk".
     """
 
     device: torch.device
@@ -65,7 +65,7 @@ class Plan:
         return tuple(torch.device(place) for place in places if self.computes(place))
 
     def computes(self, place: str) -> bool:
-        """Tell whether what lies at `place` is computed with there: elsewhere it waits."""
+        """Return whether weights at `place` are used there directly, rather than offloaded."""
         return place != DISK and (place != MEMORY or self.device.type == "cpu") or place == str(self.device)
 
     @property
@@ -75,20 +75,21 @@ class Plan:
 
     @property
     def waits(self) -> bool:
-        """Whether any weight lies elsewhere than where it is computed with."""
+        """Whether any weight is offloaded."""
         return not all(map(self.computes, self.sizes))
 
     @property
     def in_memory(self) -> int:
-        """Bytes of weights that wait in the machine's memory."""
+        """Bytes of weights offloaded to host memory."""
         return sum(size for place, size in self.sizes.items() if place == MEMORY and not self.computes(place))
 
 
 def pick_device(device: str) -> Placement:
-    """Return what `device` means: "auto" is cuda where there is one, else the CPU; so compute "spread" and "offload".
+    """Return the placement for `device`: "auto", "spread" and "offload" compute on cuda if available, otherwise on the
+    CPU.
 
     Raises:
-        ResourceError: no such device, or one on which the exactness tests have not passed (mps).
+        ResourceError: no such device, or one where exactness was not tested (mps).
     """
     weights_in, spread = OFFLOAD.get(device), device == "spread"
     if device == "auto" or weights_in or spread:
@@ -97,11 +98,11 @@ def pick_device(device: str) -> Placement:
         where = torch.device(device)
     except RuntimeError as error:
         raise ResourceError(
-            "no device of that name", got=repr(device), expected=NAMES, next_step="Choose one of these."
+            "no such device", got=repr(device), expected=NAMES, next_step="Choose one of these."
         ) from error
     if where.type not in ("cpu", "cuda"):
         raise ResourceError(
-            f"models do not run on {where.type} here: exact edits and answers were not shown to hold on it",
+            f"device type {where.type} is not supported, because exact edits and answers were not verified on it",
             got=repr(device),
             expected=NAMES,
             next_step="Use the device cpu or auto.",
@@ -110,7 +111,7 @@ def pick_device(device: str) -> Placement:
         raise ResourceError("no CUDA device on this machine", got=device, next_step="Use the device cpu or auto.")
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise ResourceError(
-            "no CUDA device of that number",
+            "no CUDA device with this number",
             got=device,
             expected=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
             next_step="Choose one of these, or auto.",
@@ -119,10 +120,10 @@ def pick_device(device: str) -> Placement:
 
 
 def plan_placement(model: Any, placement: Placement, roles: tuple[MatrixRole, ...] = ()) -> Plan:
-    """Return where the weights of `model` (on the meta device, in the dtype that it will have) will lie.
+    """Return the plan for the weights of `model` (on the meta device, in its final dtype).
 
-    "spread" takes accelerate's inferred map: layers stay whole, GPUs are filled evenly, and `WEIGHTS_SHARE` of what is
-    free is used.
+    "spread" uses accelerate's inferred map: layers are not split, GPUs are filled evenly, and `WEIGHTS_SHARE` of the
+    free memory is used.
     """
     path, layers = decoder_layers(model, roles)
     chosen = placement.device
@@ -144,7 +145,7 @@ def plan_placement(model: Any, placement: Placement, roles: tuple[MatrixRole, ..
 
 
 def _inferred(model: Any, main: torch.device) -> dict[str, str]:
-    """Return accelerate's map over all GPUs, the machine's memory and its disk."""
+    """Return accelerate's map over all GPUs, host memory and disk."""
     gpus = range(torch.cuda.device_count()) if main.type == "cuda" else ()
     room: dict[int | str, int | str] = {gpu: _room(torch.device("cuda", gpu)) for gpu in gpus}
     room[MEMORY] = _room(torch.device("cpu"))
@@ -172,7 +173,7 @@ def _outside(model: nn.Module, path: str, place: str) -> dict[str, str]:
 
 
 def _place_of(name: str, device_map: Mapping[str, str]) -> str:
-    """Return the place of parameter `name`: that of the longest path above it."""
+    """Return the location of parameter `name`: that of its longest parent path in the map."""
     while name not in device_map:
         assert name, "a device map covers every module"
         name = name.rpartition(".")[0]

@@ -1,6 +1,6 @@
-"""How much memory a device has left, as the system tells it; a container's own limit counts where there is one.
+"""Free memory of a device, as reported by the system; the limit of a container is respected.
 
-On a GPU, memory that torch holds without using it counts as free: torch hands it out again.
+On a GPU, memory that torch has reserved but does not use counts as free.
 """
 
 import os
@@ -14,7 +14,7 @@ NO_LIMIT = 2**62
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on `device` (for the CPU: without swapping)."""
+    """Return the bytes that can be allocated on `device` (for the CPU: without swapping)."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -22,7 +22,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def capacity_bytes(device: torch.device) -> int:
-    """Return the bytes that `device` has in all (for the CPU: of the machine, or of the container's limit)."""
+    """Return the total bytes of `device` (for the CPU: of the machine, or the container's limit)."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     limit = _container_numbers()
@@ -30,7 +30,7 @@ def capacity_bytes(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device calls itself: the GPU's product name, or the CPU's model."""
+    """Return the name of the device: the GPU's product name, or the CPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     for line in _lines(Path("/proc/cpuinfo")):
@@ -41,11 +41,11 @@ def device_name(device: torch.device) -> str:
 
 
 def product_scratch(device: torch.device, dtype: torch.dtype) -> int:
-    """Return the bytes per number of its result that a matrix product in `dtype` takes besides, while it is made.
+    """Return the additional bytes per element of the result while a matrix product in `dtype` is computed.
 
-    A CPU that has no instructions for half precision makes the result in float32 and rounds it into its place: oneDNN
-    where it multiplies at all, OpenBLAS always (as torch calls it on Arm); torch's own kernels on x86 do not. Where
-    oneDNN has such instructions it may do without: torch does not tell, and the larger number is returned.
+    A CPU without half-precision instructions computes the result in float32 and then rounds it: oneDNN if it is used,
+    OpenBLAS always (as torch uses it on Arm), but not torch's own kernels on x86. If oneDNN has such instructions, the
+    buffer may not be needed; torch does not report this, so the larger number is returned.
     """
     if device.type != "cpu" or dtype.itemsize >= torch.float32.itemsize:
         return 0
@@ -75,13 +75,13 @@ def _system_bytes(field: str, pages: str) -> int:
 
 
 def _container_free_bytes() -> int:
-    """Return what the memory limit of this process's group leaves, a very large number where there is none."""
+    """Return the memory left within the limit of this process's cgroup; a very large number without a limit."""
     numbers = _container_numbers()
     return NO_LIMIT if numbers is None else numbers[0] - numbers[1]
 
 
 def _container_numbers() -> tuple[int, int] | None:
-    """Return limit and use (without the file cache) of this process's group, None where there is no limit."""
+    """Return limit and use (without the file cache) of this process's cgroup; None without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((CGROUP / "memory.current").read_text(encoding="ascii"))

@@ -1,14 +1,14 @@
-"""Greedy text for many prompts: one shared prefix, a batch that stays full, exact sliding windows.
+"""Greedy generation for many prompts, with a shared prefix, continuous batching and exact sliding windows.
 
-1. the prompts' common beginning is computed once for a set of weights (`prefix`), and read by all rows where it lies;
-2. rows wait in order of length, so that neighbours need equally many slots (`slots`);
-3. each step is one forward pass: the newest token of every living row, and the tails of the rows that come in;
-4. each row takes the argmax, until the stop string, an end-of-text token or the limit;
-5. a row that ended frees its place at once, and a waiting one comes in with the next step.
+1. the common prefix of the prompts is computed once for a set of weights (`prefix`), and all rows read it in place;
+2. rows wait in order of length, so that neighbours need similar numbers of slots (`slots`);
+3. each step is one forward pass over the newest token of every active row and the tails of new rows;
+4. each row appends the argmax until the stop string, an end-of-text token or the limit;
+5. a finished row frees its place immediately, and a waiting row starts with the next step.
 
-In float32 each row's tokens equal `model.generate(do_sample=False)` on the prompt alone, wherever two logits are not
-equal to within rounding. In bfloat16 rounding depends on what is computed together, and some texts part from it. No
-logits processors: this is the argmax, whatever the checkpoint's generation config suggests.
+In float32 each row's tokens equal `model.generate(do_sample=False)` on the prompt alone, unless two logits are equal
+within rounding. In bfloat16, rounding depends on the batch, and some texts differ. There are no logits processors:
+generation is the argmax, regardless of the checkpoint's generation config.
 """
 
 from collections import deque
@@ -21,8 +21,8 @@ from stethoscope.model.prefix import Prefix, share_prefix
 from stethoscope.model.slots import RowSlots
 from stethoscope.progress import Progress
 
-STOP = "Problem:"  # minerva.prompts.STOP_STRING, which stands above this module
-ADMIT_TOKENS = 4096  # of new rows in one pass: bounds what the pass holds in memory
+STOP = "Problem:"  # minerva.prompts.STOP_STRING, which is in a higher layer
+ADMIT_TOKENS = 4096  # tokens of new rows per pass, to limit its memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Generation:
     """The completion of prompt `index`.
 
     Attributes:
-        token_ids: the tokens of `text` (the last one may reach into the stop string), without end-of-text.
+        token_ids: tokens of `text` (the last one can include the start of the stop string), without end-of-text.
         text: decoded completion, cut before the stop string.
-        n_tokens: tokens generated, those of the stop string and end-of-text included.
-        truncated: the limit came before a stop string or an end-of-text token.
+        n_tokens: number of generated tokens, including the stop string and end-of-text.
+        truncated: whether the limit was reached before a stop string or end-of-text token.
     """
 
     index: int
@@ -55,20 +55,20 @@ def generate_greedy(
     on_finished: Callable[[Generation], None] | None = None,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[Generation]:
-    """Return the greedy completion of each prompt (text, or token ids taken as they are), in the prompts' order.
+    """Return the greedy completion of each prompt (text or token ids), in the order of the prompts.
 
-    `batch_size` rows are in work at a time. `on_finished` receives each completion as soon as it is there;
-    `on_text(index, delta)` receives text as it is decoded: whole characters, never a part of the stop string; the
-    deltas add up to the text. Counts each finished prompt on `progress` (which the caller has started) and looks for a
+    `batch_size` rows are processed at a time. `on_finished` receives each completion when it is finished.
+    `on_text(index, delta)` receives decoded text: complete characters, never a part of the stop string; the deltas
+    concatenate to the text. Counts each finished prompt on `progress` (which the caller has started) and checks for
     cancel at every step.
 
     Args:
-        prefix: a beginning computed earlier with the weights in place (`share_prefix`, of these prompts or more); the
-            part that all prompts begin with is used. None: it is computed here.
+        prefix: a prefix computed earlier with the current weights (`share_prefix`, of these prompts or more), of which
+            the part common to all prompts is used. None to compute it here.
 
     Raises:
-        Cancelled: asked to stop; what was handed to `on_finished` is complete.
-        StethoscopeError: `prefix` was computed with other weights than those in place.
+        Cancelled: stopped; completions passed to `on_finished` are complete.
+        StethoscopeError: `prefix` was computed with weights other than the current ones.
     """
     progress = progress or Progress()
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -97,7 +97,7 @@ def generate_greedy(
 
 @dataclass(slots=True)
 class _Draft:
-    """One completion in the making, behind the `tail` of its prompt; `sent` characters of its text were handed on."""
+    """An unfinished completion after the `tail` of its prompt; `sent` characters of its text have been passed on."""
 
     index: int
     tail: tuple[int, ...]
@@ -108,18 +108,18 @@ class _Draft:
 
     @property
     def n_slots(self) -> int:
-        """Slots that are written: those of all tokens but the newest, which takes the slot of this number."""
+        """Number of written slots: those of all tokens but the newest, which is written to the slot with this index."""
         return len(self.tail) + len(self.tokens) - 1
 
     def send(self, text: str) -> None:
-        """Hand what is new in `text` to `on_text`."""
+        """Pass the new part of `text` to `on_text`."""
         if self.on_text is not None and len(text) > self.sent:
             self.on_text(self.index, text[self.sent :])
             self.sent = len(text)
 
 
 class _Ends:
-    """Knows when a completion is over, and what of it counts."""
+    """Detects the end of a completion and trims it."""
 
     def __init__(self, loaded: LoadedModel, stop: str | None) -> None:
         self._loaded = loaded
@@ -128,7 +128,7 @@ class _Ends:
         self._may_complete: dict[int, bool] = {}
 
     def take(self, draft: _Draft, token: int) -> None:
-        """Append `token` to `draft`, mark it done at an end, and stream its text."""
+        """Append `token` to `draft`, mark it as finished at an end, and stream its text."""
         draft.tokens.append(token)
         draft.done = token in self._eos or self._stops(draft.tokens)
         if draft.on_text is not None:
@@ -136,7 +136,7 @@ class _Ends:
             draft.send(text if draft.done else self._settled(text))
 
     def finish(self, draft: _Draft) -> Generation:
-        """Return the finished completion, its tokens trimmed to the text that counts."""
+        """Return the finished completion, with tokens trimmed to the text before the stop string."""
         text, found = self._cut(draft.tokens)
         tokens = self._without_eos(draft.tokens)
         while found and tokens and len(self._loaded.decode(tokens[:-1])) >= len(text):
@@ -145,7 +145,8 @@ class _Ends:
         return Generation(draft.index, tuple(tokens), text, len(draft.tokens), not draft.done)
 
     def _stops(self, tokens: list[int]) -> bool:
-        """Whether the stop string stands in the text; only the tail is decoded, and only where it may have ended."""
+        """Return whether the text contains the stop string; only the tail is decoded, and only if it may contain the
+        end."""
         if self._stop is None:
             return False
         last = tokens[-1]
@@ -166,7 +167,7 @@ class _Ends:
         return tokens[:-1] if tokens and tokens[-1] in self._eos else tokens
 
     def _settled(self, text: str) -> str:
-        """Hold back a trailing piece of a character, and what may be the beginning of the stop string."""
+        """Return the text without an incomplete trailing character and without a possible start of the stop string."""
         text = text.rstrip(INCOMPLETE)
         for size in range(min(len(self._stop or "") - 1, len(text)), 0, -1):
             if self._stop is not None and text.endswith(self._stop[:size]):
@@ -175,18 +176,18 @@ class _Ends:
 
 
 class GreedyBatch:
-    """Prompts that are continued together, `batch_size` at a time, one token a step, until all have ended.
+    """Prompts that are continued together, `batch_size` at a time, one token per step, until all are finished.
 
-    Every step must find the weights that `prefix` was computed with: its keys and values, like those that the steps
-    add, belong to them. Between two steps the model may do anything else.
+    Every step needs the weights that `prefix` was computed with, because all keys and values belong to these weights.
+    Between two steps, the model may be used for anything else.
 
     Args:
         rows: token ids of the prompts.
-        prefix: keys and values of a beginning; the part that all rows begin with is used.
+        prefix: keys and values of a prefix, of which the part common to all rows is used.
         on_text: receives (index of the row, new text).
 
     Raises:
-        StethoscopeError: in `step`: other weights are in place than `prefix` was computed with.
+        StethoscopeError: in `step`: the weights differ from those that `prefix` was computed with.
     """
 
     def __init__(
@@ -202,7 +203,9 @@ class GreedyBatch:
     ) -> None:
         assert min(max_new_tokens, batch_size) > 0, (max_new_tokens, batch_size)
         if not all(rows):
-            raise GenerationError("a prompt has no token", expected="at least one", next_step="Write a longer prompt.")
+            raise GenerationError(
+                "a prompt has no tokens", expected="at least one token", next_step="Write a longer prompt."
+            )
         self._loaded = loaded
         self._prefix = prefix.cut_to(rows)
         self._max_new_tokens = max_new_tokens
@@ -215,11 +218,11 @@ class GreedyBatch:
 
     @property
     def done(self) -> bool:
-        """True when every row has ended."""
+        """Whether all rows are finished."""
         return not self._live and not self._waiting
 
     def step(self) -> list[Generation]:
-        """Run the model once, give each living row its next token, and return the completions that ended by it."""
+        """Run the model once, append the next token to each active row, and return the completions that it finished."""
         assert not self.done, "the batch is done"
         self._prefix.check(self._loaded)
         continued = [(draft.tokens[-1], draft.n_slots) for draft in self._live]
@@ -230,12 +233,12 @@ class GreedyBatch:
             self._ends.take(draft, token)
         ended = [row for row, draft in enumerate(self._live) if self._has_ended(draft)]
         finished = [self._ends.finish(self._live[row]) for row in ended]
-        for row in reversed(ended):  # from the last one on, so that the row that moves in is a living one
+        for row in reversed(ended):  # from the last one, so that the moved row is an active one
             self._retire(row)
         return finished
 
     def _admit(self) -> list[_Draft]:
-        """Take rows that wait, longest first, into the free places, at most `ADMIT_TOKENS` tokens a step."""
+        """Start waiting rows in free places, longest first, with at most `ADMIT_TOKENS` tokens per step."""
         new: list[_Draft] = []
         n_tokens = 0
         while self._waiting and len(self._live) + len(new) < self._batch_size:
@@ -249,7 +252,7 @@ class GreedyBatch:
         return draft.done or len(draft.tokens) == self._max_new_tokens
 
     def _retire(self, row: int) -> None:
-        """Free the row's place: the last living row moves in, so that living rows stand in the first stripes."""
+        """Free the row's place by moving the last active row there, so that active rows occupy the first stripes."""
         last = self._live.pop()
         if row < len(self._live):
             self._slots.move(len(self._live), row, last.n_slots)

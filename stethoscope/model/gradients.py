@@ -1,12 +1,12 @@
-"""First-order effect of a weight edit on the NLL of each text, from one backward pass a batch.
+"""First-order effect of a weight edit on the NLL of each text, from one backward pass per batch.
 
 For a matrix W applied as y_t = W x_t, and its edit tau,
 
     d NLL_i / d alpha  of  W + alpha tau  =  <dNLL_i/dW, tau>  =  sum_t <dNLL_i/dy_t, tau x_t>
 
-over the tokens t of text i. A hook on y takes this inner product as soon as dNLL/dy is known, so that no gradient of a
-weight is ever made and each text keeps its own number (a weight's gradient would have summed them over the batch).
-One tau matrix is in memory at a time. Parameters need no gradient: the graph begins at the embeddings.
+over the tokens t of text i. A hook on y computes this inner product as soon as dNLL/dy is known. No weight gradient is
+created, and each text keeps its own value (a weight gradient would be summed over the batch). One tau matrix is in
+memory at a time. Parameters need no gradient: the graph starts at the embeddings.
 """
 
 import contextlib
@@ -24,9 +24,7 @@ from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import right_align, share_prefix
 from stethoscope.progress import Progress
 
-GRAPH_BYTES = (
-    3 << 30
-)  # what a backward pass may keep: at 4B in bfloat16 about 350 tokens of solutions with their logits
+GRAPH_BYTES = 3 << 30  # memory limit of a backward pass: at 4B in bfloat16, about 350 solution tokens with their logits
 Delta = Callable[[str], Float[Tensor, "out in"]]
 
 
@@ -40,12 +38,12 @@ def first_order_effects(
 ) -> Float[np.ndarray, "n n_layers"]:
     """Return d NLL / d alpha at alpha = 0 of each (prompt, solution), for injecting alpha * tau into each layer alone.
 
-    In nats per solution token, as `likelihood.solution_nll`; the gain to first order is its negative times alpha.
-    Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches. A batch has
-    fewer rows where the activations that the backward pass needs would take more than `GRAPH_BYTES`.
+    In nats per solution token, like `likelihood.solution_nll`; the first-order gain is its negative times alpha. Counts
+    each pair on `progress` (which the caller has started) and checks for cancel between batches. Batches are smaller if
+    the activations for the backward pass would exceed `GRAPH_BYTES`.
 
     Args:
-        delta: tau of a parameter, by name, in float32 (`TaskVector.delta`).
+        delta: returns tau of a parameter by name, in float32 (`TaskVector.delta`).
 
     Raises:
         CheckpointError: a gradient that is not finite.
@@ -86,7 +84,8 @@ def first_order_effects(
 
 
 def _token_bytes(loaded: LoadedModel) -> int:
-    """Return about what the layers keep of one token: inputs of the matrices and of what stands between them."""
+    """Return the approximate bytes that the layers keep per token: inputs of the matrices and intermediate
+    activations."""
     layout = loaded.layout
     down = next(site for site in layout.of_layer(0) if site.matrix == "down_proj")
     width = loaded.parameter(down.name).shape[1]
@@ -94,13 +93,14 @@ def _token_bytes(loaded: LoadedModel) -> int:
 
 
 def _logits_bytes(loaded: LoadedModel) -> int:
-    """Return what one scored position keeps: its logits, their float32 copy, log-probabilities and gradients."""
+    """Return the bytes per scored position: logits, their float32 copy, log-probabilities and gradients."""
     return 2 * position_bytes(loaded) + 12 * position_bytes(loaded) // loaded.dtype.itemsize
 
 
 @contextlib.contextmanager
 def graph_from_embeddings(loaded: LoadedModel) -> Iterator[None]:
-    """Let the graph begin at the embeddings' output, so that the activations have gradients and no parameter does."""
+    """Start the graph at the embeddings' output during the body, so that activations have gradients and parameters do
+    not."""
     embedding = loaded.model.get_input_embeddings()
 
     def begin(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
@@ -115,7 +115,8 @@ def graph_from_embeddings(loaded: LoadedModel) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _take_products(loaded: LoadedModel, delta: Delta, taken: Float[Tensor, "batch n_layers"]) -> Iterator[None]:
-    """Add <dNLL_i/dy, tau x> of every matrix to `taken` (a row a text, a column a layer) during the backward pass."""
+    """Add <dNLL_i/dy, tau x> of every matrix to `taken` (one row per text, one column per layer) during the backward
+    pass."""
     handles: list[RemovableHandle] = []
 
     def listen(name: str, layer: int) -> None:

@@ -1,14 +1,14 @@
-"""Which matrix reads and which writes the residual stream, and which RMSNorm gain stands between.
+"""Roles of matrices: which ones read or write the residual stream, and through which RMSNorm weight.
 
 Gemma 3:  x += post_attention_layernorm(attn(input_layernorm(x)))
           x += post_feedforward_layernorm(mlp(pre_feedforward_layernorm(x)))
 Llama/Qwen have no post-norms, and their `post_attention_layernorm` is the MLP's pre-norm.
 
 Readers (q, k, v, gate, up) touch the stream on their input side, behind a pre-norm; writers (o, down) on their output
-side, before a post-norm where there is one. The gain is G = diag(offset + w): offset 1 for Gemma, 0 for Llama and Qwen;
-it is measured on the norm itself, not guessed from a name. Weights are [out, in].
+side, before a post-norm if there is one. The gain is G = diag(offset + w): offset 1 for Gemma, 0 for Llama and Qwen;
+this is measured on the norm itself, not derived from a name. Weights are [out, in].
 
-A decoder whose layers hold other norms or matrices is not guessed at: its roles are declared in the profile.
+The roles of a decoder with other norms or matrices must be declared in the profile.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ MODULE_OF_PART = {"attention": "self_attn", "mlp": "mlp"}
 PRE_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}  # Llama, Mistral, Qwen 2 and 3
 SANDWICH = {"attention": "input_layernorm", "mlp": "pre_feedforward_layernorm"}  # Gemma 2 and 3, with the post-norms:
 POST_NORMS = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
-DECLARE = "Declare each matrix under [[model.roles]] in a profile of your own: module, part, side and norm."
+DECLARE = "Declare each matrix under [[model.roles]] in your own profile, with module, part, side and norm."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class MatrixSite:
     Attributes:
         name: full parameter name, as in `model.named_parameters()`.
         layer: decoder layer, from 0.
-        matrix: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj, or what a declared module is called.
-        part: which half of the layer it belongs to.
+        matrix: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj or down_proj, or the name of a declared module.
+        part: the half of the layer that it belongs to.
         side: "write" (its output side is the residual stream) or "read" (its input side is).
-        gain: parameter name of the RMSNorm weight between it and the stream; None where there is none.
+        gain: parameter name of the RMSNorm weight between the matrix and the residual stream; None if there is none.
         gain_offset: the gain is `gain_offset + weight`: 1 for Gemma, 0 for Llama and Qwen.
     """
 
@@ -67,14 +67,14 @@ class NormSite:
 
 @dataclass(frozen=True, slots=True)
 class ModelLayout:
-    """The decoder's shape and its editable matrices, in layer order.
+    """Shape and editable matrices of a decoder, in layer order.
 
     Attributes:
         layers: module path of the decoder's layer list, for example "model.layers" or "model.language_model.layers".
-        matrices: biases (Qwen 2) and norms are not among them.
+        matrices: editable matrices, without biases (Qwen 2) and norms.
         norms: norm weights of the layers, in layer order.
-        outer: parameters outside the layers that the text passes: token embeddings, final norm, and the head where it
-            is not tied to the embeddings.
+        outer: parameters outside the layers: token embeddings, final norm, and the head if it is not tied to the
+            embeddings.
     """
 
     n_layers: int
@@ -98,7 +98,7 @@ class ModelLayout:
         """Return the matrix through which `part` of `layer` writes the residual stream.
 
         Raises:
-            CheckpointError: none, or several, were declared.
+            CheckpointError: none or several were declared.
         """
         found = [site for site in self.of_layer(layer) if (site.side, site.part) == ("write", part)]
         if len(found) != 1:
@@ -111,12 +111,12 @@ class ModelLayout:
         return found[0]
 
     def layers_of(self, names: Iterable[str]) -> set[int]:
-        """Return the layers that the parameters called `names` belong to; those outside the layers count for none."""
+        """Return the layers of the parameters `names`; parameters outside the layers are ignored."""
         layer_of = {site.name: site.layer for site in (*self.matrices, *self.norms)}
         return {layer_of[name] for name in names if name in layer_of}
 
     def site(self, name: str) -> MatrixSite:
-        """Return the matrix whose parameter is called `name`; raise KeyError for any other name."""
+        """Return the matrix with parameter name `name`; raise KeyError for any other name."""
         for site in self.matrices:
             if site.name == name:
                 return site
@@ -124,11 +124,11 @@ class ModelLayout:
 
 
 def layout_of(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> ModelLayout:
-    """Return the roles of `model`'s matrices: those that are declared, else those that their names stand for.
+    """Return the roles of the matrices of `model`: the declared ones, otherwise those derived from names.
 
     Raises:
-        CheckpointError: no decoder, or more than one; matrices or norms without a known role (fused projections,
-            mixtures of experts, other orders of the norms); a declaration that does not fit the model.
+        CheckpointError: no decoder, or more than one; matrices or norms with unknown roles (fused projections, mixtures
+            of experts, other orders of norms); or a declaration that does not match the model.
     """
     path, layers = decoder_layers(model, declared)
     d_model = _d_model(model)
@@ -154,15 +154,15 @@ def _d_model(model: nn.Module) -> int:
     if not isinstance(embeddings, nn.Embedding):
         raise CheckpointError(
             f"{type(model).__name__} cannot be edited",
-            got="no table of token embeddings",
+            got="no token embeddings",
             expected="a decoder that reads tokens",
-            next_step="Name another model.",
+            next_step="Use another model.",
         )
     return embeddings.embedding_dim
 
 
 def _known_roles(model: nn.Module, layer: nn.Module) -> tuple[MatrixRole, ...]:
-    """Return the roles that the names in `layer` stand for; norms of another set of names stand elsewhere."""
+    """Return the roles derived from the names in `layer`; norms with other sets of names have other positions."""
     norms = {name for name, _ in layer.named_children() if "norm" in name}
     if norms == set(PRE_NORMS.values()):
         before, behind = PRE_NORMS, {"attention": None, "mlp": None}
@@ -170,8 +170,8 @@ def _known_roles(model: nn.Module, layer: nn.Module) -> tuple[MatrixRole, ...]:
         before, behind = SANDWICH, POST_NORMS
     else:
         raise CheckpointError(
-            f"the role of {type(model).__name__}'s matrices is not known",
-            got=f"norms {', '.join(sorted(norms)) or 'of other names'} in a layer",
+            f"the roles of the matrices of {type(model).__name__} are unknown",
+            got=f"norms {', '.join(sorted(norms)) or 'with other names'} in a layer",
             expected=f"{' and '.join(PRE_NORMS.values())} (Llama, Mistral, Qwen), or with pre_feedforward_layernorm "
             "and post_feedforward_layernorm (Gemma)",
             next_step=DECLARE,
@@ -181,9 +181,9 @@ def _known_roles(model: nn.Module, layer: nn.Module) -> tuple[MatrixRole, ...]:
     missing = [name for name in missing if name not in modules]
     if missing:
         raise CheckpointError(
-            f"the role of {type(model).__name__}'s matrices is not known",
+            f"the roles of the matrices of {type(model).__name__} are unknown",
             got=f"no {', '.join(missing)} in a layer",
-            expected="unfused projections of a Gemma, Llama, Mistral or Qwen style decoder",
+            expected="separate projections as in Gemma, Llama, Mistral or Qwen",
             next_step=DECLARE,
         )
     order = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -230,7 +230,7 @@ def _matrix_site(path: str, index: int, layer: nn.Module, role: MatrixRole, d_mo
 
 
 def _norms(layer: nn.Module, path: str, index: int, roles: Sequence[MatrixRole]) -> list[NormSite]:
-    """Return the norm weights of a layer: q_norm and k_norm go with the attention, as do the norms around it."""
+    """Return the norm weights of a layer; q_norm and k_norm belong to the attention, like the norms around it."""
     around = {role.norm: role.part for role in roles}
     found = [
         NormSite(f"{path}.{name}", index, _part(around.get(name.removesuffix(".weight"), "attention")))
@@ -241,7 +241,8 @@ def _norms(layer: nn.Module, path: str, index: int, roles: Sequence[MatrixRole])
 
 
 def _outer(model: nn.Module, path: str) -> tuple[str, ...]:
-    """Return the names of embeddings, final norm and untied head; tied weights stand once, under their first name."""
+    """Return the names of embeddings, final norm and untied head; tied weights are listed once, under their first
+    name."""
     decoder = path.removesuffix("layers")
     wanted = (f"{decoder}embed_tokens.weight", f"{decoder}norm.weight", "lm_head.weight")
     return tuple(name for name, _ in model.named_parameters() if name in wanted)
@@ -266,11 +267,11 @@ def decoder_layers(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> tup
             f"the matrices of {type(model).__name__} are stored as [in, out]",
             got="Conv1D modules",
             expected="linear layers, whose weights are [out, in]",
-            next_step="Take a model of another architecture: these matrices cannot be read here.",
+            next_step="Use a model with another architecture; these matrices are not supported.",
         )
     if len(found) != 1:
         raise CheckpointError(
-            f"{type(model).__name__} is not a model whose layers can be edited",
+            f"the layers of {type(model).__name__} cannot be edited",
             got=f"{len(found)} lists of decoder layers with {', '.join(wanted)}",
             expected="exactly one" if declared else "exactly one, as in Gemma, Llama, Mistral and Qwen",
             next_step="Correct the modules under [[model.roles]]." if declared else DECLARE,
@@ -279,7 +280,7 @@ def decoder_layers(model: nn.Module, declared: Sequence[MatrixRole] = ()) -> tup
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at `path`, None where there is none."""
+    """Return the module at `path`; None if there is none."""
     for name in path.split("."):
         found = module._modules.get(name)
         if found is None:
@@ -292,7 +293,7 @@ def _gain_offset(name: str, norm: nn.Module) -> float:
     """Measure whether `norm` multiplies by w (0.0) or by 1 + w (1.0), on a vector of ones (whose RMS is 1).
 
     Raises:
-        CheckpointError: it does neither; a LayerNorm makes zeros of ones, for it subtracts the mean.
+        CheckpointError: it does neither; a LayerNorm returns zeros for ones, because it subtracts the mean.
     """
     weight = norm.get_parameter("weight") if "weight" in norm._parameters else None
     offset = None
@@ -303,9 +304,9 @@ def _gain_offset(name: str, norm: nn.Module) -> float:
         offset = round((gain.float() - known.to(gain.device).float()).median().item())
     if offset not in (0, 1):
         raise CheckpointError(
-            f"{name} is not a norm whose gain is known",
+            f"{name} is not a supported norm",
             got=type(norm).__name__,
             expected="an RMSNorm that multiplies by w or by 1 + w",
-            next_step="Only models with RMSNorm between stream and matrices can be projected.",
+            next_step="Projection supports only models with RMSNorm between the residual stream and the matrices.",
         )
     return float(offset)

@@ -1,9 +1,10 @@
-"""How likely the model finds given text: teacher-forced NLL of solutions, and KL between two models' predictions.
+"""Likelihood of given text: teacher-forced NLL of solutions, and KL divergence between two models' predictions.
 
     nll = -1/n sum_t log p(y_t | prompt, y_<t)      in nats per solution token
     kl_t = sum_v p_edited(v) (log p_edited(v) - log p_base(v))
 
-Rows are right-aligned, so that only the last positions' logits are made (at 262k words the others would not fit).
+Rows are right-aligned, so that only the logits of the last positions are computed (with a vocabulary of 262k, all
+logits would not fit).
 """
 
 import math
@@ -22,8 +23,8 @@ from stethoscope.model.prefix import Prefix, right_align, share_prefix
 from stethoscope.progress import Progress
 from stethoscope.results import TokenChance
 
-LOGITS_BYTES = 1 << 30  # logits made at a time; at 262k words in bfloat16 that is 2,047 positions
-CHUNK_BYTES = 64 << 20  # of them in float32 at a time
+LOGITS_BYTES = 1 << 30  # logits computed at a time; 2,047 positions with a vocabulary of 262k in bfloat16
+CHUNK_BYTES = 64 << 20  # part of them in float32 at a time
 
 
 def solution_nll(
@@ -35,8 +36,8 @@ def solution_nll(
 ) -> Float[np.ndarray, " n"]:
     """Return the mean NLL per solution token, in nats, of each (prompt, solution); the text is prompt + " " + solution.
 
-    As lm-evaluation-harness does it, the solution's tokens are those of the whole text behind as many as the prompt
-    has. Counts each pair on `progress` (which the caller has started) and looks for a cancel between batches.
+    As in lm-evaluation-harness, the solution's tokens are those of the whole text after as many tokens as the prompt
+    has. Counts each pair on `progress` (which the caller has started) and checks for cancel between batches.
     """
     rows, scored = encode_solutions(loaded, pairs)
     return rows_nll(loaded, rows, scored, batch_size=batch_size, progress=progress)
@@ -50,11 +51,11 @@ def rows_nll(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """Return the mean NLL of the last `scored[i]` tokens of each row, as `solution_nll` does for text.
+    """Return the mean NLL of the last `scored[i]` tokens of each row, like `solution_nll` for text.
 
-    Where torch has one thread of a CPU with more cores (a small model beside a page), two batches run side by side:
-    two threads inside one small product would wait for each other. Nobody passes ahead while a batch runs. A batch has
-    fewer rows where its logits would take more than `LOGITS_BYTES`.
+    If torch uses one thread of a CPU with several cores (a small model in the dashboard), two batches run in parallel,
+    because two threads within one small product would wait for each other. Other jobs do not run during a batch.
+    Batches are smaller if their logits would exceed `LOGITS_BYTES`.
     """
     progress = progress or Progress()
     nll = np.zeros(len(rows))
@@ -79,7 +80,7 @@ def rows_nll(
 
 
 def batches_abreast(device: str) -> int:
-    """Return how many batches are scored side by side: two where torch has one thread of a CPU with more cores."""
+    """Return the number of batches to score in parallel: two if torch uses one thread of a CPU with several cores."""
     return 2 if device == "cpu" and torch.get_num_threads() == 1 and (os.cpu_count() or 1) > 1 else 1
 
 
@@ -91,9 +92,9 @@ def position_bytes(loaded: LoadedModel) -> int:
 def bounded_batches(
     order: Sequence[int], sizes: Sequence[int], batch_size: int, unit_bytes: int, budget: int
 ) -> list[list[int]]:
-    """Return `order` cut into batches of at most `batch_size` rows whose padded size stays within `budget` bytes.
+    """Return `order` split into batches of at most `batch_size` rows with a padded size of at most `budget` bytes.
 
-    A batch takes rows x its largest size x `unit_bytes`; a single row is always let through.
+    A batch takes rows x its largest size x `unit_bytes`; a single row is always allowed.
     """
     batches: list[list[int]] = []
     for i in order:
@@ -116,7 +117,7 @@ def _batch_nll(
             attention_mask=block.attention_mask,
             position_ids=block.position_ids,
             past_key_values=block.cache if prefix.length else None,
-            use_cache=prefix.length > 0,  # without a prefix there is nothing to keep
+            use_cache=prefix.length > 0,  # nothing to keep without a prefix
             logits_to_keep=last_positions(block.input_ids, max(scored) + 1),
         ).logits
     return mean_nll(logits, block.input_ids, scored).cpu().numpy()
@@ -125,24 +126,25 @@ def _batch_nll(
 def last_positions(input_ids: Int[Tensor, "batch block"], count: int) -> Int[Tensor, " count"]:
     """Return the last `count` positions of a block, for transformers' `logits_to_keep`.
 
-    Given as a number, transformers passes the head a slice with gaps, and torch then multiplies row by row, each with a
-    copy of the head (on a CPU in bfloat16: 64 rows x 32k words x 512 take 2.1 GB in place of 4 MB).
+    With a number, transformers passes a non-contiguous slice to the head, and torch then multiplies row by row, each
+    with a copy of the head (on a CPU in bfloat16: 64 rows x vocabulary 32k x 512 take 2.1 GB instead of 4 MB).
     """
     width = input_ids.shape[1]
     return torch.arange(max(0, width - count), width, device=input_ids.device)
 
 
 def encode_solutions(loaded: LoadedModel, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
-    """Return the tokens of each prompt + " " + solution, and how many of its last tokens are the solution's."""
+    """Return the tokens of each prompt + " " + solution, and the number of its last tokens that belong to the
+    solution."""
     prompts = loaded.encode([prompt for prompt, _ in pairs])
     rows = loaded.encode([f"{prompt} {solution}" for prompt, solution in pairs])
     scored = [len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)]
     if min(scored, default=1) < 1:
         raise CorpusError(
-            "a solution has no token of its own",
+            "a solution has no tokens",
             got=repr(pairs[scored.index(min(scored))][1])[:80],
-            expected="text that the model's tokenizer does not leave out",
-            next_step="Correct that problem's solution.",
+            expected="text that the model's tokenizer can encode",
+            next_step="Correct the solution of this problem.",
         )
     return rows, scored
 
@@ -153,7 +155,7 @@ def mean_nll(
     """Return the mean NLL, in nats and float64, of the `scored[i]` last tokens of each right-aligned row.
 
     `logits` are those of the last `keep` positions, keep = max(scored) + 1: each predicts the token after it. They are
-    taken to float32 some positions at a time.
+    converted to float32 a few positions at a time.
     """
     batch, keep, vocab = logits.shape
     targets = input_ids[:, 1 - keep :, None]  # [batch, keep - 1, 1]
@@ -173,7 +175,7 @@ def next_token_logprobs(
 ) -> list[Float[Tensor, "positions vocab"]]:
     """Return the log-probabilities of each row's tokens 1, 2, ... given those before: [len - 1, vocab], float32, CPU.
 
-    `last` keeps only the predictions of that many last tokens of each row ([last_i, vocab]).
+    With `last`, only the predictions of the last `last[i]` tokens of each row are returned ([last_i, vocab]).
     """
     wanted = [len(ids) - 1 for ids in ids_list] if last is None else list(last)
     assert all(0 <= n < len(ids) for n, ids in zip(wanted, ids_list, strict=True)), "more predictions than tokens"
@@ -201,7 +203,9 @@ def kl_per_token(
     """Return KL(edited || base) in nats at each position, from log-probabilities; never below 0."""
     assert edited.shape == base.shape, (edited.shape, base.shape)
     found = edited.new_zeros(len(edited))
-    for position in range(len(edited)):  # one at a time: in float64 a whole text at 262k words would not fit
+    for position in range(
+        len(edited)
+    ):  # one at a time: in float64, a whole text with a vocabulary of 262k would not fit
         p, q = edited[position].double(), base[position].double()
         found[position] = torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum().clamp(min=0)
     return found
@@ -210,7 +214,7 @@ def kl_per_token(
 def top_tokens(
     loaded: LoadedModel, logprobs: Float[Tensor, "positions vocab"], count: int = 5
 ) -> list[tuple[TokenChance, ...]]:
-    """Return the `count` likeliest tokens of each position with their probabilities, likeliest first."""
+    """Return the `count` most likely tokens of each position with their probabilities, in descending order."""
     chances, tokens = logprobs.topk(min(count, logprobs.shape[1]), dim=1)
     return [
         tuple(

@@ -1,4 +1,4 @@
-"""One loaded model: its tokenizer, its parameters by name, their checksum, and where it came from."""
+"""A loaded model with its tokenizer, parameters by name, checksums and source."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +24,12 @@ from stethoscope.model.waiting import Waiting
 from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
-INCOMPLETE = "\ufffd"  # what decoding gives for the first bytes of a character
+INCOMPLETE = "\ufffd"  # result of decoding an incomplete character
 _weights_versions = itertools.count()
 
 
 def new_weights_version() -> int:
-    """Return a version number that no other set of weights of this process has, nor had."""
+    """Return a new number that identifies a set of weights within this process."""
     return next(_weights_versions)
 
 
@@ -43,12 +43,12 @@ class TokenBatch:
 
 @dataclass
 class LoadedModel:
-    """A loaded model with what belongs to it. Its weights are the base's; only `delta.patch` may swap them.
+    """A loaded model and its associated data. The weights are those of the base; only `delta.patch` may swap them.
 
     Attributes:
-        checkpoint: the files that it was read from.
-        plan: where the weights lie (see `model.devices`).
-        loaded_digests: digest of every parameter as it was when the model was loaded.
+        checkpoint: files that it was loaded from.
+        plan: location of the weights (see `model.devices`).
+        loaded_digests: digest of every parameter at the time of loading.
         weights_version: number of the set of weights that is in place now: the base's, or inside `delta.patch.applied`
             the patch's. What was computed with one version (keys and values) is worth nothing with another.
     """
@@ -66,24 +66,24 @@ class LoadedModel:
     _owners: dict[str, tuple[Mapping[str, nn.Parameter | None], str]] = field(default_factory=dict, repr=False)
 
     def encode(self, texts: Sequence[str], add_bos: bool = True) -> list[list[int]]:
-        """Return the token ids of each text, behind what the tokenizer itself puts before one (see `opening`).
+        """Return the token ids of each text, including the tokens that the tokenizer prepends (see `opening`).
 
-        So lm-evaluation-harness 0.4.13 does it (`HFLM.tok_batch_encode`): a text that begins with BOS already gets no
-        other one, and what a tokenizer would append (an EOS) is left off, for the text goes on. Without `add_bos` the
-        ids are those of the text alone.
+        As in lm-evaluation-harness 0.4.13 (`HFLM.tok_batch_encode`), BOS is not added to a text that already starts
+        with it, and EOS is not appended, because the text continues. Without `add_bos`, the ids are those of the text
+        alone.
 
         Raises:
-            UserError: the tokenizer refuses a text.
+            UserError: the tokenizer cannot encode a text.
         """
         if not texts:
             return []
         try:
             encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        except Exception as error:  # noqa: BLE001 - what a tokenizer's own code raises has no common class
+        except Exception as error:  # noqa: BLE001 - tokenizers can raise any exception
             raise UserError(
-                f"the tokenizer of {self.ref.id} cannot encode a text",
+                f"the tokenizer of {self.ref.id} cannot encode text",
                 got=f"{type(error).__name__}: {error}"[:200],
-                next_step="Check the tokenizer's files, or load a model whose tokenizer transformers can run.",
+                next_step="Check the tokenizer's files, or load a model whose tokenizer works in transformers.",
             ) from error
         rows: list[list[int]] = [list(ids) for ids in encoded]
         if not add_bos:
@@ -96,7 +96,7 @@ class LoadedModel:
         return rows
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of `ids` without special tokens, spaces as they were."""
+        """Return the text of `ids` without special tokens and with unchanged spaces."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -104,7 +104,7 @@ class LoadedModel:
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Return the text that each token adds to those before it; together they are `decode(ids)`.
 
-        Of tokens that hold parts of one character all but the last add "".
+        If several tokens form one character, all but the last add "".
         """
         shown, texts = "", []
         for end in range(1, len(ids) + 1):
@@ -115,17 +115,17 @@ class LoadedModel:
         return texts
 
     def token_name(self, token: int) -> str:
-        """Return a name of one token by itself: its text, or its entry of the vocabulary where it has no whole text."""
+        """Return a name for a single token: its text, or its vocabulary entry if it is not complete text."""
         text = self.decode([token])
         return text if text and INCOMPLETE not in text else str(self.tokenizer.convert_ids_to_tokens(token))
 
     def chat_prompt(self, text: str) -> str:
-        """Return `text` as the user's message in the tokenizer's chat template, open for the model's answer.
+        """Return `text` as a user message in the tokenizer's chat template, ready for the model's answer.
 
-        The template's own BOS stays in the text; `encode` sees to it that there is exactly one.
+        The template's own BOS is kept; `encode` ensures that there is exactly one.
 
         Raises:
-            UserError: there is no template, or it does not ask the question (see `model.chat`).
+            UserError: there is no template, or it does not render the message correctly (see `model.chat`).
         """
         return self._chat.prompt(text)
 
@@ -150,63 +150,66 @@ class LoadedModel:
 
     @cached_property
     def saved_names(self) -> Mapping[str, tuple[str, ...]]:
-        """The names under which transformers writes each parameter (and each other name of a tied one).
+        """The names under which transformers saves each parameter (and each alias of a tied one).
 
-        Several where it joins tensors on loading (a mixture's experts), none where only others together give one.
+        Several if transformers merges tensors on loading (experts of a mixture); none if the parameter is only part of
+        a merged tensor.
         """
         live = self.model.named_parameters(remove_duplicate=False)
         return {name: tuple(as_saved(self.model, name, parameter.to("meta"))) for name, parameter in live}
 
     @property
     def revision(self) -> str | None:
-        """The commit that the weights are of; None for a local folder."""
+        """Commit of the weights; None for a local folder."""
         return self.checkpoint.revision
 
     @property
     def folder(self) -> Path:
-        """Where the files that it was read from lie on this machine."""
+        """Folder of the files on this machine."""
         return self.checkpoint.folder
 
     @property
     def decoder(self) -> nn.Module:
-        """The embeddings, layers and final norm, without the head: to run where nobody reads the logits."""
+        """The embeddings, layers and final norm without the head, for passes that need no logits."""
         return self.model.get_submodule(self.layout.layers.rpartition(".")[0])
 
     @property
     def pad_id(self) -> int:
-        """The padding token's id; 0 where the tokenizer has none (padding is always masked)."""
+        """Id of the padding token; 0 if the tokenizer has none (padding is always masked)."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else 0
 
     @cached_property
     def opening(self) -> tuple[int, ...]:
-        """The special tokens that the tokenizer puts before a text when it is left to itself: BOS, or none."""
+        """The special tokens that the tokenizer prepends by default: BOS, or none."""
         bare, whole = (list(self.tokenizer("a", add_special_tokens=own)["input_ids"]) for own in (False, True))
         start = next(at for at in range(len(whole)) if whole[at : at + len(bare)] == bare)
         return tuple(whole[:start])
 
     @property
     def skipped_tokens(self) -> int:
-        """How many tokens at a row's start no statistic counts: BOS, else the first, for it has massive activations."""
+        """Number of tokens at the start of a row that statistics exclude: BOS, otherwise the first token, which has
+        massive activations."""
         return max(len(self.opening), 1)
 
     @property
     def bos_id(self) -> int | None:
-        """The BOS token's id, None where the tokenizer has none."""
+        """Id of the BOS token; None if the tokenizer has none."""
         bos = self.tokenizer.bos_token_id
         return int(bos) if isinstance(bos, int) else None
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Every token that ends a text: the generation config's and the tokenizer's."""
+        """All tokens that end a text, from the generation config and the tokenizer."""
         found: set[int] = set()
         for eos in (self.model.generation_config.eos_token_id, self.tokenizer.eos_token_id):
             found.update(int(token) for token in (eos if isinstance(eos, list) else [eos]) if token is not None)
         return frozenset(found)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the live parameter called `name`, or a copy to read where it is offloaded; KeyError: no such name."""
-        if name not in self._owners:  # walking the module path costs microseconds, and a swap walks hundreds
+        """Return the parameter named `name`, or a read-only copy if it is offloaded; raise KeyError for an unknown
+        name."""
+        if name not in self._owners:  # resolving a module path takes microseconds, and a swap resolves hundreds
             path, _, key = name.rpartition(".")
             try:
                 self._owners[name] = (self.model.get_submodule(path)._parameters, key)
@@ -219,10 +222,10 @@ class LoadedModel:
         return nn.Parameter(self._waiting(name).read(), requires_grad=False) if parameter.is_meta else parameter
 
     def slot(self, name: str) -> nn.Parameter | Waiting:
-        """Return where another tensor is put in place of the parameter called `name`; KeyError: no such name.
+        """Return the slot for replacing the parameter named `name`; raise KeyError for an unknown name.
 
         Raises:
-            ResourceError: an embedding or a head that waits, whose entries may be tied.
+            ResourceError: an offloaded embedding or head, whose entries may be tied.
         """
         path, _, key = name.rpartition(".")
         if not self.model.get_submodule(path)._parameters[key].is_meta:  # pyright: ignore[reportOptionalMemberAccess]
@@ -236,40 +239,40 @@ class LoadedModel:
         return Waiting(self.model.get_submodule(path), key)
 
     def require_in_place(self, what: str) -> None:
-        """Raise `ResourceError` where any weight is offloaded, for `what` needs all of them on a device."""
+        """Raise `ResourceError` if any weight is offloaded, because `what` needs all of them on devices."""
         if self.plan.waits:
             places = [place for place in self.plan.sizes if not self.plan.computes(place)]
             raise ResourceError(
-                f"offloaded weights can be listened to and edited, but {what} needs them on a device",
-                got=f"weights of {self.ref.id} that wait in {' and '.join(places)}".replace("cpu", "memory"),
-                expected="a model that lies on devices as a whole",
+                f"{what} is not possible with offloaded weights",
+                got=f"weights of {self.ref.id} offloaded to {' and '.join(places)}".replace("cpu", "memory"),
+                expected="a model whose weights are all on devices",
                 next_step="Load it with --device auto, cpu or cuda, or in a smaller dtype.",
             )
 
     def digests(self, names: Iterable[str] | None = None) -> dict[str, bytes]:
-        """Return the digest of each named parameter as it is now (all of them where None)."""
+        """Return the current digest of each named parameter (all if None)."""
         names = self.loaded_digests if names is None else names
         if self.plan.waits:  # one at a time: together they may not fit into memory
             return {name: tensor_digest(name, self.parameter(name)) for name in names}
         return tensor_digests((name, self.parameter(name)) for name in names)
 
     def checksum(self, names: Iterable[str] | None = None) -> str:
-        """Return the checksum of the named parameters as they are now (all of them where None)."""
+        """Return the current checksum of the named parameters (all if None)."""
         return combined(self.digests(names))
 
     def loaded_checksum(self, names: Iterable[str] | None = None) -> str:
-        """Return the checksum that the named parameters (all of them where None) had when the model was loaded."""
+        """Return the checksum of the named parameters (all if None) at the time of loading."""
         return combined(self.loaded_digests if names is None else {name: self.loaded_digests[name] for name in names})
 
 
 def load_checkpoint(ref: ModelRef, *, device: str = "auto", progress: Progress | None = None) -> LoadedModel:
-    """Load the model and tokenizer that `ref` names, fetching them where it is a hub id, and check every weight.
+    """Load the model and tokenizer of `ref`, downloading a hub id, and check every weight.
 
     Raises:
         CheckpointError: a missing folder, config, tokenizer or weight; unexpected, mis-shaped, quantised, corrupt or
-            non-finite weights; an architecture whose matrices' roles are not known.
+            non-finite weights; or an architecture with unknown roles of matrices.
         HubError: see `hub.fetch_folder`.
-        ResourceError: a device that is not there, or too little memory or disk.
+        ResourceError: a device that does not exist, or not enough memory or disk space.
     """
     progress = progress or Progress()
     placement = pick_device(device)

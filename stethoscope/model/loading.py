@@ -1,8 +1,9 @@
-"""Reading a checkpoint into a model: every weight accounted for, finite, and on its device.
+"""Load a checkpoint into a model and check that every weight is present, finite and on its device.
 
-A load is only good when transformers reports no missing, unexpected or mismatched weight and every number is finite:
-a checkpoint read into the wrong class leaves weights *silently random*. Attention runs "eager" on the CPU: masked
-positions then weigh exactly 0, so that padding and batch size do not change a result (sdpa moves it by 2e-6).
+Loading succeeds only if transformers reports no missing, unexpected or mismatched weight and all values are finite,
+because a checkpoint loaded into the wrong class leaves weights *silently random*. On the CPU, attention runs "eager":
+masked positions then have a weight of exactly 0, so that padding and batch size do not change a result (with sdpa it
+changes by 2e-6).
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from stethoscope.progress import Progress
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, plan: Plan, progress: Progress) -> Any:
-    """Return the checkpoint's text model in `dtype`, each weight read to where `plan` has it.
+    """Return the checkpoint's text model in `dtype`, with weights placed according to `plan`.
 
     Raises:
         CheckpointError: missing, unexpected, mis-shaped or corrupt weights.
@@ -51,28 +52,28 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, plan: Plan, progress:
         model, report = loaded
         _check_report(checkpoint, report)
         if checkpoint.key_mapping is not None:
-            model._weight_conversions = []  # else saving would give the tower the names that it has inside its wrapper
+            model._weight_conversions = []  # otherwise the tower would be saved with the names inside its wrapper
         return model.eval().requires_grad_(False)
     except UserError:
         raise
     except SafetensorError as error:
         raise CheckpointError(
-            f"{name} has a corrupt safetensors file", got=error, next_step="Fetch or write the checkpoint again."
+            f"{name} has a corrupt safetensors file", got=error, next_step="Download or save the checkpoint again."
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"not enough memory for {name} on {plan.device}",
             got=first_line(error),
-            next_step="Take a smaller dtype, another device, or the device spread or offload.",
+            next_step="Use a smaller dtype, another device, or the device spread or offload.",
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise unreadable(name, error) from error
 
 
 def as_saved(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return parameter `name` as transformers writes it: under one name or several (experts that it joins on loading).
+    """Return parameter `name` as transformers saves it: under one name, or several (experts that it merges on loading).
 
-    {} where it is written only together with other parameters.
+    Empty if it is saved only together with other parameters.
     """
     if not getattr(model, "_weight_conversions", True):
         return {name: tensor}
@@ -83,45 +84,45 @@ def as_saved(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Return the checkpoint's tokenizer; raise `CheckpointError` where there is none or it cannot be read."""
+    """Return the checkpoint's tokenizer; raise `CheckpointError` if it is missing or unreadable."""
     name = checkpoint.name
     if not any((checkpoint.folder / file).is_file() for file in TOKENIZER_FILES):
-        # transformers would make up an empty tokenizer of five tokens
+        # transformers would create an empty tokenizer of five tokens
         raise CheckpointError(
             f"{name} has no tokenizer",
             got="none",
-            expected="tokenizer.json beside config.json",
-            next_step="Copy the tokenizer's files there.",
+            expected="tokenizer.json next to config.json",
+            next_step="Copy the tokenizer's files into the folder.",
         )
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
             assert tokenizer is not None
             return tokenizer
-    except Exception as error:  # tokenizers raises bare Exception on a corrupt file
+    except Exception as error:  # tokenizers raises a plain Exception for a corrupt file
         raise CheckpointError(
-            f"cannot read the tokenizer of {name}", got=first_line(error), next_step="Fetch or write its files again."
+            f"cannot read the tokenizer of {name}", got=first_line(error), next_step="Download or save its files again."
         ) from error
 
 
 def check_finite(owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise `CheckpointError` naming the first tensor of `owner` that holds a NaN or an infinity."""
+    """Raise `CheckpointError` for the first tensor of `owner` with NaN or infinite values."""
     for name, tensor in tensors:
         low, high = torch.aminmax(tensor.detach())
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise CheckpointError(
-                f"{owner} has a weight that is not finite: {name}",
+                f"{owner} contains NaN or infinite values in {name}",
                 got="NaN" if torch.isnan(low) or torch.isnan(high) else "infinity",
-                expected="finite numbers",
-                next_step="Load it in bfloat16 or float32: it may hold numbers beyond float16's range of 65,504."
+                expected="finite values",
+                next_step="Load it in bfloat16 or float32; it may contain values beyond float16's maximum of 65,504."
                 if tensor.dtype == torch.float16 and not (torch.isnan(low) or torch.isnan(high))
-                else "Fetch or write the checkpoint again, or train it anew.",
+                else "Download or save the checkpoint again, or train it again.",
             )
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Switch off transformers' progress bars and warnings inside; what it reports is checked by the caller."""
+    """Disable transformers' progress bars and warnings in the body; the caller checks its report."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.CRITICAL)
@@ -136,7 +137,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _counted(stage: str, progress: Progress) -> Iterator[None]:
-    """Count what transformers draws a bar for (the weights that it loads) in `progress`, and let that cancel."""
+    """Count the weights that transformers loads on `progress`, which can cancel loading."""
 
     def watch(make: Callable[..., Any], items: tuple[Any, ...], fields: dict[str, Any]) -> Any:
         if not items:
@@ -159,28 +160,28 @@ def _each(items: Iterable[Any], progress: Progress) -> Iterator[Any]:
 
 
 def _check_report(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
-    """Raise on any weight that transformers did not load, did not know, or found in another shape."""
+    """Raise an error for any missing, unexpected or mismatched weight."""
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         name, on_disk, in_model = mismatched[0]
         raise CheckpointError(
             f"{checkpoint.name} has {len(mismatched)} weights of the wrong shape: {name}",
             got=tuple(on_disk),
-            expected=f"{tuple(in_model)} by config.json",
+            expected=f"{tuple(in_model)} according to config.json",
             next_step="The weights and config.json belong to different models.",
         )
-    for kind, trouble in (("missing", "lacks weights"), ("unexpected", "has weights that the model does not know")):
+    for kind, trouble in (("missing", "lacks weights"), ("unexpected", "has weights that are not part of the model")):
         names = sorted(key for key in report[f"{kind}_keys"] if not checkpoint.is_left_out(key))
         if names:
             raise CheckpointError(
                 f"{checkpoint.name} {trouble}",
                 got=f"{len(names)} {kind}, the first {names[0]}",
-                expected="exactly the weights that config.json describes",
-                next_step="Fetch or write the checkpoint again, or mend its architecture in config.json.",
+                expected="exactly the weights described by config.json",
+                next_step="Download or save the checkpoint again, or correct the architecture in config.json.",
             )
     if report["error_msgs"]:
         raise CheckpointError(
             f"cannot load {checkpoint.name}",
             got=first_line(report["error_msgs"][0]),
-            next_step="Fetch or write the checkpoint again.",
+            next_step="Download or save the checkpoint again.",
         )

@@ -1,13 +1,13 @@
-"""Prompts that begin alike are prefilled once: the shared beginning's keys and values serve every row of a batch.
+"""Shared prefixes: keys and values of a common prompt prefix are computed once and used by all rows of a batch.
 
     row i, right-aligned in L = longest row slots:   [ padding | shared prefix | own tokens ]
                                                        L-len_i    cached         computed in one block
 
-Sliding-window layers count cache *slots*, not positions, so padding may only stand left of the prefix. Keys carry
-their own rotary position, so a row's cached part is the prefix's keys moved right by its padding; the block of the
-last L - P tokens then repeats a few prefix tokens for rows shorter than the longest. This is left padding, computed
-once: the results are those of padding each whole prompt on the left. A prefix belongs to one set of weights: it is
-made inside `delta.patch.applied`, remembers the version of the weights, and is refused with any other.
+Sliding-window layers count cache *slots*, not positions, so padding must be left of the prefix. Keys include their
+rotary position, so the cached part of a row is the prefix's keys shifted right by its padding; the block of the last L
+- P tokens then repeats a few prefix tokens for rows shorter than the longest. The results equal those of left-padding
+each whole prompt. A prefix belongs to one set of weights: it is made inside `delta.patch.applied`, remembers the
+version of the weights, and is refused with any other.
 """
 
 import os
@@ -23,15 +23,15 @@ from transformers.cache_utils import DynamicLayer
 from stethoscope.errors import CheckpointError, StethoscopeError
 from stethoscope.model.loaded_model import LoadedModel
 
-MIN_PREFIX = 8  # a shorter one is not worth a forward pass of its own
+MIN_PREFIX = 8  # a shorter prefix is not worth a separate forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A shared beginning, and its keys and values of each layer (none where `tokens` is empty).
+    """A shared prefix with its keys and values in each layer (none if `tokens` is empty).
 
     Attributes:
-        tokens: the token ids of the beginning.
+        tokens: token ids of the prefix.
         weights_version: the weights that it was computed with (see `LoadedModel.weights_version`); it fits no other.
     """
 
@@ -47,7 +47,7 @@ class Prefix:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that keys and values take."""
+        """Bytes of keys and values."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
     def check(self, loaded: LoadedModel) -> None:
@@ -59,9 +59,9 @@ class Prefix:
             )
 
     def cut_to(self, rows: Sequence[Sequence[int]]) -> "Prefix":
-        """Return the part that all of `rows` begin with, leaving each row at least one token of its own.
+        """Return the part that all of `rows` start with, leaving at least one token per row.
 
-        Nothing is copied: what a token's keys and values are, later tokens do not change.
+        Nothing is copied, because later tokens do not affect the keys and values of earlier ones.
         """
         length = min(_common(row, self.tokens) for row in rows) if rows else 0
         length = length if length >= MIN_PREFIX else 0
@@ -72,7 +72,7 @@ class Prefix:
 
 @dataclass(slots=True)
 class Block:
-    """What the model computes for a batch: the last tokens of each row, behind the cached slots.
+    """Model input for a batch: the last tokens of each row, after the cached slots.
 
     Attributes:
         input_ids: [batch, block].
@@ -88,7 +88,7 @@ class Block:
 
 
 def share_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Prefix:
-    """Compute the longest common token prefix of `rows`, leaving each row at least one token of its own.
+    """Compute the longest common token prefix of `rows`, leaving at least one token per row.
 
     A prefix under `MIN_PREFIX` tokens, or of a single row, is empty.
     """
@@ -97,7 +97,7 @@ def share_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Prefix:
     if length < MIN_PREFIX:
         return Prefix((), loaded.weights_version, (), ())
     ids = torch.tensor([tokens[:length]], device=loaded.device)
-    cache = DynamicCache()  # without a config it keeps every slot, also in sliding-window layers
+    cache = DynamicCache()  # without a config it keeps all slots, even in sliding-window layers
     with torch.no_grad():
         loaded.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
@@ -105,8 +105,8 @@ def share_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Prefix:
     values = tuple(layer.values for layer in layers if layer.values is not None)
     if not len(keys) == len(values) == loaded.layout.n_layers:
         raise CheckpointError(
-            f"{loaded.ref.id} cannot share a prompt's beginning",
-            got=f"cached keys and values of {len(keys)} of {loaded.layout.n_layers} layers",
+            f"{loaded.ref.id} cannot share a common prompt prefix",
+            got=f"cached keys and values in {len(keys)} of {loaded.layout.n_layers} layers",
             expected="attention with a plain cache in every layer",
             next_step="Use a model without recurrent or cross-layer caches.",
         )
@@ -114,12 +114,12 @@ def share_prefix(loaded: LoadedModel, rows: Sequence[Sequence[int]]) -> Prefix:
 
 
 def _common(row: Sequence[int], tokens: Sequence[int]) -> int:
-    """Return how many of `tokens` `row` begins with, its last token not counted."""
+    """Return the length of the common prefix of `tokens` and `row`, excluding the row's last token."""
     return len(os.path.commonprefix([tuple(row[:-1]), tuple(tokens)]))
 
 
 def right_align(loaded: LoadedModel, rows: Sequence[Sequence[int]], prefix: Prefix) -> Block:
-    """Return the block that computes `rows`, each of which begins with `prefix`."""
+    """Return the block for computing `rows`, which all start with `prefix`."""
     prefix.check(loaded)
     batch = loaded.batch(rows, side="left")
     positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -139,7 +139,7 @@ def right_align(loaded: LoadedModel, rows: Sequence[Sequence[int]], prefix: Pref
 def _shift_right(
     states: Float[Tensor, "1 heads prefix head_dim"], padding: Sequence[int]
 ) -> Float[Tensor, "batch heads prefix head_dim"]:
-    """Copy `states` to each row, moved right by its padding; what falls off the end is in the row's block."""
+    """Copy `states` to each row, shifted right by its padding; tokens shifted out are part of the row's block."""
     out = states.new_zeros(len(padding), *states.shape[1:])
     for row, shift in enumerate(padding):
         kept = states.shape[2] - shift

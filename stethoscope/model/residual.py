@@ -1,8 +1,8 @@
-"""The residual stream, listened to with hooks while the model runs.
+"""Capture the residual stream with hooks while the model runs.
 
-resid_post: what leaves decoder layer l. mlp_out: what the MLP adds to the stream (behind the post-norm where there is
-one, as Gemma Scope has it). attn_out: the input of o_proj, heads x head_dim wide, as Gemma Scope's attention SAEs read
-it. Hooks only listen: they work on offloaded models too and change nothing.
+resid_post: output of decoder layer l. mlp_out: the MLP's contribution to the residual stream (after the post-norm if
+there is one, as in Gemma Scope). attn_out: input of o_proj, heads x head_dim wide, as read by Gemma Scope's attention
+SAEs. The hooks change nothing and also work on offloaded models.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def capture_residual(
 ) -> Iterator[dict[int, Tensor]]:
     """Yield a dict that each forward pass fills with `layer -> [batch, seq, d]`, float32, detached.
 
-    d is d_model, or heads x head_dim for attn_out. A second forward pass inside replaces the first one's tensors.
+    d is d_model, or heads x head_dim for attn_out. A second forward pass replaces the tensors of the first.
     """
     captured: dict[int, Tensor] = {}
     with listen_residual(loaded, layers, captured.__setitem__, site):
@@ -36,7 +36,7 @@ def capture_residual(
 def listen_residual(
     loaded: LoadedModel, layers: Sequence[int], receive: Callable[[int, Tensor], None], site: Site = "resid_post"
 ) -> Iterator[None]:
-    """Call `receive(layer, [batch, seq, d])` as each layer of a forward pass is done, float32, detached."""
+    """Call `receive(layer, [batch, seq, d])` after each layer of a forward pass, float32, detached."""
     with contextlib.ExitStack() as hooks:
         for layer in layers:
             assert 0 <= layer < loaded.layout.n_layers, f"layer {layer} of {loaded.layout.n_layers}"
@@ -45,12 +45,12 @@ def listen_residual(
 
 
 class _AllHeard(Exception):
-    """Ends a forward pass of which nobody needs the rest."""
+    """Ends a forward pass whose remaining layers are not needed."""
 
 
 @contextlib.contextmanager
 def up_to_layer(loaded: LoadedModel, last: int) -> Iterator[None]:
-    """Run one forward pass of the decoder in the body, which ends there when layer `last` is done."""
+    """Allow one forward pass of the decoder in the body, which ends after layer `last`."""
 
     def stop(*_: object) -> None:
         raise _AllHeard
@@ -84,9 +84,9 @@ def listen_inputs(loaded: LoadedModel, names: Sequence[str], receive: Callable[[
 def mean_residual(
     loaded: LoadedModel, rows: Sequence[Sequence[int]], *, batch_size: int = 32, progress: Progress | None = None
 ) -> Float[np.ndarray, "n n_layers d_model"]:
-    """Return the mean resid_post over each row's tokens, BOS dropped, at every layer, in float32.
+    """Return the mean resid_post over each row's tokens without BOS, at every layer, in float32.
 
-    Counts each row on `progress` (which the caller has started) and looks for a cancel between batches.
+    Counts each row on `progress` (which the caller has started) and checks for cancel between batches.
     """
     progress = progress or Progress()
     layers = range(loaded.layout.n_layers)

@@ -1,7 +1,7 @@
-"""The sizes of a decoder, from its config.json alone: what every estimate of memory is made of.
+"""Sizes of a decoder from its config.json alone, for memory estimates.
 
-The model is built on torch's meta device, which allocates nothing, so that every architecture's numbers are exact.
-Counted is the language tower; a vision tower is not loaded.
+The model is built on torch's meta device, which allocates no memory, so that the numbers are exact for every
+architecture. Only the language tower is counted; a vision tower is not loaded.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class ModelShape:
     """Sizes of a language tower.
 
     Attributes:
-        numbers: parameters, tied ones once.
-        layer_numbers: parameters of the matrices of one layer (of the largest, where layers differ).
-        matrix_numbers: parameters of the largest matrix of a layer.
-        outer_numbers: parameters of embeddings and untied head.
+        numbers: number of parameters, counting tied ones once.
+        layer_numbers: number of parameters of the matrices of one layer (the largest if layers differ).
+        matrix_numbers: number of parameters of the largest matrix in a layer.
+        outer_numbers: number of parameters of embeddings and untied head.
         width: largest side of a matrix of a layer: the inner width of the MLP.
-        windows: how many slots each layer's attention keeps; None where it keeps all.
+        windows: number of slots that each layer's attention keeps; None if it keeps all.
     """
 
     n_layers: int
@@ -46,12 +46,12 @@ class ModelShape:
 
     @property
     def attention_width(self) -> int:
-        """Width of what o_proj reads."""
+        """Input width of o_proj."""
         return self.n_heads * self.head_dim
 
 
 def shape_of(model: nn.Module, roles: Sequence[MatrixRole] = ()) -> ModelShape:
-    """Return the sizes of a model, loaded or on the meta device; `roles` are those declared for it.
+    """Return the sizes of a model, loaded or on the meta device; `roles` are its declared roles.
 
     Raises:
         CheckpointError: no decoder, or more than one.
@@ -85,24 +85,24 @@ def shape_of_config(ref: ModelRef, config: Any) -> ModelShape:
     """Return the sizes of the model that `config` (a transformers config) describes; nothing is allocated.
 
     Raises:
-        CheckpointError: a config that describes no decoder whose layers can be edited.
+        CheckpointError: a config that does not describe a decoder with editable layers.
     """
     return shape_of(meta_model(ref, config), ref.roles)
 
 
 def meta_model(ref: ModelRef, config: Any, dtype: torch.dtype | None = None) -> Any:
-    """Return the model that `config` describes on the meta device, where weights have sizes and no memory.
+    """Return the model of `config` on the meta device, where weights have sizes but use no memory.
 
     Raises:
-        CheckpointError: a config that describes no causal language model.
+        CheckpointError: a config that does not describe a causal language model.
     """
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # every architecture makes something else of fields that do not fit
+    except Exception as error:  # architectures react differently to inconsistent fields
         raise CheckpointError(
-            f"config.json of {ref.id} describes no decoder that transformers can build",
+            f"config.json of {ref.id} does not describe a decoder that transformers can build",
             got=first_line(error),
-            expected="a causal language model that transformers knows, with sizes that fit each other",
-            next_step="Mend it, or name another model.",
+            expected="a causal language model that transformers supports, with consistent sizes",
+            next_step="Correct config.json, or use another model.",
         ) from error

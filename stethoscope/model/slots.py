@@ -1,17 +1,18 @@
-"""Rows that share a prefix: where their keys and values lie, and the attention that reads them there.
+"""Key-value storage of rows that share a prefix, and the attention that reads it in place.
 
     position   0 ... P-1            P ... P+C-1
                [ shared prefix ]    [ own slots of row r: slot s holds position P + s ]
                  stored once          one stripe of C slots per row, written in place
 
-One forward pass takes a *packed* list of tokens (model batch 1): the newest token of every row that is being continued,
-and the whole tail of every row that has just come in. Nothing is padded, so slots and positions never part, and a
-query at position p sees the key at position j exactly when
+One forward pass takes a *packed* list of tokens (model batch 1): the newest token of every continued row, and the whole
+tail of every new row. There is no padding, so slots and positions always correspond. A query at position p sees the key
+at position j if and only if
 
     j <= p  and, in a layer with a sliding window,  j > p - window.
 
-Scores against the prefix are one matrix product for all rows; those against the own slots one per row; a single softmax
-runs over both. transformers calls `attend` through its attention interface, so the model's own code does the rest.
+Scores with the prefix are one matrix product for all rows, and those with the row's own slots one product per row; a
+single softmax covers both. transformers calls `attend` through its attention interface, and the model's own code does
+the rest.
 """
 
 import contextlib
@@ -30,13 +31,13 @@ from stethoscope.errors import CheckpointError, GenerationError, StethoscopeErro
 from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.model.prefix import Prefix
 
-ATTENTION = "stethoscope_row_slots"  # a name without a mask function: transformers then makes no mask
+ATTENTION = "stethoscope_row_slots"  # a name without a mask function, so that transformers creates no mask
 SLOT_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one pass that bring equally many tokens each; `lowest` and `highest` are the least and last slot."""
+    """Rows of one pass with the same number of tokens; `lowest` and `highest` are the first and last slot."""
 
     rows: slice
     tokens: slice
@@ -67,8 +68,8 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a group sees in layers of one window: the prefix from `first`, own slots `start:stop`, and a mask
-    [n_tokens, m] that is added to the last m columns (every token sees those before them)."""
+    """Keys that a group sees in layers with one window size: the prefix from `first`, own slots `start:stop`, and a
+    mask [n_tokens, m] that is added to the last m columns (every token sees those before them)."""
 
     first: int
     start: int
@@ -77,9 +78,9 @@ class _Seen:
 
 
 class RowSlots:
-    """Keys and values of up to `n_rows` rows behind one prefix.
+    """Keys and values of up to `n_rows` rows after one prefix.
 
-    Stands in for a transformers cache in the model's forward pass (`update`) and answers its attention (`attend`).
+    Acts as a transformers cache in the model's forward pass (`update`) and computes its attention (`attend`).
     """
 
     def __init__(self, loaded: LoadedModel, prefix: Prefix, n_rows: int) -> None:
@@ -94,11 +95,11 @@ class RowSlots:
         self._attended: set[int] = set()
 
     def next_tokens(self, continued: Sequence[tuple[int, int]], tails: Sequence[Sequence[int]]) -> list[int]:
-        """Run the model once and return the likeliest next token of each row, continued rows first.
+        """Run the model once and return the most likely next token of each row, continued rows first.
 
         Args:
             continued: (newest token, its slot) of each row in stripes 0, 1, ...
-            tails: the tokens behind the prefix of each new row; they take the stripes after those.
+            tails: the tokens after the prefix of each new row; these rows use the subsequent stripes.
 
         Raises:
             GenerationError: logits that are NaN or infinite.
@@ -115,14 +116,14 @@ class RowSlots:
                 row_slots=self,
             ).logits
         if len(self._attended) != self._loaded.layout.n_layers:
-            raise StethoscopeError(f"{type(self._loaded.model).__name__} computes attention in a way of its own")
-        best = logits[0].max(-1)  # a NaN anywhere in a row is its maximum
+            raise StethoscopeError(f"{type(self._loaded.model).__name__} uses a custom attention implementation")
+        best = logits[0].max(-1)  # if a row contains NaN, its maximum is NaN
         if not torch.isfinite(best.values).all():
             raise GenerationError(
                 "the model's predictions are not finite",
                 got="NaN or infinite logits",
                 expected="numbers",
-                next_step="Take a smaller alpha or fewer layers, or load the model in a dtype of wider range.",
+                next_step="Use a smaller alpha or fewer layers, or load the model in a dtype with a wider range.",
             )
         return best.indices.tolist()
 
@@ -144,7 +145,8 @@ class RowSlots:
         return key, value
 
     def _grown(self, old: Tensor | None, states: Tensor, n_slots: int) -> Tensor:
-        """Return stripes of at least `n_slots`, zero where nothing was written (0 * garbage might be NaN)."""
+        """Return stripes of at least `n_slots`, zero where nothing was written (0 * uninitialised memory might be
+        NaN)."""
         size = -(-n_slots // SLOT_CHUNK) * SLOT_CHUNK
         new = states.new_zeros(self._n_rows, states.shape[1], size, states.shape[3])
         if old is not None:
@@ -192,12 +194,12 @@ class RowSlots:
         return out
 
     def _what_is_seen(self, number: int, layer: int) -> _Seen:
-        """Return what the group sees in a layer; made once a pass for each window (and device)."""
+        """Return the keys that the group sees in a layer; computed once per pass, window size and device."""
         window, device = self._windows[layer], self._keys[layer].device
         if (number, window, device) not in self._seen:
             assert self._packed is not None
             group, length = self._packed.groups[number], self._prefix.length
-            lowest = -length if window is None else max(-length, group.lowest - window + 1)  # 0: the prefix's end
+            lowest = -length if window is None else max(-length, group.lowest - window + 1)  # 0: end of the prefix
             first, start, stop = length + min(lowest, 0), max(lowest, 0), group.highest + 1
             column = torch.arange(0 if window is None else lowest, stop, device=device)
             slot = self._packed.slots[group.tokens, None].to(device)
@@ -213,9 +215,9 @@ class RowSlots:
 def pack(
     continued: Sequence[tuple[int, int]], tails: Sequence[Sequence[int]], length: int, device: torch.device
 ) -> Packed:
-    """Return the pass that continues rows 0, 1, ... by (token, slot) and brings in `tails` behind them.
+    """Return the pass that continues rows 0, 1, ... with (token, slot) and adds `tails` after them.
 
-    `length` is that of the prefix. One copy goes to the device.
+    `length` is that of the prefix. Data are copied to the device once.
     """
     table = [(token, slot + length, row, slot) for row, (token, slot) in enumerate(continued)]
     groups, last = [], list(range(len(continued)))
@@ -242,10 +244,10 @@ def windows_of(loaded: LoadedModel) -> list[int | None]:
     for layer in DynamicCache(config=loaded.model.config).layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise CheckpointError(
-                f"{loaded.ref.id} cannot answer many prompts at once",
+                f"{loaded.ref.id} does not support batches of prompts",
                 got=f"a cache of {type(layer).__name__}",
                 expected="full or sliding-window attention in every layer",
-                next_step="Use a model with such layers only.",
+                next_step="Use a model that has only such layers.",
             )
         windows.append(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
     return windows or [None] * loaded.layout.n_layers
@@ -263,7 +265,7 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Answer transformers' attention interface from the slots; keys and values were written by `update`."""
+    """Implement transformers' attention interface with the slots; `update` has written keys and values."""
     assert attention_mask is None, "packed tokens know what they see"
     return row_slots.attend(module.layer_idx, query, scaling, softcap), None  # pyright: ignore[reportArgumentType]
 
@@ -273,7 +275,7 @@ AttentionInterface.register(ATTENTION, attend)
 
 @contextlib.contextmanager
 def _attention_of(loaded: LoadedModel) -> Iterator[None]:
-    """Let the decoder's layers ask `attend` inside."""
+    """Make the decoder's layers call `attend` in the body."""
     config = loaded.model.get_submodule(loaded.layout.layers.rpartition(".")[0]).config
     before = config._attn_implementation
     config._attn_implementation = ATTENTION

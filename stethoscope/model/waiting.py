@@ -1,4 +1,4 @@
-"""A weight that waits in memory or on the disk until its module runs: its entry in accelerate's map of weights."""
+"""An offloaded weight, stored in memory or on disk until its module runs: its entry in accelerate's map of weights."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ class Waiting:
         self._key = key
         self._name = f"{self._weights.prefix}{key}"
         kept = self._weights.dataset
-        self._held: dict[str, Tensor] = getattr(kept, "state_dict", kept)  # a loader looks here before its files
+        self._held: dict[str, Tensor] = getattr(kept, "state_dict", kept)  # a loader looks here before reading files
 
     def read(self) -> Tensor:
-        """Return the weight in the machine's memory; writing into it changes nothing."""
+        """Return the weight in host memory; writing to it has no effect."""
         return self._weights[self._key].to("cpu")
 
     @property
     def held(self) -> Tensor | None:
-        """What memory holds for it; None where a file is read each time."""
+        """The tensor in memory; None if a file is read each time."""
         return self._held.get(self._name)
 
     def hold(self, tensor: Tensor | None) -> None:
-        """Let `tensor` stand for it from now on; None: the file again."""
+        """Use `tensor` instead from now on; None restores the file."""
         if tensor is None:
             self._held.pop(self._name, None)
         else:

@@ -1,4 +1,4 @@
-"""Is there room for the weights? Told from config.json alone, before anything is loaded or a large file is fetched."""
+"""Check from config.json alone whether the weights fit into memory, before large files are downloaded or loaded."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from stethoscope.records import ModelRef
 
 
 def read_sizes(ref: ModelRef, placement: Placement, progress: Progress) -> tuple[ModelShape, Plan]:
-    """Return the sizes of the language tower of `ref` and where it will lie; of a hub id only config.json is fetched.
+    """Return the sizes and placement of the language tower of `ref`; for a hub id, only config.json is downloaded.
 
     Raises:
-        CheckpointError: no checkpoint at a path, or a config.json that describes no decoder.
+        CheckpointError: no checkpoint at the path, or a config.json that does not describe a decoder.
         HubError: see `hub.fetch_file`.
     """
     folder = local_path(ref.id)
@@ -32,20 +32,20 @@ def read_sizes(ref: ModelRef, placement: Placement, progress: Progress) -> tuple
 
 
 def check_room(ref: ModelRef, plan: Plan) -> None:
-    """Raise `ResourceError` where the weights alone take more than is free where they will lie."""
+    """Raise `ResourceError` if the weights alone exceed the free memory of their devices."""
     devices = ", ".join(map(str, plan.devices))
     _check(ref, plan.on_devices, sum(map(free_bytes, plan.devices)), devices, "spread")
     if plan.in_memory:
-        _check(ref, plan.in_memory, free_bytes(torch.device("cpu")), "the machine, where they wait", "offload-disk")
+        _check(ref, plan.in_memory, free_bytes(torch.device("cpu")), "host memory, where they wait", "offload-disk")
 
 
 def _check(ref: ModelRef, needed: int, free: int, where: str, other: str) -> None:
     if needed <= free:
         return
-    half = "Load it in bfloat16, which takes half, or a" if ref.dtype == "float32" else "Load a"
+    half = "Load it in bfloat16, which needs half, or a" if ref.dtype == "float32" else "Load a"
     raise ResourceError(
         f"{ref.id} does not fit into the memory of {where}",
         got=f"{size_text(free)} free",
         expected=f"{size_text(needed)} for its weights in {ref.dtype}",
-        next_step=f"{half} smaller model, use the device {other}, or close what else uses the memory.",
+        next_step=f"{half} smaller model, use the device {other}, or close other programs.",
     )

@@ -1,12 +1,12 @@
-"""One module per use case; `run` finds a stored result of a spec or computes, keeps and returns it.
+"""One module per use case; `run` returns the stored result of a spec, or computes and stores it.
 
-Pages and command line both come in here. What is kept and what is taken from the store stands in `use_cases`. The
-module `pipeline.<kind>` of a use case has
+Pages and the command line both call `run`. `use_cases` defines which results are stored and reused. The module
+`pipeline.<kind>` of a use case has
 
     run(spec, context, progress)      returns its result
-    needs(spec, setting, saes_of)     yields what each of its steps holds in memory (see `room`); optional
-    smaller(spec)                     names a smaller setting for when memory runs out; optional
-    seen(spec)                        the problems whose numbers it shows, to choose by (see `tuning`); optional
+    needs(spec, setting, saes_of)     yields the memory of each of its steps (see `room`); optional
+    smaller(spec)                     suggests a smaller setting if memory runs out; optional
+    seen(spec)                        the problems whose numbers can be used for tuning (see `tuning`); optional
 """
 
 import contextlib
@@ -34,12 +34,12 @@ NO_SMALLER = "Load the model in bfloat16, or use fewer layers or documents."
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result and, where the history keeps it, the run that made it.
+    """A result and the run that stores it, if any.
 
     Attributes:
-        run_id: None where it is not kept.
-        state: "cancelled" and "paused" are benchmarks that were stopped half-way and show what they have.
-        unkept: why the store could not keep it all, on a full disk for example; the result is whole.
+        run_id: None if the result is not stored.
+        state: "cancelled" and "paused" for a benchmark that was stopped; its result is partial.
+        unkept: why the result could not be stored, for example because the disk is full; the result itself is complete.
     """
 
     result: Result
@@ -49,17 +49,17 @@ class Outcome:
 
 
 def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
-    """Return the result of `spec`, from the store where the same spec was run on the same weights and problems.
+    """Return the result of `spec`; from the store if the same spec was run on the same weights and problems.
 
     Raises:
-        UserError: something in the spec does not fit; the run is kept as failed with the message.
-        Cancelled: stopped (`Paused`: for now) before there was anything to show.
+        UserError: the spec is invalid; the run is stored as failed with the message.
+        Cancelled: stopped (`Paused`: temporarily) before there was a partial result.
     """
     case = use_case_of(spec)
     if not case.kept:
         result = _within_memory(spec, context, progress)
         return Outcome(result, None, unkept=_remembered(spec, context))
-    _hindered(context)  # what an earlier run could not store comes first
+    _hindered(context)  # first store what an earlier run could not
     resolve_commits(spec, progress)
     identity = record_fingerprints(spec, progress)
     if case.reused and (found := context.store.find_result(spec, extra=identity)) is not None:
@@ -69,10 +69,10 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
     try:
         result = _within_memory(spec, context, progress)
     except Exception as error:
-        with contextlib.suppress(UserError):  # on a full disk: the error that is told is the first one
+        with contextlib.suppress(UserError):  # on a full disk: report the first error
             _store_failure(run_id, error, context, time.perf_counter() - started)
             if isinstance(error, Cancelled):
-                _remember(spec, context)  # what was published has been seen
+                _remember(spec, context)  # published numbers count as seen
         raise
     elapsed_s = time.perf_counter() - started
     state: EndState = "done"
@@ -92,7 +92,7 @@ def run(spec: Spec, context: Context, progress: Progress) -> Outcome:
 
 
 def _store_failure(run_id: str, error: Exception, context: Context, elapsed_s: float) -> None:
-    """Store how a run without a result ended."""
+    """Store the final state of a run without a result."""
     state: EndState = "failed"
     if isinstance(error, Cancelled):
         state = "paused" if isinstance(error, Paused) else "cancelled"
@@ -101,18 +101,18 @@ def _store_failure(run_id: str, error: Exception, context: Context, elapsed_s: f
 
 
 def _remember(spec: Spec, context: Context) -> None:
-    """Store which problems `spec` has shown numbers of, to choose by."""
+    """Store the problems whose numbers `spec` has shown, because they can be used for tuning."""
     seen = getattr(MODULES[type(spec)], "seen", None)
     tuned_on.remember(use_case_of(spec).kind, None if seen is None else seen(spec), context)
 
 
 def _remembered(spec: Spec, context: Context) -> UserError | None:
-    """Store which problems `spec` has shown numbers of; return what hindered that, None where nothing did."""
+    """Store the problems whose numbers `spec` has shown; return the error if that failed, else None."""
     return _hindered(context, lambda: _remember(spec, context))
 
 
 def _hindered(context: Context, write: Callable[[], None] | None = None) -> UserError | None:
-    """Write to the store, behind what waits for it; return what hindered that, None where nothing did."""
+    """Write to the store, after earlier pending writes; return the error if that failed, else None."""
     try:
         if write is None:
             context.backlog.flush()
@@ -131,7 +131,7 @@ def _hindered(context: Context, write: Callable[[], None] | None = None) -> User
 
 
 def _within_memory(spec: Spec, context: Context, progress: Progress) -> Result:
-    """Run `spec` with room made for it; raise `ResourceError` with a smaller setting where memory ran out."""
+    """Free memory and run `spec`; raise `ResourceError` with a smaller setting if memory runs out."""
     module = MODULES[type(spec)]
     try:
         with context.at_work(progress):

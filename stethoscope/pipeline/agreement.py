@@ -1,10 +1,10 @@
-"""How well each predictor orders the layers by measured gain: Kendall's tau with its interval and its null.
+"""Agreement between each predictor and the measured gains: Kendall's tau with interval and null distribution.
 
-A predictor is a number a layer and subject. Bootstrap draws of predictors (over documents or problems) and of gains
-(over problems) are paired draw by draw, so that tau's interval carries both; noise in either pulls draws of tau towards
-zero, which makes the interval cautious. The null permutes layer labels: a random order. The last row of every table is
-the mean over the subjects. A layer without a value (no SAE there) is left out of that predictor's tau, and a layer that
-the task vector does not move is left out of every tau: nothing was injected there, so it has no gain.
+A predictor has one number per layer and subject. Bootstrap draws of predictors (over documents or problems) and of
+gains (over problems) are paired, so that the interval of tau covers both; noise in either pulls draws of tau towards
+zero, which makes the interval conservative. The null distribution permutes layer labels. The last row of every table is
+the mean over the subjects. A layer without a value (without an SAE) is excluded from the tau of that predictor. A layer
+that the task vector does not change has no gain and is excluded from every tau.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ from stethoscope.results import AgreementRow, PredictorCell
 from stethoscope.statistics import cannot_reach, kendall_tau, kendall_test, percentile_interval
 
 PERMUTATIONS = 1999
-MIN_LAYERS = 3  # two layers are in one of two orders: no rank correlation to speak of
+MIN_LAYERS = 3  # two layers have only two orders, too few for a rank correlation
 
 
 def with_mean(table: Float[np.ndarray, "*draws n_subjects n_layers"]) -> np.ndarray:
-    """Append the mean over the subjects as one more row; NaN where any subject has no value."""
+    """Append the mean over the subjects as a row; NaN if any subject has no value."""
     return np.concatenate([table, table.mean(axis=-2, keepdims=True)], axis=-2)
 
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """What one predictor says of each layer, subject by subject and for their mean (the last row).
+    """Values of one predictor for each layer, by subject and for their mean (the last row).
 
     Attributes:
         values: [n_subjects + 1, n_layers]; NaN where a layer has no value.
-        draws: bootstrap draws of them, None for a predictor without sampling error.
+        draws: bootstrap draws of the values; None for a predictor without sampling error.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Predictor:
 
     @classmethod
     def constant(cls, name: str, values: Float[np.ndarray, " n_layers"], n_subjects: int) -> "Predictor":
-        """Return a predictor that says the same of every subject, without sampling error."""
+        """Return a predictor with the same values for all subjects and no sampling error."""
         return cls(name, np.tile(values, (n_subjects + 1, 1)))
 
     @classmethod
@@ -51,7 +51,7 @@ class Predictor:
         values: Float[np.ndarray, "n_subjects n_layers"],
         draws: Float[np.ndarray, "draws n_subjects n_layers"] | None = None,
     ) -> "Predictor":
-        """Return a predictor from its values by subject, with their mean appended."""
+        """Return a predictor from its values by subject; their mean is appended."""
         return cls(name, with_mean(values), None if draws is None else with_mean(draws))
 
     def tells_apart(self, row: int, layers: Sequence[int]) -> bool:
@@ -61,7 +61,7 @@ class Predictor:
         return bool((values != values[:1]).any())
 
     def order(self, row: int) -> list[int]:
-        """Return the layers that have a value, largest first, ties by depth."""
+        """Return the layers with a value, largest first, ties by depth."""
         values = self.values[row]
         return sorted(np.flatnonzero(~np.isnan(values)).tolist(), key=lambda layer: (-values[layer], layer))
 
@@ -70,7 +70,7 @@ class Predictor:
 class Gains:
     """Measured gain of each layer, rows as in `Predictor`, and its bootstrap draws over problems.
 
-    Both are NaN for layers that the task vector does not move.
+    Both are NaN for layers that the task vector does not change.
     """
 
     values: Float[np.ndarray, "rows n_layers"]
@@ -78,7 +78,8 @@ class Gains:
 
 
 def predictor_cells(predictors: Sequence[Predictor], subjects: Sequence[str]) -> tuple[PredictorCell, ...]:
-    """Return every predictor's value of every layer with its 95% percentile interval; `subjects` names the rows."""
+    """Return the value of every predictor for every layer with a 95% percentile interval; `subjects` are the names of
+    the rows."""
     cells = []
     for predictor in predictors:
         for row, subject in enumerate(subjects):

@@ -1,10 +1,9 @@
-"""The answers of a benchmark's arms, a block at a time: found in the store, or generated, graded and stored.
+"""Answers of a benchmark's arms, block by block: taken from the store, or generated, graded and stored.
 
-An answer belongs to its evaluation (weights, decoding) and its prompt's tokens, not to a run: what any run has stored
-is found again, whatever arms and sample that run had. A block is stored as a whole or not at all, with a certificate of
-the weights that gave it; later, where the store does not take it for now. Answers of weights that fail their
-certificate are never stored. The prompts' common beginning is computed once for each set of weights and kept from block
-to block.
+An answer belongs to its evaluation (weights, decoding) and the tokens of its prompt, not to a run: answers stored by
+any run are reused, whatever its arms and sample. A block is stored completely or not at all, with a certificate of the
+weights. If the store cannot be written, the block is stored later. Answers of weights that fail their certificate are
+never stored. The common prefix of the prompts is computed once for each set of weights and kept across blocks.
 """
 
 import time
@@ -27,7 +26,7 @@ from stethoscope.records import BenchArm, BenchSpec, EditRecipe, Grade
 from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.items import StoredItem
 
-PREFIX_BYTES = 2**30  # keys and values kept from block to block, of all arms together
+PREFIX_BYTES = 2**30  # keys and values kept across blocks, for all arms together
 
 
 def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) -> str:
@@ -47,10 +46,11 @@ def evaluation_id(spec: BenchSpec, recipe: EditRecipe | None, context: Context) 
 
 
 class Answering:
-    """Answers the blocks of one benchmark, and counts every answer on `progress`, the stored ones as skipped.
+    """Answers the blocks of one benchmark and counts every answer on `progress`; stored answers count as skipped.
 
     Attributes:
-        n_generated, elapsed_s: answers that were not in the store, and the seconds that it took to have them there.
+        n_generated, elapsed_s: number of answers that were not in the store, and the seconds needed to generate, grade
+            and store them.
     """
 
     def __init__(self, spec: BenchSpec, problems: Sequence[Problem], context: Context, progress: Progress) -> None:
@@ -72,11 +72,11 @@ class Answering:
             progress.skip(sum(problem.problem_id in ids for problem in problems))
 
     def answer(self, arm: BenchArm, block: Sequence[Problem]) -> list[StoredItem]:
-        """Return the arm's graded answers to `block` in its order; those that were not stored before are now.
+        """Return the arm's graded answers to `block` in order; new answers are stored.
 
         Raises:
-            Cancelled: asked to stop; nothing of the block is stored that was not before.
-            StethoscopeError: the weights were not what they had to be; nothing is stored.
+            Cancelled: stopped; no new answers of the block are stored.
+            StethoscopeError: the weights were not as expected; nothing is stored.
             ResourceError: no grader process can be started.
             GenerationError: the arm's predictions are not finite.
         """
@@ -106,7 +106,7 @@ class Answering:
         ]
 
     def _generate(self, arm: BenchArm, problems: Sequence[Problem]) -> tuple[list[Generation], Certificate]:
-        recipe, aside = arm.recipe, SubProgress(self._progress)  # built again where the context had no room to keep it
+        recipe, aside = arm.recipe, SubProgress(self._progress)  # built again if the context had no room for it
         patch = Patch(None, {}) if recipe is None else patch_of(recipe, self._context, aside)
         with certified(self._loaded, patch) as certifying:
             try:
@@ -127,14 +127,14 @@ class Answering:
         certificate = certifying.certificate
         if not certificate.base_intact:
             raise StethoscopeError(
-                "the model's weights are no longer those that were loaded; restart to load them again"
+                "the model's weights have changed since they were loaded; restart to load them again"
             )
         if not certificate.as_recomputed:
-            raise StethoscopeError(f"arm {arm.name}: the edited weights are not what a second computation gives")
+            raise StethoscopeError(f"arm {arm.name}: recomputing the edited weights gives different values")
         return generations, certificate
 
     def _prefix(self, arm: BenchArm) -> Prefix:
-        """Return what all prompts begin with under the weights in place, kept where it was computed with them."""
+        """Return the computed common prefix of all prompts for the current weights, reusing a cached one."""
         kept = self._prefixes.pop(arm.name, None)
         if kept is None or kept.weights_version != self._loaded.weights_version:
             self._progress.yield_to_interactive()
@@ -145,7 +145,7 @@ class Answering:
 
     @cached_property
     def _outermost(self) -> list[list[int]]:
-        """The first and the last prompt in the order of their tokens, and the shortest: all begin as these do."""
+        """The first, the last (in token order) and the shortest prompt; their common prefix is that of all prompts."""
         rows = {prompt.prompt_id: prompt.token_ids for prompt in self._prompts.values()}
 
         def place(prompt_id: str) -> bytes:
@@ -178,7 +178,7 @@ class Answering:
         ]
 
     def _grade(self, answers: Sequence[Answer]) -> list[Grade]:
-        """Grade some at a time, on the bare base: those who wait for the model pass between."""
+        """Grade in batches with the base restored, so that waiting jobs can use the model in between."""
         graders = self._context.graders
         at_once = BATCH_ANSWERS * graders.n_workers
         grades: list[Grade] = []

@@ -1,10 +1,10 @@
-"""Use case: is the edit better? The same seeded problems in every arm, greedy answers, graded, compared in pairs.
+"""Use case: benchmark. Every arm answers the same seeded problems greedily; answers are graded and compared in pairs.
 
-Problems that something was chosen on stay out (`tuning`); the others run in seeded random blocks of fixed membership:
-it depends on the problems, the seed and n, never on the arms or on what is answered. Every arm answers a block before
-the next one begins (`answering`), so that after each block all arms stand on the same problems. A look at a run that
-goes on shows completed blocks only: long answers finish last, and any other peek would be biased. What is stored
-survives a stop, a crash and a kill; the same spec goes on from there.
+Problems used for tuning are excluded (`tuning`). The others are divided into seeded random blocks, which depend on the
+problems, the seed and n, but never on the arms or answers. All arms answer a block before the next one starts
+(`answering`), so that after each block all arms have answered the same problems. Interim results include only completed
+blocks, because long answers finish last and would bias any other interim result. Stored answers survive a stop, a crash
+and a kill; running the same spec again continues.
 """
 
 import os
@@ -38,12 +38,12 @@ from stethoscope.store.tuning import Tried, configurations_tried, tuned_on
 
 
 def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Problem]:
-    """Return the seeded sample of every subject, in one seeded random order that all arms share.
+    """Return the seeded sample of all subjects, in a seeded random order that is the same for all arms.
 
-    A subject with fewer than n problems gives all that it has.
+    If a subject has fewer than n problems, all of them are used.
 
     Args:
-        without: ids of problems that stay out of the sample, by subject (see `tuning.left_out`).
+        without: ids of problems to exclude, by subject (see `tuning.left_out`).
 
     Raises:
         CorpusError: a subject without problems.
@@ -54,7 +54,7 @@ def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = Map
         every = [problem for problem in corpus if problem.subject == subject]
         if not every:
             raise CorpusError(
-                "no problems of that subject",
+                "no such subject",
                 got=repr(subject),
                 expected="one of " + ", ".join(sorted({problem.subject for problem in corpus})),
                 next_step="Leave the subject out.",
@@ -62,10 +62,10 @@ def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = Map
         free = [problem for problem in every if problem.problem_id not in without.get(subject, ())]
         if not free:
             raise CorpusError(
-                f"every {spec.split} problem of {subject} was used for choosing",
-                got=f"{len(every)} problems that stand in the dev or train split, or were tuned on",
-                expected="problems that nothing was chosen on",
-                next_step="Bring other problems, or leave the subject out.",
+                f"every {spec.split} problem of {subject} was used for tuning",
+                got=f"{len(every)} problems that are in the dev or train split or were used for tuning",
+                expected="problems not used for tuning",
+                next_step="Use other problems, or leave the subject out.",
             )
         chosen.extend(asked_problems(free, subject, spec.n, spec.seed))
     random.Random(f"blocks-{spec.seed}").shuffle(chosen)
@@ -73,13 +73,13 @@ def bench_problems(spec: BenchSpec, without: Mapping[str, Collection[str]] = Map
 
 
 def blocks_of(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:
-    """Return `problems` in blocks of `size`, the last one perhaps smaller."""
+    """Return `problems` in blocks of `size`; the last one can be smaller."""
     return [problems[start : start + size] for start in range(0, len(problems), size)]
 
 
 @dataclass
 class _Finished:
-    """The answers of the completed blocks, arm by arm, and the certificates that cover them."""
+    """Answers of the completed blocks by arm, and their certificates."""
 
     spec: BenchSpec
     loaded: LoadedModel
@@ -95,7 +95,8 @@ class _Finished:
     certificates: dict[str, list[Certificate]] = field(default_factory=dict)
 
     def add(self, block: dict[str, list[StoredItem]]) -> None:
-        """Add a block that every arm has answered; the tokens stay in the store, with the place where answers part."""
+        """Add a block that every arm has answered; token ids are dropped, and the position where answers diverge is
+        kept."""
         reference = block[self.spec.arms[0].name]
         for name, stored in block.items():
             items = self.items.setdefault(name, [])
@@ -107,7 +108,7 @@ class _Finished:
         self.done += 1
 
     def result(self, *, complete: bool) -> BenchResult:
-        """Return what the completed blocks say."""
+        """Return the result of the completed blocks."""
         recipe_ids = {arm.name: content_id(arm.recipe) if arm.recipe is not None else None for arm in self.spec.arms}
         answered = {item.problem_id for items in self.items.values() for item in items}
         database, backlog = self.context.store.database, self.context.backlog
@@ -130,13 +131,14 @@ class _Finished:
             reach=self.reach,
             first_prompt=self.first_prompt,
             not_the_fine_tune=self.not_the_fine_tune,
-            configurations_tried=max(tried.configurations, edits),  # where its own answers wait to be stored
+            configurations_tried=max(tried.configurations, edits),  # its own answers may still wait to be stored
             damaged_rows=tried.damaged + tuned,
         )
 
 
 def diverges_at(loaded: LoadedModel, item: BenchItem, reference: BenchItem) -> int | None:
-    """Return the place in the completion of the first token that the reference's answer lacks; None where all agree."""
+    """Return the position in the completion of the first token that differs from the reference's answer; None if none
+    differs."""
     position = first_difference(reference.token_ids, item.token_ids)
     if position is None:
         return None
@@ -145,9 +147,9 @@ def diverges_at(loaded: LoadedModel, item: BenchItem, reference: BenchItem) -> i
 
 
 def worth_a_look(done: int) -> bool:
-    """Return whether `done` blocks are shown: each one at first, later whenever there are about an eighth more.
+    """Return whether to publish after `done` blocks: at first after every block, later after about an eighth more.
 
-    A look counts all answers again, so that a look after every block would take a time that grows with their square.
+    Each interim result recounts all answers, so publishing after every block would take quadratic time.
     """
     shown = 0
     while shown < done:
@@ -156,14 +158,14 @@ def worth_a_look(done: int) -> bool:
 
 
 def _check_base(context: Context) -> None:
-    """Raise unless all weights are those that were loaded: no verdict stands on answers of an unknown base."""
+    """Raise an error if any weight has changed since loading, because verdicts need a known base."""
     assert context.loaded is not None, "the model was loaded to answer"
     if not BaseCheck(context.loaded).run():
-        raise StethoscopeError("the model's weights are no longer those that were loaded; restart to load them again")
+        raise StethoscopeError("the model's weights have changed since they were loaded; restart to load them again")
 
 
 def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
-    """Answer, grade and compare; publishes completed blocks as they grow, and returns them when stopped.
+    """Answer, grade and compare; publish completed blocks, and return them if stopped.
 
     Raises:
         Cancelled: stopped before a block was completed.
@@ -172,7 +174,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
     problems = bench_problems(spec, without)
     loaded = context.load(spec.model, progress)
     reach = reach_of_arms(spec.arms, context, progress)
-    for arm in spec.arms:  # a recipe that does not fit is told before anything is answered
+    for arm in spec.arms:  # report an invalid recipe before generating answers
         if arm.recipe is not None:
             patch_of(arm.recipe, context, progress)
     answering = Answering(spec, problems, context, progress)
@@ -207,19 +209,19 @@ def run(spec: BenchSpec, context: Context, progress: Progress) -> BenchResult:
 
 
 def needs(spec: BenchSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what answering holds."""
+    """Yield the memory of answering."""
     yield job_memory.answering(setting, spec.batch_size, spec.max_new_tokens)
 
 
 def smaller(spec: BenchSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     if spec.batch_size > 1:
         return f"Set the batch size to {spec.batch_size // 2} (now {spec.batch_size})."
     return job_memory.fewer_layers(spec)
 
 
 def seen(spec: BenchSpec) -> Seen | None:
-    """Return the problems whose scores are shown to choose by; None on the test split, which only judges."""
+    """Return the problems whose scores can be used for tuning; None on the test split, which is for verdicts only."""
     if spec.split == "test":
         return None
     return Seen(spec.model, spec.problems, spec.subjects, spec.split, spec.n, spec.seed)

@@ -1,12 +1,12 @@
-"""Use case: what does the edit change in the text? Greedy answers of base and edited model, token by token.
+"""Use case: text comparison. Greedy answers of base and edited model, token by token.
 
-The models take turns at every token, by pointer swaps, so that their texts stream at the same pace. Afterwards each
-text is fed back (teacher forcing), and each of its tokens carries
+The models take turns at every token, by pointer swaps, so that their texts stream at the same pace. Then each text is
+fed back (teacher forcing), and each of its tokens gets
 
     KL(edited || base) = sum_v p_edited(v) log(p_edited(v) / p_base(v))   in nats,
 
-how surprised the base would be by what the edited model wants to say there, and the likeliest tokens of both. A third
-recipe (say the whole fine-tune) can stand beside them; it is compared with the base in the same way.
+and the most likely tokens of both models. A third recipe (for example the full fine-tune) can be added; it is compared
+with the base in the same way.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,15 +29,15 @@ from stethoscope.records import CompareTextSpec
 from stethoscope.results import TextColumn, TextComparison, TextPair, TopTokens
 from stethoscope.store.ids import content_id
 
-BASE, EDITED, THIRD = "base", "edited", "third"  # the channels that the texts are streamed to
+BASE, EDITED, THIRD = "base", "edited", "third"  # channels that the texts are streamed to
 BATCH_SIZE = 8
 
 
 def prompt_texts(spec: CompareTextSpec, loaded: LoadedModel) -> list[str]:
-    """Return the full text of every prompt: behind the shots (if there are any), in the chat template, as asked.
+    """Return the full text of every prompt, with few-shot examples and chat template as requested.
 
     Raises:
-        UserError: a chat template is asked for, and the tokenizer has none.
+        UserError: a chat template is requested, but the tokenizer has none.
     """
     shots = load_shots(spec.problems.shots) if spec.framed and spec.problems.shots is not None else ()
     framed = [few_shot_prompt(prompt, shots) if spec.framed else prompt for prompt in spec.prompts]
@@ -45,7 +45,7 @@ def prompt_texts(spec: CompareTextSpec, loaded: LoadedModel) -> list[str]:
 
 
 def run(spec: CompareTextSpec, context: Context, progress: Progress) -> TextComparison:
-    """Return the texts of every prompt, with KL and the likeliest tokens of both models at each token."""
+    """Return the texts for every prompt, with KL and the most likely tokens of both models at each token."""
     loaded = context.load(spec.recipe.model, progress)
     patches = {BASE: Patch(None, {}), EDITED: patch_of(spec.recipe, context, progress)}
     if spec.third is not None:
@@ -136,7 +136,8 @@ def _compare(
 
 
 def _column(loaded: LoadedModel, row: Sequence[int], text: Generation, patch: Patch, first: int | None) -> TextColumn:
-    """Return `text` (behind the prompt `row`) with what the model of `patch` and the base predict at its tokens."""
+    """Return `text` (after the prompt `row`) with the predictions of the model of `patch` and of the base at each
+    token."""
     whole, count = [*row, *text.token_ids], len(text.token_ids)
     with applied(loaded, patch):
         (edited,) = next_token_logprobs(loaded, [whole], last=[count])
@@ -153,7 +154,7 @@ def _column(loaded: LoadedModel, row: Sequence[int], text: Generation, patch: Pa
 
 
 def first_difference(base: Sequence[int], edited: Sequence[int]) -> int | None:
-    """Return the first position at which the two token lists part (where one ends, too), None for equal lists."""
+    """Return the first position at which two token lists differ, or at which one ends; None if they are equal."""
     for position, (left, right) in enumerate(zip(base, edited, strict=False)):
         if left != right:
             return position
@@ -161,10 +162,10 @@ def first_difference(base: Sequence[int], edited: Sequence[int]) -> int | None:
 
 
 def needs(spec: CompareTextSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what writing holds."""
+    """Yield the memory of generating text."""
     yield job_memory.answering(setting, len(spec.prompts), spec.max_new_tokens)
 
 
 def smaller(spec: CompareTextSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_layers(spec)

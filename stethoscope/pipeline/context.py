@@ -1,7 +1,7 @@
-"""What use cases share: the loaded model, its SAEs, task vectors, firing rates and ready patches, each made once.
+"""Shared state of use cases: the loaded model, its SAEs, task vectors, firing rates and prepared patches.
 
-One context belongs to one worker (or one command). Everything it holds can be made again from the specs; caches
-are keyed by content ids, and a model of another reference replaces the one that is loaded.
+A context belongs to one worker (or one command). Everything in it can be rebuilt from the specs. Caches are keyed by
+content ids. Loading another model replaces the loaded one.
 """
 
 import contextlib
@@ -46,14 +46,14 @@ from stethoscope.store.runs import RunStore
 
 K = TypeVar("K")
 V = TypeVar("V")
-S = TypeVar("S", FiringRates, LayerSpectra)  # what the cache on disk keeps
-RATES_BYTES = 2 << 30  # at 34 layers of 16k latents about 100 MB a corpus of 128 documents
+S = TypeVar("S", FiringRates, LayerSpectra)  # kept in the cache on disk
+RATES_BYTES = 2 << 30  # about 100 MB per corpus of 128 documents at 34 layers of 16k latents
 SPECTRA_BYTES = 256 << 20  # two task vectors of a 4B model: 34 layers x 9 spectra of 200 kB
 
 
 @dataclass
 class LruCache(Generic[K, V]):
-    """A mapping that forgets its least recently used entries above `capacity`; the newest one always stays.
+    """A mapping that evicts its least recently used entries above `capacity`, but never the newest one.
 
     Attributes:
         capacity: number of entries, or the sum of what `weigh` returns for each (bytes, for instance).
@@ -64,7 +64,7 @@ class LruCache(Generic[K, V]):
     entries: "OrderedDict[K, V]" = field(default_factory=OrderedDict)
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
-        """Return the entry of `key`, made by `make` when it is not there."""
+        """Return the entry of `key`; if it is missing, create it with `make`."""
         if key not in self.entries:
             self.entries[key] = make()
         self.entries.move_to_end(key)
@@ -75,21 +75,21 @@ class LruCache(Generic[K, V]):
 
 @functools.cache
 def _code() -> str:
-    """Return a digest of the code that computes what is cached, so that changed code finds nothing of the former's."""
+    """Return a digest of the code that computes cached values, so that changed code does not reuse old values."""
     package = Path(__file__).parent.parent
     sources = sorted(path for name in ("delta", "model", "pipeline", "sae") for path in (package / name).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _processor(device: torch.device) -> str:
-    """Return what computes, since the last digit may depend on it."""
+    """Return the processor type, because the last digits can depend on it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 class Context:
-    """The worker's hands: opens what a spec names, and keeps what is likely to be asked for again."""
+    """Opens the models, SAEs and task vectors of a spec, and caches what is likely to be needed again."""
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class Context:
         edit_bytes: int | None = None,
         cache: ArrayCache | None = None,
     ) -> None:
-        """Open nothing yet.
+        """Create a context without loading anything.
 
         Args:
-            store: where results are kept.
+            store: the store of results.
             device: "auto", "cpu", "cuda" or "mps".
-            edit_bytes: memory that ready edits may take (see `delta.ready.budget_bytes`).
-            cache: where firing rates and spectra outlast this process; in memory only where None.
+            edit_bytes: memory limit of prepared edits (see `delta.ready.budget_bytes`).
+            cache: disk cache of firing rates and spectra; None to keep them in memory only.
         """
         self.store = store
         self.cache = cache
@@ -131,11 +131,12 @@ class Context:
         self._in_use = False
 
     def rates_of(self, key: str, make: Callable[[], FiringRates]) -> FiringRates:
-        """Return the firing rates of `key`, made by `make` where neither memory nor the cache on disk has them."""
+        """Return the firing rates of `key` from memory or the disk cache; if they are missing, compute them with
+        `make`."""
         return self.rates.get_or_make(key, lambda: self._kept(FiringRates, key, make))
 
     def spectra_of(self, key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:
-        """Return the spectra of `key`, as `rates_of` does."""
+        """Return the spectra of `key`, cached like `rates_of`."""
         return self.spectra.get_or_make(key, lambda: self._kept(LayerSpectra, key, make))
 
     def _kept(self, kind: type[S], key: str, make: Callable[[], S]) -> S:
@@ -152,18 +153,18 @@ class Context:
 
     @property
     def loaded(self) -> LoadedModel | None:
-        """The model that is loaded now, if any."""
+        """The loaded model, if any."""
         return self._loaded
 
     def identity(self, record: Record, *extra: str) -> str:
-        """Return the content id of `record` together with what its locations hold now."""
+        """Return the content id of `record` including the current content of its locations."""
         resolve_commits(record)
         return content_id(record, *record_fingerprints(record, SubProgress(self.progress)), *extra)
 
     def load(self, ref: ModelRef, progress: Progress) -> LoadedModel:
-        """Return the model of `ref`, loading it in place of another one where needed."""
+        """Return the model of `ref`; if another one is loaded, replace it."""
         if self._loaded is None or self._loaded.ref != ref:
-            assert not self._in_use, f"{ref.id} cannot be loaded while a job that was set aside uses another model"
+            assert not self._in_use, f"{ref.id} cannot be loaded while a suspended job uses another model"
             self.forget_model()
             check_room(ref, read_sizes(ref, pick_device(self.device), progress)[1])
             compute_exactly()
@@ -178,19 +179,19 @@ class Context:
 
     @property
     def held_bytes(self) -> int:
-        """What the loaded model and its ready edits take on the model's device; 0 where none is loaded."""
+        """Bytes of the loaded model and its prepared edits on the model's device; 0 if none is loaded."""
         if self._loaded is None:
             return 0
         return self._loaded.plan.on_devices + self.patches.size_bytes + self.directions.size_bytes
 
     @property
     def held_host_bytes(self) -> int:
-        """What the loaded model's weights take where they wait in memory; 0 where none is loaded."""
+        """Bytes of the loaded model's offloaded weights in host memory; 0 if none is loaded."""
         return 0 if self._loaded is None else self._loaded.plan.in_memory
 
     @contextlib.contextmanager
     def wanting(self, needed: int) -> Iterator[None]:
-        """Keep `needed` bytes free for the job in the body, as far as edits can give way (see `job_memory`)."""
+        """Keep `needed` bytes free during the body by evicting edits if necessary (see `job_memory`)."""
         before, self.wanted_bytes = self.wanted_bytes, needed
         try:
             self.job_memory()
@@ -200,7 +201,7 @@ class Context:
 
     @contextlib.contextmanager
     def at_work(self, progress: Progress) -> Iterator[None]:
-        """Let `progress` stop what the body reads from files by the way."""
+        """Let `progress` interrupt file reads in the body."""
         before, self.progress = self.progress, progress
         try:
             yield
@@ -208,9 +209,9 @@ class Context:
             self.progress = before
 
     def job_memory(self) -> None:
-        """Let what can be made again give way until the running job has what it wants: directions, then ready edits.
+        """Evict cached directions, then prepared edits, until the running job has the memory it needs.
 
-        An edit that a job holds keeps its memory until the job lets it go.
+        An edit in use by a job keeps its memory until the job releases it.
         """
         if self._loaded is None or free_bytes(self._loaded.device) >= self.wanted_bytes:
             return
@@ -219,12 +220,12 @@ class Context:
             pass
 
     def drop_edits(self) -> None:
-        """Let go of every ready edit and every kept direction."""
+        """Drop all prepared edits and cached directions."""
         self.patches.clear()
         self.directions.clear()
 
     def forget_model(self) -> None:
-        """Drop the loaded model and all that was computed with it."""
+        """Drop the loaded model and everything computed with it."""
         self._loaded = None
         self.base_checksum = None
         self._base_check = None
@@ -242,7 +243,7 @@ class Context:
             cache.entries.clear()
 
     def move_to(self, device: str) -> None:
-        """Drop the loaded model; the next one is loaded to `device`. Call it between jobs."""
+        """Drop the loaded model and load the next one on `device`. Call it between jobs."""
         self.forget_model()
         self.device = device
         gc.collect()
@@ -251,10 +252,11 @@ class Context:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Let other jobs run in the body: the running job's edit is taken off, and its model stays loaded.
+        """Remove the running job's edit during the body, so that other jobs can run; its model stays loaded.
 
         Raises:
-            StethoscopeError: the weights were not what the running job had put there, or not the base's afterwards.
+            StethoscopeError: the weights were not those of the running job's edit, or the base was not restored
+                afterwards.
         """
         assert self._loaded is not None, "no job can be set aside before its model is loaded"
         assert not self._in_use, "a job is set aside already"
@@ -266,30 +268,30 @@ class Context:
                 self._in_use = False
 
     def base_verified(self, *, go_on: Callable[[], bool]) -> bool | None:
-        """Return whether all weights are those that were loaded; None without a model, or when `go_on` says no first.
+        """Return whether all weights match the loaded ones; None without a model, or if `go_on` returns False first.
 
-        Call it between jobs. A check that did not get to the end goes on where it stopped.
+        Call it between jobs. An unfinished check continues where it stopped.
         """
         return None if self._base_check is None else self._base_check.run(go_on)
 
     def bank(self, ref: SaeRef, loaded: LoadedModel, progress: Progress) -> SaeBank:
-        """Return the SAEs of `ref`, checked against the model's width; their settings may have to be fetched."""
+        """Return the SAEs of `ref`, checked against the model's width; their settings are downloaded if necessary."""
         width = site_width(loaded, ref.site)
         return self._banks.get_or_make(ref, lambda: open_bank(ref, width, progress=progress))
 
     def task_vector(self, ref: TaskVectorRef, loaded: LoadedModel, progress: Progress) -> TaskVector:
-        """Return the task vector of `ref` over the loaded base, fetching it where it is a hub id."""
+        """Return the task vector of `ref` for the loaded base; a hub id is downloaded."""
         record_fingerprints(ref, progress)
         return self._task_vectors.get_or_make(
             self.identity(ref), lambda: open_task_vector(ref, loaded, progress=progress)
         )
 
     def prompts(self, spec: BenchSpec, problems: Sequence[Problem]) -> dict[str, Prompt]:
-        """Return the prompt of each problem by problem id; the model of `spec` is loaded.
+        """Return the prompt of each problem by problem id; the model of `spec` must be loaded.
 
-        They are kept for as long as it is, so that a plan and its benchmark ask the same, and each is encoded once.
+        Prompts are cached while the model is loaded, so that a plan and its benchmark use the same prompts.
 
-        Raises: what `encode_prompts` does; CorpusError: no shots where they should be.
+        Raises: the errors of `encode_prompts`; CorpusError: no few-shot examples.
         """
         assert self._loaded is not None, "prompts are tokens of the model that is loaded"
         shots = load_shots(spec.problems.shots)
@@ -300,7 +302,7 @@ class Context:
 
     @property
     def graders(self) -> GraderPool:
-        """The grader processes, started on first use."""
+        """The grader processes; started on first use."""
         if self._graders is None:
             self._graders = GraderPool()
         return self._graders

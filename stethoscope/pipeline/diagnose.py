@@ -1,4 +1,4 @@
-"""Use case: which layers are specific to which subject?"""
+"""Use case: diagnosis. Scores how specific each layer is to each subject."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -44,7 +44,7 @@ def _cells(
 
 
 def order_layers(layers: tuple[int, ...], scores: tuple[float | None, ...]) -> tuple[int, ...]:
-    """Return the layers that have a score, best first, ties by depth."""
+    """Return the layers with a score, best first, ties by depth."""
     scored = [(-score, layer) for layer, score in zip(layers, scores, strict=True) if score is not None]
     return tuple(layer for _, layer in sorted(scored))
 
@@ -69,7 +69,7 @@ def _selected(spec: DiagnoseSpec, subject: str, domain: FiringRates, control: Fi
 
 
 def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisResult:
-    """Return the score of every layer for every subject, with intervals, p-values and the selected latents."""
+    """Return the score of every layer for every subject, with intervals, p values and the selected latents."""
     loaded = context.load(spec.model, progress)
     subjects = spec.problems.subjects
     start_listening(spec, len(subjects) + 1, context, progress)
@@ -103,16 +103,16 @@ def run(spec: DiagnoseSpec, context: Context, progress: Progress) -> DiagnosisRe
 
 
 def needs(spec: DiagnoseSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what listening and scoring hold."""
+    """Yield the memory of measuring and scoring."""
     yield job_memory.listening(spec, setting, saes_of)
 
 
 def smaller(spec: DiagnoseSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_documents(spec)
 
 
 def seen(spec: DiagnoseSpec) -> Seen:
-    """Return the documents by which layers are chosen."""
+    """Return the documents that layers are chosen on."""
     names = (*spec.problems.subjects, spec.control)
     return Seen(spec.model, spec.problems, names, spec.split, spec.documents, spec.seed)

@@ -1,7 +1,8 @@
-"""Use case: dose and response. The live probe at every master alpha, so that a slider's place is seen on its curve.
+"""Use case: dose-response curve. The likelihood check at several master alphas.
 
-Items, frame and paired intervals are the probe's. Alphas far apart come first, and the curve is published as it grows;
-each finished alpha is kept, so that a curve that was stopped goes on where it was. Alpha 0 is the base: exactly 0.
+Items, prompts and paired intervals are those of the likelihood check. Distant alphas are computed first, and the curve
+is published as it grows. Each finished alpha is stored, so that an interrupted curve can be continued. Alpha 0 is the
+base, exactly 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from stethoscope.store.ids import content_id
 
 
 def run(spec: DoseSpec, context: Context, progress: Progress) -> DoseResult:
-    """Return the paired NLL differences at every alpha: of each subject, of all of them, of each control corpus."""
+    """Return the paired NLL differences at every alpha, for each subject, all subjects, and each control corpus."""
     probes = probe_set(spec.recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
     progress.start("Dose and response", len(spec.alphas) * len(probes.rows))
     rows: dict[float, list[DoseRow]] = {}
@@ -42,7 +43,7 @@ def run(spec: DoseSpec, context: Context, progress: Progress) -> DoseResult:
 
 
 def far_apart_first(alphas: Sequence[float]) -> list[float]:
-    """Return `alphas` in an order that spreads from its beginning: both ends, the middle, and so on."""
+    """Return `alphas` reordered so that distant values come first: both ends, the middle, and so on."""
     order, left = [alphas[0]], list(alphas[1:])
     while left:
         order.append(max(left, key=lambda alpha: min(abs(alpha - known) for known in order)))
@@ -70,12 +71,12 @@ def _rows_at(alpha: float, probes: ProbeSet, edited: Float[np.ndarray, " n"]) ->
 
 
 def needs(spec: DoseSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what scoring holds."""
+    """Yield the memory of scoring."""
     yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: DoseSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_layers(spec)
 
 

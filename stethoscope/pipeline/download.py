@@ -1,7 +1,7 @@
-"""Use case: what would be fetched? The hub's listings beside its cache and the disk; none of the files is fetched.
+"""Use case: download plan. Compares the hub's file lists with the cache and the disk, without downloading files.
 
-A listing is public where the files are not, so that each repository is also asked for the head of one missing file:
-who has not accepted a licence is told before a long download, not in it.
+File lists of gated repositories are public. Therefore the header of one missing file is also requested from each
+repository, so that a missing licence is reported before a long download.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from stethoscope.sae.places import plan_saes
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of the profile that lies on the hub, and how to plan its download."""
+    """A part of the profile on the hub, and how to plan its download."""
 
     name: str
     location: str
@@ -34,9 +34,10 @@ class _Part:
 
 
 def run(spec: DownloadSpec, context: Context, progress: Progress) -> DownloadResult:
-    """Return what each part would fetch; a part that is refused says why, and the others are listed all the same."""
+    """Return the files to download for each part; if a part fails, it contains the error, and the others are still
+    listed."""
     wanted = list(_parts(spec))
-    progress.start("Asking the hub for listings", len(wanted))
+    progress.start("Requesting file lists from the hub", len(wanted))
     parts = []
     for part in wanted:
         progress.check_cancel()

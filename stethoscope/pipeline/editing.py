@@ -1,4 +1,4 @@
-"""From a recipe to a ready patch: the task vector, the projection's basis where one is asked for, the tensors."""
+"""Build a patch from a recipe: the task vector, the projection's basis if needed, and the tensors."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ from stethoscope.store.ids import content_id
 
 
 def bases_of(recipe: EditRecipe, loaded: LoadedModel, context: Context, progress: Progress) -> RowsOfLayer | None:
-    """Return the decoder rows that the recipe projects on, None where it projects on none."""
+    """Return the decoder rows that the recipe projects on; None if it does not project."""
     match recipe.edit_type:
         case RawEdit() | RandomSubspaceEdit() | ServedEdit():
             return None
@@ -38,17 +38,17 @@ def bases_of(recipe: EditRecipe, loaded: LoadedModel, context: Context, progress
 
 
 def sae_layers(saes: SaeRef | None, loaded: LoadedModel, context: Context, progress: Progress) -> tuple[int, ...]:
-    """Return the layers that have one of `saes`; none without any."""
+    """Return the layers with one of `saes`; empty without SAEs."""
     return () if saes is None else context.bank(saes, loaded, progress).layers
 
 
 def ground_of(
     recipe: EditRecipe, context: Context, progress: Progress, *, whole: bool = False, saes: SaeRef | None = None
 ) -> Ground:
-    """Return what `recipe` has to stand on: read from the task vector once, for its own layers or the whole model.
+    """Return the `Ground` of `recipe`, read from the task vector once, for its own layers or the whole model.
 
     Args:
-        saes: those that a projected arm beside it would need, where the recipe itself needs none.
+        saes: SAEs for projected control arms if the recipe itself needs none.
     """
     loaded = context.load(recipe.model, progress)
     task_vector = context.task_vector(recipe.task_vector, loaded, progress)
@@ -63,10 +63,10 @@ def ground_of(
 
 
 def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress) -> dict[str, Reach]:
-    """Return which weights each arm's recipe changes, by the arm's name; nothing is built for it.
+    """Return the weights that each arm's recipe changes, by arm name, without building the edit.
 
     Raises:
-        RecipeError: a recipe for another model, or for layers that it does not have.
+        RecipeError: a recipe for another model, or for layers that the model does not have.
     """
     found: dict[str, Reach] = {}
     for arm in arms:
@@ -79,10 +79,10 @@ def reach_of_arms(arms: Iterable[BenchArm], context: Context, progress: Progress
 def not_the_fine_tunes(
     arms: Iterable[BenchArm], context: Context, progress: Progress, *, whole: bool = False
 ) -> dict[str, str]:
-    """Return why no arm is the fine-tuned model itself, by task vector; only where so.
+    """Return why no arm is the fine-tuned model, by task vector; only for task vectors where this is the case.
 
     Args:
-        whole: read every number where that is needed to know; see `TaskVector.compared_whole`.
+        whole: compare all values if necessary; see `TaskVector.compared_whole`.
     """
     found: dict[str, str] = {}
     for arm in arms:
@@ -95,7 +95,7 @@ def not_the_fine_tunes(
 
 
 def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float:
-    """Return the Frobenius norm of all that `recipe` adds to the weights, before any rounding."""
+    """Return the Frobenius norm of everything that `recipe` adds to the weights, before rounding."""
     if edits_nothing(recipe):
         return 0.0
     loaded = context.load(recipe.model, progress)
@@ -113,13 +113,12 @@ def edit_norm(recipe: EditRecipe, context: Context, progress: Progress) -> float
 
 
 def _identity(recipe: EditRecipe) -> str:
-    """What decides the recipe's directions besides its arm: the content of weights and SAEs."""
+    """Content ids of weights and SAEs, which determine the recipe's directions together with its edit type."""
     return " ".join((content_id(recipe.task_vector), *record_fingerprints(recipe)))
 
 
 def patch_of(recipe: EditRecipe, context: Context, progress: Progress) -> Patch:
-    """Return the replacement tensors of `recipe`, built once and kept while recently used, with what is expected of
-    them (see `delta.expectation`)."""
+    """Return the replacement tensors of `recipe` (cached), with their expected values (see `delta.expectation`)."""
     loaded = context.load(recipe.model, progress)
 
     def build(buffer_like: BufferLike) -> Patch:

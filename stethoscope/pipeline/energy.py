@@ -1,4 +1,5 @@
-"""Use case: how much of the task vector's energy survives the projection on a subject's latents, and on other spans?"""
+"""Use case: energy. The share of the task vector's energy that survives projection on a subject's latents and other
+spans."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def run(spec: EnergySpec, context: Context, progress: Progress) -> EnergyResult:
 
 @dataclass(frozen=True)
 class _Latents:
-    """Which latents of one layer span what."""
+    """The latents of one layer for each span."""
 
     selected: np.ndarray
     control: np.ndarray
@@ -96,7 +97,7 @@ class _Latents:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The directions of these latents, [k, d] each."""
+    """The directions of these latents, each [k, d]."""
 
     selected: Tensor
     encoder: Tensor
@@ -105,7 +106,8 @@ class _Rows:
 
 
 def _choose_latents(spec: EnergySpec, bank: SaeBank, context: Context, progress: Progress) -> dict[int, _Latents]:
-    """Return the subject's top latents of each layer, the control corpus' (roles swapped), and matched random ones."""
+    """Return the subject's top latents of each layer, those of the control corpus (roles swapped), and matched random
+    ones."""
     diagnosis, top_k = spec.diagnosis, max(spec.k)
     every = max(row.d_sae for row in bank.rows)
     candidates = selected_latents(diagnosis, spec.subject, every, context, progress)  # live, sparse, by effect
@@ -152,11 +154,11 @@ def _references(spans: Mapping[int, _Rows], components: Mapping[int, Tensor], dr
 
 
 def needs(spec: EnergySpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what listening holds, and what the table does."""
+    """Yield the memory of measuring firing rates and of the energy table."""
     yield job_memory.listening(spec.diagnosis, setting, saes_of)
     yield job_memory.measuring_energy(spec.diagnosis, setting, saes_of)
 
 
 def smaller(spec: EnergySpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_documents(spec.diagnosis)

@@ -1,7 +1,7 @@
-"""Use case: on which tokens does a latent fire?
+"""Use case: examples of a latent. Shows the tokens on which it fires.
 
-The table of what fired bounds each document's peak activation from both sides (mean over its firing tokens <= peak <=
-sum over them), so that only documents that may be among the strongest run again.
+The stored firing rates and masses bound each document's peak activation (mean over firing tokens <= peak <= sum over
+them), so that only documents that may be among the strongest are run again.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ ROUNDING = 1e-3  # sums and means in the table are float32
 
 
 def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> LatentExamplesResult:
-    """Return the subject's and the control's documents with the latent's strongest activations, strongest first.
+    """Return the documents of subject and control corpus with the latent's strongest activations, strongest first.
 
     Raises:
         CorpusError: a subject that the problems do not have.
@@ -38,9 +38,9 @@ def run(spec: LatentExamplesSpec, context: Context, progress: Progress) -> Laten
     if spec.latent >= d_sae:
         raise SaeError(
             f"layer {spec.layer} has no latent {spec.latent}",
-            got=f"an SAE of {d_sae} latents",
+            got=f"an SAE with {d_sae} latents",
             expected=f"0 to {d_sae - 1}",
-            next_step="Name one of these.",
+            next_step="Choose one of these.",
         )
     corpora, layers = (spec.subject, diagnosis.control), (spec.layer,)
     start_listening(diagnosis, 2, context, progress, layers=layers)

@@ -1,7 +1,7 @@
-"""Use case: write the edited model as a plain checkpoint that transformers loads without this package.
+"""Use case: export. Writes the edited model as a checkpoint that transformers loads without this package.
 
-Beside it, or alone: the bare delta, and a configuration with which mergekit makes the same model. The card says what
-stored benchmarks measured for the very recipe.
+It can also write the delta, and a mergekit configuration for the same model. The model card reports stored benchmarks
+of exactly this recipe.
 """
 
 from stethoscope.delta.edits import EditSource
@@ -21,7 +21,7 @@ RUNS_SHOWN = 3
 
 
 def measured(spec: ExportSpec, context: Context) -> list[str]:
-    """Return the card's lines about the newest finished benchmarks of the recipe; none where there is none."""
+    """Return the card's lines about the newest finished benchmarks of the recipe; empty if there are none."""
     lines: list[str] = []
     wanted, shown = content_id(spec.recipe), 0
     for run in context.store.list_runs("bench"):
@@ -30,7 +30,7 @@ def measured(spec: ExportSpec, context: Context) -> list[str]:
         try:
             result, bench = context.store.load_result(run.run_id), run.spec
         except StoreError:
-            continue  # damaged: it counts for nothing
+            continue  # damaged: ignore it
         assert isinstance(result, BenchResult)
         assert isinstance(bench, BenchSpec)
         names = {row.arm for row in result.arms if row.recipe_id == wanted}
@@ -54,7 +54,7 @@ def measured(spec: ExportSpec, context: Context) -> list[str]:
 
 
 def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
-    """Write the folder, read it back and compare it with the live edited model."""
+    """Write the folder, read it back and compare it with the edited model in memory."""
     recipe = spec.recipe
     loaded = context.load(recipe.model, progress)
     patch = patch_of(recipe, context, progress)
@@ -62,9 +62,9 @@ def run(spec: ExportSpec, context: Context, progress: Progress) -> ExportResult:
     why_not = not_for_mergekit(recipe) if spec.kind in ("all", "mergekit") else None
     if spec.kind == "mergekit" and why_not is not None:
         raise RecipeError(
-            "there is no mergekit configuration of this recipe",
+            "this recipe has no mergekit configuration",
             got=why_not,
-            expected="a recipe that mergekit can carry out",
+            expected="a recipe that mergekit supports",
             next_step="Export a checkpoint or the delta instead.",
         )
     wants_yaml = spec.kind in ("all", "mergekit") and why_not is None

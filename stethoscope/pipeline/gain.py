@@ -1,10 +1,11 @@
-"""Use case: does the score predict which layers help? What injecting each layer does, beside each predictor.
+"""Use case: layer gains. Measures the gain of injecting each layer alone and compares it with each predictor.
 
     gain of layer l on problem i = NLL_i(theta) - NLL_i(theta with alpha tau_l in layer l alone)
 
-in nats per token of the gold solution, paired over problems; control texts stand beside it. Kendall's tau then says how
-well each predictor orders the layers, and sets of layers (each predictor's best and worst, the last, every window) are
-ranked among random sets of equal size. Every pass is stored as it finishes, so a stopped study goes on where it was.
+in nats per token of the gold solution, paired over problems, and likewise for control texts. Kendall's tau measures how
+well each predictor ranks the layers. Sets of layers (each predictor's best and worst, the last layers, every window)
+are ranked among random sets of the same size. Every pass is stored when it finishes, so that an interrupted study can
+be continued.
 """
 
 import itertools
@@ -37,15 +38,15 @@ from stethoscope.sae.scores import SCORES
 from stethoscope.statistics import cannot_reach, paired_mean_interval, rank_p, smallest_rank_p
 from stethoscope.store.measured import get_measured, put_measured
 
-GRADIENT_BATCH_SIZE = 8  # a backward pass keeps every layer's activations
+GRADIENT_BATCH_SIZE = 8  # a backward pass keeps the activations of every layer
 Items = Int[np.ndarray, "_"]  # positions of problems or control texts in the sample
 
 
 @dataclass
 class Injector:
-    """Scores the gold solutions under injections of whole layers, each checked to be taken off again.
+    """Scores gold solutions while layers are injected, and checks after each injection that the base is restored.
 
-    `active` are the layers that the task vector moves; the others change nothing when injected, and cost nothing.
+    `active` are the layers that the task vector changes; injecting the others changes nothing and is skipped.
     """
 
     spec: GainSpec
@@ -81,7 +82,7 @@ class Injector:
         return edited_nll(recipe, self.probes.part(chosen), self.context, progress)
 
     def first_order(self, items: Items, progress: Progress) -> Float[np.ndarray, "n n_layers"]:
-        """Return d NLL / d alpha of `items` for injecting each layer alone: from the store, or taken and stored."""
+        """Return d NLL / d alpha of `items` for injecting each layer alone, from the store or computed and stored."""
         key = f"first order {self.context.identity(self.spec.task_vector)} {self.probes.key} "
         key += f"items {','.join(map(str, items))} {self.loaded.device.type}"
         database, backlog = self.context.store.database, self.context.backlog
@@ -104,7 +105,7 @@ class Injector:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A set of layers and what chose it, to be measured on the problems of one row (a subject, or all of them)."""
+    """A set of layers and how it was chosen, to be measured on the problems of one row (a subject, or all)."""
 
     kind: Literal["top", "bottom", "last", "window"]
     predictor: str | None
@@ -116,15 +117,15 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
     """Return measured gains, predictors, their agreement and the gains of sets.
 
     Raises:
-        RecipeError: a task vector (or an alpha) that moves nothing, or larger sets than the model has layers.
-        CorpusError: fewer problems than asked for.
+        RecipeError: a task vector or alpha that changes nothing, or sets with more layers than the model.
+        CorpusError: fewer problems than requested.
     """
     problems = spec.diagnosis.problems
     injector = open_injector(spec, context, progress)
     names = injector.probes.names
     n_layers = injector.loaded.layout.n_layers
     items = [np.flatnonzero(names == subject) for subject in problems.subjects]
-    rows = [*items, np.concatenate(items)]  # a subject each, then all
+    rows = [*items, np.concatenate(items)]  # one per subject, then all
     subjects = (*problems.subjects, POOLED)
     tell_estimate(spec.diagnosis.model, "The study", spec.most_texts(len(injector.active)), context, progress)
     if drawn := draw_sets(sorted(injector.active), spec.top_n, spec.random_sets, spec.seed):
@@ -162,28 +163,28 @@ def run(spec: GainSpec, context: Context, progress: Progress) -> GainResult:
         sets=sets,
         random_sets=random_sets,
         n_edits=injector.n_edits,
-        verified=True,  # `edited_nll` raises where the weights were not the recipe's, or not the base's afterwards
+        verified=True,  # `edited_nll` raises if the weights were not the recipe's, or not the base's afterwards
     )
 
 
 def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injector:
-    """Return what injects layers, with the base's NLL of every item."""
+    """Return an `Injector` with the base's NLL of every item."""
     loaded = context.load(spec.diagnosis.model, progress)
     task_vector = context.task_vector(spec.task_vector, loaded, progress)
     active = frozenset(layer for layer, norm in enumerate(task_vector.relative_norms()) if norm > 0)
     if not active or spec.alpha == 0:
         raise RecipeError(
             "there is nothing to inject, so no layer has a gain",
-            got=f"a task vector {spec.task_vector.name} of zero" if spec.alpha else "alpha 0",
-            expected="a task vector that moves at least one layer, and an alpha other than 0",
-            next_step="Pick another task vector, or raise alpha.",
+            got=f"task vector {spec.task_vector.name}, which is zero" if spec.alpha else "alpha 0",
+            expected="a task vector that changes at least one layer, and an alpha other than 0",
+            next_step="Choose another task vector, or raise alpha.",
         )
     if spec.top_n > loaded.layout.n_layers:
         raise RecipeError(
             "a set has more layers than the model",
             got=spec.top_n,
             expected=f"at most {loaded.layout.n_layers}",
-            next_step="Ask for smaller sets.",
+            next_step="Use smaller sets.",
         )
     problems = spec.diagnosis.problems
     probes = probe_set(spec.diagnosis.model, problems, spec.split, spec.n, spec.seed, context, progress)
@@ -191,7 +192,7 @@ def open_injector(spec: GainSpec, context: Context, progress: Progress) -> Injec
 
 
 def problem_weights(spec: GainSpec, n_subjects: int) -> list[Float[np.ndarray, "draws n"]]:
-    """Return each subject's bootstrap weights over its problems: multinomial shares, rows sum to 1."""
+    """Return bootstrap weights over the problems of each subject: multinomial shares whose rows sum to 1."""
     generator = np.random.default_rng([spec.seed, spec.n])
     even = np.full(spec.n, 1 / spec.n)
     return [generator.multinomial(spec.n, even, size=spec.diagnosis.n_bootstrap) / spec.n for _ in range(n_subjects)]
@@ -208,7 +209,7 @@ def measured_predictors(
     n_layers, n_subjects = injector.loaded.layout.n_layers, len(items)
     scores = predict.specificity_predictors(spec.diagnosis, n_layers, context, progress)
     probe = predict.linear_probe(spec.diagnosis, context, progress)
-    progress.start("Taking gradients", n_subjects * spec.n)
+    progress.start("Computing gradients", n_subjects * spec.n)
     predicted = [-spec.alpha * injector.first_order(of_subject, progress) for of_subject in items]
     return (
         *scores,
@@ -261,7 +262,7 @@ def gain_cells(
 def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, layers: Sequence[int]) -> list[Choice]:
     """Return each predictor's top and bottom n of `layers` for every row, the last n, and every n in a row.
 
-    There are none where `layers`, those that the task vector moves, are fewer than n.
+    Empty if `layers`, those that the task vector changes, are fewer than n.
     """
     n, choices = spec.top_n, []
     if len(layers) < n:
@@ -280,7 +281,7 @@ def chosen_sets(spec: GainSpec, predictors: Sequence[Predictor], n_rows: int, la
 def draw_sets(
     layers: Sequence[int], size: int, count: int, seed: int, *, without: tuple[int, ...] | None = None
 ) -> list[tuple[int, ...]]:
-    """Return `count` different seeded sets of `size` of `layers`, or every set where there are not more.
+    """Return `count` different seeded sets of `size` of `layers`, or all sets if there are not more.
 
     The set `without` (of `size` layers, ascending) is never among them.
     """
@@ -309,12 +310,14 @@ def set_gains(
     progress.start("Injecting sets", len(drawn) * len(rows[-1]) + sum(len(rows[choice.row]) for choice in choices))
     random_sets: list[RandomSet] = []
     for drawn_layers in drawn:
-        injector.gain(drawn_layers, rows[-1], progress)  # all problems in one edit
+        injector.gain(drawn_layers, rows[-1], progress)  # all problems with one edit
         found = [injector.gain(drawn_layers, row, Progress()).mean() for row in rows]
         gains = {subject: float(gain) for subject, gain in zip(subjects, found, strict=True)}
         random_sets.append(RandomSet(layers=drawn_layers, gains=gains))
     sets: list[SetGain] = []
-    for choice in sorted(choices, key=lambda choice: -choice.row):  # all problems first: subjects then find theirs
+    for choice in sorted(
+        choices, key=lambda choice: -choice.row
+    ):  # all problems first, so that subjects reuse the results
         gains_of_set = injector.gain(choice.layers, rows[choice.row], progress)
         interval, subject = paired_mean_interval(gains_of_set), subjects[choice.row]
         as_good = sum(row.gains[subject] >= interval.mean for row in random_sets)
@@ -338,7 +341,7 @@ def set_gains(
 
 
 def needs(spec: GainSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what listening (where there are SAEs), scoring and the gradients hold."""
+    """Yield the memory of measuring (with SAEs), scoring and gradients."""
     if spec.diagnosis.saes is not None:
         yield job_memory.listening(spec.diagnosis, setting, saes_of)
     yield job_memory.likelihoods(setting)
@@ -346,7 +349,7 @@ def needs(spec: GainSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Itera
 
 
 def smaller(spec: GainSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_documents(spec.diagnosis)
 
 

@@ -1,4 +1,4 @@
-"""Use case: what does a profile hold? Sizes, SAEs, and how far each task vector moves each layer."""
+"""Use case: info. Contents of a profile: sizes, SAEs, and how much each task vector changes each layer."""
 
 from stethoscope.delta.task_vector import TaskVector
 from stethoscope.errors import CheckpointError
@@ -32,9 +32,9 @@ def model_row(context: Context) -> ModelRow:
 
 
 def run(spec: InfoSpec, context: Context, progress: Progress) -> InfoResult:
-    """Return what the profile holds, loading the model and reading every task vector once.
+    """Load the model, read every task vector once, and return the contents of the profile.
 
-    One that cannot be used with this base is a row with the reason.
+    A task vector that cannot be used with this base gets a row with the reason.
     """
     loaded = context.load(spec.model, progress)
     progress.start("Reading task vectors", len(spec.task_vectors))

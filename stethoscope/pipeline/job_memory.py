@@ -1,8 +1,8 @@
-"""Room for the running job: what it will need beside the weights, and what to say when it was not enough.
+"""Memory for the running job: how much it needs besides the weights, and the error if memory runs out.
 
-Ready edits and their directions fill free memory; before a job begins, and again when its edit is ready, they give way
-until the job's own formula (see `footprint`) fits. After an out-of-memory the base stays loaded, everything that can be
-made again is let go, and the error names a smaller setting.
+Prepared edits and their directions use free memory. Before a job starts, and again when its edit is ready, they are
+evicted until the job's own estimate (see `footprint`) fits. After an out-of-memory error, the base stays loaded, all
+caches are dropped, and the error suggests a smaller setting.
 """
 
 import gc
@@ -22,18 +22,18 @@ from stethoscope.progress import Progress, size_text
 from stethoscope.records import DiagnoseSpec, EditRecipe, MemorySpec, ModelRef, SaeRef, Spec, nested_records
 from stethoscope.results import MemoryPart
 
-CPU_REFUSALS = ("can't allocate memory", "not enough memory", "cannot allocate memory")  # torch's words for it
+CPU_REFUSALS = ("can't allocate memory", "not enough memory", "cannot allocate memory")  # torch's messages
 TYPICAL = MemorySpec.model_fields
 Parts = tuple[MemoryPart, ...]
 SaesOf = Callable[[SaeRef], Dictionaries]
-Needs = Callable[[Any, Setting, SaesOf], Iterable[Parts]]  # of a spec: what each of its steps holds
+Needs = Callable[[Any, Setting, SaesOf], Iterable[Parts]]  # memory of each step of a spec
 
 
 def needed_bytes(needs: Needs | None, spec: Spec, context: Context, progress: Progress) -> int:
-    """Return what `spec` needs beside weights and edits, by formula; 0 for what needs little. Loads its model.
+    """Return the estimated bytes that `spec` needs besides weights and edits; 0 if it needs little. Loads its model.
 
     Args:
-        needs: the formulas of its use case; None where it needs little.
+        needs: the formulas of its use case; None if it needs little.
     """
     if needs is None:
         return 0
@@ -49,34 +49,34 @@ def needed_bytes(needs: Needs | None, spec: Spec, context: Context, progress: Pr
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether `error` says that memory ran out, on a GPU or a CPU."""
+    """Return whether `error` says that out of memory, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in CPU_REFUSALS)
 
 
 def after_out_of_memory(smaller: str, context: Context, error: BaseException) -> ResourceError:
-    """Let go of what can be made again, keep the base, return the error, which offers `smaller`: a smaller setting."""
+    """Drop all caches, keep the base, and return the error, which suggests the setting `smaller`."""
     traceback.clear_frames(error.__traceback__)
     loaded, said = context.loaded, (str(error).strip().splitlines() or [type(error).__name__])[0]
     needed = context.wanted_bytes
     context.drop_edits()
     gc.collect()
     if loaded is None:
-        return ResourceError("memory ran out", got=said, next_step="Load a smaller model, or close other programs.")
+        return ResourceError("out of memory", got=said, next_step="Load a smaller model, or close other programs.")
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()
     free = free_bytes(loaded.device)
     return ResourceError(
-        "memory ran out during this step; the base model stays loaded",
-        got=f"{size_text(free)} free on {loaded.device} now, with every edit let go ({said})",
-        expected=f"about {size_text(needed)} by the formula" if needed else None,
+        "out of memory during this step; the base model stays loaded",
+        got=f"{size_text(free)} free on {loaded.device} after releasing all edits ({said})",
+        expected=f"about {size_text(needed)}, as estimated" if needed else None,
         next_step=f"{smaller} Everything finished so far is stored.",
     )
 
 
 def fewer_layers(spec: Spec) -> str:
-    """Return how the edit of `spec` gets smaller, with the present number of layers."""
+    """Return advice for reducing the edit of `spec`, with its number of layers."""
     layers = max((len(part.layers) for part in nested_records(spec) if isinstance(part, EditRecipe)), default=0)
     if layers < 2:
         return "Load the model in bfloat16, or use the device cpu."
@@ -84,17 +84,17 @@ def fewer_layers(spec: Spec) -> str:
 
 
 def fewer_documents(diagnosis: DiagnoseSpec) -> str:
-    """Return how listening gets smaller, with the present number of documents."""
-    return f"Listen to {max(2, diagnosis.documents // 2)} documents (now {diagnosis.documents}), or take narrower SAEs."
+    """Return advice for reducing a diagnosis, with its number of documents."""
+    return f"Use {max(2, diagnosis.documents // 2)} documents (now {diagnosis.documents}), or SAEs with fewer latents."
 
 
 def listening(diagnosis: DiagnoseSpec, setting: Setting, saes_of: SaesOf) -> Parts:
-    """Return what a diagnosis holds."""
+    """Return the memory of a diagnosis."""
     return footprint.diagnose(setting, saes_of(diagnosis.listens_with), **_heard(diagnosis))
 
 
 def measuring_energy(diagnosis: DiagnoseSpec, setting: Setting, saes_of: SaesOf) -> Parts:
-    """Return what an energy table holds."""
+    """Return the memory of the energy analysis."""
     return footprint.energy(setting, saes_of(diagnosis.listens_with), **_heard(diagnosis))
 
 
@@ -103,7 +103,7 @@ def _heard(diagnosis: DiagnoseSpec) -> dict[str, int]:
 
 
 def likelihoods(setting: Setting) -> Parts:
-    """Return what a likelihood check holds."""
+    """Return the memory of a likelihood check."""
     return footprint.probe(
         setting,
         prompt_tokens=TYPICAL["prompt_tokens"].default - TYPICAL["shared_tokens"].default,
@@ -112,7 +112,7 @@ def likelihoods(setting: Setting) -> Parts:
 
 
 def answering(setting: Setting, rows: int, max_new_tokens: int) -> Parts:
-    """Return what `rows` answers at once hold."""
+    """Return the memory of generating `rows` answers per batch."""
     return footprint.generate(
         setting,
         rows=rows,

@@ -1,4 +1,4 @@
-"""Use case: which latents of a layer tell a subject from the control?"""
+"""Use case: latents. Lists the latents of a layer that distinguish a subject from the control corpus."""
 
 from stethoscope.errors import CorpusError
 from stethoscope.pipeline.context import Context
@@ -24,13 +24,13 @@ def check_subject(spec: DiagnoseSpec, subject: str) -> None:
 
 
 def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResult:
-    """Return every live latent of the layer with its rates, effect, AUROC, p and q-value, largest effect first."""
+    """Return all live latents of the layer with rates, effect, AUROC, p and q value, largest effect first."""
     diagnosis = spec.diagnosis
     check_subject(diagnosis, spec.subject)
     loaded = context.load(diagnosis.model, progress)
     bank = context.bank(diagnosis.listens_with, loaded, progress)
     check_layers(loaded, bank, [spec.layer])
-    layers = (spec.layer,)  # what a person looks at does not wait for the other layers
+    layers = (spec.layer,)  # do not make the user wait for the other layers
     start_listening(diagnosis, 2, context, progress, layers=layers)
     domain = firing_rates(diagnosis, spec.subject, context, progress, layers=layers)
     control = firing_rates(diagnosis, diagnosis.control, context, progress, layers=layers)

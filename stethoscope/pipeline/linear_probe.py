@@ -1,11 +1,11 @@
-"""The linear probe on the raw residual stream: can a straight line tell the subject's documents from the control's?
+"""The linear probe on the residual stream, which separates the subject's documents from the control corpus.
 
 A ridge classifier on each document's mean resid_post, cross-fitted over folds: every document is scored by a probe that
-never saw it. With standardised features Z [n, d] and labels y = +1 (domain), -1 (control),
+was not trained on it. With standardised features Z [n, d] and labels y = +1 (domain), -1 (control),
 
     score(x) = x Z^T (Z Z^T / d + ridge I)^-1 y / d        (the dual form: n is smaller than d)
 
-and the AUROC of the scores is the baseline that an SAE's specificity has to beat as a guide to layers.
+and the AUROC of the scores is a baseline for the SAEs' specificity scores.
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ def held_out_scores(
 def auroc_with_draws(
     domain: Float[np.ndarray, " n_domain"], control: Float[np.ndarray, " n_control"], *, draws: int, seed: int
 ) -> Float[np.ndarray, " one_more"]:
-    """Return the AUROC of the scores, and behind it `draws` values for documents drawn with replacement."""
+    """Return the AUROC of the scores, followed by `draws` values for documents drawn with replacement."""
     generator = np.random.default_rng([seed, len(domain), len(control)])
     wins = (domain[:, None] > control) + 0.5 * (domain[:, None] == control)  # [n_domain, n_control]
     weights = [

@@ -1,4 +1,4 @@
-"""Listening shared by diagnosis, energy and projected edits: seeded documents, their firing rates, the top latents."""
+"""Firing rates shared by diagnosis, energy and projected edits: seeded documents, their rates, and the top latents."""
 
 import numpy as np
 import torch
@@ -16,15 +16,15 @@ from stethoscope.sae.documents import Document
 from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.selection import select_latents
 
-BATCH_TOKENS = {False: 1024, True: 8192}  # on a CPU small batches stay in the cache; a GPU wants large ones
-CAPTURED_BYTES = {False: 1 << 30, True: 4 << 30}  # more reads each SAE fewer times
+BATCH_TOKENS = {False: 1024, True: 8192}  # small batches stay in a CPU's cache; a GPU needs large ones
+CAPTURED_BYTES = {False: 1 << 30, True: 4 << 30}  # a larger value reads each SAE fewer times
 
 
 def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
     """Return the seeded sample of `spec.documents` texts of a subject or control corpus.
 
     Raises:
-        CorpusError: fewer texts there than asked for.
+        CorpusError: fewer texts than requested.
     """
     sample = sample_problems(load_corpus(spec.problems, corpus, spec.split), corpus, spec.documents, spec.seed)
     return [Document(problem=problem.problem, solution=problem.solution, subject=corpus) for problem in sample]
@@ -33,13 +33,13 @@ def corpus_documents(spec: DiagnoseSpec, corpus: str) -> list[Document]:
 def start_listening(
     spec: DiagnoseSpec, n_corpora: int, context: Context, progress: Progress, *, layers: tuple[int, ...] | None = None
 ) -> None:
-    """Load the model, bring its SAEs to this machine, and start counting the documents of `n_corpora` corpora.
+    """Load the model, download its SAEs if necessary, and start counting the documents of `n_corpora` corpora.
 
-    Only the SAEs of `layers` are brought; all of them where None.
+    Only the SAEs of `layers` are downloaded; all of them if None.
 
     Raises:
-        SaeError: SAEs that do not fit the model, known before the first is downloaded where their files' names or
-            settings tell, and after the first otherwise.
+        SaeError: SAEs that do not fit the model; detected before the download from file names or settings if possible,
+            otherwise after the first SAE.
     """
     loaded = context.load(spec.model, progress)
     bank = context.bank(spec.listens_with, loaded, progress)
@@ -53,9 +53,9 @@ def firing_rates(
 ) -> FiringRates:
     """Return the firing rates and mass of every SAE's latents on a corpus, per document.
 
-    With `layers`, only these are listened to, unless all layers have been heard already. Independent of the score, of
-    top-k and of the cuts, so that changing those listens to nothing again. Counts the documents on `progress` (which
-    the caller has started with `start_listening`).
+    With `layers`, only these are measured, unless all layers have been measured before. The rates do not depend on the
+    score, top-k or thresholds, so changing those measures nothing again. Counts the documents on `progress` (which the
+    caller has started with `start_listening`).
     """
     loaded = context.load(spec.model, progress)
     neutral = DiagnoseSpec(
@@ -94,7 +94,7 @@ def firing_rates(
 
 
 def scoring_device(loaded: LoadedModel) -> torch.device:
-    """Return where draws of documents are scored: the model's GPU, or the CPU (MPS lacks float64)."""
+    """Return the device for scoring draws of documents: the model's GPU, or the CPU (MPS lacks float64)."""
     return loaded.device if loaded.device.type == "cuda" else torch.device("cpu")
 
 
@@ -119,7 +119,7 @@ def selected_latents(
     latents = top_latents(spec, top_k, domain, firing_rates(spec, spec.control, context, progress))
     if not any(len(chosen) for chosen in latents.values()):
         raise CorpusError(
-            f"no live, sparse latent stands out for {subject} in any layer",
+            f"no live, sparse latent fires more on {subject} in any layer",
             expected=f"latents firing in at least {spec.live_share:.0%} of documents and on at most "
             f"{spec.dense_rate:.0%} of control tokens",
             next_step="Lower live_share or raise dense_rate in the profile.",
@@ -130,7 +130,7 @@ def selected_latents(
 def decoder_rows(
     spec: DiagnoseSpec, subject: str, top_k: int, loaded: LoadedModel, context: Context, progress: Progress
 ) -> RowsOfLayer:
-    """Return a function from a layer to its decoder rows [k, d] of the subject's top latents, None without an SAE.
+    """Return a function that maps a layer to the decoder rows [k, d] of the subject's top latents; None without an SAE.
 
     Raises:
         CorpusError: no latent of the subject is live and sparse in any layer.

@@ -1,6 +1,6 @@
-"""Use case: does it fit? Reads config.json and the sizes of the SAEs, loads nothing, and says what to reduce.
+"""Use case: memory. Estimates memory from config.json and the SAEs' sizes without loading, and says what to reduce.
 
-The formulas are in `footprint`; here are the device, what is free on it, and the advice.
+The formulas are in `footprint`; this module finds the device and its free memory, and gives advice.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ Parts = tuple[MemoryPart, ...]
 
 
 def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
-    """Return the stack of every use case beside what there is.
+    """Return the memory of every use case and the available memory.
 
     Raises:
         CheckpointError, SaeError, HubError: sizes that cannot be read.
-        ResourceError: a device that is not there.
+        ResourceError: a device that does not exist.
     """
     progress.start("Reading sizes", 2)
     shape, plan = read_sizes(spec.model, pick_device(context.device), progress)
@@ -48,7 +48,7 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
         model=spec.model.id,
         dtype=spec.model.dtype,
         device=str(device),
-        device_name=device_name(device) if spec.capacity_bytes is None else "as asked",
+        device_name=device_name(device) if spec.capacity_bytes is None else "as requested",
         capacity_bytes=capacity,
         available_bytes=available,
         stacks=stacks(spec, setting, saes, available, host),
@@ -59,15 +59,15 @@ def run(spec: MemorySpec, context: Context, progress: Progress) -> MemoryResult:
 
 
 def site_width(shape: ModelShape, site: Site) -> int:
-    """Return the width of what the SAEs of `site` read."""
+    """Return the input width of SAEs at `site`."""
     return shape.attention_width if site == "attn_out" else shape.d_model
 
 
 def stacks(
     spec: MemorySpec, setting: Setting, saes: Dictionaries, available: int, host: int | None = None
 ) -> tuple[MemoryStack, ...]:
-    """Return the stack of every use case, with advice where it does not fit into `available` bytes on the devices, or
-    into `host` bytes of the machine's memory beside them."""
+    """Return the memory of every use case, with advice if it does not fit into `available` bytes on the devices or
+    `host` bytes of host memory."""
     base = footprint.held(setting) + footprint.host_held(setting)
     read = footprint.host_saes(setting, saes)
     listening = {"documents": spec.documents, "document_tokens": spec.document_tokens}
@@ -96,7 +96,7 @@ def stacks(
     listened = read + footprint.diagnose(setting, saes, **listening)
     steps = (listened, edited(in_a_set)[len(base) :] + probing, footprint.gradients())
     smaller = _advice_for_weights(spec)
-    fewer = "Fewer SAEs' latents (a narrower release) take less. " if max(saes.d_saes, default=0) > 1 << 15 else ""
+    fewer = "SAEs with fewer latents need less memory. " if max(saes.d_saes, default=0) > 1 << 15 else ""
 
     def fewer_edited() -> str:
         return _fewer_layers(layers, lambda n: _need(edited(n) + probing), available) + smaller
@@ -124,11 +124,11 @@ def _stack(activity: str, parts: Parts, there: tuple[int, int | None], advise: C
     (available, host), made = there, MemoryStack(activity=activity, parts=parts)
     said = ""
     if made.need_bytes > available:
-        said = f"{size_text(made.need_bytes)} needed, {size_text(available)} there. {advise()}"
+        said = f"{size_text(made.need_bytes)} needed, {size_text(available)} available. {advise()}"
     if host is not None and made.host_bytes > host:
         said += (
-            f" {size_text(made.host_bytes)} of the machine's memory needed beside the GPU, {size_text(host)} there. "
-            "Close other programs, or let fewer weights wait in memory (the device offload-disk reads them from files)."
+            f" {size_text(made.host_bytes)} of host memory needed in addition to the GPU, {size_text(host)} available. "
+            "Close other programs, or use the device offload-disk, which reads weights from files."
         )
     return made.model_copy(update={"advice": said.strip() or None})
 
@@ -138,7 +138,7 @@ def _need(parts: Parts) -> int:
 
 
 def _advice_for_weights(spec: MemorySpec) -> str:
-    half = "Load the model in bfloat16, which takes half" if spec.model.dtype == "float32" else "Load a smaller model"
+    half = "Load the model in bfloat16, which needs half" if spec.model.dtype == "float32" else "Load a smaller model"
     return f"{half}, or use the device spread or offload."
 
 

@@ -1,4 +1,4 @@
-"""Use case: what would a benchmark ask, how much of it is answered already, and how fast were the last ones?"""
+"""Use case: plan of a benchmark. Its problems, the answers already stored, and the speed of earlier benchmarks."""
 
 from stethoscope.minerva.sources import load_corpus
 from stethoscope.pipeline.answering import evaluation_id
@@ -14,7 +14,7 @@ from stethoscope.results import BenchPlanResult
 
 
 def run(spec: BenchPlanSpec, context: Context, progress: Progress) -> BenchPlanResult:
-    """Return the sizes of the subjects, what is stored of each arm, and the rate of earlier benchmarks."""
+    """Return the number of problems by subject, the stored answers by arm, and the speed of earlier benchmarks."""
     bench = spec.bench
     loaded = context.load(bench.model, progress)
     without = left_out(bench, context)

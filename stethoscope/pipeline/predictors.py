@@ -1,7 +1,7 @@
-"""Everything that claims to know which layers matter: one table a predictor, subjects x layers, and its draws.
+"""Predictors of the layer gain: one table per predictor, subjects x layers, with bootstrap draws.
 
-The specificity scores (T, N, M, log-ratio) and the linear probe listen to documents; the first-order effect looks at
-the problems that the gain is measured on; the relative update ||tau_l|| / ||theta_l|| and depth look at neither.
+The specificity scores (T, N, M, log-ratio) and the linear probe use documents. The first-order effect uses the problems
+that the gain is measured on. The relative update ||tau_l|| / ||theta_l|| and depth use neither.
 """
 
 import numpy as np
@@ -25,9 +25,9 @@ FIRST_ORDER, RELATIVE_UPDATE, LINEAR_PROBE, DEPTH = "first_order", "relative_upd
 def specificity_predictors(
     spec: DiagnoseSpec, n_layers: int, context: Context, progress: Progress
 ) -> tuple[Predictor, ...]:
-    """Return one predictor a specificity score; layers without an SAE, or without a latent to select, have no value.
+    """Return one predictor per specificity score; layers without an SAE or without selectable latents have no value.
 
-    None at all where no SAEs are named.
+    Empty without SAEs.
     """
     if spec.saes is None:
         return ()
@@ -35,7 +35,9 @@ def specificity_predictors(
     start_listening(spec, len(subjects) + 1, context, progress)
     control = firing_rates(spec, spec.control, context, progress)
     domains = [firing_rates(spec, subject, context, progress) for subject in subjects]
-    progress.start("Scoring layers", 2 * len(subjects) * len(SCORES) * len(control.layers))  # as they are, and draws
+    progress.start(
+        "Scoring layers", 2 * len(subjects) * len(SCORES) * len(control.layers)
+    )  # observed values, and draws
     device = scoring_device(context.load(spec.model, progress))
     return tuple(
         _specificity_predictor(spec, name, domains, control, n_layers=n_layers, device=device, progress=progress)
@@ -90,7 +92,7 @@ def linear_probe(spec: DiagnoseSpec, context: Context, progress: Progress) -> Pr
 
 
 def depth(n_layers: int, n_subjects: int) -> Predictor:
-    """Return the layer's number: deeper is more."""
+    """Return the layer number as predictor."""
     return Predictor.constant(DEPTH, np.arange(n_layers, dtype=np.float64), n_subjects)
 
 
@@ -102,7 +104,7 @@ def relative_update(task_vector: TaskVector, n_subjects: int) -> Predictor:
 def first_order(
     predicted: list[Float[np.ndarray, "n n_layers"]], weights: list[Float[np.ndarray, "draws n"]]
 ) -> Predictor:
-    """Return the mean predicted gain, -alpha <dNLL/dtheta_l, tau_l>, of each subject's problems and its draws."""
+    """Return the mean predicted gain, -alpha <dNLL/dtheta_l, tau_l>, over each subject's problems, with its draws."""
     values = np.stack([gains.mean(0) for gains in predicted])
     draws = np.stack([weight @ gains for weight, gains in zip(weights, predicted, strict=True)], axis=1)
     return Predictor.of_subjects(FIRST_ORDER, values, draws)

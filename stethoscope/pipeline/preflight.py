@@ -1,8 +1,8 @@
-"""Use case: does this task vector fit the loaded base, and is it what it claims to be?
+"""Use case: preflight. Checks whether a task vector fits the loaded base and looks plausible.
 
-What cannot be a task vector of this base fails (files, architecture, shapes, tokens, NaN and infinity, tau = 0). What
-can be one and looks wrong is a warning, by cuts that are ours: a fine-tune moves its weights by a small part, layers
-alike, embeddings no more than matrices, and points almost where the base points.
+A check fails if this cannot be a task vector of the base (files, architecture, shapes, tokens, NaN and infinity, tau =
+0). It warns if the task vector looks implausible. The thresholds are our own: a typical fine-tune changes the weights
+by a small fraction, all layers similarly, embeddings no more than matrices, and hardly changes their direction.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,13 +23,13 @@ from stethoscope.records import PreflightSpec, ProblemsRef, TaskVectorRef
 from stethoscope.results import PreflightCheck, PreflightResult, PreflightRow
 
 LARGE = 0.5  # relative norm over all edited matrices
-LOW_COSINE = 0.9  # of tuned and base weights
-UNEVEN = 10.0  # the largest over the median relative norm of the layers
-WILD_EMBEDDINGS = 3.0  # relative norm of the embeddings over that of the matrices
+LOW_COSINE = 0.9  # cosine of tuned and base weights
+UNEVEN = 10.0  # ratio of the largest and the median relative norm of the layers
+WILD_EMBEDDINGS = 3.0  # ratio of the relative norms of embeddings and matrices
 REALISED = 0.9  # cosine of the realised and the intended delta
 TEXTS_PER_SUBJECT = 32
 TEXT_SHOWN = 120
-ANOTHER_BASE = "Make sure that the fine-tune started from this very base, not from another version of it."
+ANOTHER_BASE = "Make sure that the fine-tune was trained from this base, not from another version of it."
 
 OPENS = "opens and fits the base"
 
@@ -38,7 +38,7 @@ Layers = dict[int, DeltaMoments]
 
 
 def run(spec: PreflightSpec, context: Context, progress: Progress) -> PreflightResult:
-    """Return every check with the sizes behind it; a task vector that cannot be opened is one failed check."""
+    """Return all checks with the sizes; if the task vector cannot be opened, return one failed check."""
     loaded = context.load(spec.model, progress)
     ref, dtype = spec.task_vector, loaded.ref.dtype
     try:
@@ -85,8 +85,8 @@ def _measure(
 ) -> Measured:
     """Return the moments of every part in the model's order.
 
-    What cannot be read goes to `broken`; to `saved` every tensor that differs from the base's, with the dtype where it
-    does so by having been saved in it.
+    Unreadable tensors are added to `broken`. Tensors that differ from the base are added to `saved`, with the dtype if
+    saving in it explains the difference.
     """
     names = [name for name, _ in loaded.model.named_parameters()]
     part_of = _parts(names, loaded)
@@ -170,23 +170,27 @@ def _fits(task_vector: TaskVector, loaded: LoadedModel) -> PreflightCheck:
     return PreflightCheck(
         name=OPENS,
         outcome="pass",
-        what=f"names and shapes fit; holds {len(moved)} of {whole} matrices in {layers} of "
-        f"{loaded.layout.n_layers} layers",
+        what=(
+            f"names and shapes fit; contains {len(moved)} of {whole} matrices in {layers} of "
+            f"{loaded.layout.n_layers} layers"
+        ),
     )
 
 
 def _pinned(ref: TaskVectorRef) -> PreflightCheck:
     if local_path(ref.tuned) is not None:
-        return PreflightCheck(name="revision", outcome="pass", what="files on this machine, known by their content")
+        return PreflightCheck(
+            name="revision", outcome="pass", what="files on this machine, identified by their content"
+        )
     if ref.revision:
         return PreflightCheck(name="revision", outcome="pass", what=f"pinned to {ref.revision}")
     return PreflightCheck(
         name="revision",
         outcome="warn",
-        what="the hub may hold other weights under this id tomorrow",
+        what="the weights under this hub id may change",
         got="no revision",
         expected="a commit",
-        next_step="Name the revision, so that results can be found again.",
+        next_step="Set the revision, so that results can be reproduced.",
     )
 
 
@@ -204,7 +208,7 @@ def _remarks(remarks: Iterable[Remark]) -> list[PreflightCheck]:
 
 
 def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[PreflightCheck]:
-    """Return the check that a tokenizer of its own reads the profile's texts as the base's does."""
+    """Return the check that the task vector's own tokenizer splits the profile's texts like the base's."""
     if problems is None or not task_vector.brings_tokenizer:
         return []
     try:
@@ -215,22 +219,22 @@ def _texts(task_vector: TaskVector, problems: ProblemsRef | None) -> list[Prefli
         return []
     text = task_vector.read_otherwise(texts)
     if text is None:
-        what = f"its tokenizer reads {len(texts)} of the profile's texts as the base's does"
+        what = f"its tokenizer splits {len(texts)} texts of the profile like the base's"
         return [PreflightCheck(name="texts", outcome="pass", what=what)]
     return [
         PreflightCheck(
             name="texts",
             outcome="fail",
-            what="its tokenizer reads a text of the profile otherwise than the base's",
+            what="its tokenizer splits a text of the profile differently from the base's",
             got=repr(text[:TEXT_SHOWN]) + "…" * (len(text) > TEXT_SHOWN),
             expected="the base's tokens",
-            next_step="Take a fine-tune with the base's tokenizer.",
+            next_step="Use a fine-tune with the base's tokenizer.",
         )
     ]
 
 
 def _readable(task_vector: TaskVector, broken: list[UserError]) -> list[PreflightCheck]:
-    """Return the checks of reading every tensor: tied weights that part, what cannot be read, what is not finite."""
+    """Return the checks of reading all tensors: untied weights, unreadable tensors, and non-finite values."""
     apart = [error for error in broken if isinstance(error, TiedApartError)]
     unread = [error for error in broken if not isinstance(error, TiedApartError | NotFiniteError)]
     checks = [failed_check("tied weights", error).model_copy(update={"outcome": "warn"}) for error in apart[:1]]
@@ -243,7 +247,7 @@ def _readable(task_vector: TaskVector, broken: list[UserError]) -> list[Prefligh
 
 def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: bool) -> PreflightCheck:
     if not broken and others_unread:
-        return PreflightCheck(name="finite", outcome="pass", what="the tensors that could be read are finite")
+        return PreflightCheck(name="finite", outcome="pass", what="all readable tensors are finite")
     if not broken:
         return PreflightCheck(name="finite", outcome="pass", what=f"all {len(task_vector.names)} tensors are finite")
     first = failed_check("finite", broken[0])
@@ -254,7 +258,7 @@ def _finite(task_vector: TaskVector, broken: list[UserError], others_unread: boo
 def _whole(task_vector: TaskVector, progress: Progress) -> PreflightCheck:
     why = task_vector.compared_whole(progress)
     if why is None:
-        what = "all layers, norms and embeddings at alpha 1 give the fine-tuned model itself"
+        what = "all layers, norms and embeddings at alpha 1 reproduce the fine-tuned model"
         return PreflightCheck(name=FINE_TUNE, outcome="pass", what=what)
     return PreflightCheck(
         name=FINE_TUNE,
@@ -265,7 +269,7 @@ def _whole(task_vector: TaskVector, progress: Progress) -> PreflightCheck:
 
 
 def _saved(saved: dict[str, str | None]) -> list[PreflightCheck]:
-    """Return the check of tensors that differ from the base's by having been saved in another dtype; none without."""
+    """Return the check for tensors that differ from the base only because they were saved in another dtype, if any."""
     only = {name: dtype for name, dtype in saved.items() if dtype is not None}
     if not only:
         return []
@@ -275,19 +279,19 @@ def _saved(saved: dict[str, str | None]) -> list[PreflightCheck]:
             PreflightCheck(
                 name="saved dtype",
                 outcome="fail",
-                what=f"it is the base itself, saved in another dtype ({dtype}): tau is rounding error",
+                what=f"it is the base saved in another dtype ({dtype}); tau is rounding error",
                 expected="weights that were trained",
-                next_step="Name the fine-tune, not another copy of the base.",
+                next_step="Use the fine-tune, not another copy of the base.",
             )
         ]
     return [
         PreflightCheck(
             name="saved dtype",
             outcome="warn",
-            what=f"{len(only)} of the {len(saved)} tensors that differ are the base's, saved in another dtype",
+            what=f"{len(only)} of the {len(saved)} tensors that differ are those of the base, saved in another dtype",
             got=f"{name} rounded to {dtype}",
-            expected="tensors that were trained, or are the base's exactly",
-            next_step="Their tau is rounding error. Take a fine-tune that was saved in the base's dtype.",
+            expected="tensors that were trained or equal the base exactly",
+            next_step="Their tau is rounding error. Use a fine-tune saved in the base's dtype.",
         )
     ]
 
@@ -298,15 +302,15 @@ def _size(layers: Layers, measured: Measured, total: DeltaMoments, dtype: str) -
         return PreflightCheck(
             name=name,
             outcome="fail",
-            what="it moves nothing: tau is 0 everywhere",
+            what="it changes nothing: tau is 0 everywhere",
             expected="weights that differ from the base's",
-            next_step="Name the fine-tune, not the base; of a LoRA, a trained one (B starts at 0).",
+            next_step="Use the fine-tune, not the base; for LoRA, use a trained adapter (B starts at 0).",
         )
     if norm > LARGE:
         return PreflightCheck(
             name=name,
             outcome="warn",
-            what="it moves the weights by a large part of their own size",
+            what="it changes the weights by a large fraction of their size",
             got=f"relative norm {norm:.3f}",
             expected=f"at most {LARGE}",
             next_step=ANOTHER_BASE,
@@ -320,7 +324,7 @@ def _direction(layers: Layers, measured: Measured, total: DeltaMoments, dtype: s
         return PreflightCheck(
             name="direction",
             outcome="warn",
-            what="the tuned weights point elsewhere than the base's",
+            what="the tuned weights point in a different direction from the base's",
             got=f"cosine {cosine:.3f}",
             expected=f"at least {LOW_COSINE}",
             next_step=ANOTHER_BASE,
@@ -334,20 +338,20 @@ def _evenness(layers: Layers, measured: Measured, total: DeltaMoments, dtype: st
     norms = {layer: moments.relative_norm or 0.0 for layer, moments in layers.items()}
     moved = [norm for norm in norms.values() if norm]
     if not moved:
-        return PreflightCheck(name="evenness", outcome="pass", what="no layer moves: only norms or embeddings do")
+        return PreflightCheck(name="evenness", outcome="pass", what="no layer changes, only norms or embeddings")
     middle, worst = median(moved), max(norms, key=lambda layer: norms[layer])
     if norms[worst] > UNEVEN * middle:
         return PreflightCheck(
             name="evenness",
             outcome="warn",
-            what=f"layer {worst} moves far more than the others",
+            what=f"layer {worst} changes far more than the others",
             got=f"relative norm {norms[worst]:.4f}",
             expected=f"at most {UNEVEN:g} times the median, {middle:.4f}",
-            next_step="Look at that layer's matrices: they may be from another model.",
+            next_step="Check the matrices of this layer; they may come from another model.",
         )
-    what = f"layers that move do so by {min(moved):.4f} to {max(moved):.4f}"
+    what = f"layers change by {min(moved):.4f} to {max(moved):.4f}"
     if still := [layer for layer, norm in norms.items() if not norm]:
-        what += f"; tau is 0 in layers {shown_layers(still)}, where an edit changes nothing"
+        what += f"; tau is 0 in layers {shown_layers(still)}, so edits change nothing there"
     return PreflightCheck(name="evenness", outcome="pass", what=what)
 
 
@@ -358,12 +362,12 @@ def _embeddings(layers: Layers, measured: Measured, total: DeltaMoments, dtype: 
         return PreflightCheck(
             name="embeddings",
             outcome="warn",
-            what="the embeddings differ more than a fine-tune's do",
+            what="the embeddings change more than in a typical fine-tune",
             got=f"relative norm {norm:.4f}",
             expected=f"at most {WILD_EMBEDDINGS:g} times that of the matrices, {matrices:.4f}",
             next_step=ANOTHER_BASE,
         )
-    said = f"move by {norm:.4f}; they are edited only when a recipe asks for it" if norm else "stay as they are"
+    said = f"they change by {norm:.4f}; they are edited only if a recipe says so" if norm else "unchanged"
     return PreflightCheck(name="embeddings", outcome="pass", what=said)
 
 
@@ -371,7 +375,7 @@ def _rounding(layers: Layers, measured: Measured, total: DeltaMoments, dtype: st
     cosines = {layer: moments.realised_cosine for layer, moments in layers.items()}
     known = {layer: cosine for layer, cosine in cosines.items() if cosine is not None}
     if not known:
-        return PreflightCheck(name="rounding", outcome="pass", what="no layer moves, so nothing is rounded there")
+        return PreflightCheck(name="rounding", outcome="pass", what="no layer changes, so nothing is rounded")
     lost = [layer for layer, cosine in known.items() if cosine < REALISED]
     worst = min(known, key=lambda layer: known[layer])
     seen = f"cosine {known[worst]:.4f} in layer {worst}"
@@ -382,9 +386,9 @@ def _rounding(layers: Layers, measured: Measured, total: DeltaMoments, dtype: st
             what=f"{dtype} loses part of the delta in {len(lost)} of {len(known)} layers",
             got=seen,
             expected=f"at least {REALISED}",
-            next_step="Run the model in float32, or take the loss into account: a larger alpha loses less.",
+            next_step="Run the model in float32, or accept the loss; a larger alpha loses less.",
         )
-    return PreflightCheck(name="rounding", outcome="pass", what=f"{dtype} holds the delta: worst {seen}")
+    return PreflightCheck(name="rounding", outcome="pass", what=f"{dtype} represents the delta; lowest {seen}")
 
 
 SIZE_CHECKS: tuple[Callable[[Layers, Measured, DeltaMoments, str], PreflightCheck], ...] = (

@@ -1,8 +1,8 @@
-"""Use case: the live probe. Does the edit make gold solutions more likely, and what does it do to control text?
+"""Use case: likelihood check. Measures whether the edit makes gold solutions and control texts more likely.
 
-Mean NLL per solution token (nats) of each problem behind the same short frame, edited minus base, paired over the
-problems of a fixed seeded dev sample, with a t interval. The items' tokens and the base's values are kept, so moving a
-slider costs one forward pass of the edited model.
+Mean NLL per solution token (nats) of each problem in the same short prompt, edited minus base, paired over a fixed
+seeded sample of dev problems, with a t interval. The items' tokens and the base's values are cached, so that moving a
+slider needs one forward pass of the edited model.
 """
 
 import time
@@ -32,9 +32,9 @@ from stethoscope.store.measured import get_measured, put_measured
 def probe_set(
     model: ModelRef, problems: ProblemsRef, split: Split, n: int, seed: int, context: Context, progress: Progress
 ) -> ProbeSet:
-    """Return the items that `gold_pairs` names, encoded and scored by the base, kept while recently used.
+    """Return the items of `gold_pairs`, encoded and scored with the base (cached).
 
-    The base's values are stored, and how fast they were found.
+    The base's values and the scoring speed are stored.
     """
     key = f"{context.identity(model)} {context.identity(problems)} {split} {n} {seed}"
 
@@ -62,9 +62,9 @@ def probe_set(
 
 
 def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress: Progress) -> Float[np.ndarray, " n"]:
-    """Return the NLL of every item under `recipe`: from memory, from the store, or measured and kept in both.
+    """Return the NLL of every item under `recipe`, from memory, from the store, or measured and stored in both.
 
-    Counts the items on `progress`, which the caller has started. Infinite or NaN values are not stored.
+    Counts the items on `progress`, which the caller has started. Infinite and NaN values are not stored.
     """
     loaded = context.load(recipe.model, progress)
     key = f"{context.identity(recipe)} {probes.key} {loaded.device.type}"
@@ -86,7 +86,7 @@ def edited_nll(recipe: EditRecipe, probes: ProbeSet, context: Context, progress:
         certificate = certifying.certificate
         if not (certificate.base_intact and certificate.as_recomputed):
             raise StethoscopeError(
-                f"the weights that were scored are not those of {content_id(recipe)}; nothing was kept"
+                f"the scored weights are not those of {content_id(recipe)}; the result was discarded"
             )
         if np.isfinite(edited).all():
             context.backlog.write(lambda: put_measured(database, key, edited.tolist()), progress)
@@ -130,12 +130,12 @@ def run(spec: ProbeSpec, context: Context, progress: Progress) -> ProbeResult:
 
 
 def needs(spec: ProbeSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what scoring holds."""
+    """Yield the memory of scoring."""
     yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: ProbeSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_layers(spec)
 
 

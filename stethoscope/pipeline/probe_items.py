@@ -1,4 +1,4 @@
-"""Gold solutions that the probe, its dose-response curve and the measured gains score: the same seeded items."""
+"""Gold solutions scored by the likelihood check, the dose-response curve and the layer gains: the same seeded items."""
 
 from dataclasses import dataclass
 
@@ -11,21 +11,21 @@ from stethoscope.minerva.sources import load_corpus
 from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.records import ProblemsRef, Split
 
-BATCH_SIZE = {False: 8, True: 64}  # on a CPU small batches stay in the cache; a GPU wants large ones
+BATCH_SIZE = {False: 8, True: 64}  # small batches stay in a CPU's cache; a GPU needs large ones
 
 
 def batch_size(loaded: LoadedModel) -> int:
-    """Return how many items are scored at once."""
+    """Return the number of items per batch."""
     return BATCH_SIZE[loaded.device.type == "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSet:
-    """The items of a probe as tokens, and the base's NLL of each.
+    """The items of a likelihood check as tokens, with the base's NLL of each.
 
     Attributes:
-        key: what decides the items, their tokens and the base's values.
-        rows: tokens of prompt and solution; `scored` of the last ones are the solution's.
+        key: identifies the items, their tokens and the base's values.
+        rows: tokens of prompt and solution; the last `scored` tokens are the solution.
         names: subject or control corpus of each item.
     """
 
@@ -37,7 +37,7 @@ class ProbeSet:
     base: Float[np.ndarray, " n"]
 
     def part(self, chosen: Bool[np.ndarray, " n"]) -> "ProbeSet":
-        """Return the `chosen` items alone."""
+        """Return only the `chosen` items."""
         places = np.flatnonzero(chosen)
         return ProbeSet(
             f"{self.key} items {','.join(map(str, places))}",
@@ -50,7 +50,7 @@ class ProbeSet:
 
 
 def gold_pairs(problems: ProblemsRef, split: Split, n: int, seed: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (prompt, solution) of n seeded items a subject and control corpus, and the subject or corpus of each."""
+    """Return (prompt, solution) of n seeded items per subject and control corpus, and the subject or corpus of each."""
     pairs, subjects = [], []
     for name in (*problems.subjects, *problems.control_names):
         for problem in sample_problems(load_corpus(problems, name, split), name, n, seed):

@@ -1,8 +1,8 @@
-"""Use case: are these problems fit for a benchmark? What each subject holds, and which gold answers lm-eval can read.
+"""Use case: problems. Counts the problems of each subject and the gold answers that lm-eval can parse.
 
-Where its parser cannot read the gold answer, exact_match knows only "the same text": the answers of every model to such
-a problem are graded unparsable unless they are that text. Where it reads a part, or another number, exact_match can
-accept a wrong answer. So both are counted before anything is asked, and so are problems that are repeated.
+If lm-eval's parser cannot read a gold answer, exact_match accepts only the same text; all other answers are graded as
+unparsable. If it reads only a part or another number, exact_match can accept a wrong answer. Both cases, and repeated
+problems, are counted before a benchmark.
 """
 
 from stethoscope.minerva.problems import asked_problems
@@ -17,7 +17,7 @@ SHOWN = 20
 
 
 def run(spec: ProblemsSpec, context: Context, progress: Progress) -> ProblemsResult:
-    """Read the problems that a benchmark would ask and count the gold answers that cannot be parsed."""
+    """Read the problems of a benchmark and count the gold answers that cannot be parsed."""
     places = spec.problems
     asked = {
         name: asked_problems(load_corpus(places, name, spec.split), name, spec.n, spec.seed)

@@ -1,8 +1,8 @@
 """The prompts of a benchmark as token ids, and the ids under which their answers are stored.
 
-An answer belongs to the tokens that were asked: a chat template with the date in it, or another version of the
-tokenizer, gives another prompt and so another answer, never yesterday's. A prompt takes 4 bytes a token: 18 MB for
-5,000 problems behind four shots.
+An answer belongs to the tokens of its prompt: if a chat template contains the date, or the tokenizer changes, the
+prompt is different and stored answers are not reused. A prompt takes 4 bytes per token: 18 MB for 5,000 problems with
+four few-shot examples.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ def encode_prompts(
     """Return the prompt of each problem by problem id.
 
     Raises:
-        UserError: the chat template is missing, cannot be rendered, or leaves the problem out (see `model.chat`); or
-            the tokenizer refuses a text.
+        UserError: the chat template is missing, cannot be rendered, or omits the problem (see `model.chat`); or the
+            tokenizer cannot encode a text.
     """
     found: dict[str, Prompt] = {}
     for start in range(0, len(problems), ENCODED_AT_ONCE):

@@ -1,14 +1,15 @@
-"""Use case: are these layers better than others? The recipe's rank among random sets of equally many layers.
+"""Use case: rank. Ranks a recipe's layers among random sets of the same number of layers.
 
     gain of a set = mean over dev problems of NLL(base) - NLL(edited),  in nats per solution token
     p             = (1 + sets with at least the recipe's gain) / (1 + sets)
 
-A set is drawn among the layers that such an edit moves at all, as many as the recipe itself moves: what the recipe
-names without moving it, because tau is 0 there or no SAE serves it, counts for nothing and stays in every set.
+Sets are drawn from the layers that such an edit changes, with as many layers as the recipe changes. Layers that the
+recipe selects but does not change (tau is 0, or there is no SAE) do not count and remain in every set.
 
-Each set is edited twice: as drawn, with the recipe's task vector, filter and mean strength; and matched, its alpha
-multiplied by ||recipe's edit||_F / ||set's edit||_F, since some layers of a task vector are longer than others and a
-longer step alone may do more. Every pass is stored as it finishes, so a stopped ranking goes on where it was.
+Each set is edited twice: unscaled, with the recipe's task vector, edit type and mean strength; and matched, with alpha
+multiplied by ||recipe's edit||_F / ||set's edit||_F, because the norm of a task vector differs between layers and a
+larger step may have a larger effect. Every pass is stored when it finishes, so that an interrupted ranking can be
+continued.
 """
 
 import math
@@ -39,10 +40,11 @@ from stethoscope.store.ids import content_id
 
 
 def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
-    """Return the recipe's rank; publishes after every set.
+    """Return the recipe's rank; publish it after every set.
 
     Raises:
-        RecipeError: a recipe that moves nothing, or all layers that such an edit can move: there is no other set.
+        RecipeError: a recipe that changes nothing, or all layers that such an edit can change, so that there is no
+            other set.
     """
     recipe = spec.recipe
     check_fit(context.load(recipe.model, progress), None, recipe)
@@ -54,16 +56,16 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
     if norm == 0:
         raise RecipeError(
             "the recipe changes nothing, so it has no rank",
-            expected="layers that the task vector moves",
+            expected="layers that the task vector changes",
             got=f"layers {shown_layers(recipe.layers) or 'none'}",
             next_step="Choose other layers, or a strength above 0.",
         )
     n_possible = math.comb(len(layers), size) - 1
     if n_possible < 1:
         raise RecipeError(
-            "there is no other set of layers to rank this recipe among",
-            got=f"{size} layers, of the {len(layers)} that such an edit can move ({shown_layers(layers)})",
-            expected="fewer layers than such an edit can move, and at least one",
+            "there are no other sets of layers to compare this recipe with",
+            got=f"{size} of the {len(layers)} layers that such an edit can change ({shown_layers(layers)})",
+            expected="at least one layer, and fewer than such an edit can change",
             next_step="Choose fewer layers.",
         )
     everything = probe_set(recipe.model, spec.problems, spec.split, spec.n, spec.seed, context, progress)
@@ -99,7 +101,7 @@ def run(spec: RankSpec, context: Context, progress: Progress) -> RankResult:
 
 def _measured(recipe: EditRecipe, norm: float, probes: ProbeSet, context: Context, progress: Progress) -> RankedSet:
     own_norm = edit_norm(recipe, context, progress)
-    if own_norm == 0:  # a span without a latent keeps nothing of it
+    if own_norm == 0:  # a span without latents keeps nothing
         progress.skip(2 * len(probes.rows))
         nothing: dict[str, float | None] = dict.fromkeys(_groups(probes), 0.0)
         return RankedSet(layers=tuple(recipe.layers), norm=0.0, scale=1.0, gains=nothing, matched=nothing)
@@ -115,7 +117,7 @@ def _measured(recipe: EditRecipe, norm: float, probes: ProbeSet, context: Contex
 
 
 def _groups(probes: ProbeSet) -> dict[str, np.ndarray]:
-    """Return the places of the items of all subjects together, and of each."""
+    """Return the positions of the items of all subjects together, and of each subject."""
     subjects = {str(name): np.flatnonzero(probes.names == name) for name in dict.fromkeys(probes.names)}
     return {POOLED: np.arange(len(probes.names))} | subjects
 
@@ -151,12 +153,12 @@ def _reaches(gain: float | None, own: float) -> bool:
 
 
 def needs(spec: RankSpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what scoring holds."""
+    """Yield the memory of scoring."""
     yield job_memory.likelihoods(setting)
 
 
 def smaller(spec: RankSpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_layers(spec)
 
 

@@ -1,7 +1,7 @@
-"""How many answers a second a benchmark will give, and how many texts a second are scored: medians of the newest.
+"""Speed of benchmarks (answers per second) and of scoring (texts per second): medians of the newest measurements.
 
-Only answers that were generated count, with the time that they took: what came out of the store took none. A rate
-belongs to a model, a device and how the problems are asked, not to the arms or problems.
+Only generated answers and their time count, not stored ones. A speed belongs to a model, a device and the prompt
+settings, not to the arms or problems.
 """
 
 from stethoscope.pipeline.context import Context
@@ -15,32 +15,33 @@ NEWEST = 5
 
 
 def note_rate(spec: BenchSpec, context: Context, n_answers: int, elapsed_s: float, progress: Progress) -> None:
-    """Keep that a benchmark like `spec` generated, graded and stored `n_answers` in `elapsed_s`; none say nothing."""
+    """Record that a benchmark like `spec` generated, graded and stored `n_answers` in `elapsed_s`; zero answers are
+    ignored."""
     _note(context, _key(spec, context), n_answers, elapsed_s, progress)
 
 
 def answer_rate(spec: BenchSpec, context: Context) -> float | None:
-    """Return answers per second; None where no benchmark of the kind has generated any."""
+    """Return answers per second; None if no such benchmark has generated answers."""
     return measured_rate(context.store.database, _key(spec, context))
 
 
 def note_scored(model: ModelRef, context: Context, n_texts: int, elapsed_s: float, progress: Progress) -> None:
-    """Keep that the NLL of `n_texts` gold solutions took `elapsed_s`."""
+    """Record that scoring `n_texts` gold solutions took `elapsed_s`."""
     _note(context, _scored_key(model, context), n_texts, elapsed_s, progress)
 
 
 def tell_estimate(model: ModelRef, what: str, n_texts: int, context: Context, progress: Progress) -> None:
-    """Tell how long scoring `n_texts` gold solutions, to be stored pass by pass, will take at the measured rate."""
+    """Report how long scoring `n_texts` gold solutions will take at the measured speed."""
     rate = measured_rate(context.store.database, _scored_key(model, context))
-    progress.note(f"{what} scores {cost_text(n_texts, rate)}. A stop loses one pass.")
+    progress.note(f"{what} scores {cost_text(n_texts, rate)}. An interruption loses at most one pass.")
 
 
 def tell_too_few_sets(n_sets: int, progress: Progress) -> None:
-    """Tell before the work that a rank among so few random sets cannot be significant; nothing where it can."""
+    """Report beforehand if a rank among so few random sets cannot be significant."""
     if cannot_reach(smallest_rank_p(n_sets)):
         progress.note(
-            f"A rank among {n_sets} sets {CANNOT_BE_SIGNIFICANT}: its smallest p is {smallest_rank_p(n_sets):.3f}, and "
-            f"{FEWEST_RANDOM_SETS} sets are needed."
+            f"A rank among {n_sets} sets {CANNOT_BE_SIGNIFICANT}: the smallest possible p is "
+            f"{smallest_rank_p(n_sets):.3f}; at least {FEWEST_RANDOM_SETS} sets are needed."
         )
 
 

@@ -1,4 +1,4 @@
-"""The settings that decide rounding: switched to the exact side before a model computes, and recorded with each run."""
+"""Settings that affect rounding: set to the exact option before a model computes, and recorded with each run."""
 
 import torch
 import transformers
@@ -18,7 +18,7 @@ def compute_exactly() -> None:
 
 
 def settings_of(loaded: LoadedModel, spec: Spec) -> RunSettings:
-    """Return the settings under which `loaded` computes `spec` now."""
+    """Return the current settings for computing `spec` with `loaded`."""
     return RunSettings(
         dtype=loaded.ref.dtype,
         device=device_name(loaded.device),

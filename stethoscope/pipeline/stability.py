@@ -1,7 +1,7 @@
-"""Use case: does the order of the layers survive another score, another k, another control corpus?
+"""Use case: stability of the layer order under other scores, other k and other control corpora.
 
-Kendall's tau-b of each variant's scores with those of the reference diagnosis, over the layers that both score.
-Observed scores only: one number a layer, no bootstrap, no permutation.
+Kendall's tau-b of each variant's scores with those of the reference diagnosis, over the layers that both score. Uses
+observed scores only: one number per layer, without bootstrap or permutations.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def _rows(
     device: torch.device,
     progress: Progress,
 ) -> list[StabilityRow]:
-    """Score every variant of one subject; the reference is among the variants of each kind."""
+    """Score all variants of one subject; each kind includes the reference."""
     diagnosis = spec.diagnosis
     reference = Variant(diagnosis.score, diagnosis.top_k)
     scores = [Variant(name, diagnosis.top_k) for name in SCORE_NAMES]
@@ -78,17 +78,17 @@ def _rows(
 
 
 def _agreement(reference: Float[np.ndarray, " n_layers"], values: Float[np.ndarray, " n_layers"]) -> float | None:
-    """Return Kendall's tau-b over the layers that both score; None below two of them, or where one side is constant."""
+    """Return Kendall's tau-b over the layers that both score; None for fewer than two layers or a constant side."""
     both = ~(np.isnan(reference) | np.isnan(values))
     return finite_or_none(float(kendall_tau(reference[both], values[both]))) if both.sum() > 1 else None
 
 
 def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityResult:
-    """Return each subject's order of the layers under every score, k and control corpus, and its tau to the reference.
+    """Return each subject's layer order under every score, k and control corpus, and its tau with the reference.
 
     Raises:
-        CorpusError: fewer documents in a corpus than asked for.
-        Cancelled: asked to stop.
+        CorpusError: fewer documents in a corpus than requested.
+        Cancelled: the job was stopped.
     """
     diagnosis = spec.diagnosis
     loaded = context.load(diagnosis.model, progress)
@@ -113,10 +113,10 @@ def run(spec: StabilitySpec, context: Context, progress: Progress) -> StabilityR
 
 
 def needs(spec: StabilitySpec, setting: Setting, saes_of: job_memory.SaesOf) -> Iterable[job_memory.Parts]:
-    """Yield what listening and scoring hold."""
+    """Yield the memory of measuring and scoring."""
     yield job_memory.listening(spec.diagnosis, setting, saes_of)
 
 
 def smaller(spec: StabilitySpec) -> str:
-    """Return the next smaller setting."""
+    """Return a smaller setting."""
     return job_memory.fewer_documents(spec.diagnosis)

@@ -1,8 +1,8 @@
-"""No verdict on problems that something was chosen on: who has seen which problems, and what a benchmark leaves out.
+"""Keeps tuning and test problems apart: records which problems were seen, and which a benchmark must exclude.
 
-A probe, dose curve, rank, table of gains, diagnosis or benchmark of a tuning split shows numbers by which layers, alpha
-and k are chosen: its problems are remembered, for the model, under the hash of their text. A benchmark of the test
-split leaves these out, and those that stand in the dev or train split of the same problems too.
+A likelihood check, dose curve, rank, table of gains, diagnosis or benchmark on a tuning split shows numbers that can be
+used to choose layers, alpha and k. Its problems are recorded for the model, by the hash of their text. A benchmark on
+the test split excludes them, and also problems that occur in the dev or train split.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from stethoscope.store.tuning import put_tuned_on, tuned_on
 
 
 class Seen(NamedTuple):
-    """The sample of problems whose numbers a use case shows."""
+    """A sample of problems whose numbers a use case shows."""
 
     model: ModelRef
     problems: ProblemsRef
@@ -32,7 +32,7 @@ def scored_problems(spec: ProbeSpec | DoseSpec | RankSpec) -> Seen:
 
 
 def remember(kind: str, seen: Seen | None, context: Context) -> None:
-    """Store which problems were shown numbers of, if they are numbers to choose by; call it once any were shown."""
+    """Record the problems whose numbers were shown, if these can be used for tuning; call it when any were shown."""
     if seen is None or (kind, seen) in context.remembered:
         return
     ids: list[str] = []
@@ -44,7 +44,7 @@ def remember(kind: str, seen: Seen | None, context: Context) -> None:
 
 
 def left_out(spec: BenchSpec, context: Context) -> dict[str, frozenset[str]]:
-    """Return by subject the ids of the test problems that `spec` must not judge on; none where it gives no verdict."""
+    """Return the ids of test problems that `spec` must exclude, by subject; empty if it gives no verdict."""
     if spec.split != "test":
         return {}
     found: dict[str, frozenset[str]] = {}

@@ -1,4 +1,4 @@
-"""Named bundles of model, SAEs, task vectors and problems: those shipped here, and your own as TOML files.
+"""Named bundles of a model, its SAEs, task vectors and problems: included profiles, and your own as TOML files.
 
 A profile only saves typing: every spec is built from its parts, and no result depends on the profile's name.
 """

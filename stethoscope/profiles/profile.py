@@ -1,4 +1,4 @@
-"""A profile: a model, its SAEs, task vectors and problems, with the cuts that suit them."""
+"""A profile: a model, its SAEs, task vectors and problems, with suitable thresholds."""
 
 from stethoscope.errors import ProfileError
 from stethoscope.locations import local_path
@@ -27,20 +27,20 @@ WOULD_BE: dict[ProblemField, str] = {
 
 
 class Suggestion(Record):
-    """A public task vector that could be tried, and what is known of it; none is used unless it is named."""
+    """A public task vector to try, and what is known about it; it is used only on request."""
 
     task_vector: TaskVectorRef
     known: str
 
 
 class Profile(Record):
-    """A model with everything that is needed to listen to it, edit it and judge the edit.
+    """A model with everything that is needed to diagnose it, edit it and benchmark the edit.
 
-    `live_share` and `dense_rate` are the cuts of the specificity score that suit the SAEs' density;
-    `top_n` is the number of layers that "pick top n" takes. `other_saes` are SAEs of the same model to choose instead
-    (another site, width or density), and `suggestions` are public task vectors. `saes` and what stands in `problems`
-    may be missing: raw edits, texts and exports need neither; `cannot_listen`, `cannot_ask` and `cannot_score` say what
-    is missing for the rest.
+    `live_share` and `dense_rate` are thresholds of the specificity score that suit the SAEs' density; `top_n` is the
+    number of layers that "pick top n" picks. `other_saes` are alternative SAEs of the same model (another site, width
+    or density), and `suggestions` are public task vectors. `saes` and fields of `problems` may be missing: raw edits,
+    text comparison and exports need neither. For the other use cases, `cannot_listen`, `cannot_ask` and `cannot_score`
+    say what is missing.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Profile(Record):
     documents: int = 128
 
     def task_vector(self, name: str | None = None) -> TaskVectorRef:
-        """Return the task vector called `name` (the first where None), or the one at the location `name`.
+        """Return the task vector named `name` (the first if None), or the one at the location `name`.
 
         A location is a path, `embedded:NAME`, or a hub id with an optional revision: user/model@COMMIT.
 
@@ -76,38 +76,39 @@ class Profile(Record):
             f"profile {self.name} has no task vector" + (" of that name" if name else ""),
             got=name and repr(name),
             expected=" or ".join(task_vector.name for task_vector in self.task_vectors) or None,
-            next_step="Name one of these, a path or a hub id."
+            next_step="Use one of these, a path or a hub id."
             if self.task_vectors
-            else "Name one on the Setup page, under [[task_vectors]] in a profile of your own, or as a path or hub id.",
+            else "Add one on the Setup page or under [[task_vectors]] in your own profile, or use a path or hub id.",
         )
 
     @property
     def site(self) -> Site:
-        """The site of its SAEs; the residual stream where it names none."""
+        """The site of its SAEs; the residual stream if it has none."""
         return "resid_post" if self.saes is None else self.saes.site
 
     def no_saes(self) -> ProfileError:
-        """Return what to say where SAEs are needed and the profile names none."""
+        """Return the error for use cases that need SAEs when the profile has none."""
         return ProfileError(
-            f"profile {self.name} names no SAEs, so there is nothing to listen with",
+            f"profile {self.name} has no SAEs",
             expected='[saes] with location = "a folder, hub id or sae_lens release"',
             next_step=ADD_SAES,
         )
 
     def cannot_listen(self) -> ProfileError | None:
-        """Return what is missing for a diagnosis; None where nothing is."""
+        """Return the error that a diagnosis would raise because of missing fields; None if nothing is missing."""
         return self.no_saes() if self.saes is None else self._lacking(HEARD, "a diagnosis")
 
     def cannot_measure_gains(self) -> ProfileError | None:
-        """Return what is missing for the layers' measured gains; None where nothing is."""
+        """Return the error that layer gains would raise because of missing fields; None if nothing is missing."""
         return self._lacking(HEARD, "a layer's gain")
 
     def cannot_ask(self) -> ProfileError | None:
-        """Return what is missing for a benchmark; None where nothing is."""
+        """Return the error that a benchmark would raise because of missing fields; None if nothing is missing."""
         return self._lacking(ASKED, "a benchmark")
 
     def cannot_score(self) -> ProfileError | None:
-        """Return what is missing for the likelihood of gold solutions; None where nothing is."""
+        """Return the error that a likelihood check would raise because of missing fields; None if nothing is
+        missing."""
         return self._lacking(SCORED, "the likelihood of gold solutions")
 
     def _lacking(self, fields: tuple[ProblemField, ...], purpose: str) -> ProfileError | None:
@@ -115,15 +116,18 @@ class Profile(Record):
         if not missing:
             return None
         return ProfileError(
-            f"profile {self.name} names no {' and no '.join(missing)}, which {purpose} needs",
+            f"profile {self.name} has no {' and no '.join(missing)}, required for {purpose}",
             expected="; ".join(WOULD_BE[name] for name in missing),
-            next_step="Add this under [problems] in the profile. Raw edits, texts and exports need none.",
+            next_step=(
+                "Add this under [problems] in the profile. Raw edits, text comparison and exports do not need it."
+            ),
         )
 
     def changed(self, *, model: ModelRef, saes: SaeRef | None) -> "Profile":
-        """Return the profile with another model or other SAEs; those it had stay to choose from.
+        """Return the profile with another model or other SAEs; its former SAEs remain as alternatives.
 
-        A model of another id takes nothing that was the former model's: task vectors, suggestions, other SAEs.
+        A model with another id does not inherit what belonged to the former model: task vectors, suggestions, other
+        SAEs.
         """
         if model.id != self.model.id:
             nothing = {"other_saes": (), "task_vectors": (), "suggestions": ()}
@@ -132,7 +136,7 @@ class Profile(Record):
         return self.model_copy(update={"model": model, "saes": saes, "other_saes": others})
 
     def saes_at(self, site: Site | None = None) -> SaeRef:
-        """Return the profile's SAEs of `site` (its own where None); raise `ProfileError` where it names none."""
+        """Return the profile's SAEs for `site` (its default site if None); raise `ProfileError` if it has none."""
         known = self.known_saes
         if not known:
             raise self.no_saes()
@@ -140,23 +144,23 @@ class Profile(Record):
             if site in (None, ref.site):
                 return ref
         raise ProfileError(
-            f"profile {self.name} names no SAEs of that site",
+            f"profile {self.name} has no SAEs for this site",
             got=site,
             expected=" or ".join(dict.fromkeys(ref.site for ref in known)),
-            next_step="Name them under other_saes in a profile of your own.",
+            next_step="Add them under other_saes in your own profile.",
         )
 
     @property
     def known_saes(self) -> tuple[SaeRef, ...]:
-        """Its SAEs, then the other ones of its model."""
+        """The profile's SAEs, followed by the alternatives."""
         return self.other_saes if self.saes is None else (self.saes, *self.other_saes)
 
     def diagnose_spec(self, *, control: str | None = None, silent: bool = False, **fields: object) -> DiagnoseSpec:
-        """Return the profile's diagnosis, with `fields` (see `DiagnoseSpec`) changed; None keeps the default.
+        """Return the profile's diagnosis with `fields` (see `DiagnoseSpec`) changed; a field of None keeps the default.
 
         Args:
             control: a control corpus of the profile.
-            silent: whether its documents and cuts are enough, without SAEs.
+            silent: return the spec without SAEs, for use cases that need only documents and thresholds.
 
         Raises:
             ProfileError: an unknown control corpus; no SAEs, problems or control corpora.
@@ -167,10 +171,10 @@ class Profile(Record):
         control = control or self.problems.control_names[0]
         if control not in self.problems.control_names:
             raise ProfileError(
-                f"profile {self.name} has no control corpus of that name",
+                f"profile {self.name} has no such control corpus",
                 got=repr(control),
                 expected=" or ".join(self.problems.control_names),
-                next_step="Name one of these with --control.",
+                next_step="Use --control with one of these.",
             )
         base = {
             "model": self.model,
@@ -186,12 +190,12 @@ class Profile(Record):
         return DiagnoseSpec.model_validate(base | chosen)
 
     def check_subjects(self, subjects: tuple[str, ...]) -> tuple[str, ...]:
-        """Return `subjects`, or raise `ProfileError` naming the first that the profile does not have."""
+        """Return `subjects`; raise `ProfileError` for the first that the profile does not have."""
         known = self.problems.subjects + self.problems.control_names
         for subject in subjects:
             if subject not in known:
                 raise ProfileError(
-                    f"profile {self.name} has no subject of that name",
+                    f"profile {self.name} has no such subject",
                     got=repr(subject),
                     expected="one of " + ", ".join(known),
                     next_step="Choose one of these.",

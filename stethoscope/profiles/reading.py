@@ -1,10 +1,10 @@
-"""TOML -> Profile: paths are taken from the file's own folder, and a profile may start from another one.
+"""Read profiles from TOML. Paths are relative to the file's folder, and a profile may extend another one.
 
-    extends = "gemma-3-4b-it"      a shipped profile, or the path of another file
+    extends = "gemma-3-4b-it"      an included profile, or the path of another file
 
-What a file does not say is the extended profile's. Tables are merged field by field, lists are replaced; but a [model]
-with an id takes nothing that was the other model's (SAEs, task vectors, suggestions), and an [saes] with a location
-takes nothing that was said of the other SAEs.
+Fields that are not set are inherited. Tables are merged field by field, and lists are replaced. A [model] with an id
+does not inherit what belongs to the other model (SAEs, task vectors, suggestions), and an [saes] with a location does
+not inherit settings of the other SAEs.
 """
 
 import difflib
@@ -24,22 +24,22 @@ SHIPPED = Path(__file__).parent
 OF_THE_MODEL = ("model", "saes", "other_saes", "task_vectors", "suggestions")
 PLACES = {"model": "id", "saes": "location", "other_saes": "location", "task_vectors": "tuned"}
 PROBLEM_PLACES = ("problems", "controls", "shots")
-NEEDED = {  # what a missing field or table would hold
+NEEDED = {  # the expected value of a missing field or table
     "model": '[model] with id = "a folder or hub id"',
     "id": "a folder or hub id",
     "location": "a folder, hub id or sae_lens release",
     "tuned": "a folder, file or hub id of a fine-tune, adapter or delta",
-    "name": "what it is called",
+    "name": "its name",
 }
 LARGEST_BYTES = 1 << 16  # a profile has some 2,000; tomllib takes minutes for names of many parts
 OTHER_SIZES = ("270m", "1b", "12b", "27b")
 
 
 def load_profile(name: str) -> Profile:
-    """Return the profile called `name`, or the one in the TOML file at `name`.
+    """Return the profile named `name`, or the one in the TOML file at `name`.
 
     Raises:
-        ProfileError: no such profile, an unreadable file, or fields that do not fit.
+        ProfileError: no such profile, an unreadable file, or invalid fields.
     """
     if name in PROFILES:
         return PROFILES[name]
@@ -50,7 +50,7 @@ def _path_of(name: str) -> Path:
     if name.endswith(".toml"):
         return path_of(name)
     raise ProfileError(
-        "no profile of that name",
+        "no such profile",
         got=repr(name),
         expected=" or ".join(PROFILES) + ", or a path ending in .toml",
         next_step="Pass one of these to --profile.",
@@ -67,7 +67,7 @@ def _read(path: Path) -> Profile:
 
 
 def _unfit(path: Path, error: ValidationError) -> ProfileError:
-    """Return the error for a table that is no profile: an unknown field before the one that is then missing."""
+    """Return the error for an invalid table; an unknown field takes precedence over a missing one."""
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     loc, kind, said = errors[0]["loc"], errors[0]["type"], errors[0]["msg"]
     place = ".".join(map(str, loc)) or "the file"
@@ -78,22 +78,22 @@ def _unfit(path: Path, error: ValidationError) -> ProfileError:
             f"profile {path} has an unknown field",
             got=place,
             expected=", ".join(beside),
-            next_step=f"Did you mean {close[0]}?" if close else "Check the spelling, and the table that it stands in.",
+            next_step=f"Did you mean {close[0]}?" if close else "Check the spelling and the table it is in.",
         )
     if kind == "missing":
         needed = NEEDED.get(str(loc[-1]))
         return ProfileError(
-            f"profile {path} lacks {place}",
+            f"profile {path} has no {place}",
             expected=needed,
-            next_step=f'Add it, or begin the file with extends = "{next(iter(PROFILES))}" to take it from that profile.'
+            next_step=f'Add it, or inherit it: start the file with extends = "{next(iter(PROFILES))}".'
             if len(loc) < 3
             else "Add it.",
         )
-    return ProfileError(f"profile {path} does not fit at {place}", got=said, next_step="Correct this field.")
+    return ProfileError(f"profile {path} has an invalid value at {place}", got=said, next_step="Correct this field.")
 
 
 def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Return the file's table with absolute paths, over the one that it extends."""
+    """Return the file's table with absolute paths, merged over the table that it extends."""
     try:
         own = tomllib.loads(read_bytes(path, largest=LARGEST_BYTES).decode("utf-8"))
     except OSError as error:
@@ -102,7 +102,7 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ProfileError(
             f"profile {path} cannot be read",
             got="tables or lists nested too deeply",
-            expected="a plain profile",
+            expected="a profile without deep nesting",
             next_step="Flatten them.",
         ) from error
     except ValueError as error:
@@ -115,10 +115,10 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return own
     if not isinstance(extended, str):
         raise ProfileError(
-            f"profile {path} extends what is no profile",
+            f"profile {path} extends something that is not a profile",
             got=f"extends = {extended!r}"[:80],
-            expected="one name in quotation marks: a shipped profile, or the path of another file",
-            next_step="Write one name; that file may extend another.",
+            expected="one name in quotation marks: an included profile, or the path of another file",
+            next_step="Use one name; that profile may extend another.",
         )
     if extended in PROFILES:
         return _over(PROFILES[extended].model_dump(mode="json"), own)
@@ -127,8 +127,8 @@ def _table(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ProfileError(
             f"profile {path} extends itself",
             got=" -> ".join(step.name for step in (*seen, below)),
-            expected="a chain that ends",
-            next_step="Take extends out of one of these files.",
+            expected="a chain of profiles without a loop",
+            next_step="Remove extends from one of these files.",
         )
     return _over(_table(below, (*seen, below.resolve())), own)
 
@@ -148,7 +148,7 @@ def _over(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _located(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `table` with paths that start with a dot, or that exist in `folder`, taken from there."""
+    """Return `table` with paths made absolute if they start with a dot or exist in `folder`."""
 
     def place(value: object) -> object:
         if isinstance(value, str) and value and (value.startswith(".") or path_of(str(folder / value)).exists()):
@@ -184,7 +184,8 @@ def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
 
 
 def _shipped() -> dict[str, Profile]:
-    """Read the shipped profiles; gemma-3-4b-it also serves the other sizes, whose names differ in the size alone."""
+    """Read the included profiles; the other sizes are derived from gemma-3-4b-it, because only the size in the names
+    differs."""
     found = {path.stem: _read(path) for path in sorted(SHIPPED.glob("*.toml"), key=lambda path: path.stem != "mini")}
     of_4b = found["gemma-3-4b-it"]
     for size in OTHER_SIZES:

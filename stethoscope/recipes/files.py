@@ -1,4 +1,4 @@
-"""Reading what a person wrote or was sent: recipe files and links, layer lists such as `3,5=0.5`; what differs."""
+"""Read recipes from files, links and layer lists such as `3,5=0.5`, and list differences between records."""
 
 import base64
 import zlib
@@ -20,7 +20,7 @@ def read_recipe(path: str) -> EditRecipe:
     """Return the recipe in the JSON file at `path`.
 
     Raises:
-        RecipeError: no regular file, or none that holds a recipe. LocationError: no path (see `locations.path_of`).
+        RecipeError: not a regular file, or not a recipe. LocationError: not a path (see `locations.path_of`).
     """
     try:
         content = read_bytes(path_of(path))
@@ -30,19 +30,19 @@ def read_recipe(path: str) -> EditRecipe:
 
 
 def parse_recipe(content: bytes, *, source: str) -> EditRecipe:
-    """Return the recipe in JSON `content`, which came from `source` (a file name, for the message)."""
+    """Return the recipe in JSON `content`; `source` is its file name for error messages."""
     try:
         return EditRecipe.model_validate_json(content)
     except ValidationError as error:
         raise RecipeError(
-            f"recipe {source} does not fit",
+            f"{source} is not a valid recipe",
             got=first_problem(error),
-            next_step="Write it with `python -m stethoscope recipe`, or save it from the Edit page.",
+            next_step="Create one with `python -m stethoscope recipe`, or save it from the Edit page.",
         ) from error
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first thing that did not fit, in one line with its field."""
+    """Return the first validation error as one line with its field."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
@@ -63,7 +63,7 @@ def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:
             raise RecipeError(
                 "cannot read --layers",
                 got=repr(part),
-                expected="for example 3,5=0.5 or 2-4 or all",
+                expected="for example 3,5=0.5, 2-4 or all",
                 next_step="Correct this part.",
             ) from error
         if not layers or layers[-1] >= n_layers:
@@ -71,7 +71,7 @@ def parse_layers(text: str, n_layers: int) -> dict[int, LayerAlpha]:
                 "layer out of range",
                 got=span,
                 expected=f"0 to {n_layers - 1}",
-                next_step="Leave these layers out of --layers.",
+                next_step="Remove these layers from --layers.",
             )
         strengths |= dict.fromkeys(layers, chosen)
     return strengths
@@ -87,7 +87,7 @@ def size_in_bytes(text: str) -> int:
 
 
 def shown_layers(layers: Iterable[int]) -> str:
-    """Return layers as a person writes them: `0-3, 7`; `parse_layers` reads it back."""
+    """Return layers as text, such as `0-3, 7`, which `parse_layers` accepts."""
     spans: list[list[int]] = []
     for layer in sorted(set(layers)):
         if spans and layer == spans[-1][-1] + 1:
@@ -98,47 +98,47 @@ def shown_layers(layers: Iterable[int]) -> str:
 
 
 def layers_text(layers: Iterable[int]) -> str:
-    """Return layers with the word: `layer 3`, `layers 0-3, 7`."""
+    """Return layers with a label: `layer 3`, `layers 0-3, 7`."""
     shown = shown_layers(layers)
     return f"layer {shown}" if shown.isdecimal() else f"layers {shown}"
 
 
 def to_link(record: Record) -> str:
-    """Return the whole record as text for an address: "z." and URL-safe base64 of its deflated JSON.
+    """Return the record as text for a URL: "z." and the URL-safe base64 of its compressed JSON.
 
-    The link needs no store: whoever opens it gets the record itself, not its name.
+    The link contains the record itself, so it works without a store.
     """
     packed = zlib.compress(record.model_dump_json(exclude_defaults=isinstance(record, SetupChange)).encode(), 9)
     return LINK_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
 
 
 def from_link(text: str) -> EditRecipe:
-    """Return the recipe in `text`, which `to_link` made; raise `RecipeError` where it is cut, altered or too large."""
+    """Return the recipe in `text` from `to_link`; raise `RecipeError` if it is truncated, altered or too large."""
     try:
         content = _unpacked(text)
     except ValueError as error:
         raise RecipeError(
             "the link's recipe cannot be read",
             got=error,
-            next_step="Copy the whole link again, or use the recipe file.",
+            next_step="Copy the complete link again, or use the recipe file.",
         ) from error
     return parse_recipe(content, source="in the link")
 
 
 def setup_from_link(text: str) -> SetupChange:
-    """Return the changed setup in `text`, which `to_link` made; raise `ProfileError` where it cannot be read."""
+    """Return the changed setup in `text` from `to_link`; raise `ProfileError` if it cannot be read."""
     try:
         return SetupChange.model_validate_json(_unpacked(text))
     except ValueError as error:
         raise ProfileError(
             "the link's setup cannot be read",
             got=first_problem(error) if isinstance(error, ValidationError) else error,
-            next_step="Copy the whole link again, or name the model, SAEs and task vectors on the Setup page.",
+            next_step="Copy the complete link again, or enter the model, SAEs and task vectors on the Setup page.",
         ) from error
 
 
 def _unpacked(text: str) -> bytes:
-    """Return the JSON in `text`, which `to_link` made; raise `ValueError` where it is cut, altered or too large."""
+    """Return the JSON in `text` from `to_link`; raise `ValueError` if it is truncated, altered or too large."""
     body = text.removeprefix(LINK_PREFIX)
     packed = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
     unpacker = zlib.decompressobj()
@@ -147,7 +147,7 @@ def _unpacked(text: str) -> bytes:
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not unpacker.eof:
-        raise ValueError("cut off, or too large")
+        raise ValueError("truncated or too large")
     return content
 
 
@@ -161,7 +161,7 @@ class Change:
 
 
 def differences(before: Record, after: Record) -> list[Change]:
-    """Return what changed from `before` to `after`, two records of one kind, in the order of the fields.
+    """Return the differences between `before` and `after`, two records of one class, in the order of the fields.
 
     Equal recipes have no difference, and recipes without a difference are equal.
     """

@@ -1,8 +1,8 @@
-"""Which weights an edit really moves, told from names alone: before a weight is read, built or changed.
+"""Which weights an edit changes, determined from names alone before any weight is read.
 
-A recipe names layers. What it changes there is what the task vector moves (a LoRA may hold some layers or matrices
-only) and, where the edit is projected, what an SAE serves (some layers may have none). Arms are compared fairly only
-where they move the same weights, so every place that shows a recipe or draws another set of layers asks here.
+A recipe selects layers. It changes only weights that the task vector changes (a LoRA may contain only some layers or
+matrices) and, if the edit is projected, only matrices with a matching SAE. Comparing arms is fair only if they change
+the same weights, so all code that shows a recipe or draws other layers uses this module.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ HALVES: tuple[Literal["attention"], Literal["mlp"]] = ("attention", "mlp")  # of
 
 @runtime_checkable
 class Matrix(Protocol):
-    """Where a matrix stands; the rows of a `Ground` and the sites of a model's layout are such."""
+    """Location of a matrix; the rows of a `Ground` and the sites of a model's layout have this type."""
 
     @property
     def layer(self) -> int: ...
@@ -30,13 +30,13 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Which SAE a matrix is projected with, on which of its axes.
+    """The SAE that a matrix is projected with, and the axis.
 
     Attributes:
-        layer: layer of the SAE whose rows are the basis.
-        output_side: True where the basis lives on the output axis (rows of the weight), False for the input axis.
-        gain: whether a norm's gain stands between the matrix and the SAE.
-        approximate: the SAE reads the stream before another write that the matrix sees.
+        layer: layer of the SAE whose decoder rows are the basis.
+        output_side: True if the basis is on the output axis (rows of the weight), False for the input axis.
+        gain: whether norm weights are between the matrix and the SAE.
+        approximate: whether another write to the residual stream lies between the SAE and the matrix.
     """
 
     layer: int
@@ -46,11 +46,12 @@ class Serving:
 
 
 def serving(matrix: Matrix, sae_site: Site) -> Serving | None:
-    """Return which SAE serves `matrix`, or None where none does.
+    """Return the SAE that matches `matrix`; None if there is none.
 
-    resid_post of layer l serves the writers of l; readers of l see resid_post of l-1 (gate and up only after the
-    attention's write: approximate), so layer 0's have none. mlp_out serves the MLP's writer (down_proj) on its output
-    side, attn_out the attention's (o_proj) on its input side, where no norm stands between.
+    resid_post of layer l matches the matrices of l that write the residual stream. The matrices of l that read it use
+    resid_post of l-1 (approximate for gate and up, which read after the attention's write), so those of layer 0 have
+    none. mlp_out matches down_proj on its output side, attn_out matches o_proj on its input side, without a norm in
+    between.
     """
     writer = matrix.part if matrix.side == "write" else None
     if sae_site == "attn_out":
@@ -65,7 +66,7 @@ def serving(matrix: Matrix, sae_site: Site) -> Serving | None:
 
 
 def saes_of(recipe: EditRecipe) -> SaeRef | None:
-    """Return the SAEs that decide which matrices `recipe` moves; None for arms that need none."""
+    """Return the SAEs that determine which matrices `recipe` edits; None for edit types that need no SAEs."""
     match recipe.edit_type:
         case ProjectedEdit() | NormMatchedEdit() as edit_type:
             return edit_type.diagnosis.saes
@@ -76,7 +77,7 @@ def saes_of(recipe: EditRecipe) -> SaeRef | None:
 
 
 def reach(recipe: EditRecipe, ground: Ground) -> Reach:
-    """Return what `recipe` changes; `ground` is that of its task vector and of its edit type's SAEs."""
+    """Return what `recipe` changes; `ground` is that of its task vector and SAEs."""
     moves: list[MovedWeights] = []
     lacks: list[MovedWeights] = []
     halves = {(layer, part) for layer in recipe.layers for part in HALVES if recipe.alpha(layer, part)}
@@ -105,7 +106,7 @@ def _served(row: MovedWeights, recipe: EditRecipe, ground: Ground) -> bool:
 
 
 def trimmed(recipe: EditRecipe, ground: Ground) -> EditRecipe:
-    """Return `recipe` without what it names and does not change: two recipes that are one edit become equal."""
+    """Return `recipe` without the layers that it does not change, so that identical edits become equal."""
     found = reach(recipe, ground)
     kept = {layer: alpha for layer, alpha in recipe.layers.items() if layer in found.layers}
     norms = any(row.side == "norm" for row in found.moves)
@@ -113,17 +114,18 @@ def trimmed(recipe: EditRecipe, ground: Ground) -> EditRecipe:
 
 
 def in_words(found: Reach) -> str:
-    """Return what an edit does not change of what its recipe names, by layers and matrices; "" where it changes all."""
+    """Return a text about the selected layers and matrices that the edit does not change; "" if it changes all of
+    them."""
     said: list[str] = []
     if found.lacks:
         moved = [row for row in found.moves if row.side != "norm"]
         n, whole = _count(moved), _count(moved) + _count(found.lacks)
         where = f": {_grouped(moved)}" if moved else ""
-        said.append(f"Moves {n} of {whole} matrices{where}; no SAE serves {_grouped(found.lacks)}.")
+        said.append(f"Edits {n} of {whole} matrices{where}; no SAE for {_grouped(found.lacks)}.")
     if found.idle:
-        said.append(f"The task vector moves nothing of {layers_text(found.idle)} that the recipe edits.")
+        said.append(f"The task vector changes nothing in {layers_text(found.idle)}, which the recipe edits.")
     if found.nothing:
-        said.insert(0, "Changes nothing: its weights are the base's.")
+        said.insert(0, "Changes nothing: its weights equal those of the base.")
     return " ".join(said)
 
 
@@ -132,7 +134,7 @@ def _count(rows: Iterable[MovedWeights]) -> int:
 
 
 def _grouped(rows: Sequence[MovedWeights]) -> str:
-    """Return matrices with their layers, layers that have the same ones together."""
+    """Return matrices with their layers; layers with the same matrices are grouped."""
     names: dict[int, tuple[str, ...]] = {}
     for row in rows:
         names[row.layer] = (*names.get(row.layer, ()), *row.names)

@@ -1,7 +1,6 @@
-"""Strengths of many layers at once: presets and bulk changes, as pure functions from a mapping to a new one.
+"""Presets and bulk changes of layer strengths, as pure functions that return a new mapping.
 
-A strength is the pair (attention, MLP) that multiplies the master alpha; 1 is the task vector as it is, 0 leaves the
-base.
+A strength is a pair (attention, MLP) that multiplies the master alpha; 1 is the full task vector, 0 is the base.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +26,8 @@ def only(strengths: Strengths, part: Literal["attention", "mlp"]) -> dict[int, L
 def ramp(layers: Iterable[int], n_layers: int, first: float = 0.0, last: float = 1.0) -> dict[int, LayerAlpha]:
     """Return strengths that rise linearly with depth: first + (last - first) * l / (n_layers - 1).
 
-    LiNeS (Wang et al., arXiv 2410.17146) scales a task vector so: shallow layers, which hold general features, less.
+    LiNeS (Wang et al., arXiv 2410.17146) scales a task vector this way, because shallow layers contain general
+    features.
     """
     steps = max(n_layers - 1, 1)
     values = {layer: round(first + (last - first) * layer / steps, 4) for layer in sorted(layers)}

@@ -1,7 +1,8 @@
-"""What a user types or a store keeps: references, recipes and specs, all frozen, typed and hashed whole.
+"""Records that users write or the store keeps: references, recipes and specs. All are frozen, typed and hashable by
+content.
 
-A *spec* is everything that decides a result. Pages and the command line build the same spec and hand it to the same
-`pipeline.run`, so a result can be found again by the content id of its spec.
+A *spec* contains everything that determines a result. Pages and the command line build the same spec and pass it to the
+same `pipeline.run`, so a stored result is found by the content id of its spec.
 """
 
 from stethoscope.records.base import (

@@ -1,4 +1,5 @@
-"""What every record shares: frozen, typed, no unknown fields, no NaN; hashed whole. Fractions stay in [0, 1]."""
+"""Base classes of all records: frozen, typed, without unknown fields or NaN, hashable by content. Fractions are in [0,
+1]."""
 
 import math
 from collections.abc import Iterator
@@ -17,27 +18,27 @@ SampleSize = Literal["all"] | Annotated[int, Field(ge=1, le=MOST)]  # problems p
 
 
 class Record(BaseModel):
-    """Base of every persisted record: frozen, no unknown fields, no NaN or infinity."""
+    """Base class of all persisted records: frozen, without unknown fields, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Spec(Record):
-    """Base of everything that a job can be asked: one class per use case (see `use_cases`), deciding its result."""
+    """Base class of all job requests: one class per use case (see `use_cases`). A spec determines its result."""
 
 
 def sample_size(n: SampleSize, available: int) -> int:
-    """Return how many of a subject's `available` problems are asked: n, or all of them where there are no more."""
+    """Return how many of a subject's `available` problems are used: n, or all of them if there are fewer."""
     return available if n == "all" else min(n, available)
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return `value`, or None where it is NaN or infinite (JSON has no such numbers)."""
+    """Return `value`, or None if it is NaN or infinite (JSON has no such numbers)."""
     return value if math.isfinite(value) else None
 
 
 def nested_records(value: object) -> Iterator[Record]:
-    """Yield every record in `value`, itself included: in its fields, and in the tuples, lists and dicts of them."""
+    """Yield every record in `value`, including itself, recursing into fields, tuples, lists and dicts."""
     match value:
         case Record():
             yield value

@@ -1,4 +1,4 @@
-"""What decides a diagnosis and what hangs on it: stability, latents, energy. Layers are counted from 0."""
+"""Specs of a diagnosis and of the use cases based on it: stability, latents, energy. Layers are counted from 0."""
 
 from typing import Literal, get_args
 
@@ -9,29 +9,29 @@ from stethoscope.records.base import MOST, Seed, Spec, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 ADD_SAES = (
-    "Add [saes] with a location to the profile, or name SAEs on the Setup page. Raw edits, gains, benchmarks and "
-    "exports need none."
+    "Add [saes] with a location to the profile, or enter SAEs on the Setup page. Raw edits, layer gains, "
+    "benchmarks and exports need no SAEs."
 )
 ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass", "log_ratio"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
 
 
 class DiagnoseSpec(Spec):
-    """Which layers are specific to which subject: everything that decides the scores.
+    """A diagnosis: which layers are specific to which subject. Contains everything that determines the scores.
 
     Attributes:
-        saes: None where only documents and cuts are meant: a table of gains needs no SAEs.
+        saes: None for use cases that need only documents and thresholds, such as layer gains.
         score: name of the layer score (defined in `sae.scores`).
         top_k: number of latents selected per layer and subject.
-        control: control corpus that the domain is compared with.
+        control: control corpus that the subjects are compared with.
         documents: documents per subject, and of the control corpus.
         split: split that the documents are drawn from (diagnosis uses train).
-        tokens: statistics on the problem's tokens, or on the solution's too.
-        live_share: a latent is live when it fires in at least this share of documents.
-        dense_rate: a latent whose control firing rate exceeds this is dense and not selected.
-        n_splits: seeded halvings for cross-fitting.
+        tokens: use the tokens of the problem only, or of problem and solution.
+        live_share: a latent is live if it fires in at least this share of documents.
+        dense_rate: a latent with a higher firing rate on the control corpus is dense and is not selected.
+        n_splits: seeded random halves for cross-fitting.
         n_bootstrap: document bootstrap draws for the interval of each cell.
-        n_permutations: label permutations for the p-value of each cell; 20 are the fewest that allow one below .05.
+        n_permutations: label permutations for the p value of each cell; at least 20 are needed for p < .05.
     """
 
     model: ModelRef
@@ -52,18 +52,18 @@ class DiagnoseSpec(Spec):
 
     @property
     def listens_with(self) -> SaeRef:
-        """The SAEs; raise `SaeError` where there are none."""
+        """The SAEs; raises `SaeError` if there are none."""
         if self.saes is None:
             raise SaeError(
-                f"no SAEs are named for {self.model.id}, so nothing can be listened to",
-                expected="SAEs that were trained on it",
+                f"no SAEs are set for {self.model.id}",
+                expected="SAEs trained on this model",
                 next_step=ADD_SAES,
             )
         return self.saes
 
 
 class StabilitySpec(Spec):
-    """Does the order of the layers survive another score, another k, another control corpus?
+    """Stability of the layer order under other scores, other k and other control corpora.
 
     Attributes:
         diagnosis: the diagnosis whose order the variants are compared with.
@@ -75,7 +75,8 @@ class StabilitySpec(Spec):
 
 
 class LatentsSpec(Spec):
-    """Every live latent of one layer for one subject: rates, effect, AUROC, Mann-Whitney p and its BH q-value."""
+    """All live latents of one layer for one subject: rates, effect, AUROC, Mann-Whitney p and Benjamini-Hochberg q
+    value."""
 
     diagnosis: DiagnoseSpec
     subject: str
@@ -83,10 +84,10 @@ class LatentsSpec(Spec):
 
 
 class LatentExamplesSpec(Spec):
-    """Where one latent fires: the documents with its strongest activations, token by token.
+    """Examples of one latent: the documents with its strongest activations, token by token.
 
     Attributes:
-        n: documents of the subject, and as many of the control corpus.
+        n: number of documents of the subject, and of the control corpus.
     """
 
     diagnosis: DiagnoseSpec
@@ -97,11 +98,11 @@ class LatentExamplesSpec(Spec):
 
 
 class EnergySpec(Spec):
-    """How much of the task vector's energy the span of the top-k latents keeps, for each k.
+    """Share of the task vector's energy that the span of the top-k latents keeps, for each k.
 
     Attributes:
-        fold_gains: project the matrices with their norms' gains (what the stream sees), or the plain weights.
-        draws: sets of random live latents, matched on firing rate, that stand beside the selected ones.
+        fold_gains: scale the matrices by the adjacent norm weights before projecting; False projects the raw weights.
+        draws: number of random sets of live latents, matched on firing rate, to compare with the selected ones.
     """
 
     diagnosis: DiagnoseSpec

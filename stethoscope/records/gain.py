@@ -1,4 +1,4 @@
-"""What decides the measured gain of each layer, and its agreement with the scores."""
+"""Spec of the measured gain of each layer and its agreement with the scores."""
 
 import math
 
@@ -12,16 +12,16 @@ GRADIENT_TEXTS = 3  # a forward and a backward pass take about as long as scorin
 
 
 class GainSpec(Spec):
-    """Gain of injecting each layer alone and sets of layers, beside every predictor of it.
+    """Gain of injecting single layers and sets of layers, with all predictors of the gain.
 
     Attributes:
-        diagnosis: the specificity on trial; its documents also serve the linear probe.
-        task_vector: what is injected, raw.
-        split: split that the problems are drawn from (dev; test only for what was chosen before).
+        diagnosis: the specificity score to test; its documents are also used by the linear probe.
+        task_vector: the task vector to inject, unfiltered.
+        split: split that the problems are drawn from (dev; use test only for layers chosen beforehand).
         n: problems per subject, and items per control corpus.
         alpha: strength of the injection.
         top_n: layers in a set.
-        random_sets: random sets of `top_n` layers, all different; every set where there are not more.
+        random_sets: number of different random sets of `top_n` layers; all sets if there are not more.
         seed: of the problems, the random sets, the bootstrap of problems and the permutation of layers.
     """
 
@@ -35,9 +35,9 @@ class GainSpec(Spec):
     seed: Seed = 0
 
     def most_texts(self, n_moved: int) -> int:
-        """Return how many texts are scored at most, where the task vector moves `n_moved` layers.
+        """Return the maximum number of texts to score if the task vector changes `n_moved` layers.
 
-        Sets that are chosen twice, or drawn and chosen, are scored once, so that there may be fewer.
+        The number can be lower, because a set that occurs twice is scored once.
         """
         problems = self.diagnosis.problems
         n_pooled = self.n * len(problems.subjects)

@@ -1,4 +1,4 @@
-"""The verdict on one answer."""
+"""Grade of one answer."""
 
 from enum import StrEnum
 
@@ -6,10 +6,10 @@ from stethoscope.records.base import Record
 
 
 class GradeStatus(StrEnum):
-    """Outcome of grading one answer. Only `correct` counts as correct; the others are shown apart.
+    """Outcome of grading one answer. Only `correct` counts as correct; the others are shown separately.
 
-    `incorrect` was compared and is different; `unparsable` could not be compared, because the answer or the gold answer
-    cannot be read; `no_answer` has nothing to compare; `timeout` took longer than the deadline.
+    `incorrect`: compared and different. `unparsable`: not comparable, because the answer or the gold answer cannot be
+    parsed. `no_answer`: nothing to compare. `timeout`: took longer than the deadline.
     """
 
     CORRECT = "correct"
@@ -22,9 +22,9 @@ class GradeStatus(StrEnum):
 class GoldReading(StrEnum):
     """How lm-eval's parser reads a gold answer.
 
-    `whole`: to its end, and math_verify finds no other number in it. `doubtful`: only in part, or as another number
-    ("3,8" as 3, 4 2/5 as 8/5), so that exact_match can accept a wrong or half an answer. `unread`: not at all, so that
-    only the same text is an exact match.
+    `whole`: completely, and math_verify finds no other number in it. `doubtful`: only in part, or as another number
+    ("3,8" as 3, 4 2/5 as 8/5), so that exact_match can accept a wrong or incomplete answer. `unread`: not at all, so
+    that only the same text is an exact match.
     """
 
     WHOLE = "whole"
@@ -33,16 +33,16 @@ class GoldReading(StrEnum):
 
 
 class Grade(Record):
-    """The three verdicts on one answer, and what was read out of it.
+    """The three metrics of one answer, and the extracted answer.
 
     Attributes:
-        exact_match: lm-eval's minerva score, on text behind the marker sentence only.
-        math_verify: the second, more lenient score.
-        strict: exact_match, given only where the normalised texts are the same, or both libraries read both texts whole
-            and call them equal; None in grades of versions that did not have it.
+        exact_match: lm-eval's Minerva metric, which reads only the marker sentence.
+        math_verify: the second, more lenient metric.
+        strict: exact_match, but only if the normalised texts are equal, or both libraries parse both texts completely
+            and find them equal; None in grades of older versions.
         gold: how lm-eval reads the gold answer; None in older grades.
-        marked: the marker sentence appears.
-        answer: the extracted and normalised answer, empty where there is none.
+        marked: whether the answer contains the marker sentence.
+        answer: the extracted and normalised answer; empty if there is none.
     """
 
     exact_match: GradeStatus
@@ -54,5 +54,5 @@ class Grade(Record):
 
     @property
     def gold_at_risk(self) -> bool:
-        """Whether lm-eval is known not to read the gold answer whole."""
+        """Whether lm-eval is known not to parse the gold answer completely."""
         return self.gold not in (None, GoldReading.WHOLE)

@@ -1,4 +1,4 @@
-"""Are these layers better than others? A recipe's rank among random sets of equally many layers."""
+"""Spec of a recipe's rank among random sets of the same number of layers."""
 
 from pydantic import Field
 
@@ -8,13 +8,13 @@ from stethoscope.records.references import ProblemsRef
 
 
 class RankSpec(Spec):
-    """The probe of a recipe and of random sets of layers: as drawn, and rescaled to the recipe's edit norm.
+    """Likelihood checks of a recipe and of random sets of layers, unscaled and rescaled to the recipe's edit norm.
 
     Attributes:
-        recipe: the edit whose layers are ranked; task vector, filter and mean strength are those of every set.
+        recipe: the edit whose layers are ranked; all sets use its task vector, edit type and mean strength.
         split: split that the problems are drawn from.
         n: problems per subject.
-        n_sets: random sets, all different and none the recipe's own; every set where there are not more.
+        n_sets: number of different random sets, without the recipe's own; all sets if there are not more.
         seed: of the problems and of the sets.
     """
 

@@ -1,4 +1,4 @@
-"""An edit of a model, and a claim about one.
+"""Recipes (edits of a model) and predictions about them.
 
 The effective strength of a matrix is ``master_alpha * layers[layer].attention`` (or ``.mlp``): 0 is the base, 1 the
 full task vector.
@@ -14,20 +14,20 @@ from stethoscope.records.references import ModelRef, SaeRef, TaskVectorRef
 
 
 class LayerAlpha(Record):
-    """Strength of one layer's edit, for the attention and the MLP matrices apart."""
+    """Strengths of one layer's edit, separately for the attention and the MLP matrices."""
 
     attention: float = 1.0
     mlp: float = 1.0
 
 
 class RawEdit(Record):
-    """Inject the task vector as it is."""
+    """Inject the task vector unchanged."""
 
     kind: Literal["raw"] = "raw"
 
 
 class ProjectedEdit(Record):
-    """Inject only the part of the task vector in the span of a subject's top latents (the scalpel)."""
+    """Inject only the component of the task vector in the span of a subject's top latents."""
 
     kind: Literal["projected"] = "projected"
     diagnosis: DiagnoseSpec
@@ -36,7 +36,8 @@ class ProjectedEdit(Record):
 
 
 class NormMatchedEdit(Record):
-    """As `ProjectedEdit`, scaled per layer back to the norm of the raw task vector in the projection's metric."""
+    """Like `ProjectedEdit`, but rescaled in each layer to the norm of the raw task vector in the projection's
+    metric."""
 
     kind: Literal["projected-norm-matched"] = "projected-norm-matched"
     diagnosis: DiagnoseSpec
@@ -45,10 +46,12 @@ class NormMatchedEdit(Record):
 
 
 class RandomSubspaceEdit(Record):
-    """Inject only the part of the task vector in a random subspace of `rank` dimensions: the null of the scalpel.
+    """Inject only the component of the task vector in a random subspace of `rank` dimensions: the control for
+    projection.
 
-    With `norm_matched` the part is scaled per layer back to the raw norm, as in `NormMatchedEdit`. With `saes` it moves
-    the matrices that they serve, as a projected edit does; without, those that SAEs at `site` in every layer would.
+    With `norm_matched`, the component is rescaled in each layer to the raw norm, as in `NormMatchedEdit`. With `saes`,
+    only matrices with a matching SAE are edited, as in a projected edit; without, those matrices that SAEs at `site` in
+    every layer would match.
     """
 
     kind: Literal["random-subspace"] = "random-subspace"
@@ -61,14 +64,14 @@ class RandomSubspaceEdit(Record):
     @model_validator(mode="after")
     def _same_site(self) -> "RandomSubspaceEdit":
         if self.saes is not None and self.saes.site != self.site:
-            raise ValueError(f"the subspace is at {self.site}, its SAEs at {self.saes.site}")
+            raise ValueError(f"the subspace is at {self.site}, but its SAEs are at {self.saes.site}")
         return self
 
 
 class ServedEdit(Record):
-    """Inject the task vector as it is, but only into the matrices that `saes` serve: those that a projection can move.
+    """Inject the task vector unchanged, but only into matrices that a projection on `saes` can edit.
 
-    The fair comparison for a projected edit where not every layer has an SAE: the same matrices, nothing filtered.
+    The fair comparison for a projected edit if some layers have no SAE: the same matrices without filtering.
     """
 
     kind: Literal["raw-where-projected"] = "raw-where-projected"
@@ -81,11 +84,11 @@ EditType = Annotated[
 
 
 class EditRecipe(Record):
-    """An edit of a model: which task vector, in which layers, how strongly, and filtered how.
+    """An edit of a model: the task vector, the layers, their strengths and the edit type.
 
-    `layers` maps a layer to its strengths; a bare number sets attention and MLP alike. With `norms` the layer's norm
-    weights move too (those around attention with the attention's strength, those around the MLP with the MLP's); with
-    `embeddings` the token embeddings (and the tied head) and the final norm move with the master alpha.
+    `layers` maps a layer to its strengths; a single number applies to attention and MLP. With `norms`, the layer's norm
+    weights are edited too (around attention with the attention's strength, around the MLP with the MLP's). With
+    `embeddings`, the token embeddings, the tied head and the final norm are edited with the master alpha.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -115,21 +118,22 @@ class EditRecipe(Record):
         return dict(sorted(layers.items()))
 
     def alpha(self, layer: int, part: Literal["attention", "mlp"]) -> float:
-        """Return the effective strength of `part` in `layer`: master alpha times the layer's own, 0 where not named."""
+        """Return the effective strength of `part` in `layer`: master alpha times the layer's strength, or 0 if the
+        layer is not edited."""
         strength = self.layers.get(layer)
         return 0.0 if strength is None else self.master_alpha * getattr(strength, part)
 
 
 class Prediction(Record):
-    """A pick of layers frozen before any benchmark: what is claimed, and the score that made it.
+    """A choice of layers that was frozen before any benchmark, with the scores it is based on.
 
     Attributes:
-        recipe: the edit that the claim is about.
-        diagnosis: the diagnosis that the layers were picked on.
+        recipe: the predicted edit.
+        diagnosis: the diagnosis used to pick the layers.
         subject: the subject whose order was used.
-        picked: how: "top", "bottom", "random" or "hand".
+        picked: how the layers were picked: "top", "bottom", "random" or "hand".
         seed: of the random pick.
-        scores: the score of each picked layer as it stood, in the order of `recipe.layers`; None without an SAE.
+        scores: the score of each picked layer at that time, in the order of `recipe.layers`; None without an SAE.
     """
 
     recipe: EditRecipe

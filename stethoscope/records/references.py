@@ -1,4 +1,4 @@
-"""Where things lie: a model, its SAEs, a task vector, problems."""
+"""References to a model, its SAEs, a task vector and problems."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -12,13 +12,13 @@ HEARD: tuple[ProblemField, ...] = ("problems", "subjects", "controls", "control_
 
 
 class MatrixRole(Record):
-    """What one matrix of every decoder layer does, declared for a model whose matrices have no known role.
+    """Declared role of one matrix of each decoder layer, for a model whose matrices have unknown roles.
 
     Attributes:
-        module: its path in a layer, for example "self_attn.qkv_proj".
-        part: half of the layer that it belongs to.
-        side: "read" where its input side meets the residual stream, "write" where its output side does.
-        norm: path in a layer of the RMSNorm between it and the stream; None where there is none.
+        module: path in the layer, for example "self_attn.qkv_proj".
+        part: the half of the layer that the matrix belongs to.
+        side: "read" if its input is the residual stream, "write" if its output is added to it.
+        norm: path in the layer of the RMSNorm between the matrix and the residual stream; None if there is none.
     """
 
     module: str
@@ -30,7 +30,7 @@ class MatrixRole(Record):
 class ModelRef(Record):
     """A base model: `embedded:NAME`, a local folder or a hub id, with its revision and the dtype it runs in.
 
-    `roles` says what its matrices do where their names do not: for Gemma, Llama, Mistral and Qwen it stays empty.
+    `roles` declares the roles of matrices with unknown names; it is empty for Gemma, Llama, Mistral and Qwen.
     """
 
     id: str
@@ -40,13 +40,13 @@ class ModelRef(Record):
 
 
 class SaeRef(Record):
-    """One SAE a layer: where they lie and the site that they read.
+    """SAEs with one per layer: their location and site.
 
     Attributes:
         location: a folder, `embedded:NAME`, or a release that sae_lens knows (`gemma-scope-2-4b-it-res-all`).
-        site: what they read in the model.
-        width: of the release's or folder's several SAEs a layer, those with this width in their name (`16k`).
-        l0: those with this density in their name (`small`).
+        site: the activations that they read.
+        width: selects the SAEs with this width in their name (`16k`) if there are several per layer.
+        l0: selects the SAEs with this L0 in their name (`small`).
         revision: of the release's repository.
     """
 
@@ -58,16 +58,16 @@ class SaeRef(Record):
 
     @property
     def label(self) -> str:
-        """The SAEs in a few words, for a list to choose from."""
+        """Short name of the SAEs for selection lists."""
         density = self.l0 and f"L0 {self.l0}"
         return ", ".join(part for part in (self.location, self.site, self.width, density) if part)
 
 
 class TaskVectorRef(Record):
-    """A task vector over the recipe's model: where its fine-tune lies, and how it is called.
+    """A task vector for the recipe's model: the location of its fine-tune, and its name.
 
     `tuned` is a checkpoint (tau = fine-tuned - base), a LoRA adapter in peft format (tau = scale * B A), or a
-    safetensors delta (tau as it is): a folder or file, `embedded:NAME`, or a hub id with its revision.
+    safetensors delta (tau unchanged): a folder or file, `embedded:NAME`, or a hub id with its revision.
     """
 
     name: str
@@ -76,7 +76,7 @@ class TaskVectorRef(Record):
 
 
 class SetupChange(Record):
-    """What a visitor changed in a profile: a model and SAEs named instead of its own, and task vectors added to it.
+    """Changes that a visitor made to a profile: another model and SAEs, and additional task vectors.
 
     `model` None: the profile's own model and SAEs. With a model, `saes` None means that there are none.
     """
@@ -87,7 +87,7 @@ class SetupChange(Record):
 
 
 class ProblemsRef(Record):
-    """Problems in MATH's format, control texts of the same form, and the shots of the prompt; a place may be missing.
+    """Problems in MATH's format, control texts in the same format, and few-shot examples; each may be missing.
 
     Attributes:
         problems: a folder of {train,dev,test}.jsonl (without dev.jsonl, dev is a tenth of train), a folder of MATH's

@@ -1,4 +1,5 @@
-"""What a job is asked: probe, text, benchmark, export, info. Each decides its result as a whole."""
+"""Specs of jobs: likelihood check, text comparison, benchmark, export, info and others. A spec determines its
+result."""
 
 from typing import Literal
 
@@ -20,9 +21,9 @@ class ProbeSpec(Spec):
 
 
 class DoseSpec(Spec):
-    """The probe at every master alpha: one curve a subject and control corpus.
+    """The likelihood check at several master alphas: one curve per subject and control corpus.
 
-    The recipe's own master alpha does not matter (it is set to 1), so that moving the slider asks for the same curve.
+    The recipe's own master alpha is set to 1, so that moving the slider requests the same curve.
     """
 
     recipe: EditRecipe
@@ -49,9 +50,9 @@ class CompareTextSpec(Spec):
     """Greedy text of the base and of the edited model for the same prompts.
 
     Attributes:
-        prompts: the texts as typed; with `framed` each is a problem put behind the shots.
-        chat_template: put each (framed) text as the user's message into the tokenizer's chat template.
-        third: a second edit to stand beside the first, for example the whole fine-tune.
+        prompts: the texts as typed; with `framed`, each is a problem that is appended to the few-shot examples.
+        chat_template: format each text as a user message with the tokenizer's chat template.
+        third: a second edit to show next to the first, for example the full fine-tune.
     """
 
     recipe: EditRecipe
@@ -70,11 +71,11 @@ class BenchArm(Record):
     """One arm of a benchmark.
 
     Attributes:
-        name: what it is called in tables and figures; nothing else is read from it.
-        recipe: its edit; None is the base.
-        role: "recipe" is judged; the others are controls: on other layers ("all", "bottom", "last", "random"), on the
-            same layers projected, or only where a projection could move them ("filtered"), and the whole fine-tuned
-            model. Set where the arm is made.
+        name: label in tables and figures; it has no other effect.
+        recipe: the edit; None for the base.
+        role: "recipe" for the edit under test. The others are controls: on other layers ("all", "bottom", "last",
+            "random"), projected or restricted to the matrices that a projection can edit ("filtered"), or the full
+            fine-tune. Set when the arm is created.
     """
 
     name: str
@@ -86,11 +87,12 @@ class BenchSpec(Spec):
     """A paired comparison of arms on the same seeded problems; the first arm is the reference.
 
     Attributes:
-        n: problems per subject, or "all" of them; a subject with fewer is asked all that it has. A larger n with the
-            same seed contains the smaller sample.
-        max_new_tokens: where an answer is cut off (256 is HFLM's default).
-        chat_template: put problem and shots as the user's message into the tokenizer's chat template.
-        block_size: problems that every arm answers before the next ones; finished blocks survive a stop.
+        n: problems per subject, or "all"; if a subject has fewer, all of them are used. With the same seed, a larger n
+            contains the smaller sample.
+        max_new_tokens: maximum length of an answer (256 is HFLM's default).
+        chat_template: format problem and few-shot examples as a user message with the tokenizer's chat template.
+        block_size: problems per block; all arms finish a block before the next starts, and finished blocks survive an
+            interruption.
         margin: non-inferiority margin, as a fraction.
     """
 
@@ -116,9 +118,9 @@ class BenchSpec(Spec):
 
 
 class BenchPlanSpec(Spec):
-    """What would this benchmark ask, and how much of it is answered already?
+    """Plan of a benchmark: its problems, and how many answers are already stored.
 
-    `after` names the newest benchmark at the time of asking: what is stored changes with each.
+    `after` is the id of the newest benchmark, because each benchmark changes what is stored.
     """
 
     bench: BenchSpec
@@ -129,8 +131,8 @@ class ExportSpec(Spec):
     """Write the edited model into a new folder.
 
     Attributes:
-        kind: a plain checkpoint, the bare delta, a mergekit configuration, or all of these.
-        max_shard_bytes: largest weights file of the checkpoint.
+        kind: a checkpoint, only the delta, a mergekit configuration, or all of these.
+        max_shard_bytes: maximum size of a weights file.
     """
 
     recipe: EditRecipe
@@ -140,7 +142,7 @@ class ExportSpec(Spec):
 
 
 class InfoSpec(Spec):
-    """What a profile holds: sizes, SAEs and the relative norm of each task vector by layer."""
+    """Contents of a profile: sizes, SAEs and the relative norm of each task vector by layer."""
 
     model: ModelRef
     saes: SaeRef | None
@@ -148,11 +150,11 @@ class InfoSpec(Spec):
 
 
 class ProblemsSpec(Spec):
-    """What the problems of a split hold, and which of their gold answers can be read.
+    """Contents of a split of problems, and which gold answers can be parsed.
 
     Attributes:
         subjects: subjects or control corpora; none means all subjects.
-        n: per subject, the sample that a benchmark of this seed would ask.
+        n: problems per subject, the same sample as in a benchmark with this seed.
     """
 
     problems: ProblemsRef
@@ -163,9 +165,9 @@ class ProblemsSpec(Spec):
 
 
 class PreflightSpec(Spec):
-    """Does this task vector fit the base, and does it survive the rounding to the base's dtype?
+    """Check of a task vector: whether it fits the base, and how much survives rounding to the base's dtype.
 
-    `problems`: whose texts a tokenizer of the task vector's own has to read as the base's does; None: no such texts.
+    `problems`: texts that the task vector's own tokenizer must split like the base's; None to skip this check.
     """
 
     model: ModelRef
@@ -174,14 +176,14 @@ class PreflightSpec(Spec):
 
 
 class MemorySpec(Spec):
-    """Does it fit? What each use case holds in memory, from config.json and the SAEs' sizes, before anything is loaded.
+    """Estimated memory of each use case, from config.json and the SAEs' sizes, before anything is loaded.
 
     Attributes:
-        capacity_bytes: ask about a device of this size instead of the one that is there.
-        edited_layers: how many layers a recipe edits at once; None is all of them.
-        documents: per subject, of `document_tokens` tokens each, when listening.
-        batch_size: prompts answered at once, of `prompt_tokens` tokens of which `shared_tokens` all have in common.
-        solution_tokens: scored at the end of each text of a probe.
+        capacity_bytes: memory of an assumed device; None for the actual device.
+        edited_layers: number of layers that a recipe edits; None for all.
+        documents: number per subject in a diagnosis, with `document_tokens` tokens each.
+        batch_size: prompts per batch, with `prompt_tokens` tokens each, of which `shared_tokens` are common to all.
+        solution_tokens: number of scored tokens at the end of each text in a likelihood check.
     """
 
     model: ModelRef
@@ -198,11 +200,11 @@ class MemorySpec(Spec):
 
 
 class DownloadSpec(Spec):
-    """What would the hub be asked for, and what is here already? Reads listings, and fetches none of the files.
+    """Files that would be downloaded, and which are already here. Reads file lists only.
 
     Attributes:
-        task_vectors: those that are to be fetched, too.
-        problems: None leaves problems and controls out.
+        task_vectors: task vectors to include.
+        problems: None to leave out problems and controls.
     """
 
     model: ModelRef

@@ -1,4 +1,4 @@
-"""A benchmark as one HTML file that opens anywhere: no model, no GPU, no network."""
+"""Reports: a benchmark as one HTML file that needs no model, GPU or network."""
 
 from stethoscope.report.document import RunFacts, is_report, of_run, report_html
 

@@ -1,8 +1,8 @@
-"""One self-contained HTML file of a benchmark: what was asked, what was found, every answer, and the raw record.
+"""Self-contained HTML report of a benchmark: settings, findings, all answers, and the raw record.
 
 Everything is inline: style, script, plotly's own bundle, formulas as MathML, the run as JSON. A content security policy
-forbids every request, so that nothing in a model's answer can cause one. Text is escaped; JSON in script elements
-has no "<", so no answer can end its element. The flip browser writes answers as text nodes.
+blocks all requests, so that a model's answer cannot cause one. Text is escaped; JSON in script elements has no "<", so
+that no answer can end its element. The answer browser writes answers as text nodes.
 """
 
 import html
@@ -37,12 +37,12 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 PACKAGES = ("torch", "transformers", "lm_eval", "math-verify", "sympy", "sae-lens", "plotly")
 GOLDS_NAMED = 20
 MARK = b"<!-- stethoscope report "
-CLAIMS = "Is it these layers?"
+CLAIMS = "Are these layers better than others?"
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the history knows of a run: id, start (UTC, as text), how it ended, seconds, under which settings."""
+    """Facts about a stored run: id, start (UTC, as text), state, seconds and settings."""
 
     run_id: str
     started: str
@@ -55,7 +55,7 @@ def of_run(store: RunStore, run_id: str) -> str:
     """Return the report of a stored benchmark with its rank among random sets of layers and its settings, if stored.
 
     Raises:
-        StoreError: no such run, no benchmark, no result, or a damaged one.
+        StoreError: no such run, not a benchmark, no result, or a damaged result.
     """
     run, result = store.get_run(run_id), store.load_result(run_id)
     if not isinstance(result, BenchResult):
@@ -63,19 +63,19 @@ def of_run(store: RunStore, run_id: str) -> str:
             f"run {run_id} has no report",
             got=type(result).__name__,
             expected="a benchmark",
-            next_step="Download its result as JSON.",
+            next_step="Download the result as JSON.",
         )
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(run.created_at))
     try:
         settings = get_settings(store.database, run_id)
     except StoreError:
-        settings = None  # the report says that they are not known
+        settings = None  # the report says that they are unknown
     facts = RunFacts(run_id, started, run.state, run.elapsed_s, settings)
     return report_html(result, facts, rank=stored_rank(store, result.spec))
 
 
 def is_report(content: bytes) -> bool:
-    """Tell whether `content` is a whole report as `report_html` made it, and not a word was changed since."""
+    """Return whether `content` is an unmodified report of `report_html`."""
     page, mark, digest = content.rpartition(MARK)
     return bool(mark) and digest == _seal(page)
 
@@ -85,11 +85,11 @@ def _seal(page: bytes) -> bytes:
 
 
 def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None = None) -> str:
-    """Return the whole report: the verdict in words first, then pictures, tables, answers and the record."""
+    """Return the report as HTML: the verdict as text, then figures, tables, answers and the raw record."""
     spec = result.spec
     title = f"Benchmark {facts.run_id}"
     sections = [
-        _section("What was found", "".join(f"<p>{_text(said)}</p>" for said in referee_text(result, rank))),
+        _section("Summary", "".join(f"<p>{_text(said)}</p>" for said in referee_text(result, rank))),
         _section("Alarms", "".join(f'<p class="alarm">{_text(line)}</p>' for line in _alarms(result))),
         *_figures(result),
         _section("Paired differences by arm and subject", _table(differences(result))),
@@ -97,14 +97,15 @@ def report_html(result: BenchResult, facts: RunFacts, *, rank: RankResult | None
         _section("Totals", _table(means(result))),
         _section("Every answer", (HERE / "flips.html").read_text(encoding="utf-8")),
         _section("Arms and recipes", _recipes(result)),
-        _section("Which weights answered", _certificates(result)),
-        _section("The first prompt, as the model reads it", _prompt(result)),
+        _section("Weights used", _certificates(result)),
+        _section("First prompt, as the model reads it", _prompt(result)),
         _section("Settings", _settings(result, facts.settings)),
         _section(
-            "Raw record", '<p><button id="save">Save the record as JSON</button> It is embedded in this file.</p>'
+            "Raw record",
+            '<p><button id="save">Save the record as JSON</button> The record is embedded in this file.</p>',
         ),
     ]
-    asked = {item.problem_id: item for item in result.items}  # one of the arms' answers: all have the same problem
+    asked = {item.problem_id: item for item in result.items}  # any arm's answer: the problem is the same in all arms
     problems = {problem_id: text_html(item.problem) for problem_id, item in asked.items()}
     golds = {problem_id: text_html(item.gold) for problem_id, item in asked.items()}
     page = "\n".join(
@@ -129,7 +130,7 @@ def _text(value: object) -> str:
 
 
 def _section(title: str, body: str) -> str:
-    """Return a titled section; nothing where there is nothing in it."""
+    """Return a titled section; empty without content."""
     return f"<section><h2>{_text(title)}</h2>\n{body}\n</section>" if body else ""
 
 
@@ -146,7 +147,7 @@ def _plotly() -> str:
 
 
 def _data(name: str, value: object) -> str:
-    """Return `value` as a JSON element that no text in it can end."""
+    """Return `value` as a JSON script element that its text cannot end."""
     body = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         body = body.replace(letter, f"\\u{ord(letter):04x}")
@@ -194,7 +195,7 @@ def _alarms(result: BenchResult) -> Iterator[str]:
     if any(not certificate.verified for certificate in result.certificates.values()):
         yield "At least one arm's weights could not be verified; do not trust this run."
     for name in result.idle:
-        yield f"{name} changes nothing: the weights that answered are the base's, so it gets no verdict."
+        yield f"{name} changes nothing: its weights equal those of the base, so there is no verdict."
     for row in result.arms:
         if row.collapsed:
             yield f"Collapse of {row.arm} on {pretty(row.subject)}: {row.collapsed}"
@@ -203,24 +204,24 @@ def _alarms(result: BenchResult) -> Iterator[str]:
     if golds := _golds_at_risk(result):
         yield golds
     for subject, n in result.excluded.items():
-        yield f"Left out because a recipe was tuned on them: {n} problems of {pretty(subject)}."
+        yield f"Excluded because a recipe was tuned on them: {n} problems of {pretty(subject)}."
     if result.no_verdict:
         yield result.no_verdict
 
 
 def _golds_at_risk(result: BenchResult) -> str | None:
-    """Return how many gold answers lm-eval does not read whole, and the first of them; None where it reads all."""
+    """Return the number of gold answers that lm-eval cannot parse completely, with examples; None if there are none."""
     reference = [item for item in result.items if item.arm == result.spec.arms[0].name]
     risky = [item for item in reference if item.grade.gold_at_risk]
     if not risky:
         return None
     named = "; ".join(f"{item.gold} ({item.grade.gold})" for item in risky[:GOLDS_NAMED])
     more = "; …" * (len(risky) > GOLDS_NAMED)
-    return f"Gold answers that lm-eval does not read whole: {len(risky)} of {len(reference)}. {named}{more}."
+    return f"Gold answers that lm-eval cannot parse completely: {len(risky)} of {len(reference)}. {named}{more}."
 
 
 def _figures(result: BenchResult) -> Iterator[str]:
-    """Yield a section for each picture that the result has something for."""
+    """Yield one section for each figure that the result has data for."""
     spec = result.spec
     if result.comparisons:
         subjects = list(dict.fromkeys(row.subject for row in result.arms))
@@ -277,7 +278,7 @@ def _certificates(result: BenchResult) -> str:
                 "verified": "yes" if certificate.verified else "NO",
                 "layers edited": shown_layers(certificate.layers_edited) or "none",
                 "base before": certificate.base_checksum,
-                "while answering": certificate.edited_checksum,
+                "during answers": certificate.edited_checksum,
                 "base after": certificate.restored_checksum,
             }
             for name, certificate in result.certificates.items()
@@ -291,12 +292,12 @@ def _prompt(result: BenchResult) -> str:
 
 def _settings(result: BenchResult, settings: RunSettings | None) -> str:
     spec = result.spec.model_dump(mode="json", exclude={"arms"})
-    computed = "<p>Under which device and kernels it was computed was not recorded, or the record cannot be read.</p>"
+    computed = "<p>The device and kernels of this run were not recorded, or the record cannot be read.</p>"
     if settings is not None:
         rows = [(pretty(name), value) for name, value in settings.model_dump(mode="json").items()]
-        computed = f"<p>It was computed under:</p>{_facts(rows)}"
+        computed = f"<p>Computed with:</p>{_facts(rows)}"
     installed = [(name, _version(name)) for name in PACKAGES]
-    written = f"<p>This file was written by version {_text(__version__)}, with these installed:</p>"
+    written = f"<p>Written by version {_text(__version__)}, with these packages:</p>"
     return f"<pre>{_text(json.dumps(spec, indent=2))}</pre>{computed}{written}{_facts(installed)}"
 
 

@@ -1,7 +1,7 @@
-"""A problem's text as HTML: formulas as MathML, which browsers draw with their own fonts, everything else escaped.
+"""Convert a problem's text to HTML: formulas as MathML, everything else escaped.
 
 latex2mathml turns LaTeX into MathML but copies what stands in \\text{...} as it is, and passes links and styles on. So
-its output is parsed as XML and written anew with the elements and attributes of a list; a formula that cannot be
+its output is parsed as XML and written again with the elements and attributes of a list; a formula that cannot be
 converted, or is not well-formed, is shown as it is written.
 """
 
@@ -84,14 +84,14 @@ def _piece_html(piece: Piece) -> str:
     return f"<code>{html.escape(piece.source)}</code>" if piece.code else html.escape(piece.source)
 
 
-@lru_cache(maxsize=20_000)  # short ones come again and again: numbers, single letters
+@lru_cache(maxsize=20_000)  # short formulas are frequent: numbers, single letters
 def _mathml(formula: str, *, display: bool) -> str | None:
-    """Return a formula as MathML of known elements and attributes; None where it cannot be converted."""
+    """Return a formula as MathML with allowed elements and attributes; None if it cannot be converted."""
     from latex2mathml.converter import convert
 
     try:
         root = ET.fromstring(convert(formula, display="block" if display else "inline"))
-    except Exception:  # noqa: BLE001 -- whatever a malformed formula does to the converter, its source is shown
+    except Exception:  # noqa: BLE001 -- if a malformed formula breaks the converter, its source is shown
         return None
     for element in root.iter():
         if element.tag.removeprefix(NAMESPACE) not in ELEMENTS:

@@ -37,7 +37,7 @@
   const base = [...(byArm.get(reference) ?? new Map()).values()];
   const others = [...byArm.keys()].filter((arm) => arm !== reference);
   if (!others.length || !base.length) {
-    element("flips").replaceChildren(made("p", "No arm beside the reference has answered a block."));
+    element("flips").replaceChildren(made("p", "No arm except the reference has finished a block yet."));
     return;
   }
   const fill = (select, values) => select.replaceChildren(...values.map((value) => new Option(value.replaceAll("_", " "), value)));
@@ -63,8 +63,8 @@
     const grade = item.grade;
     const facts = [`exact match: ${grade.exact_match}`, `math-verify: ${grade.math_verify}`, `${item.n_tokens} tokens`];
     if (grade.strict) facts.splice(2, 0, `strict: ${grade.strict}`);
-    if (item.truncated) facts.push("cut off at the limit");
-    if (item.repetitive) facts.push("ends in a loop");
+    if (item.truncated) facts.push("truncated");
+    if (item.repetitive) facts.push("looping");
     if (!grade.marked) facts.push("no marker sentence");
     const text = document.createElement("div");
     text.className = "answer";
@@ -81,7 +81,7 @@
   const draw = () => {
     const list = found();
     at = Math.min(Math.max(at, 0), Math.max(list.length - 1, 0));
-    element("flip-count").textContent = list.length ? `${at + 1} of ${list.length}` : "No problem fits.";
+    element("flip-count").textContent = list.length ? `${at + 1} of ${list.length}` : "No matching problems.";
     element("flip-previous").disabled = at === 0;
     element("flip-next").disabled = at + 1 >= list.length;
     for (const id of ["flip-problem", "flip-gold", "flip-left", "flip-right"]) element(id).replaceChildren();

@@ -1,6 +1,6 @@
-"""What the pipeline returns: plain pydantic rows, no torch, so that pages, figures and replays stay light.
+"""Results of the pipeline: plain pydantic records without torch, so that pages and figures import quickly.
 
-Field names are those of the command line's JSON. Fractions stay in [0, 1]; an undefined number is None.
+The field names are also those of the command line's JSON. Fractions are in [0, 1]; undefined numbers are None.
 """
 
 from stethoscope.results.base import Result

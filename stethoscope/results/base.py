@@ -1,7 +1,7 @@
-"""What every result shares."""
+"""Base class of all results."""
 
 from stethoscope.records import Record
 
 
 class Result(Record):
-    """Base of everything that a job returns: one class per use case (see `use_cases`)."""
+    """Base class of everything that a job returns: one class per use case (see `use_cases`)."""

@@ -1,4 +1,4 @@
-"""What a benchmark returns: answers, accuracies, paired differences, totals, claims about layers."""
+"""Result of a benchmark: answers, accuracies, paired differences, totals and claims about layers."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -12,24 +12,24 @@ SUBJECTS_NAMED = 4
 
 
 def shortage(spec: BenchSpec, available: Mapping[str, int]) -> str | None:
-    """Return in a sentence which subjects have fewer than n problems `available`; None where none has."""
+    """Return a sentence naming the subjects with fewer than n problems `available`; None if there are none."""
     n = spec.n
     if n == "all" or not (short := sorted((has, subject) for subject, has in available.items() if has < n)):
         return None
     named = ", ".join(f"{subject.replace('_', ' ')} has only {has}" for has, subject in short[:SUBJECTS_NAMED])
     more = f" and {len(short) - SUBJECTS_NAMED} more have too few" * (len(short) > SUBJECTS_NAMED)
-    return f"{named}{more} {spec.split} problems; all of them are asked.".capitalize()
+    return f"{named}{more} {spec.split} problems; all of them are used.".capitalize()
 
 
 class BenchItem(Record):
     """One graded answer. `problem_id` is the hash of the problem's text.
 
     Attributes:
-        prompt_id: the hash of the tokens that were asked; empty in results of versions that did not keep it.
-        repetitive: the completion ends in a loop (see `minerva.repetition`).
-        token_ids: of the completion; kept in the store, left out of a result.
-        diverges_at: place in `completion` of the first token that the reference arm's answer does not share; None
-            where it shares all of them, or this is the reference's.
+        prompt_id: hash of the prompt's tokens; empty in results of older versions.
+        repetitive: whether the completion ends in a loop (see `minerva.repetition`).
+        token_ids: tokens of the completion; only in the store, not in a result.
+        diverges_at: character position in `completion` of the first token that differs from the reference arm's answer;
+            None if no token differs or this is the reference arm.
     """
 
     arm: str
@@ -48,19 +48,20 @@ class BenchItem(Record):
 
 
 class ArmRow(Record):
-    """Accuracy of one arm on one subject with a Wilson interval, and what else its answers were.
+    """Accuracy of one arm on one subject with a Wilson interval, and other rates of its answers.
 
     Attributes:
         lm_eval_stderr: sd(n-1)/sqrt(n) of the scores; None when n < 2.
-        math_verify: accuracy by the second score.
-        strict: accuracy by the strict score (see `records.Grade`); None where older answers have none.
-        golds_at_risk: problems whose gold answer lm-eval does not read whole.
-        marker_rate: share of answers that hold the sentence which exact_match reads.
+        math_verify: accuracy according to math_verify.
+        strict: accuracy according to the strict metric (see `records.Grade`); None if older answers lack it.
+        golds_at_risk: number of problems whose gold answer lm-eval cannot parse completely.
+        marker_rate: share of answers with the sentence that exact_match reads.
         truncation_rate: share that hit the token limit. repetition_rate: share that end in a loop.
-        no_answer_rate: share that exact_match found no answer in.
-        n_unparsable, n_timeout: answers without a score: inside n, counted as wrong, and shown apart.
-        accuracy_if_right: accuracy, had all unscored answers been right; None without any.
-        collapsed: which rates got worse than the reference's, in words; None when none did, or it is the reference.
+        no_answer_rate: share without an answer for exact_match.
+        n_unparsable, n_timeout: unscored answers; included in n and counted as wrong.
+        accuracy_if_right: accuracy if all unscored answers were right; None if there are none.
+        collapsed: a description of the rates that are worse than the reference's; None if there are none or this is the
+            reference.
     """
 
     arm: str
@@ -86,9 +87,10 @@ class ArmRow(Record):
 
 
 class Sensitivity(Record):
-    """A paired difference, had all unscored answers counted against the arm (low) or for it (high).
+    """A paired difference if all unscored answers counted against the arm (low) or in its favour (high).
 
-    Against it means: its own wrong, the reference's right. `unscored` pairs have at least one such answer.
+    Against the arm means that its own unscored answers are wrong and the reference's are right. `unscored` is the
+    number of pairs with at least one unscored answer.
     """
 
     unscored: int
@@ -103,11 +105,11 @@ class Sensitivity(Record):
 class ComparisonRow(Record):
     """Paired difference arm - reference on the same problems.
 
-    n10 = arm right, reference wrong; n01 = arm wrong, reference right; ci = Newcombe's paired interval;
-    holm_p is corrected over the subjects of the arm; e_value may be looked at while the benchmark runs, the others
-    may not. `verdict` is None where the benchmark gives none (`BenchResult.no_verdict` says why).
-    `cannot_be_significant`: whichever way the n10 + n01 discordant pairs had fallen, holm_p beside the other subjects'
-    p would not be below .05.
+    n10 = arm right, reference wrong; n01 = arm wrong, reference right; ci = Newcombe's paired interval; holm_p is
+    corrected over the subjects of the arm; e_value is valid at any time while the benchmark runs, the others only at
+    its end. `verdict` is None if the benchmark gives no verdict (`BenchResult.no_verdict` says why).
+    `cannot_be_significant`: no outcome of the n10 + n01 discordant pairs could bring holm_p below .05, given the other
+    subjects' p values.
     """
 
     arm: str
@@ -144,17 +146,18 @@ class TotalRow(Record):
 
 
 class LayerClaim(Record):
-    """An arm minus equally strong edits of other layers, macro over subjects, on the problems that all have answered.
+    """Difference between an arm and equally strong edits of other layers, macro over subjects, on the problems that all
+    of them answered.
 
     Attributes:
-        control: which other layers; "random" is the claim about the choice of layers.
-        draws: arms of that control (random draws; 1 for the others).
-        n: problems in all subjects together.
-        difference, ci_low, ci_high, p: arm minus mean of the draws; the interval allows for other problems and, with
-            two draws or more, for other draws.
+        control: role of the other arms; "random" tests the choice of layers.
+        draws: number of arms with this role (random draws; 1 for the others).
+        n: number of problems over all subjects.
+        difference, ci_low, ci_high, p: arm minus the mean of the draws; the interval covers the sampling of problems
+            and, with two or more draws, of draws.
         p_holm: corrected over the controls of the arm.
-        cannot_be_significant: with so few problems no answers could bring p_holm, beside the other controls' p, below
-            .05.
+        cannot_be_significant: with so few problems, no answers could bring p_holm below .05, given the other controls'
+            p values.
     """
 
     arm: str
@@ -171,22 +174,22 @@ class LayerClaim(Record):
 
 
 class BenchResult(Result):
-    """A finished, or stopped and therefore partial, benchmark.
+    """A benchmark, complete or partial (if it was stopped).
 
     Attributes:
-        spec: what was asked.
-        blocks_done, blocks_total: blocks of problems that every arm has answered; all numbers are of these.
-        asked: problems of each subject that every arm is asked.
-        no_verdict: why no verdict is given; None where they are.
-        excluded: problems left out because something was chosen on them, by subject.
-        reach: which weights each arm's recipe changes, and which it names without changing them, by arm.
+        spec: the request.
+        blocks_done, blocks_total: blocks of problems that every arm has answered; all numbers are based on these.
+        asked: number of problems per subject.
+        no_verdict: why there are no verdicts; None if there are.
+        excluded: number of problems excluded because they were used for tuning, by subject.
+        reach: the weights that each arm's recipe changes, and those that it selects but does not change, by arm.
         first_prompt: the first prompt as the model reads it, special tokens and shots included; empty in results of
             older versions.
-        not_the_fine_tune: why no edit makes the base into the fine-tuned model, by task vector; only where so.
-        damaged_rows: stored records of what was chosen on and of what was tried that are not as they were written:
-            problems may be missing from `excluded`, and each unreadable configuration counts as tried.
-        configurations_tried: other weights and settings than the base that have answered any of these problems so
-            far, these arms included; None where nobody counted.
+        not_the_fine_tune: why no edit reproduces the fine-tuned model, by task vector; only if this is the case.
+        damaged_rows: number of damaged stored records of tuning problems and tried configurations. Problems may be
+            missing from `excluded`, and each unreadable configuration counts as tried.
+        configurations_tried: number of different weights and settings, without the base but including these arms, that
+            have answered any of these problems so far; None if unknown.
     """
 
     spec: BenchSpec
@@ -210,33 +213,33 @@ class BenchResult(Result):
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Arms with a recipe whose weights were the base's bit by bit: they change nothing and get no verdict."""
+        """Arms whose recipe left the weights identical to the base; they change nothing and get no verdict."""
         return idle_arms(self.spec, self.certificates)
 
     @property
     def shortage(self) -> str | None:
-        """Which subjects have fewer than n problems, in a sentence; None where none has."""
+        """A sentence naming the subjects with fewer than n problems; None if there are none."""
         return shortage(self.spec, self.asked)
 
 
 def idle_arms(spec: BenchSpec, certificates: Mapping[str, Certificate]) -> tuple[str, ...]:
-    """Return the arms with a recipe whose certificates show the base's weights."""
+    """Return the arms with a recipe whose certificates show the base weights."""
     edited = (arm.name for arm in spec.arms if arm.recipe is not None)
     return tuple(name for name in edited if name in certificates and certificates[name].is_base)
 
 
 class BenchPlanResult(Result):
-    """What a benchmark would ask.
+    """Plan of a benchmark.
 
     Attributes:
-        available: problems that the split has, by subject.
-        stored: answers that are in the store already, by arm.
-        reach: which weights each arm's recipe would change, by arm.
-        not_the_fine_tune: why no edit makes the base into the fine-tuned model, by task vector; only where so.
+        available: number of problems in the split, by subject.
+        stored: number of answers that are already stored, by arm.
+        reach: the weights that each arm's recipe would change, by arm.
+        not_the_fine_tune: why no edit reproduces the fine-tuned model, by task vector; only if this is the case.
         first_prompt: the first prompt as the model reads it, special tokens and shots included; empty without problems.
-        first_prompt_tokens: its length.
-        answers_per_s: the median of the newest benchmarks asked like this one, counting only what they generated; None
-            without any.
+        first_prompt_tokens: number of tokens of the first prompt.
+        answers_per_s: median speed of the newest benchmarks with the same settings, counting only generated answers;
+            None if there are none.
     """
 
     available: dict[str, int]

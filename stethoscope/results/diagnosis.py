@@ -1,4 +1,4 @@
-"""What listening returns: layer specificity, its stability, latents, energy retention."""
+"""Results of a diagnosis: layer specificity, its stability, and latents."""
 
 from typing import Literal
 
@@ -9,10 +9,10 @@ from stethoscope.results.base import Result
 class SpecificityCell(Record):
     """Score of one layer for one subject, with bootstrap interval, permutation p and p corrected over the layers.
 
-    `n_live` latents were candidates, `n_documents` domain documents (and as many of control) were listened to.
-    `p_adjusted` is family-wise over the subject's layers (step-down max-T from the shared permutations); `specific`
-    says that it is below .05 and that the interval lies above the null. `p_top` is the share of bootstrap draws in
-    which this layer comes first for its subject.
+    `n_live` is the number of candidate latents, `n_documents` the number of documents of the subject and of the control
+    corpus. `p_adjusted` is corrected over the subject's layers (step-down max-T with shared permutations). `specific`
+    is true if it is below .05 and the interval is above the null. `p_top` is the share of bootstrap draws in which this
+    layer ranks first for its subject.
     """
 
     layer: int
@@ -29,7 +29,7 @@ class SpecificityCell(Record):
 
 
 class SelectedLatent(Record):
-    """One selected latent: p_j on the domain, q_j on the control, effect = p_j - q_j."""
+    """One selected latent: p_j on the subject, q_j on the control corpus, effect = p_j - q_j."""
 
     layer: int
     subject: str
@@ -40,9 +40,9 @@ class SelectedLatent(Record):
 
 
 class DiagnosisResult(Result):
-    """Layer specificity by subject; `order` lists the layers that have a score for each subject, best first.
+    """Layer specificity by subject; `order` lists the layers with a score for each subject, best first.
 
-    `source` says which part of the score's formula is published, and which is ours.
+    `source` says which part of the score's formula is published and which is our own.
     """
 
     score: str
@@ -60,7 +60,8 @@ class DiagnosisResult(Result):
 
 
 class StabilityRow(Record):
-    """One variant of a subject's diagnosis: the layers with a score, best first, and Kendall's tau to the reference."""
+    """One variant of a subject's diagnosis: the layers with a score, best first, and Kendall's tau with the
+    reference."""
 
     subject: str
     kind: Literal["score", "k", "control"]
@@ -71,10 +72,10 @@ class StabilityRow(Record):
 
 
 class StabilityResult(Result):
-    """How much of each subject's order survives another score, k or control.
+    """Stability of each subject's layer order under other scores, k and control corpora.
 
-    `scores` of a row stand in the order of `layers`, those with an SAE. The reference variant of each kind stands
-    among the rows, with tau 1.
+    The `scores` of a row are in the order of `layers`, the layers with an SAE. The rows include the reference variant
+    of each kind, with tau 1.
     """
 
     score: str
@@ -86,11 +87,11 @@ class StabilityResult(Result):
 
 
 class LatentRow(Record):
-    """One live latent: p_j on the domain, q_j on the control, and how well its rate tells the documents apart.
+    """One live latent: p_j on the subject, q_j on the control corpus, and how well its rate separates the documents.
 
-    `auroc` is that of its firing rate, domain against control; `p` the tie-corrected two-sided Mann-Whitney p;
-    `q_value` Benjamini-Hochberg over the layer's live latents. `mass` is its mean activation per token times the
-    norm of its decoder row, averaged over the domain documents. `dense` latents are not selected.
+    `auroc` is that of its firing rate, subject against control; `p` the tie-corrected two-sided Mann-Whitney p;
+    `q_value` Benjamini-Hochberg over the layer's live latents. `mass` is its mean activation per token times the norm
+    of its decoder row, averaged over the subject's documents. `dense` latents are not selected.
     """
 
     latent: int
@@ -108,7 +109,7 @@ class LatentRow(Record):
 class LatentsResult(Result):
     """The live latents of one layer for one subject, largest effect first.
 
-    `link` is an address with `{latent}` in it where the SAE's registry has a page for each latent.
+    `link` is a URL template with `{latent}`, if the SAE's registry has a page for each latent.
     """
 
     layer: int
@@ -132,7 +133,7 @@ class LatentExample(Record):
 
 
 class LatentExamplesResult(Result):
-    """The documents on which a latent fires most strongly, of the subject and of the control corpus."""
+    """The documents of the subject and of the control corpus on which a latent fires most strongly."""
 
     layer: int
     latent: int

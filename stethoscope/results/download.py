@@ -1,4 +1,4 @@
-"""What would be fetched from the hub, of what size, and what of it is on this machine."""
+"""Files to download from the hub, their sizes, and which of them are already on this machine."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ class DownloadFile(Record):
 
 
 class Refusal(Record):
-    """What the hub would not give or tell, in the four parts of a `UserError`."""
+    """An error of the hub, in the four parts of a `UserError`."""
 
     what: str
     got: str | None = None
@@ -24,14 +24,14 @@ class Refusal(Record):
 
 
 class DownloadPart(Record):
-    """What one part of a profile takes from one repository.
+    """The files that one part of a profile needs from one repository.
 
     Attributes:
         part: "model", "SAEs", "task vector NAME", "problems" or "controls".
-        revision: commit that the files are of; None where it could not be told.
-        files: those that would be used, here or not; none where the repository could not be listed.
-        begun_bytes: of the missing files, what came before a download was cut off; the next one goes on from there.
-        refusal: what a download would end with, or why nothing could be listed.
+        revision: commit of the files; None if unknown.
+        files: all files that are used, whether already here or not; empty if the repository could not be listed.
+        begun_bytes: bytes of the missing files from an interrupted download, which resumes.
+        refusal: the error that a download would raise, or why the files could not be listed.
     """
 
     part: str
@@ -44,22 +44,22 @@ class DownloadPart(Record):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(file.size_bytes for file in self.files)
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that would be fetched."""
+        """Bytes to download."""
         return sum(file.size_bytes for file in self.files if not file.here) - self.begun_bytes
 
 
 class DownloadResult(Result):
-    """Every part of a profile that lies on the hub; none where all of it is on this machine anyway.
+    """All parts of a profile that are on the hub; empty if the profile uses only local files.
 
     Attributes:
-        cache: folder that downloads go to.
-        free_bytes: what is free on its disk.
-        offline: the hub is switched off (HF_HUB_OFFLINE): what is not here cannot be fetched.
+        cache: download folder.
+        free_bytes: free space on its disk.
+        offline: HF_HUB_OFFLINE is set, so missing files cannot be downloaded.
     """
 
     parts: tuple[DownloadPart, ...]
@@ -69,17 +69,17 @@ class DownloadResult(Result):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files of all parts."""
+        """Size of all files of all parts in bytes."""
         return sum(part.size_bytes for part in self.parts)
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes that would be fetched."""
+        """Bytes to download."""
         return sum(part.missing_bytes for part in self.parts)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
-        """One refusal for each next step there is; where several parts need the same, the first names the others."""
+        """One error for each next step; if several parts need the same step, the first error names the others."""
         found: dict[str | None, list[DownloadPart]] = {}
         for part in self.parts:
             if part.refusal is not None:
@@ -88,7 +88,7 @@ class DownloadResult(Result):
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room for what would be fetched."""
+        """Whether the disk has enough space for the download."""
         return self.missing_bytes <= self.free_bytes
 
 
@@ -98,4 +98,4 @@ def _of_all(parts: list[DownloadPart]) -> Refusal:
     if not others:
         return first.refusal
     also = ", ".join(f"{part.part} ({part.location})" for part in others)
-    return first.refusal.model_copy(update={"what": f"{first.refusal.what}; the same for {also}"})
+    return first.refusal.model_copy(update={"what": f"{first.refusal.what}; also for {also}"})

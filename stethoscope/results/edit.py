@@ -1,4 +1,4 @@
-"""What an edit returns: which weights answered, the live probe, text, an export."""
+"""Results of an edit: certificate of the weights, likelihood check, text comparison and export."""
 
 from collections.abc import Sequence
 
@@ -7,21 +7,21 @@ from stethoscope.results.base import Result
 
 
 class Certificate(Record):
-    """Which weights answered: checksums read from the model's parameters, not from the patch.
+    """Certificate of the weights that were used: checksums of the model's parameters, not of the patch.
 
     Attributes:
-        base_checksum: of the touched tensors (all tensors for the base) before the edit.
-        edited_checksum: of the same tensors while the edit was on (equal to the base's when no edit was asked for).
-        restored_checksum: of the same tensors after the edit was taken off.
+        base_checksum: checksum of the edited tensors before the edit (of all tensors for the base).
+        edited_checksum: checksum of the same tensors while the edit was applied (equal to the base's without an edit).
+        restored_checksum: checksum of the same tensors after the edit was removed.
         touched: names of the edited parameters.
-        layers_edited: layers in which at least one of them changed.
-        idle: the tensors that the edit put in the place of the base's are the base's bit by bit.
-        loaded_checksum: of the same tensors when the model was loaded.
-        recomputed: names of the edited tensors that were computed a second time by other code (all of them, or a
-            seeded sample of a large edit; none for a projected edit).
-        expected_checksum: of these as recomputed.
-        recomputed_checksum: of these in the model while the edit was on.
-        others: certificates of further passes that differ from this one; none where all passes agree.
+        layers_edited: layers with at least one edited parameter.
+        idle: whether the edited tensors are identical to the base bit for bit.
+        loaded_checksum: checksum of the same tensors when the model was loaded.
+        recomputed: names of the edited tensors that independent code recomputed (all of them, a seeded sample for a
+            large edit, or none for a projected edit).
+        expected_checksum: checksum of the recomputed tensors.
+        recomputed_checksum: checksum of the same tensors in the model while the edit was applied.
+        others: certificates of further passes that differ from this one; empty if all passes agree.
     """
 
     recipe_id: str | None
@@ -45,50 +45,50 @@ class Certificate(Record):
 
     @property
     def base_intact(self) -> bool:
-        """True when the base was as loaded before the edit, and afterwards."""
+        """Whether the base weights matched the loaded ones before and after the edit."""
         return self.loaded_checksum in (None, self.base_checksum) and self.restored_checksum == self.base_checksum
 
     @property
     def as_recomputed(self) -> bool:
-        """True when the recomputed tensors were in the model bit by bit while the edit was on."""
+        """Whether the model contained exactly the recomputed tensors while the edit was applied."""
         return self.recomputed_checksum == self.expected_checksum
 
     @property
     def is_base(self) -> bool:
-        """True when the weights that answered are the base's bit by bit."""
+        """Whether the weights used are identical to the base bit for bit."""
         return self.edited_checksum == self.base_checksum
 
     @property
     def verified(self) -> bool:
-        """True when base, edit and restored base are what they must be, as far as this certificate has read them.
+        """Whether base, edit and restored base are correct, as far as this certificate covers them.
 
-        The base is as loaded before and after, the edit (if any tensor was touched) changed the weights unless its own
-        tensors are the base's, and the recomputed tensors are in the model bit by bit; in every pass, with the same
-        edited weights.
+        In every pass, the base matches the loaded weights before and after, the edit changed the weights (unless its
+        tensors equal the base), the recomputed tensors are identical to those in the model, and the edited weights are
+        the same.
         """
         edited = self.is_base != (bool(self.touched) and not self.idle)
         same = all(other.verified and self._same_edit(other) for other in self.others)
         return edited and self.base_intact and self.as_recomputed and same
 
     def _same_edit(self, other: "Certificate") -> bool:
-        """Whether `other` read the same edited weights; checksums of different algorithms cannot be compared."""
+        """Whether `other` has the same edited weights; checksums of different algorithms are not comparable."""
         ours, theirs = self.edited_checksum, other.edited_checksum
         return ours == theirs or ours.rpartition("-")[0] != theirs.rpartition("-")[0]
 
     @property
     def evidence(self) -> str:
-        """What was compared, in one sentence."""
+        """One sentence describing what was compared."""
         if self.others:
-            return f"{1 + len(self.others)} passes of this edit were hashed, and their checksums differ."
+            return f"The checksums of {1 + len(self.others)} passes with this edit differ."
         if not self.touched:
-            return "All weights were hashed before and after, and are those that were loaded."
-        base = f"The base of {len(self.touched)} edited tensors was hashed before and after."
+            return "All weights were hashed before and after the edit and match the loaded weights."
+        base = f"The base weights of {len(self.touched)} edited tensors were hashed before and after."
         if self.idle:
-            return f"{base} The edit's own tensors are the base's bit by bit: it changes nothing."
+            return f"{base} The edited tensors are identical to the base bit for bit: the edit changes nothing."
         if not self.recomputed:
-            return f"{base} The edit was hashed, not recomputed: that is done for raw edits."
+            return f"{base} The edit was hashed but not recomputed; only raw edits are recomputed."
         share = "All" if len(self.recomputed) == len(self.touched) else f"{len(self.recomputed)} sampled"
-        return f"{base} {share} edited tensors were computed a second time and are the same bit by bit."
+        return f"{base} {share} edited tensors were recomputed and are identical bit for bit."
 
 
 class ProbeRow(Record):
@@ -105,7 +105,7 @@ class ProbeRow(Record):
 
 
 class ProbeResult(Result):
-    """The live probe: negative differences mean that gold solutions became more likely."""
+    """Result of the likelihood check; negative differences mean that gold solutions became more likely."""
 
     recipe_id: str
     rows: tuple[ProbeRow, ...]
@@ -129,7 +129,7 @@ class DoseRow(Record):
 
 
 class DoseResult(Result):
-    """Dose and response: rows by alpha, of those of `alphas` that are done; the subject "all" pools the subjects."""
+    """Dose-response curve: rows for the finished ones of `alphas`; the subject "all" pools all subjects."""
 
     recipe_id: str
     alphas: tuple[float, ...]
@@ -151,13 +151,15 @@ class TopTokens(Record):
 
 
 class TextColumn(Record):
-    """One model's greedy text, and what edited model and base predict at each of its tokens, given those before.
+    """Greedy text of one model, and the predictions of edited model and base at each of its tokens.
 
     Attributes:
         ids: the tokens of `text`.
-        tokens: their texts, which add up to that of `ids`: the first tokens of a character that several share are "".
-        kl: KL(edited || base) in nats at each token; in the third column its own model takes the edited one's place.
-        first_difference: first token at which base and edited text (in the third column: base and third) part.
+        tokens: texts of the tokens, which concatenate to the text of `ids`. If several tokens form one character, only
+            the last one has a text.
+        kl: KL(edited || base) in nats at each token; in the third column, the third model replaces the edited one.
+        first_difference: first token at which the texts of base and edited model (third column: base and third model)
+            differ.
     """
 
     text: str
@@ -169,7 +171,7 @@ class TextColumn(Record):
 
 
 class TextPair(Record):
-    """The texts of one prompt, given as it was typed."""
+    """The texts for one prompt, which is stored as typed."""
 
     prompt: str
     base: TextColumn
@@ -178,7 +180,7 @@ class TextPair(Record):
 
 
 class TextComparison(Result):
-    """Base beside edited text, and which weights wrote them."""
+    """Texts of base and edited model, with a certificate of the weights."""
 
     recipe_id: str
     pairs: tuple[TextPair, ...]
@@ -187,9 +189,9 @@ class TextComparison(Result):
 
 
 class ExportResult(Result):
-    """A written export; `max_abs_difference` compares what was read back with the live edited model.
+    """An export; `max_abs_difference` compares the files with the edited model in memory.
 
-    `left_out` says why a part that was asked for is not there.
+    `left_out` says why a requested part is missing.
     """
 
     out: str

@@ -1,4 +1,4 @@
-"""How much of a task vector the span of some latents keeps."""
+"""Result of the energy analysis: the share of a task vector that the span of latents keeps."""
 
 from stethoscope.records import Record
 from stethoscope.results.base import Result
@@ -7,17 +7,17 @@ from stethoscope.results.base import Result
 class EnergyCell(Record):
     """Energy of the task vector kept by the span of k latents, in one matrix or (matrix "all") stacked over a layer.
 
-    Shares are in [0, 1]; None where a figure is not defined (no latents, a matrix that the fine-tune left alone).
+    Shares are in [0, 1]; None if undefined (no latents, or a matrix that the fine-tune does not change).
 
     Attributes:
-        k: latents asked for. `n_latents` of them are there, `n_dropped` of these depend on earlier ones and span
-            nothing new, the others span `rank` of `d` dimensions (of several SAEs: their energy-weighted mean).
+        k: requested number of latents. `n_latents` are available; `n_dropped` of these are linearly dependent on
+            earlier ones, and the others span `rank` of `d` dimensions (for several SAEs: the energy-weighted mean).
         retention: share of the energy inside the span.
-        null_mean: what a random subspace of this rank keeps on average, rank / d; `null_sd` its standard deviation.
+        null_mean: mean share that a random subspace of this rank keeps, rank / d; `null_sd` is the standard deviation.
         enrichment: retention / null_mean, 1 by chance.
         z: (retention - null_mean) / null_sd.
         percentile: share of random subspaces of this rank that keep less.
-        ceiling: what the best subspace of this rank keeps (Eckart-Young).
+        ceiling: share that the best subspace of this rank keeps (Eckart-Young).
         components, control, encoder, random_mean, random_low, random_high: retention of other spans of this rank:
             principal components of the stream, the control corpus' latents, the encoder's directions of the selected
             latents where the matrix reads (the decoder's elsewhere), random live latents (over draws).
@@ -25,10 +25,10 @@ class EnergyCell(Record):
             directions of the matrix; `principal_null` is its mean for a random subspace, max(rank, n_directions) / d.
         functional_energy: mean ||tau x||^2 over the subject's tokens x, for a single matrix; `functional_share` is what
             the projected edit keeps of it (it may exceed 1 where gains are folded in), for a layer weighted by energy.
-        radial_share: share of the energy along the weights, which a following norm cancels.
+        radial_share: share of the energy along the weights, which a subsequent norm removes.
         realised_cosine: cosine of round(theta + tau) - theta, in the model's dtype, with tau; `realised_norm_ratio`
             the ratio of their norms.
-        approximate: a reader whose SAE sits before another write to the residual stream.
+        approximate: whether another write to the residual stream lies between the SAE and this matrix.
     """
 
     layer: int
@@ -67,9 +67,9 @@ class EnergyResult(Result):
     """Energy retention per matrix (`cells`) and per layer, stacked along the residual axis (`layers`).
 
     Attributes:
-        fold_gains: whether the norms' gains stand in the matrices that are projected.
-        draws: sets of random live latents that `random_mean` and its range come from.
-        n_tokens: tokens of the subject that the functional energy and the principal components were taken on.
+        fold_gains: whether the projected matrices are scaled by the norm weights.
+        draws: number of random sets of live latents behind `random_mean` and its range.
+        n_tokens: number of the subject's tokens used for functional energy and principal components.
     """
 
     task_vector: str

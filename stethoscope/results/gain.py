@@ -1,4 +1,4 @@
-"""What measuring each layer's gain returns: gains, what predicted them, and how well."""
+"""Result of the layer gains: gains, their predictors, and the agreement between them."""
 
 from typing import Literal
 
@@ -9,11 +9,11 @@ POOLED = "all"  # the subject of rows over all subjects
 
 
 class GainCell(Record):
-    """Measured gain of injecting one layer alone: the decrease of the NLL per solution token, in nats.
+    """Measured gain of injecting one layer alone: the decrease in NLL per solution token, in nats.
 
     Mean over `n` problems, paired with the base, with Student's t interval. `subject` is a subject, a control corpus
-    (where a negative gain is harm), or "all": the subjects' problems together. `gain` and its interval are None for a
-    layer that the task vector does not move: nothing was injected there.
+    (where a negative gain means harm), or "all" for the pooled problems of all subjects. `gain` and its interval are
+    None for a layer that the task vector does not change.
     """
 
     layer: int
@@ -27,10 +27,10 @@ class GainCell(Record):
 
 
 class PredictorCell(Record):
-    """What one predictor says of one layer, with its 95% bootstrap interval; None where it has no value.
+    """Value of one predictor for one layer with its 95% bootstrap interval; None if it has no value.
 
-    Specificity and the linear probe resample documents, the first-order effect the problems; depth and the relative
-    update have no sampling error and no interval.
+    The intervals of specificity and the linear probe resample documents, that of the first-order effect resamples
+    problems. Depth and relative update have no sampling error and no interval.
     """
 
     predictor: str
@@ -42,12 +42,13 @@ class PredictorCell(Record):
 
 
 class AgreementRow(Record):
-    """Kendall's tau-b between a predictor and the measured gain over `n_layers` layers; None where one is constant.
+    """Kendall's tau-b between a predictor and the measured gain over `n_layers` layers; None if one of them is
+    constant.
 
-    The layers are those that have a value and that the task vector moves. The interval resamples documents and problems
-    together. `p` is two-sided, over permuted layer labels, whose tau lies between `null_low` and `null_high` in 95% of
-    permutations: a random order. `cannot_be_significant`: no order of these values has p < .05. Two of n! orders are
-    the most extreme, so this holds for up to four layers.
+    It uses the layers that have a value and that the task vector changes. The interval resamples documents and problems
+    together. `p` is two-sided, from permuted layer labels; the tau of 95% of these permutations is between `null_low`
+    and `null_high`. `cannot_be_significant`: no order of these values has p < .05. Two of n! orders are the most
+    extreme, so this holds for up to four layers.
     """
 
     predictor: str
@@ -65,7 +66,7 @@ class AgreementRow(Record):
 class SetGain(Record):
     """Gain of injecting a set of layers together, and how many of `n_random` random sets do as well or better.
 
-    `kind` says how it was chosen: the `predictor`'s largest or smallest values, the last layers, or a window.
+    `kind` says how the set was chosen: the largest or smallest values of the `predictor`, the last layers, or a window.
     p = (1 + as_good) / (1 + n_random); `cannot_be_significant`: too few sets for p < .05.
     """
 
@@ -84,17 +85,18 @@ class SetGain(Record):
 
 
 class RandomSet(Record):
-    """One random set of layers and its gain on each subject ("all": over the subjects' problems)."""
+    """One random set of layers and its gain on each subject ("all": over the problems of all subjects)."""
 
     layers: tuple[int, ...]
     gains: dict[str, float]
 
 
 class GainResult(Result):
-    """Measured gains beside their predictors; `score` is the predictor on trial, `scores` all specificity scores.
+    """Measured gains and their predictors; `score` is the predictor under test, `scores` are all specificity scores.
 
-    `idle` are the layers that the task vector does not move: they have no gain, and are left out of every tau and set.
-    `verified` says that after each of `n_edits` injections the touched weights hashed to the base's again.
+    `idle` are the layers that the task vector does not change; they have no gain and are excluded from all taus and
+    sets. `verified`: after each of `n_edits` injections, the checksum of the edited weights equalled that of the base
+    again.
     """
 
     task_vector: str
@@ -119,7 +121,7 @@ class GainResult(Result):
     verified: bool
 
     def of_subject(self, subject: str) -> "GainResult":
-        """Return the rows of one subject (or control corpus, or "all") only."""
+        """Return only the rows of one subject, control corpus, or "all"."""
         return self.model_copy(
             update={
                 "cells": tuple(row for row in self.cells if row.subject == subject),

@@ -1,4 +1,4 @@
-"""What a profile holds: model, SAEs, task vectors."""
+"""Contents of a profile: model, SAEs and task vectors."""
 
 from stethoscope.errors import CheckpointError
 from stethoscope.records import Record
@@ -8,7 +8,7 @@ from stethoscope.results.reach import Ground, MovedWeights
 
 
 class SaeRow(Record):
-    """One SAE of the bank; `model` is what its file says it was trained on, None where it says nothing."""
+    """One SAE; `model` is the model that it was trained on according to its file, None if unknown."""
 
     layer: int
     site: str
@@ -18,10 +18,10 @@ class SaeRow(Record):
 
 
 class ModelRow(Record):
-    """Size and identity of the loaded model; `checksum` is over all weights as loaded.
+    """Size and identity of the loaded model; `checksum` covers all weights as loaded.
 
-    `revision` is the commit of a model from a hub, `asked_revision` what was asked for: a branch, a tag, a commit, or
-    None for the newest. `chat_template`: the tokenizer has one.
+    `revision` is the commit of a model from a hub; `asked_revision` is the requested branch, tag or commit, or None for
+    the newest. `chat_template`: whether the tokenizer has one.
     """
 
     id: str
@@ -38,11 +38,11 @@ class ModelRow(Record):
 
 
 class TaskVectorRow(Record):
-    """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only), and which weights it moves.
+    """One task vector: ||tau_l|| / ||theta_l|| of each layer (edited matrices only), and the weights that it changes.
 
-    `moves_outer`: it holds a delta of embeddings, final norm or head. `not_the_fine_tune`: why the base with all of
-    it is not the fine-tuned model, in a sentence; None where it is. `unusable`: why it cannot be used with this base,
-    where it has no norms and moves nothing.
+    `moves_outer`: it contains a delta of embeddings, final norm or head. `not_the_fine_tune`: a sentence saying why
+    base plus task vector is not the fine-tuned model; None if it is. `unusable`: why it cannot be used with this base;
+    it then has no norms.
     """
 
     name: str
@@ -54,7 +54,7 @@ class TaskVectorRow(Record):
     unusable: PreflightCheck | None = None
 
     def refusal(self) -> CheckpointError | None:
-        """Return the error that using it raises, None where it can be used."""
+        """Return the error that using it raises; None if it can be used."""
         why = self.unusable
         if why is None:
             return None
@@ -69,11 +69,11 @@ class InfoResult(Result):
     task_vectors: tuple[TaskVectorRow, ...]
 
     def refusal(self, task_vector: str) -> CheckpointError | None:
-        """Return the error that using the task vector of that name raises, None where it can be used or is unknown."""
+        """Return the error that using the task vector with this name raises; None if it can be used or is unknown."""
         return next((row.refusal() for row in self.task_vectors if row.name == task_vector), None)
 
     def ground(self, task_vector: str) -> Ground:
-        """Return what an edit with the task vector of that name has to stand on, with the profile's SAEs.
+        """Return the `Ground` of edits with the task vector of this name and the profile's SAEs.
 
         Raises:
             CheckpointError: it cannot be used with this base.

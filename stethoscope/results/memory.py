@@ -1,4 +1,4 @@
-"""How much memory each use case needs, by formula, beside what there is."""
+"""Estimated memory of each use case, and the available memory."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,9 +13,9 @@ class MemoryPart(Record):
     """One part of a stack.
 
     Attributes:
-        formula: what the number is made of, with its numbers.
-        gives_way: it only fills memory that is free, and is dropped when something needs the room.
-        where: on the devices that compute, or in the memory of a machine whose GPU computes.
+        formula: how the size is calculated, with numbers.
+        gives_way: whether it uses only free memory and is evicted if something else needs it.
+        where: on the computing devices, or in host memory if a GPU computes.
     """
 
     part: str
@@ -26,10 +26,10 @@ class MemoryPart(Record):
 
 
 class MemoryStack(Record):
-    """What one use case holds at its worst moment.
+    """Peak memory of one use case.
 
     Attributes:
-        advice: what to reduce where it does not fit; None where it fits.
+        advice: what to reduce if it does not fit; None if it fits.
     """
 
     activity: str
@@ -38,17 +38,17 @@ class MemoryStack(Record):
 
     @property
     def need_bytes(self) -> int:
-        """What it cannot do without on the devices."""
+        """Bytes that it needs on the devices."""
         return sum(part.size_bytes for part in self.parts if part.where == "device" and not part.gives_way)
 
     @property
     def host_bytes(self) -> int:
-        """What it cannot do without in the machine's memory, beside a GPU."""
+        """Bytes that it needs in host memory in addition to a GPU."""
         return sum(part.size_bytes for part in self.parts if part.where == "host" and not part.gives_way)
 
     @property
     def peak_bytes(self) -> int:
-        """What it holds on the devices at its worst moment, with what gives way."""
+        """Peak bytes on the devices, including evictable parts."""
         return sum(part.size_bytes for part in self.parts if part.where == "device")
 
 
@@ -56,10 +56,10 @@ class MemoryResult(Result):
     """Memory of a model and its SAEs on a device, before anything is loaded.
 
     Attributes:
-        capacity_bytes: what the device has in all, or what was asked about.
-        available_bytes: what can be had of it now, what this process already holds for the model included.
-        stacks: one a use case, loading first.
-        host_available_bytes: what can be had of the machine's own memory beside a GPU; None without one.
+        capacity_bytes: total memory of the device, or the assumed one.
+        available_bytes: memory available now, including what this process already uses for the model.
+        stacks: one per use case, loading first.
+        host_available_bytes: available host memory if there is a GPU; None without one.
     """
 
     model: str
@@ -74,9 +74,10 @@ class MemoryResult(Result):
     host_available_bytes: int | None = None
 
     def cards(self, sizes_gb: Sequence[int] = CARDS_GB) -> dict[int | None, tuple[str, ...]]:
-        """Return the use cases by the smallest GPU, of so many GB (10^9 bytes), on which each fits; None: on none.
+        """Return the use cases grouped by the smallest GPU, in GB (10^9 bytes), on which they fit; None if they fit on
+        none.
 
-        All of the GPU's memory counts as free, and what the machine's own memory holds beside it is left out.
+        All GPU memory counts as free; host memory is not considered.
         """
         found: dict[int | None, list[str]] = {}
         for stack in self.stacks:
@@ -86,15 +87,15 @@ class MemoryResult(Result):
         return {size: tuple(found[size]) for size in order}
 
     def fits(self, stack: MemoryStack) -> bool:
-        """Tell whether what `stack` cannot do without is there."""
+        """Return whether the memory that `stack` needs is available."""
         host = self.host_available_bytes
         return stack.need_bytes <= self.available_bytes and (host is None or stack.host_bytes <= host)
 
 
 def cards_text(result: MemoryResult) -> str:
-    """Return in a sentence which use cases fit on a GPU of which size, by the formulas."""
+    """Return a sentence saying which use cases fit on which size of GPU."""
     said = [
-        f"{', '.join(activities)} on none of these" if size is None else f"{size} GB: {', '.join(activities)}"
+        f"none of these: {', '.join(activities)}" if size is None else f"{size} GB: {', '.join(activities)}"
         for size, activities in result.cards().items()
     ]
-    return f"Smallest GPU ({', '.join(map(str, CARDS_GB))} GB, all of it free) by use case. {'; '.join(said)}."
+    return f"Smallest GPU ({', '.join(map(str, CARDS_GB))} GB, all memory free) by use case. {'; '.join(said)}."

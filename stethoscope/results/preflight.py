@@ -1,4 +1,4 @@
-"""What is known of a task vector before anything is edited with it."""
+"""Result of the preflight checks of a task vector."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from stethoscope.results.base import Result
 
 
 class PreflightCheck(Record):
-    """One check: its name, how it went, and what was seen; one that did not pass says what to do."""
+    """One check: its name, outcome and finding; a check that did not pass says what to do."""
 
     name: str
     outcome: Literal["pass", "warn", "fail"]
@@ -18,13 +18,13 @@ class PreflightCheck(Record):
 
 
 class PreflightRow(Record):
-    """How far the task vector moves a part of the model, and what rounding leaves of it; None where undefined.
+    """How much the task vector changes a part of the model, and how much survives rounding; None if undefined.
 
     Attributes:
         layer: None outside the layers.
         part: a matrix, "matrices" (all edited ones of the layer), "norms", "embeddings", "final norm" or "other".
-        parameters: numbers in it.
-        moves: whether tau is not 0 everywhere in it.
+        parameters: number of parameters.
+        moves: whether tau is nonzero anywhere in it.
         relative_norm: ||tau|| / ||theta||.
         cosine_to_base: cosine of theta + tau and theta.
         realised_cosine: cosine of round(theta + tau) - theta and tau, in the model's dtype.
@@ -42,14 +42,14 @@ class PreflightRow(Record):
 
 
 class PreflightResult(Result):
-    """Checks of a task vector against the loaded base; one with a failed check is not `usable`.
+    """Checks of a task vector against the loaded base; it is `usable` if no check failed.
 
     Attributes:
-        source: what kind of task vector it is and where it lies.
-        dtype: what the base runs in, and tau is rounded to.
-        layers: over all edited matrices of each layer.
-        matrices: the same, matrix by matrix.
-        rest: norms, embeddings and whatever else it moves: edited only when asked for.
+        source: kind and location of the task vector.
+        dtype: dtype of the base, to which tau is rounded.
+        layers: rows over all edited matrices of each layer.
+        matrices: rows for each matrix.
+        rest: rows for norms, embeddings and other changed weights, which are edited only on request.
     """
 
     task_vector: str

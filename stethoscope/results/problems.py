@@ -1,17 +1,17 @@
-"""What a file of problems holds."""
+"""Contents of a set of problems."""
 
 from stethoscope.records import GoldReading, Record, Split
 from stethoscope.results.base import Result
 
 
 class ProblemsRow(Record):
-    """One subject: its problems, what can go wrong with their gold answers, and problems that stand elsewhere, too.
+    """One subject: its problems, gold answers at risk, and duplicate problems.
 
     Attributes:
-        unread_golds: golds that lm-eval's parser cannot read. doubtful_golds: those that it reads in part, or as
+        unread_golds: gold answers that lm-eval's parser cannot read. doubtful_golds: those that it reads in part or as
             another number (see `records.GoldReading`).
-        in_other_splits: problems that another split holds as well.
-        repeats: further copies of these problems in the split, in this or another subject, which are left out.
+        in_other_splits: problems that are also in another split.
+        repeats: further copies of these problems in the split, in this or another subject; they are ignored.
         other_answers: how many of these copies have another answer.
     """
 
@@ -25,7 +25,7 @@ class ProblemsRow(Record):
 
 
 class RiskyGold(Record):
-    """A gold answer at risk: one that lm-eval does not read whole, and how it reads it."""
+    """A gold answer that lm-eval does not parse completely, and how it reads it."""
 
     subject: str
     problem_id: str
@@ -34,7 +34,7 @@ class RiskyGold(Record):
 
 
 class ProblemsResult(Result):
-    """The subjects of a split; `at_risk` are the first of the gold answers that lm-eval does not read whole."""
+    """The subjects of a split; `at_risk` lists the first gold answers that lm-eval does not parse completely."""
 
     split: Split
     rows: tuple[ProblemsRow, ...]
@@ -42,7 +42,7 @@ class ProblemsResult(Result):
 
     @property
     def caption(self) -> str:
-        """What a plan says of its gold answers and of repeated problems, in sentences."""
+        """Sentences about gold answers at risk and repeated problems."""
         n, unread = sum(row.n for row in self.rows), sum(row.unread_golds for row in self.rows)
         doubtful, repeats = sum(row.doubtful_golds for row in self.rows), sum(row.repeats for row in self.rows)
         said = []
@@ -50,17 +50,16 @@ class ProblemsResult(Result):
             said.append(f"lm-eval reads all {n} gold answers.")
         if unread:
             said.append(
-                f"lm-eval cannot read {unread} of {n} gold answers: there only the same text is an exact match."
+                f"lm-eval cannot read {unread} of {n} gold answers: for these, only the same text is an exact match."
             )
         if doubtful:
             said.append(
-                f"lm-eval reads {doubtful} of {n} gold answers in part or as another number: there exact_match can "
-                "accept a wrong answer, which the strict score does not."
+                f"lm-eval reads {doubtful} of {n} gold answers in part or as another number: for these, exact_match "
+                "can accept a wrong answer, but the strict metric does not."
             )
         if repeats:
             other = sum(row.other_answers for row in self.rows)
             said.append(
-                f"{repeats} more entries repeat a problem ({other} with another answer): each counts once, as it "
-                "stands first."
+                f"{repeats} entries repeat a problem ({other} with another answer); only the first copy counts."
             )
         return " ".join(said)

@@ -1,4 +1,4 @@
-"""What ranking a recipe among random sets of layers returns."""
+"""Result of ranking a recipe among random sets of layers."""
 
 from stethoscope.records import RankSpec, Record
 from stethoscope.results.base import Result
@@ -6,14 +6,14 @@ from stethoscope.results.gain import POOLED
 
 
 class RankedSet(Record):
-    """A random set of layers and its gains by subject ("all": over the subjects' problems).
+    """A random set of layers and its gains by subject ("all": over the problems of all subjects).
 
-    A gain is the mean decrease of the NLL per solution token, in nats, against the base; None where the edit broke the
-    model so far that it has no likelihood (it counts as worse than any number).
+    A gain is the mean decrease in NLL per solution token compared with the base, in nats; None if the edit made the
+    likelihood non-finite (it counts as worse than any number).
 
     Attributes:
-        norm: Frobenius norm of the whole edit as drawn. scale: what its alpha is multiplied with to match the recipe's.
-        gains: as drawn. matched: at the recipe's edit norm.
+        norm: Frobenius norm of the unscaled edit. scale: factor of alpha that matches the recipe's norm.
+        gains: of the unscaled edit. matched: at the recipe's edit norm.
     """
 
     layers: tuple[int, ...]
@@ -26,8 +26,8 @@ class RankedSet(Record):
 class RankRow(Record):
     """The recipe's gain on a subject with its paired 95% t interval, and its rank among the sets.
 
-    p = (1 + sets that are as good or better) / (1 + sets), as drawn and matched on edit norm. `cannot_be_significant`
-    says that these are too few sets for p < .05: 20 are needed.
+    p = (1 + sets that do as well or better) / (1 + sets), unscaled and at equal edit norm. `cannot_be_significant`: too
+    few sets for p < .05; at least 20 are needed.
     """
 
     subject: str
@@ -43,15 +43,14 @@ class RankRow(Record):
 
 
 class RankResult(Result):
-    """A recipe among random sets of equally many layers; rows by subject, the first ("all") over all of them.
+    """A recipe and random sets of the same number of layers; rows by subject, the first ("all") over all subjects.
 
     Attributes:
-        layers, norm: the layers that the recipe moves, and its norm.
-        movable: the layers that such an edit can move, among which the sets are drawn (runs of older versions: none,
-            all layers of the model).
-        n_possible: other sets of that size among these; `sets` holds all of them where they are not more than
-            asked for.
-        complete: all sets are measured.
+        layers, norm: the layers that the recipe changes, and its norm.
+        movable: the layers that such an edit can change, from which the sets are drawn (empty in runs of older
+            versions: all layers).
+        n_possible: number of other sets of this size; `sets` contains all of them if there are not more than requested.
+        complete: whether all sets were measured.
     """
 
     spec: RankSpec
@@ -67,9 +66,9 @@ class RankResult(Result):
 
     @property
     def exhaustive(self) -> bool:
-        """True when the sets are not drawn, but all that there are."""
+        """Whether the sets are all possible ones rather than a random sample."""
         return len(self.sets) == self.n_possible
 
     def row(self, subject: str = POOLED) -> RankRow:
-        """Return the row of `subject`, by default of all subjects together."""
+        """Return the row of `subject`; by default that of all subjects."""
         return next(row for row in self.rows if row.subject == subject)

@@ -1,4 +1,5 @@
-"""Which weights an edit moves: what a task vector holds, what there is to project on, and what is left of a recipe."""
+"""The weights that an edit changes: contents of the task vector, SAEs to project on, and the effective part of a
+recipe."""
 
 from typing import Literal
 
@@ -6,7 +7,7 @@ from stethoscope.records import Record
 
 
 class MovedWeights(Record):
-    """The weights of one half of a layer that stand on one side of the residual stream, by their short names.
+    """The weights of one half of a layer on one side of the residual stream, by their short names.
 
     `side` is "read" or "write" for matrices (q_proj reads, o_proj writes), "norm" for the norm weights of that half.
     """
@@ -18,13 +19,13 @@ class MovedWeights(Record):
 
 
 class Ground(Record):
-    """What an edit with one task vector has to stand on.
+    """What edits with one task vector can use.
 
     Attributes:
-        moved: weights of the layers in which tau is not 0 everywhere.
-        outer: the task vector holds a delta of embeddings, final norm or head.
-        sae_layers: layers with an SAE of the bank that a projection takes its latents from.
-        not_the_fine_tune: why no edit makes the base into the fine-tuned model, in a sentence; None: one does.
+        moved: weights of the layers in which tau is nonzero.
+        outer: whether the task vector contains a delta of embeddings, final norm or head.
+        sae_layers: layers with an SAE for projections.
+        not_the_fine_tune: a sentence saying why no edit reproduces the fine-tuned model; None if one does.
     """
 
     n_layers: int
@@ -35,14 +36,14 @@ class Ground(Record):
 
 
 class Reach(Record):
-    """What a recipe changes, and what it names without changing it.
+    """The weights that a recipe changes, and those that it selects but does not change.
 
     Attributes:
         moves: weights of the layers that the edit changes.
-        lacks: matrices that the task vector moves and the recipe strengthens, with no SAE to be projected on: they stay
-            the base's.
-        idle: layers of the recipe in which the task vector moves nothing that the recipe strengthens.
-        outer: embeddings, final norm or head change.
+        lacks: selected matrices that the task vector changes but that have no SAE to project on; they keep the base
+            weights.
+        idle: layers of the recipe in which the task vector changes no selected weight.
+        outer: whether embeddings, final norm or head change.
     """
 
     moves: tuple[MovedWeights, ...]
@@ -52,10 +53,10 @@ class Reach(Record):
 
     @property
     def nothing(self) -> bool:
-        """True when the edit is the base itself."""
+        """Whether the edit changes nothing."""
         return not self.moves and not self.outer
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers in which a weight changes, in order."""
+        """Layers with changed weights, in order."""
         return tuple(sorted({row.layer for row in self.moves}))

@@ -1,19 +1,19 @@
-"""Under which settings a run computed: what may move a number although weights and problems are the same."""
+"""Settings of a run that can affect its numbers even if weights and problems are the same."""
 
 from stethoscope.records import Record
 
 
 class RunSettings(Record):
-    """What decides rounding. Greedy text has no sampling noise, but in 16 bits it still depends on these.
+    """Settings that affect rounding. Greedy text has no sampling noise, but in 16 bits it depends on these.
 
     Attributes:
-        device: its name as it calls itself.
+        device: name reported by the device.
         attention: transformers' implementation ("eager", "sdpa").
         deterministic: whether torch was told to use deterministic algorithms only.
         tf32: whether float32 products may be rounded to TF32.
-        batch_size: prompts answered at once; None where the use case has its own.
-        threads: of torch on the CPU.
-        device_map: where each module's weights lay (beside a GPU, cpu and disk: they waited there); None: all on the
+        batch_size: prompts per batch; None if the use case chooses its own.
+        threads: CPU threads of torch.
+        device_map: location of each module's weights (cpu and disk: offloaded from a GPU); None if all are on the
             device.
     """
 
@@ -30,7 +30,7 @@ class RunSettings(Record):
 
     @property
     def in_words(self) -> str:
-        """The settings in one line."""
+        """The settings as one line of text."""
         batch = f", batches of {self.batch_size}" if self.batch_size else ""
         flags = f"TF32 {'on' if self.tf32 else 'off'}, deterministic algorithms {'on' if self.deterministic else 'off'}"
         places = list(dict.fromkeys((self.device_map or {}).values()))

@@ -1,1 +1,1 @@
-"""Sparse autoencoders: one a layer, what fires in which document, and which layers are specific to a subject."""
+"""Sparse autoencoders: one per layer, firing rates per document, and layer specificity."""

@@ -1,4 +1,4 @@
-"""Reading an SAE's arrays from safetensors or npz: in float32, checked for presence, shape and finiteness."""
+"""Read an SAE's arrays from safetensors or npz in float32, and check presence, shapes and finite values."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from stethoscope.errors import SaeError
 from stethoscope.files import cannot_be_read
 from stethoscope.sae.formats import Format
 
-AGAIN = "Write or fetch this SAE again."
+AGAIN = "Save or download this SAE again."
 
 
 class _Safetensors:
@@ -49,7 +49,7 @@ class _Npz:
 
     @staticmethod
     def _ours(name: str) -> str:
-        return "W_" + name[2:] if name.startswith("w_") else name  # some of Gemma Scope 1 write w_enc
+        return "W_" + name[2:] if name.startswith("w_") else name  # some SAEs of Gemma Scope 1 use w_enc
 
     def _theirs(self, name: str) -> str:
         return next(theirs for theirs in self._file.files if self._ours(theirs) == name)
@@ -60,10 +60,10 @@ ArrayFile = _Safetensors | _Npz  # names(), shape(name) without reading, read(na
 
 @contextmanager
 def _open(name: str, path: Path) -> Iterator[ArrayFile]:
-    """Open the weights of the SAE called `name`.
+    """Open the weights of the SAE named `name`.
 
     Raises:
-        SaeError: no file, or one that is corrupt; also when reading in the body finds it so.
+        SaeError: a missing or corrupt file, also if this is detected while reading in the body.
     """
     try:
         if path.suffix == ".npz":
@@ -77,7 +77,7 @@ def _open(name: str, path: Path) -> Iterator[ArrayFile]:
             f"{name} has no {path.name}",
             next_step=AGAIN,
             got="nothing there",
-            expected=f"{path.name} beside its settings",
+            expected=f"{path.name} next to its settings",
         ) from error
     except OSError as error:
         raise cannot_be_read(SaeError, f"{path.name} of {name}", error) from error
@@ -85,19 +85,19 @@ def _open(name: str, path: Path) -> Iterator[ArrayFile]:
         raise SaeError(
             f"{path.name} of {name} is not a {path.suffix[1:]} file of plain arrays",
             got=error,
-            expected="a whole file without pickled objects",
+            expected="a complete file without pickled objects",
             next_step=AGAIN,
         ) from error
 
 
 def read_sizes(name: str, path: Path, known: Format) -> tuple[int, int]:
-    """Return (d_in, d_sae) as the shape of the weights says, without reading them."""
+    """Return (d_in, d_sae) from the shape of the weights, without reading them."""
     held = known.tensors["W_enc"]
     with _open(name, path) as file:
         _require(name, file, held.name, known)
         shape = file.shape(held.name)
     if len(shape) != 2:
-        raise SaeError(f"{name} has {held.name} of the wrong shape", got=shape, expected="a matrix", next_step=AGAIN)
+        raise SaeError(f"{name} has {held.name} with the wrong shape", got=shape, expected="a matrix", next_step=AGAIN)
     return (shape[1], shape[0]) if held.transposed else (shape[0], shape[1])
 
 
@@ -107,27 +107,28 @@ def read_arrays(
     """Return the arrays named in `shapes` (our names, our orientation) in float32.
 
     Raises:
-        SaeError: an array that is missing, of another shape or not finite; one that an SAE of this `architecture` does
-            not use.
+        SaeError: an array that is missing, mis-shaped or not finite, or that this `architecture` does not use.
     """
     arrays: dict[str, Tensor] = {}
     with _open(name, path) as file:
         for other in sorted(file.names() & set(known.refused)):
             if not bool((file.read(other) == 1).all()):
                 raise SaeError(
-                    f"{name} holds more than an SAE",
+                    f"{name} contains more than an SAE",
                     got=other,
                     expected=", ".join(held.name for held in known.tensors.values()),
-                    next_step="Pick an SAE without it: what it does cannot be written as an encoder and a decoder.",
+                    next_step="Use an SAE without it; its effect cannot be expressed by an encoder and a decoder.",
                 )
         unused = file.names() - {known.tensors[ours].name for ours in shapes} - set(known.refused)
         if known.exact and unused:
             raise SaeError(
-                f"{name} holds arrays that a {architecture} SAE does not use",
+                f"{name} contains arrays that the architecture {architecture} does not use",
                 got=", ".join(sorted(unused)),
                 expected=", ".join(known.tensors[ours].name for ours in shapes),
-                next_step=f"{known.config} and the weights do not fit each other: correct the architecture there, or "
-                "write the SAE again.",
+                next_step=(
+                    f"{known.config} and the weights do not match. Correct the architecture in {known.config}, "
+                    "or save the SAE again."
+                ),
             )
         for ours, shape in shapes.items():
             held = known.tensors[ours]
@@ -136,7 +137,7 @@ def read_arrays(
             array = array.T.contiguous() if held.transposed else array
             if tuple(array.shape) != shape:
                 raise SaeError(
-                    f"{name} has {held.name} of the wrong shape",
+                    f"{name} has {held.name} with the wrong shape",
                     got=tuple(array.shape),
                     expected=f"{shape} [{'d_in, d_sae' if ours == 'W_enc' else 'by its other arrays and settings'}]",
                     next_step=AGAIN,
@@ -152,8 +153,8 @@ def read_arrays(
 def _require(name: str, file: ArrayFile, wanted: str, known: Format) -> None:
     if wanted not in file.names():
         raise SaeError(
-            f"{name} lacks a tensor",
+            f"{name} has a missing tensor",
             got=f"no {wanted}",
             expected=f"{', '.join(held.name for held in known.tensors.values())}, as {known.title} has",
-            next_step=f"Check the format in {known.config}, or write the SAE again.",
+            next_step=f"Check the format in {known.config}, or save the SAE again.",
         )

@@ -1,11 +1,12 @@
-"""One sparse autoencoder a layer, read from the formats of `sae.formats` without importing sae_lens (6 seconds).
+"""One sparse autoencoder per layer, read from the formats of `sae.formats` without importing sae_lens (which takes 6
+seconds).
 
     pre = (x - b_dec if apply_b_dec_to_input else x) @ W_enc + b_enc
     a   = relu(pre) * (pre > threshold)          jumprelu;   a = relu(pre)   standard
     x^  = a @ W_dec + b_dec
 
-Opening reads (and fetches) the small files of settings only; weights are read when a layer is asked for and kept up to
-`cache_bytes` (at 16k latents and d_model 2560 one SAE is 335 MB).
+Opening reads (and downloads) only the small settings files. Weights are read when a layer is requested, and cached up
+to `cache_bytes` (one SAE with 16k latents and d_model 2560 has 335 MB).
 """
 
 import re
@@ -51,17 +52,17 @@ class Sae:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the weights take."""
+        """Bytes of the weights."""
         tensors = (self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.threshold)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def pre_activations(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """Return what the activation function receives."""
+        """Return the input of the activation function."""
         centred = x - self.b_dec if self.apply_b_dec_to_input else x
         return centred @ self.W_enc + self.b_enc
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """Return the activations, 0 where a latent does not fire."""
+        """Return the activations; 0 if a latent does not fire."""
         pre = self.pre_activations(x)
         return pre.relu() * (pre > self.threshold)
 
@@ -74,7 +75,7 @@ class Sae:
         return activations @ self.W_dec + self.b_dec
 
     def only(self, latents: Sequence[int]) -> "Sae":
-        """Return the SAE of some latents alone."""
+        """Return the SAE restricted to some latents."""
         return replace(
             self,
             W_enc=self.W_enc[:, latents],
@@ -92,7 +93,7 @@ class Sae:
 
 
 class SaeBank:
-    """The SAEs of a model: what there is (`rows`), and each one's weights when asked for (`load`)."""
+    """The SAEs of a model: their description (`rows`), and their weights on request (`load`)."""
 
     def __init__(self, ref: SaeRef, found: Found, stated: dict[int, Stated], *, d_model: int, cache_bytes: int) -> None:
         self.ref = ref
@@ -105,16 +106,16 @@ class SaeBank:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that have an SAE, in order."""
+        """Layers with an SAE, in order."""
         return tuple(row.layer for row in self.rows)
 
     @property
     def revision(self) -> str | None:
-        """Commit of the repository that the SAEs are of; None for a folder."""
+        """Commit of the SAEs' repository; None for a folder."""
         return self._found.source.revision
 
     def row(self, layer: int) -> SaeRow:
-        """Return what the SAE of `layer` is, without reading its weights.
+        """Return the description of the SAE of `layer`, without reading its weights.
 
         Raises:
             SaeError: no SAE for this layer.
@@ -123,17 +124,17 @@ class SaeBank:
             raise SaeError(
                 f"no SAE for layer {layer} in {self.ref.location}",
                 got=f"layers {', '.join(map(str, self.layers))}",
-                next_step="Leave this layer out, or name a bank that has it.",
+                next_step="Leave this layer out, or use SAEs that include it.",
             )
         return self.rows[self.layers.index(layer)]
 
     def fetch(self, layers: Sequence[int], progress: Progress) -> None:
-        """Bring the weights of `layers` to this machine, counting bytes on `progress`; folders have them already.
+        """Download the weights of `layers`, counting bytes on `progress`; nothing to do for folders.
 
-        The first is read before the others come, so that SAEs of another width are refused after one.
+        The first SAE is read before the others are downloaded, so that SAEs with a wrong width are rejected after one.
 
         Raises:
-            SaeError: as `load`.
+            SaeError: see `load`.
             HubError: see `hub.fetch_folder`.
         """
         wanted = {layer: _weights(self._found.of_layer[self.row(layer).layer]) for layer in layers}
@@ -166,9 +167,9 @@ class SaeBank:
         return sae
 
     def latent_page(self, layer: int) -> str | None:
-        """Return the address of a latent's Neuronpedia page, with {latent} in it, where its set is known.
+        """Return the URL template of a latent's Neuronpedia page, containing {latent}, if its set is known.
 
-        sae_lens' registry names the set of some SAEs, and sae_lens writes it into the metadata of those it saves.
+        sae_lens' registry contains the set of some SAEs, and sae_lens saves it in the metadata of its SAEs.
         """
         named = self._found.of_layer[layer].neuronpedia or self._stated[layer].neuronpedia
         if not isinstance(named, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", named):
@@ -179,7 +180,7 @@ class SaeBank:
 def open_bank(
     ref: SaeRef, d_model: int, *, cache_bytes: int = CACHE_BYTES, progress: Progress | None = None
 ) -> SaeBank:
-    """Open the bank at `ref`; `d_model` is the width that its SAEs must read (`residual.site_width` for attn_out).
+    """Open the bank at `ref`; `d_model` is the required input width of its SAEs (`residual.site_width` for attn_out).
 
     Raises:
         SaeError: no such folder or release, no SAE in it, unreadable or unsupported settings, another width or site.
@@ -191,7 +192,7 @@ def open_bank(
 
 
 def _state(ref: SaeRef, layer: int, place: Place, source: Source, d_model: int) -> Stated:
-    """Read what the files say of one SAE, and refuse what does not fit; its sizes are those of its weights if here."""
+    """Read the description of one SAE and reject mismatches; the sizes are those of its weights if they are here."""
     name = _name(ref, place)
     config = _read_config(name, place, source) | dict(place.overrides)
     stated = place.known.read(name, place.place, config)
@@ -208,15 +209,15 @@ def _state(ref: SaeRef, layer: int, place: Place, source: Source, d_model: int) 
 def _check_width(name: str, d_in: int, ref: SaeRef, d_model: int) -> None:
     if d_in != d_model:
         raise SaeError(
-            f"{name} reads another width than the model's {ref.site}",
+            f"{name} does not match the width of the model's {ref.site}",
             got=f"d_in {d_in}",
             expected=d_model,
-            next_step="Pick SAEs trained on this model and site.",
+            next_step="Use SAEs trained on this model and site.",
         )
 
 
 def _read_config(name: str, place: Place, source: Source) -> dict[str, Any]:
-    """Return the settings of an SAE; {} where its format has none, or where Gemma Scope 2 left them out."""
+    """Return the settings of an SAE; empty if its format has none, or if Gemma Scope 2 lacks them."""
     file = place.known.config
     if file is None:
         return {}
@@ -237,17 +238,18 @@ def _read_config(name: str, place: Place, source: Source) -> dict[str, Any]:
 
 
 def _check_hook(name: str, hook: str | None, ref: SaeRef, layer: int) -> None:
-    """Refuse an SAE whose file says that it was trained on another site or layer; a file that says nothing passes."""
+    """Reject an SAE that was trained on another site or layer according to its file; a file without this information
+    passes."""
     trained = hook_site(hook) if hook else None
     if trained is not None and trained != (layer, ref.site):
         if trained[1] == ref.site:
-            step = f"Name its folder after layer {trained[0]}, or put the SAE of layer {layer} there."
+            step = f"Rename the folder to layer {trained[0]}, or replace the SAE with that of layer {layer}."
         elif trained[1]:
-            step = f"Name SAEs trained on {ref.site}, or the site that these read."
+            step = f"Use SAEs trained on {ref.site}, or set site to the one that these were trained on."
         else:
-            step = f"Pick SAEs trained on one of {', '.join(dict.fromkeys(SITE_OF_HOOK.values()))}."
+            step = f"Use SAEs trained on one of {', '.join(dict.fromkeys(SITE_OF_HOOK.values()))}."
         raise SaeError(
-            f"{name} was trained on another place in the model",
+            f"{name} was trained on another layer or site",
             got=hook,
             expected=f"{ref.site} of layer {layer}",
             next_step=step,
@@ -265,7 +267,7 @@ def _row(ref: SaeRef, layer: int, place: Place, stated: Stated) -> SaeRow:
 
 
 def _named_width(identity: str) -> int:
-    """Return the number of latents that a name such as width_16k promises, 0 for a name that promises none."""
+    """Return the number of latents according to a name such as width_16k; 0 if the name contains none."""
     match = re.search(r"width_(\d+)([km]?)|(\d+)x(?![a-z0-9])", identity)
     return int(match[1]) * WIDTHS.get(match[2], 1) if match and match[1] else 0
 
@@ -274,7 +276,7 @@ def _read_sae(ref: SaeRef, found: Found, row: SaeRow, stated: Stated, d_model: i
     place = found.of_layer[row.layer]
     name = _name(ref, place)
     path = found.source.here(_weights(place))
-    assert path is not None, f"{name} is fetched before it is read"
+    assert path is not None, f"{name} must be downloaded before it is read"
     d_in, d_sae = read_sizes(name, path, place.known)
     _check_width(name, d_in, ref, d_model)
     shapes = {

@@ -1,9 +1,9 @@
-"""Which latents fire in which document, counted without a decoder and without a dense activation.
+"""Count which latents fire in which document, without a decoder and without dense activations.
 
-    pre = x @ W_enc + b_enc  into one buffer,  fires = pre > max(threshold, 0),  then only what fires is looked at
+    pre = x @ W_enc + b_enc  into one buffer,  fires = pre > max(threshold, 0),  then only firing entries are read
 
-Each layer's SAE is read once a super-batch (`documents`), and only the table of what fired (`rates`) grows with the
-corpus. Everything is float32 (TF32 stays off), sums are float64.
+Each layer's SAE is read once per super-batch (`documents`), and only the table of firing entries (`rates`) grows with
+the corpus. Everything is float32 (without TF32), and sums are float64.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from stethoscope.sae.documents import BATCH_TOKENS, CAPTURE_BYTES, Document, lis
 from stethoscope.sae.rates import FiringRates, LayerTable, stack_tables
 
 CHUNK_TOKENS = 512  # tokens encoded at once: [512, 16k] is 32 MB
-CHUNK_BYTES = 128 << 20  # a wide SAE takes fewer tokens at once
+CHUNK_BYTES = 128 << 20  # a wide SAE encodes fewer tokens at once
 
 
 def count_firing(
@@ -36,15 +36,16 @@ def count_firing(
     capture_bytes: int = CAPTURE_BYTES,
     progress: Progress | None = None,
 ) -> FiringRates:
-    """Listen to `documents` at `layers` (every layer of the bank where None); see `documents` for the other options.
+    """Measure the latents at `layers` (all layers of the bank if None) on `documents`; see `documents` for the other
+    options.
 
-    Counts each document on `progress` (which the caller has started) and looks for a cancel between batches and layers.
+    Counts each document on `progress` (which the caller has started) and checks for cancel between batches and layers.
 
     Raises:
-        SaeError: a layer that the bank or the model lacks, or a broken SAE.
-        CorpusError: a document without a token.
+        SaeError: a layer missing in the bank or the model, or an invalid SAE.
+        CorpusError: a document without tokens.
         CheckpointError: activations that are not finite.
-        Cancelled: asked to stop.
+        Cancelled: the job was stopped.
     """
     progress = progress or Progress()
     chosen = tuple(bank.layers if layers is None else layers)
@@ -73,14 +74,14 @@ def count_firing(
 
 
 def check_layers(loaded: LoadedModel, bank: SaeBank, layers: Sequence[int]) -> None:
-    """Raise `SaeError` for the first of `layers` that the bank or the model lacks."""
+    """Raise `SaeError` for the first of `layers` missing in the bank or the model."""
     for layer in layers:
         bank.row(layer)
         if layer >= loaded.layout.n_layers:
             raise SaeError(
                 f"{bank.ref.location} has an SAE for layer {layer}",
-                got=f"a model of {loaded.layout.n_layers} layers",
-                next_step="Pick SAEs trained on this model.",
+                got=f"a model with {loaded.layout.n_layers} layers",
+                next_step="Use SAEs trained on this model.",
             )
 
 
@@ -95,7 +96,7 @@ def sum_by_document(
     *,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> LayerTable:
-    """Return firing rates and mass of the documents whose tokens stand one after another in `x`."""
+    """Return firing rates and mass of the documents whose tokens are concatenated in `x`."""
     assert int(n_tokens.sum()) == len(x), f"documents of {int(n_tokens.sum())} tokens in all, {len(x)} vectors"
     owner = torch.repeat_interleave(torch.from_numpy(n_tokens)).to(x.device)  # [n_tokens] -> document
     size = min(chunk_tokens, max(CHUNK_BYTES // (4 * sae.d_sae), 1), max(len(x), 1))
@@ -103,7 +104,7 @@ def sum_by_document(
     fires = torch.empty(size, sae.d_sae, dtype=torch.bool, device=x.device)
     cut = sae.threshold.clamp(min=0)
     columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # document, latent, count, sum of activations
-    begun: tuple[Tensor, Tensor] | None = None  # counts and sums of a document that goes on in the next chunk
+    begun: tuple[Tensor, Tensor] | None = None  # counts and sums of a document that continues in the next chunk
     for start in range(0, len(x), size):
         chunk = x[start : start + size]
         centred = chunk - sae.b_dec if sae.apply_b_dec_to_input else chunk
@@ -134,8 +135,8 @@ def sum_by_document(
 def _sums_by_row(
     rows: Int[Tensor, " n"], latents: Int[Tensor, " n"], values: Float[Tensor, " n"], shape: tuple[int, int]
 ) -> tuple[Int[Tensor, "rows d_sae"], Float64[Tensor, "rows d_sae"]]:
-    """Return how many entries each (row, latent) has, and the sum of their values."""
+    """Return the number of entries of each (row, latent), and the sum of their values."""
     place = rows * shape[1] + latents
     counts = torch.bincount(place, minlength=shape[0] * shape[1])
     sums = torch.bincount(place, values.double(), minlength=shape[0] * shape[1])
-    return counts.view(shape), sums.view(shape).double()  # without an entry, torch counts in integers
+    return counts.view(shape), sums.view(shape).double()  # without entries, torch counts in integers

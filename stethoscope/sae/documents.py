@@ -1,9 +1,9 @@
-"""One forward pass over each document, its activations handed on in super-batches of bounded bytes.
+"""Run each document once, and yield activations in super-batches of limited size.
 
-Documents run in batches of about equal length, batches in super-batches: the activations of all layers are captured
-for as many tokens as `capture_bytes` holds, handed on, and let go. Memory grows with the super-batch, never with the
-corpus, and whoever reads an SAE a layer reads it once a super-batch. BOS and padding are dropped: the first position
-carries massive activations.
+Documents are grouped into batches of similar length, and batches into super-batches. The activations of all layers are
+captured for as many tokens as fit into `capture_bytes`, yielded and released. Memory depends on the super-batch, not on
+the corpus, and each SAE is read once per super-batch. BOS and padding are dropped, because the first position has
+massive activations.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ CAPTURE_BYTES = 1 << 30  # 3,000 tokens of a 4B model's 34 layers
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text to listen to: a problem (or control text), its solution where it has one, and its subject."""
+    """One document: a problem or control text, its solution if any, and its subject."""
 
     problem: str
     solution: str | None
@@ -36,12 +36,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class SuperBatch:
-    """What was heard of some documents.
+    """Activations of some documents.
 
     Attributes:
         documents: positions of the documents, in the order of their vectors.
-        n_tokens: kept tokens of each of them.
-        captured: layer -> [sum of n_tokens, d] in float32; taking a layer out lets its memory go.
+        n_tokens: number of kept tokens of each document.
+        captured: layer -> [sum of n_tokens, d] in float32; taking out a layer releases its memory.
     """
 
     documents: list[int]
@@ -65,9 +65,9 @@ class SuperBatch:
 
 
 def tokenise(loaded: LoadedModel, documents: Sequence[Document], tokens: Literal["prompt", "all"]) -> list[list[int]]:
-    """Return the token ids of each document, with BOS where the tokenizer adds one.
+    """Return the token ids of each document, with BOS if the tokenizer adds it.
 
-    tokens="prompt" takes the problem's own text, without frame or shots; "all" takes problem, blank line, solution.
+    tokens="prompt" uses the text of the problem without few-shot examples; "all" uses problem, blank line and solution.
 
     Raises:
         CorpusError: a document without a token.
@@ -80,9 +80,9 @@ def tokenise(loaded: LoadedModel, documents: Sequence[Document], tokens: Literal
     for document, row in zip(documents, rows, strict=True):
         if len(row) <= loaded.skipped_tokens:
             raise CorpusError(
-                f"a document of {document.subject} has no text",
+                f"a document of {document.subject} is empty",
                 got=repr(document.problem),
-                next_step="Leave it out of the corpus.",
+                next_step="Remove it from the corpus.",
             )
     return rows
 
@@ -98,10 +98,10 @@ def listen(
     capture_bytes: int = CAPTURE_BYTES,
     progress: Progress,
 ) -> Iterator[SuperBatch]:
-    """Run every row (see `tokenise`) once and yield what `layers` said at `site`, `d` wide.
+    """Run every row (see `tokenise`) once and yield the activations of `layers` at `site`, with width `d`.
 
-    A forward pass sees at most `batch_tokens` padded tokens, and captured vectors take at most `capture_bytes` (a
-    single row is always let through). Looks for a cancel before each forward pass.
+    A forward pass has at most `batch_tokens` padded tokens, and captured vectors take at most `capture_bytes` (a single
+    row is always allowed). Checks for cancel before each forward pass.
     """
     budget = capture_bytes // (4 * d)  # vectors of one token at one layer
     at_once = batches_by_length(rows, min(batch_tokens, budget // (2 * len(layers) + 1)))
@@ -126,7 +126,7 @@ def _capture(
     start: int,
     n_kept: int,
 ) -> int:
-    """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return how many."""
+    """Run one batch and write its kept tokens to `captured` ([n_kept, d] a layer) from `start`; return their number."""
     padded = loaded.batch(batch)
     with torch.no_grad(), capture_residual(loaded, layers, site) as heard, up_to_layer(loaded, max(layers)):
         loaded.decoder(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
@@ -142,7 +142,7 @@ def _capture(
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield positions of rows of about equal length, at most `batch_tokens` padded tokens (at least one row)."""
+    """Yield positions of rows of similar length, with at most `batch_tokens` padded tokens (at least one row)."""
     batch: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if batch and (len(batch) + 1) * len(rows[i]) > batch_tokens:
@@ -158,8 +158,8 @@ def _runs(
 ) -> Iterator[list[list[int]]]:
     """Yield runs of batches whose captured vectors fit `budget` (at least one batch).
 
-    At the worst moment these are there: the run's kept tokens and its largest padded batch, at every layer, and the
-    kept tokens of that batch at the layer that is being copied.
+    Peak memory consists of the run's kept tokens and its largest padded batch at every layer, and the kept tokens of
+    that batch at the layer being copied.
     """
     run: list[list[int]] = []
     n_kept = 0

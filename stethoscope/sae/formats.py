@@ -1,4 +1,4 @@
-"""How published SAEs lie on disk, and what each format's numbers mean.
+"""File formats of published SAEs, and the meaning of their arrays.
 
     sae_lens         cfg.json, sae_weights.safetensors              W_enc [d, F], W_dec [F, d]
     Gemma Scope 2    config.json, params.safetensors                w_enc [d, F], w_dec [F, d], JumpReLU
@@ -7,8 +7,8 @@
                      one threshold t for all latents; the SAE reads s x with s = sqrt(d) / (mean norm of its input):
                      W_enc <- s W_enc, W_dec <- W_dec / s, b_dec <- b_dec / s, threshold <- s t
 
-The conventions are those of sae_lens' loaders, and a test holds each against them. Hook names: sae_lens' and
-TransformerLens' blocks.l.hook_resid_post, blocks.l.hook_mlp_out (behind the post-norm where there is one) and
+The conventions are those of sae_lens' loaders, which a test compares with each format. Hook names: sae_lens' and
+TransformerLens' blocks.l.hook_resid_post, blocks.l.hook_mlp_out (after the post-norm if there is one) and
 blocks.l.attn.hook_z (input of o_proj), or Gemma Scope 2's module paths.
 """
 
@@ -35,14 +35,14 @@ SITE_OF_REPOSITORY: dict[str, Site] = {"-res": "resid_post", "-mlp": "mlp_out", 
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the files of an SAE say of it before its weights are read.
+    """Description of an SAE from its files, before its weights are read.
 
     Attributes:
-        d_in, d_sae: sizes; None where only the weights tell.
-        hook: where it was trained, in the file's own words; None where it says nothing.
-        input_scale: factor on its input, to be folded into the weights.
-        threshold: of every latent, where the weights hold none.
-        model: what it was trained on, in the file's own words.
+        d_in, d_sae: sizes; None if they are known only from the weights.
+        hook: hook that it was trained on, as written in the file; None if unknown.
+        input_scale: factor of its input, to be folded into the weights.
+        threshold: threshold of all latents if the weights contain none.
+        model: model that it was trained on, as written in the file.
     """
 
     d_in: int | None
@@ -58,7 +58,7 @@ class Stated:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The name that a format gives a matrix or vector, and whether it keeps it transposed."""
+    """The name of a matrix or vector in a format, and whether it is stored transposed."""
 
     name: str
     transposed: bool = False
@@ -66,16 +66,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to write an SAE.
+    """A file format of SAEs.
 
     Attributes:
-        config: file with its settings; None where there is none.
-        weights: file with its arrays.
-        read: from the name of the SAE, its place and the settings ({} without a file) to what is stated.
-        tensors: what each of our arrays is called.
-        refused: arrays that make it something else than an SAE, unless all ones (a scale that changes nothing).
+        config: settings file; None if there is none.
+        weights: file of the arrays.
+        read: function from the SAE's name, place and settings ({} without a file) to `Stated`.
+        tensors: name of each of our arrays in this format.
+        refused: arrays that make it something other than an SAE, unless they are all ones.
         config_optional: whether an SAE without its settings can be read.
-        exact: whether an array that the architecture does not use is refused, as sae_lens does with its own format.
+        exact: whether arrays that the architecture does not use are rejected, as in sae_lens' own format.
     """
 
     title: str
@@ -97,12 +97,12 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
         raise _transcoder(name, f"architecture {architecture!r}")
     if architecture not in ARCHITECTURES:
         raise SaeError(
-            f"{name} is of an unsupported kind",
+            f"{name} has an unsupported architecture",
             got=f"architecture {architecture!r}",
             expected=" or ".join(ARCHITECTURES),
             next_step="Save it again with sae_lens' save_inference_model, which writes a BatchTopK SAE as jumprelu."
             if architecture == "batchtopk"
-            else "Pick SAEs of one of these: this kind cannot be converted into them.",
+            else "Use SAEs with one of these architectures; this one cannot be converted.",
         )
     normalised = config.get("normalize_activations", "none")
     if normalised not in ("none", False, None):
@@ -110,19 +110,19 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
             f"{name} normalises its input",
             got=f"normalize_activations {normalised!r}",
             expected="'none'",
-            next_step="Fold the normalisation into the weights with sae_lens first."
+            next_step="First fold the normalisation into the weights with sae_lens."
             if normalised == "expected_average_only_in"
-            else "Pick other SAEs: a factor that depends on each input cannot be folded into the weights.",
+            else "Use other SAEs; a factor that depends on the input cannot be folded into the weights.",
         )
     hook, neuronpedia = told.get("hook_name", told.get("hook_point")), told.get("neuronpedia_id")
     trained = hook_site(hook) if isinstance(hook, str) else None
     layer, model = told.get("hook_layer"), told.get("model_name")
     if trained is not None and isinstance(layer, int) and layer != trained[0]:
         raise SaeError(
-            f"{name} says that it was trained on another layer than its hook",
+            f"{name} has conflicting settings for its layer",
             got=f"hook_layer {layer}",
             expected=f"{trained[0]}, as in {hook}",
-            next_step="Find out which of the two is right, and correct the other in cfg.json.",
+            next_step="Find out which one is right, and correct the other in cfg.json.",
         )
     return Stated(
         d_in=_size(name, config, "d_in"),
@@ -138,10 +138,10 @@ def _read_sae_lens(name: str, place: str, config: Mapping[str, Any]) -> Stated:
 def _read_gemma_scope_2(name: str, place: str, config: Mapping[str, Any]) -> Stated:
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise SaeError(
-            f"{name} is of an unsupported kind",
+            f"{name} has an unsupported architecture",
             got=f"architecture {config['architecture']!r}",
             expected="'jump_relu'",
-            next_step="Pick SAEs of this kind.",
+            next_step="Use SAEs with this architecture.",
         )
     refuse_transcoder(name, place)
     for field in ("hf_hook_point_out", "affine_connection"):
@@ -185,17 +185,17 @@ def _size(name: str, config: Mapping[str, Any], field: str) -> int:
 
 
 def _no_setting(name: str, config: Mapping[str, Any], field: str, value: object, *, expected: str) -> SaeError:
-    """Return the error for a setting that is missing, or is there and is nothing to compute with."""
+    """Return the error for a missing or unusable setting."""
     return SaeError(
         f"the settings of {name} have no usable {field}",
         got=f"{field} {value!r}" if value is not None else f"no {field}",
         expected=expected,
-        next_step="Correct its settings, or write the SAE again.",
+        next_step="Correct its settings, or save the SAE again.",
     )
 
 
 def refuse_transcoder(name: str, place: str) -> None:
-    """Raise `SaeError` where the folder or repository is named after transcoders, of one layer or across layers."""
+    """Raise `SaeError` if the folder or repository is named after transcoders, within or across layers."""
     match = re.search(r"transcoder|(?<![a-z])clt(?![a-z])", place)
     if match:
         raise _transcoder(name, f"{match[0]} in {place}")
@@ -205,13 +205,13 @@ def _transcoder(name: str, got: str) -> SaeError:
     return SaeError(
         f"{name} is a transcoder",
         got=got,
-        expected="an SAE, which reads and reconstructs one place",
-        next_step="Pick a release of residual, MLP or attention SAEs.",
+        expected="an SAE that reads and reconstructs the same activations",
+        next_step="Use a release of residual, MLP or attention SAEs.",
     )
 
 
 def _hook_by_name(place: str, sites: Mapping[str, Site]) -> str | None:
-    """Return the hook that the names of folder and repository stand for, None where they tell nothing."""
+    """Return the hook derived from the names of folder and repository; None if they contain none."""
     for part, site in sites.items():
         if re.search(rf"{part}(?![a-z])", place):
             hook = next(hook for hook, known in SITE_OF_HOOK.items() if known == site)
@@ -220,13 +220,13 @@ def _hook_by_name(place: str, sites: Mapping[str, Site]) -> str | None:
 
 
 def layer_of(place: str) -> int | None:
-    """Return the layer that an SAE's id, folder or file is named after, None where it names none."""
+    """Return the layer in the name of an SAE's id, folder or file; None if there is none."""
     match = re.search(r"(?:layer_?|blocks\.|layers[._])(\d+)(?!\d)|(?:^|[/-])[lL](\d+)[rmaRMA](?![a-z])", place)
     return int(match[1] or match[2]) if match else None
 
 
 def hook_site(hook: str) -> tuple[int, Site | None] | None:
-    """Return layer and site of a hook's name; the site is None where it is none of ours, all None for other words."""
+    """Return layer and site of a hook name; the site is None if it is unsupported, and both are None for other text."""
     match = re.fullmatch(r"(?:blocks|.*\blayers)\.(\d+)\.(.+)", hook)
     return None if match is None else (int(match[1]), SITE_OF_HOOK.get(match[2]))
 
@@ -264,19 +264,21 @@ PICKLED = ("dictionary_learning_1", "deepseek_r1", "goodfire", "qwen_scope")
 
 
 def format_of_loader(release: str, loader: str) -> Format:
-    """Return the format behind the name of sae_lens' loader.
+    """Return the format of sae_lens' loader with this name.
 
     Raises:
-        SaeError: one that is kept as a pickle (which can run code), or that is no SAE of one site.
+        SaeError: a format stored as a pickle (which can run code), or not an SAE of one site.
     """
     if loader in OF_LOADER:
         return OF_LOADER[loader]
     raise SaeError(
         f"the SAEs of {release} cannot be read",
-        got=f"sae_lens' {loader} format" + (", kept as pickles" if loader in PICKLED else ""),
+        got=f"sae_lens' {loader} format" + (", stored as pickles" if loader in PICKLED else ""),
         expected=", ".join(known.title for known in FORMATS),
-        next_step="Load them once with sae_lens and, if they are standard or jumprelu, save_model each to layer_0, "
-        "layer_1, ..., and name that folder."
+        next_step=(
+            "Load them once with sae_lens and, if they are standard or jumprelu, save each with save_model to "
+            "layer_0, layer_1, ...; then use that folder."
+        )
         if loader in PICKLED
-        else "Pick a release of residual, MLP or attention SAEs.",
+        else "Use a release of residual, MLP or attention SAEs.",
     )

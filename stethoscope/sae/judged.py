@@ -1,6 +1,6 @@
-"""The latents that one half of the documents selects and what the other half says of them, for many draws at once.
+"""Cross-fitting for many draws at once: latents selected on one half of the documents and evaluated on the other.
 
-Of the latents of a layer, few can be among the k largest p_j - q_j of any row. A block of draws is computed so:
+Few latents of a layer can be among the k largest p_j - q_j of any row. A block of draws is computed as follows:
 
 1. t, a lower bound of every row's k-th largest difference, is taken from the rows before (at first: from the k-th
    largest among the latents with the largest rates, which is at most the k-th largest of all).
@@ -24,33 +24,34 @@ from stethoscope.sae.resampling import Draws
 from stethoscope.sae.sample import ROUNDING, LayerSample, Ordered
 from stethoscope.sae.top_k import SAME_RATE, Selection
 
-FIRST_COLUMNS = 1024  # latents looked at before a bound is known
-MARGIN = 0.1  # of a bound: rows to come may have a lower k-th largest, and computing a block again costs more
+FIRST_COLUMNS = 1024  # latents evaluated before a bound is known
+MARGIN = 0.1  # of a bound: later rows can have a smaller k-th largest value, and recomputing a block is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """How much is held at once on a kind of device: rows of weights, latents multiplied, elements of what is kept."""
+    """Block sizes for a device type: rows of weights, latents multiplied, elements kept."""
 
     rows: int
     columns: int
     kept: int
 
 
-BLOCKS = {"cpu": Block(512, 512, 1 << 20), "cuda": Block(1 << 12, 1 << 11, 1 << 23)}  # a cache; 32 MB a table
+BLOCKS = {"cpu": Block(512, 512, 1 << 20), "cuda": Block(1 << 12, 1 << 11, 1 << 23)}  # a CPU cache; 32 MB per table
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Selections of some draws. Rows are halves: row r ^ 1 is the other half of row r's split and judges its choice.
+    """Selections of some draws. Rows are halves: row r ^ 1 is the other half of row r's split and evaluates its
+    selection.
 
     Attributes:
         sample: the layer's live latents.
-        ordered: its latents in the order of the columns.
+        ordered: the latents in the order of the columns.
         weights: weights of the documents in each half.
         chosen: the latents that each half selects, as columns of `ordered`.
-        delta: p - q of each of `chosen` on the judging half.
-        n_columns: the first latents of `ordered`, which hold all of `chosen`.
+        delta: p - q of each of `chosen` on the evaluating half.
+        n_columns: number of first latents of `ordered` that include all of `chosen`.
     """
 
     sample: LayerSample
@@ -66,14 +67,16 @@ class Judged:
         return self.weights.clamp(min=0), (-self.weights).clamp(min=0)
 
     def means(self, table: Float[Tensor, "n columns"]) -> tuple[Float[Tensor, " hits"], Float[Tensor, " hits"]]:
-        """Return the means of the chosen columns of `table` over the judging half's domain and control documents."""
+        """Return the means of the chosen columns of `table` over the domain and control documents of the evaluating
+        half."""
         columns, where = self.chosen.columns.unique(return_inverse=True)
         few, judging = table.index_select(1, columns), self.chosen.rows ^ 1
         domain, control = (side @ few for side in self.sides)
         return domain[judging, where], control[judging, where]
 
     def total_mass(self) -> tuple[Float[Tensor, " hits"], Float[Tensor, " hits"]]:
-        """Return the mean mass of all latents over the judging half's domain and control documents, for each hit."""
+        """Return the mean mass of all latents over the domain and control documents of the evaluating half, for each
+        hit."""
         assert self.sample.total_mass is not None, "a sample without activation mass"
         mass, least = self.sample.total_mass.to(self.weights.dtype), torch.finfo(torch.float32).tiny
         domain, control = ((side @ mass).clamp(min=least)[self.chosen.rows ^ 1] for side in self.sides)
@@ -82,14 +85,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """The columns in which some row reaches a bound, ascending, and their differences."""
+    """The columns in which any row reaches a bound, ascending, with their differences."""
 
     columns: Int[Tensor, " columns"]
     delta: Float[Tensor, "rows columns"]
 
 
 def judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[Judged]:
-    """Yield the selections of all draws in order, a block of draws at a time, with their values on the other half."""
+    """Yield the selections of all draws in order, in blocks of draws, with their values on the other half."""
     ordered = Ordered(
         sample, domain=draws.domain, control=draws.control, largest_weight=draws.largest_weight, dtype=draws.dtype
     )
@@ -116,7 +119,7 @@ def judged(sample: LayerSample, draws: Draws, progress: Progress) -> Iterator[Ju
             start = rows.stop
             bound = needed - MARGIN * abs(needed) if bound == -np.inf else bound
         elif needed == -np.inf < bound:
-            bound, n_columns = -np.inf, first  # too few were kept to tell a bound
+            bound, n_columns = -np.inf, first  # too few were kept for a bound
             continue
         else:
             bound = needed - MARGIN * abs(needed)
@@ -132,7 +135,7 @@ def _reaching(
     *,
     whole: bool,
 ) -> _Kept | None:
-    """Multiply, and keep columns in which some row reaches `bound`; None where they are too many, unless `whole`."""
+    """Multiply and keep the columns in which any row reaches `bound`; None if there are too many, unless `whole`."""
     product = weights.new_empty(len(weights) * min(block.columns, len(can_reach)))
     columns, parts, n_kept = [], [], 0
     for some in can_reach.split(block.columns):

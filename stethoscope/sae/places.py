@@ -1,6 +1,6 @@
 """Where the SAEs of a bank lie: in a folder, in a hub repository, or in a release of sae_lens' registry.
 
-However they are named, each layer ends with one place: a folder of files, here or fetched when asked for. Of several
+However they are named, each layer ends with one place: a folder of files, here or downloaded when asked for. Of several
 SAEs a layer (Gemma Scope has sites, widths and densities), `site`, `width` and `l0` say which; two that remain are a
 mistake.
 """
@@ -36,7 +36,7 @@ class Folder:
         return self.root / name
 
     def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Do nothing: what is not there cannot be fetched."""
+        """Do nothing: what is not there cannot be downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class Repository:
     revision: str
 
     def here(self, name: str) -> Path | None:
-        """Return the path of the file in the hub's cache, None where it was not fetched."""
+        """Return the path of the file in the hub's cache, None if it was not downloaded."""
         path = self.root / name
         return path if path.is_file() else None
 
     def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Fetch what the cache lacks; see `hub.fetch_folder`."""
+        """Download what the cache lacks; see `hub.fetch_folder`."""
         fetch_folder(self.repo_id, revision=self.revision, patterns=names, progress=progress)
 
 
@@ -117,20 +117,20 @@ class _Published:
 
 
 def plan_saes(ref: SaeRef, progress: Progress) -> FetchPlan | None:
-    """Return what fetching all weights and settings of the SAEs of `ref` takes; None where they lie in a folder.
+    """Return what downloading all weights and settings of the SAEs of `ref` takes; None if they lie in a folder.
 
     Raises:
-        SaeError, HubError: as `find_places`, but for files that are missing while offline.
-        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
+        SaeError, HubError: as `find_places`, except for missing files when offline.
+        Cancelled: `progress` was stopped, even while waiting for the hub.
     """
     return None if local_path(ref.location) is not None else _published(ref, progress).plan(progress)
 
 
 def find_places(ref: SaeRef, progress: Progress) -> Found:
-    """Return where the SAEs of `ref` lie; fetches settings from the hub where that is, and no weights.
+    """Return the locations of the SAEs of `ref`; downloads settings from the hub if necessary, but no weights.
 
     Raises:
-        SaeError: nothing there, nothing of this width or density, several for one layer, a format that is not read.
+        SaeError: nothing found, no SAE with this width or L0, several for one layer, or an unsupported format.
         HubError: see `hub.fetch_folder`.
     """
     folder = local_path(ref.location)
@@ -139,7 +139,7 @@ def find_places(ref: SaeRef, progress: Progress) -> Found:
             raise SaeError(
                 f"no SAE folder {ref.location}",
                 got="nothing there",
-                expected="a folder with layer_0, layer_1, ..., each an SAE in sae_lens' or Gemma Scope's format",
+                expected="a folder with layer_0, layer_1, ..., each an SAE in the format of sae_lens or Gemma Scope",
                 next_step="Check the path.",
             )
         names = (file.relative_to(folder).as_posix() for file in files_of(folder, SAES, progress))
@@ -183,7 +183,7 @@ def _of_release(release: Release) -> list[Place]:
 
 
 def _scan(location: str, names: Iterable[str]) -> list[Place]:
-    """Return the folders that hold an SAE, told by the names of their files."""
+    """Return the folders with an SAE, detected by file names."""
     found: dict[str, Place] = {}
     held = sorted(names)
     for known in FORMATS:
@@ -197,21 +197,23 @@ def _scan(location: str, names: Iterable[str]) -> list[Place]:
 
 
 def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
-    """Return the SAE of each layer, of those with the width and density that are asked for."""
+    """Return the SAE of each layer with the requested width and L0."""
     with_layer = [place for place in places if layer_of(place.id) is not None]
     if not with_layer:
         raise SaeError(
             f"no SAE in {ref.location}",
-            got="no folder named after a layer",
+            got="no folder that is named after a layer",
             expected="layer_0, layer_1, ..., each an SAE in one of these formats: "
             + ", ".join(known.title for known in FORMATS),
-            next_step="Check the path, or rename the folders after their layers.",
+            next_step="Check the path, or name each folder after its layer.",
         )
     of_site = [place for place in with_layer if ref.site in (re.findall(SITE, place.id) or [ref.site])]
     if not of_site:
         named = dict.fromkeys(site for place in with_layer for site in re.findall(SITE, place.id))
         raise SaeError(
-            f"no SAE of {ref.location} reads {ref.site}", got=", ".join(named), next_step="Set site to one of these."
+            f"no SAE of {ref.location} was trained on {ref.site}",
+            got=", ".join(named),
+            next_step="Set site to one of these.",
         )
     chosen: dict[int, list[Place]] = {}
     for place in of_site:
@@ -219,7 +221,7 @@ def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
             chosen.setdefault(layer_of(place.id) or 0, []).append(place)
     if not chosen:
         raise SaeError(
-            f"no SAE of {ref.location} has this width and density",
+            f"no SAE of {ref.location} has this width and l0",
             got=f"width {ref.width or 'not given'}, l0 {ref.l0 or 'not given'}",
             expected=_choices(of_site),
             next_step="Set width and l0 to one of these.",
@@ -229,8 +231,8 @@ def _one_a_layer(ref: SaeRef, places: Sequence[Place]) -> dict[int, Place]:
             raise SaeError(
                 f"{ref.location} has several SAEs for layer {layer}",
                 got=", ".join(place.id for place in several[:4]) + (" and others" if len(several) > 4 else ""),
-                expected="one a layer",
-                next_step=f"Set width and l0 ({_choices(several)}), or name a folder that holds one a layer.",
+                expected="one per layer",
+                next_step=f"Set width and l0 ({_choices(several)}), or use a folder with one SAE per layer.",
             )
     return {layer: chosen[layer][0] for layer in sorted(chosen)}
 
@@ -240,7 +242,7 @@ def _fits(identity: str, pattern: str, wanted: str | None) -> bool:
 
 
 def _choices(places: Sequence[Place]) -> str:
-    """Return the widths and densities that the SAEs' names hold."""
+    """Return the widths and L0 values in the SAEs' names."""
     parts = []
     for title, pattern in (("width", WIDTH), ("l0", DENSITY)):
         values = list(dict.fromkeys(value for place in places for value in re.findall(pattern, place.id)))

@@ -1,10 +1,9 @@
-"""The Mann-Whitney test of many latents at once, from the documents in which each fires.
+"""Mann-Whitney test of many latents at once, from the documents in which they fire.
 
     z = max(|U - n1 n2 / 2| - 1/2, 0) / sqrt(n1 n2 / 12 ((n + 1) - sum over ties (t^3 - t) / (n (n - 1))))
 
-n = n1 + n2, p = 2 (1 - Phi(z)) = erfc(z / sqrt(2)), corrected for ties and continuity (Hollander & Wolfe 1999,
-section 4.1). Documents in which a latent does not fire are tied with each other and below all others, so that only
-those in which it fires are sorted.
+n = n1 + n2, p = 2 (1 - Phi(z)) = erfc(z / sqrt(2)), corrected for ties and continuity (Hollander & Wolfe 1999, section
+4.1). Documents in which a latent does not fire are tied and below all others, so that only the others are sorted.
 """
 
 from collections.abc import Iterator
@@ -29,11 +28,11 @@ class Ranked:
     """The entries of a sample by latent and then by rate, with their midranks among all documents.
 
     Attributes:
-        keys: grows with the latent, then with the rate; equal where both are.
-        above_silent: midrank of each entry less that of a document in which its latent does not fire, float64.
+        keys: sort key by latent, then by rate.
+        above_silent: midrank of each entry minus that of a document in which its latent does not fire, float64.
         silent: midrank of a document in which the latent does not fire.
-        tie_sum: sum of t^3 - t over each latent's groups of t equal documents, those in which it does not fire among
-            them.
+        tie_sum: sum of t^3 - t over each latent's groups of t equal documents, including the group in which it does not
+            fire.
     """
 
     documents: Int[Tensor, " entries"]
@@ -55,12 +54,14 @@ class Ranked:
         n_latents: int,
     ) -> "Ranked":
         """Sort entries; rates are float32 above 0."""
-        keys = (latents << 32) | rates.view(torch.int32).long()  # bits of floats above 0: ordered as they are
+        keys = (latents << 32) | rates.view(
+            torch.int32
+        ).long()  # bits of positive floats: their order is that of the floats
         order = _argsort(keys)
         documents, latents, keys, device = documents[order], latents[order], keys[order], keys.device
         firing = torch.bincount(latents, minlength=n_latents)
-        first = firing.cumsum(0) - firing  # of each latent's entries
-        begins = torch.ones_like(keys, dtype=torch.bool)  # where a run of equal entries begins
+        first = firing.cumsum(0) - firing  # per latent
+        begins = torch.ones_like(keys, dtype=torch.bool)  # start of each run of equal entries
         begins[1:] = keys[1:] != keys[:-1]
         begin, run = begins.nonzero()[:, 0], begins.cumsum(0) - 1
         size = torch.diff(begin, append=torch.tensor([len(keys)], device=device)).double()
@@ -73,17 +74,17 @@ class Ranked:
 
     @property
     def n_latents(self) -> int:
-        """Latents, with or without an entry."""
+        """Number of latents, with or without entries."""
         return len(self.silent)
 
     def spread(self, dtype: torch.dtype) -> Float[Tensor, "n latents"]:
-        """Return `above_silent` as a dense table, 0 where a latent does not fire."""
+        """Return `above_silent` as a dense table; 0 if a latent does not fire."""
         table = torch.zeros(self.n_documents, self.n_latents, dtype=dtype, device=self.keys.device)
         table.view(-1)[self.documents * self.n_latents + self.latents] = self.above_silent.to(dtype)
         return table
 
     def test(self, n_domain: int) -> RankTest:
-        """Compare the first documents with the rest; AUROC is .5 and p is 1 where all are equal."""
+        """Compare the first documents with the rest; AUROC is .5 and p is 1 if all are equal."""
         n_control = self.n_documents - n_domain
         assert min(n_domain, n_control) > 0, "an empty sample has no ranks"
         of_domain = torch.where(self.documents < n_domain, self.above_silent, 0.0)
@@ -95,7 +96,8 @@ class Ranked:
     def weighted_u(
         self, w_domain: Float[Tensor, "draws n_domain"], w_control: Float[Tensor, "draws n_control"], elements: int
     ) -> Iterator[tuple[slice, Float[Tensor, "latents draws"]]]:
-        """Yield Mann-Whitney's U of weighted documents, some latents at a time: weights of pairs x > y, half of x = y.
+        """Yield Mann-Whitney's U of weighted documents in blocks of latents: weights of pairs x > y, plus half of those
+        with x = y.
 
             U_j = sum_i w_i (W(y < x_i) + W(y = x_i) / 2) + w_x(silent) w_y(silent) / 2,   i: domain documents that fire
 
@@ -103,7 +105,7 @@ class Ranked:
         counts are exact in float32 below 2^24.
 
         Args:
-            elements: entries times draws held at once.
+            elements: maximum of entries times draws in memory.
         """
         n_domain, n_draws = w_domain.shape[1], len(w_domain)
         is_domain = self.documents < n_domain
@@ -133,12 +135,12 @@ class Ranked:
 
 
 def _argsort(keys: Int[Tensor, " entries"]) -> Int[Tensor, " entries"]:
-    """Return the order of the keys; of equal keys in any order (numpy's sort is the faster one on a CPU)."""
+    """Return the order of the keys, equal keys in any order (numpy's sort is faster on a CPU)."""
     return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
 
 
 def _latent_blocks(starts: list[int], entries: int) -> Iterator[slice]:
-    """Yield the latents in blocks of at most so many entries each, one latent at the least."""
+    """Yield the latents in blocks with a limited number of entries, at least one latent each."""
     first = 0
     for latent in range(1, len(starts)):
         if starts[latent] - starts[first] > entries and latent - 1 > first:
@@ -149,7 +151,7 @@ def _latent_blocks(starts: list[int], entries: int) -> Iterator[slice]:
 
 
 def mann_whitney_spread(n1: int, n2: int, tie_sum: Float[Tensor, " latents"]) -> Float[Tensor, " latents"]:
-    """Return the standard deviation of U; infinite where all n1 + n2 values are equal, which makes z 0 and p 1."""
+    """Return the standard deviation of U; infinite if all n1 + n2 values are equal, so that z is 0 and p is 1."""
     n = n1 + n2
     variance = n1 * n2 / 12 * ((n + 1) - tie_sum / (n * max(n - 1, 1)))
     return torch.where(variance > 1e-9, variance.clamp(min=1e-9).sqrt(), torch.inf)
@@ -164,15 +166,15 @@ def mann_whitney_z(
 
 def two_sided_p(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return the two-sided p of |z| under the normal distribution."""
-    return torch.erfc(z * 0.5**0.5)  # torch's ndtr is 0 from z = 8.3 on
+    return torch.erfc(z * 0.5**0.5)  # torch's ndtr is 0 for z >= 8.3
 
 
 def rejected_by_fdr(p: Float[Tensor, "rows m"], n: int, level: float) -> Int[Tensor, " rows"]:
     """Return how many of `n` tests per row Benjamini-Hochberg (1995) rejects at `level`.
 
     Args:
-        p: the smallest p-values of each row, ascending; at least all those that are at most `level`.
-        n: number of tests of which they are the smallest.
+        p: the smallest p values of each row, ascending; includes at least all values up to `level`.
+        n: total number of tests.
     """
     order = torch.arange(1, p.shape[1] + 1, dtype=p.dtype, device=p.device)
     passing = torch.where(p <= level * order / n, order, 0).long()

@@ -1,11 +1,11 @@
-"""How often, and how strongly, every latent fires in every document, kept for as little memory as it needs.
+"""Sparse table of how often and how strongly each latent fires in each document.
 
     f_ij = (kept tokens of document i on which latent j fires) / (kept tokens of document i)
     m_ij = (sum of latent j's activation over them) / (kept tokens of document i) * ||W_dec,j||
 
-Most latents fire in few documents, so each layer is stored by rows: document i owns the entries
-`starts[i]:starts[i + 1]`, each a latent with its f_ij and m_ij; what is not there is 0. An entry takes 10 bytes (12
-above 65,536 latents). Bootstrap and permutation draw from this table and listen to nothing again.
+Most latents fire in few documents, so each layer is stored by rows: document i owns the entries `starts[i]:starts[i +
+1]`, each a latent with its f_ij and m_ij; missing entries are 0. An entry takes 10 bytes (12 above 65,536 latents).
+Bootstrap and permutations use this table without measuring again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class LayerTable:
 
     Attributes:
         d_sae: number of latents.
-        starts: where each document's entries begin, and where the last one's end.
-        latents: which latent fires, ascending within a document.
+        starts: start of each document's entries, and the end of the last one's.
+        latents: firing latent of each entry, ascending within a document.
         rates: f_ij, above 0.
         masses: m_ij, above 0.
     """
@@ -46,7 +46,7 @@ class LayerTable:
         rates: Float[np.ndarray, " n_entries"],
         masses: Float[np.ndarray, " n_entries"],
     ) -> "LayerTable":
-        """Return the table of entries that are sorted by document."""
+        """Return the table of entries sorted by document."""
         starts = np.zeros(n_documents + 1, dtype=np.int64)
         np.cumsum(np.bincount(documents, minlength=n_documents), out=starts[1:])
         return cls(
@@ -63,7 +63,7 @@ class LayerTable:
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
     def of(self, documents: Int[np.ndarray, " n_chosen"]) -> "LayerTable":
-        """Return the rows of some documents, in that order; one may come twice."""
+        """Return the rows of some documents, in this order; repeats are allowed."""
         sizes = np.diff(self.starts)[documents]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         entries = np.repeat(self.starts[documents] - starts[:-1], sizes) + np.arange(starts[-1])
@@ -72,7 +72,7 @@ class LayerTable:
     def spread(
         self, values: Float[np.ndarray, " n_entries"], latents: Sequence[int] | np.ndarray | None
     ) -> Float[np.ndarray, "n_docs n_latents"]:
-        """Return one value an entry as a dense table of some latents' columns (all where None)."""
+        """Return one value per entry as a dense table with the columns of some latents (all if None)."""
         n_documents = len(self.starts) - 1
         if latents is None:
             table = np.zeros((n_documents, self.d_sae), dtype=np.float32)
@@ -105,11 +105,11 @@ def stack_tables(tables: Sequence[LayerTable]) -> LayerTable:
 
 @dataclass(frozen=True, slots=True)
 class FiringRates:
-    """Firing rates and activation mass per document, for every latent of the layers that were listened to.
+    """Firing rates and activation mass per document, for all latents of the measured layers.
 
     Attributes:
-        layers: layers that were listened to.
-        n_tokens: kept tokens of each document.
+        layers: measured layers.
+        n_tokens: number of kept tokens of each document.
         tables: each layer's entries; read them through the methods.
     """
 
@@ -147,7 +147,7 @@ class FiringRates:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the tables take."""
+        """Bytes of the tables."""
         columns = [(table.starts, table.latents, table.rates, table.masses) for table in self.tables.values()]
         return sum(column.nbytes for of_layer in columns for column in of_layer)
 
@@ -173,10 +173,10 @@ class FiringRates:
         """Return the sum of m_ij over all latents, per document, in float64."""
         table = self.tables[layer]
         totals = np.bincount(table.owners, weights=table.masses, minlength=self.n_documents)
-        return totals.astype(np.float64)  # without an entry, bincount counts in integers
+        return totals.astype(np.float64)  # without entries, bincount counts in integers
 
     def n_firing(self, layer: int) -> Int[np.ndarray, " d_sae"]:
-        """Return in how many documents each latent fires at all."""
+        """Return the number of documents in which each latent fires."""
         table = self.tables[layer]
         return np.bincount(table.latents, minlength=table.d_sae)
 
@@ -200,7 +200,7 @@ class FiringRates:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "FiringRates":
-        """Return what `to_arrays` took apart."""
+        """Return the table from the arrays of `to_arrays`."""
         layers = tuple(int(layer) for layer in arrays["layers"])
         tables = {
             layer: LayerTable(int(arrays[f"{layer}.d_sae"][0]), *(arrays[f"{layer}.{name}"] for name in _COLUMNS))
@@ -209,7 +209,7 @@ class FiringRates:
         return cls(layers, arrays["n_tokens"], tables)
 
     def of(self, documents: Sequence[int] | np.ndarray) -> "FiringRates":
-        """Return the documents at these positions, in that order; one may come twice."""
+        """Return the documents at these positions, in this order; repeats are allowed."""
         chosen = np.asarray(documents, dtype=np.int64)
         tables = {layer: table.of(chosen) for layer, table in self.tables.items()}
         return FiringRates(self.layers, self.n_tokens[chosen], tables)

@@ -1,12 +1,13 @@
-"""Halves, bootstrap and permutation of documents, as weights: a resampled difference of rates is one matrix product.
+"""Halves, bootstrap and permutation of documents as weights, so that resampled differences of rates are one matrix
+product.
 
     p_j - q_j = sum_i w_i f_ij,   w_i = c_i / (domain copies in the half)      for a domain document of the half
                                   w_i = -c_i / (control copies in the half)    for a control document of the half
                                   w_i = 0                                      for the other documents
 
-A row of weights is one half of one split of one draw; c_i counts the copies that the draw has of document i. A document
-belongs to one half of a split, whatever is drawn: its copies stay there. A draw weighs (or relabels) the documents
-alike in every split and in every layer, and depends on the seed and the number of documents alone.
+A row of weights is one half of one split of one draw; c_i is the number of copies of document i in the draw. A document
+and its copies always belong to the same half of a split. A draw weights (or relabels) the documents identically in all
+splits and layers, and depends only on the seed and the number of documents.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LEAST_COPIES = 1e-3  # a half that nothing was drawn into (p < 2^-10) is divided by this
+LEAST_COPIES = 1e-3  # divisor for an empty half (p < 2^-10)
 
 
 class Stream(IntEnum):
@@ -31,7 +32,7 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Positions of the documents in half A and half B; control positions count on from the domain's."""
+    """Positions of the documents in halves A and B; control positions follow the domain's."""
 
     domain: tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]
     control: tuple[Int[np.ndarray, " c"], Int[np.ndarray, " d"]]
@@ -39,11 +40,11 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How many documents there are, their halvings and the seed: the same for every layer.
+    """Numbers of documents, their halves and the seed, the same for all layers.
 
     Attributes:
-        splits: the halvings.
-        whole: not cross-fitted: each half is everything.
+        splits: the splits into halves.
+        whole: without cross-fitting; each half contains all documents.
     """
 
     n_domain: int
@@ -54,7 +55,7 @@ class Design:
 
     @classmethod
     def of(cls, n_domain: int, n_control: int, *, n_splits: int, seed: int) -> "Design":
-        """Halve the documents `n_splits` times; n_splits=0 puts every document into both halves."""
+        """Split the documents into halves `n_splits` times; with n_splits=0, both halves contain all documents."""
         domain, control = np.arange(n_domain), np.arange(n_domain, n_domain + n_control)
         whole = Split((domain, domain), (control, control))
         splits = tuple(_halve(domain, control, seed, i) for i in range(n_splits)) or (whole,)
@@ -62,7 +63,7 @@ class Design:
 
     @property
     def n_documents(self) -> int:
-        """Domain and control documents."""
+        """Numbers of domain and control documents."""
         return self.n_domain + self.n_control
 
     @property
@@ -72,7 +73,7 @@ class Design:
 
     @property
     def signs(self) -> Float[np.ndarray, "halves n"]:
-        """Return 1 for the domain documents of each half, -1 for its control documents, 0 for the rest."""
+        """Return 1 for the domain documents of each half, -1 for its control documents, and 0 for the rest."""
         signs = np.zeros((self.n_halves, self.n_documents), dtype=np.float32)
         for i, split in enumerate(self.splits):
             for half in range(2):
@@ -94,7 +95,7 @@ class Draws(ABC):
     Attributes:
         size: number of draws.
         dtype: precision of the weights, and of the rates that they weigh.
-        device: where they lie.
+        device: device of the weights.
     """
 
     dtype = torch.float32
@@ -107,17 +108,17 @@ class Draws(ABC):
 
     @abstractmethod
     def weights(self, draws: slice) -> Float[Tensor, "rows n"]:
-        """Return the weights of some draws: `design.n_halves` rows for each, halves A and B of a split in turn."""
+        """Return the weights of some draws: `design.n_halves` rows each, alternating halves A and B of a split."""
 
     @property
     @abstractmethod
     def domain(self) -> slice:
-        """Documents that may count as the domain's in some draw."""
+        """Documents that can count as domain documents in any draw."""
 
     @property
     @abstractmethod
     def control(self) -> slice:
-        """Documents that may count as the control's in some draw."""
+        """Documents that can count as control documents in any draw."""
 
     @property
     @abstractmethod
@@ -126,10 +127,10 @@ class Draws(ABC):
 
 
 class Bootstrap(Draws):
-    """Documents drawn with replacement, domain and control apart; copies stay in their document's half.
+    """Documents drawn with replacement, separately for domain and control; copies stay in their document's half.
 
-    A draw weighs the documents alike in every split. (Drawing anew for each split would average the noise of eight
-    independent draws away: intervals 2.8 times too narrow.)
+    A draw weights the documents identically in all splits. (Independent draws for the eight splits would average out
+    the noise and make intervals 2.8 times too narrow.)
     """
 
     def __init__(self, design: Design, size: int, device: torch.device | str = "cpu") -> None:
@@ -145,7 +146,7 @@ class Bootstrap(Draws):
         )
 
     def weights(self, draws: slice) -> Float[Tensor, "rows n"]:
-        """Return the copies that were drawn of each document as shares of those drawn into its half."""
+        """Return the number of copies of each document as a share of all copies in its half."""
         copies = self.counts[draws, None, :] * self._signs  # [draws, halves, n]
         n_domain = self.design.n_domain
         for side in (copies[..., :n_domain], copies[..., n_domain:]):
@@ -154,12 +155,12 @@ class Bootstrap(Draws):
 
     @property
     def domain(self) -> slice:
-        """Domain documents stay domain documents."""
+        """Domain documents remain domain documents."""
         return slice(0, self.design.n_domain)
 
     @property
     def control(self) -> slice:
-        """Control documents stay control documents."""
+        """Control documents remain control documents."""
         return slice(self.design.n_domain, self.design.n_documents)
 
     @property
@@ -174,7 +175,7 @@ class Bootstrap(Draws):
 
 
 class Observed(Bootstrap):
-    """The documents as they are: one draw, in float64, where sums of float32 rates are exact and ties stay ties."""
+    """The documents unchanged: one draw, in float64, so that sums of float32 rates are exact and ties are preserved."""
 
     dtype = torch.float64
 
@@ -186,7 +187,7 @@ class Observed(Bootstrap):
 
 
 class Permuted(Draws):
-    """Shuffled labels: the document that a draw puts at a position counts as that position's label and half say."""
+    """Shuffled labels: a draw assigns documents to positions, which determine label and half."""
 
     def __init__(self, design: Design, size: int, device: torch.device | str = "cpu") -> None:
         super().__init__(design, size, device)
@@ -197,12 +198,12 @@ class Permuted(Draws):
         self._shares = self._signs.clamp(min=0) / in_half[0] + self._signs.clamp(max=0) / in_half[1]
 
     def weights(self, draws: slice) -> Float[Tensor, "rows n"]:
-        """Return for each document the weight of the position that it was put at."""
+        """Return for each document the weight of its assigned position."""
         shares = self._shares[:, self._position[draws]]  # [halves, draws, n]
         return shares.transpose(0, 1).flatten(0, 1)
 
     def is_domain(self, draws: slice) -> Float[Tensor, "draws n"]:
-        """Return 1 for the documents that some draws put among the domain's."""
+        """Return 1 for the documents that the draws assign to the domain."""
         return (self._position[draws] < self.design.n_domain).to(self.dtype)
 
     @property
@@ -217,5 +218,5 @@ class Permuted(Draws):
 
     @property
     def largest_weight(self) -> float:
-        """One over the domain documents of the smaller half."""
+        """One divided by the number of domain documents in the smaller half."""
         return float(self._shares.max())

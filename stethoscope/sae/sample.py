@@ -1,11 +1,11 @@
-"""One layer's live latents as the scores read them: what fires in which document, on the device that scores.
+"""Live latents of one layer in the form that scores need, on the scoring device.
 
-Rates are sparse (most latents fire in few documents), and most latents fire too rarely to be selected in any draw. So
-latents are put in the order of an upper bound of p_j over all draws,
+Rates are sparse (most latents fire in few documents), and most latents fire too rarely to be selected in any draw.
+Therefore latents are sorted by an upper bound of p_j over all draws,
 
     p_j <= min(largest weight * sum over documents of f_ij,  max over documents of f_ij),
 
-and dense tables [documents, latents] are made of the first latents only, as many as a score can need.
+and dense tables [documents, latents] are built only for the first latents that a score can need.
 """
 
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ from torch import Tensor
 from stethoscope.sae.ranks import Ranked
 from stethoscope.sae.rates import LayerTable
 
-ROUNDING = 1e-5  # of a bound: float32 sums of a draw may exceed it by less
+ROUNDING = 1e-5  # margin of a bound: float32 sums of a draw exceed it by less
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSample:
-    """The live latents of one layer: an entry for each document and latent that fires in it, domain documents first.
+    """The live latents of one layer: one entry for each document and latent that fires in it, domain documents first.
 
     Attributes:
-        starts: where each document's entries begin, and where the last one's end.
+        starts: start of each document's entries, and the end of the last one's.
         documents: document of each entry, ascending.
-        latents: latent of each entry, counted among the live ones.
+        latents: index of each entry's latent among the live ones.
         rates: share of the document's kept tokens on which the latent fires, float32, above 0.
-        masses: mean activation per kept token times the norm of the decoder row; None where the score needs none.
+        masses: mean activation per kept token times the norm of the decoder row; None if the score does not need it.
         total_mass: the same, summed over all latents of the layer, dead ones included.
         n_documents: domain and control documents.
         n_latents: live latents.
         top_k: latents to select.
-        dense_rate: latents that fire on more control tokens than this are not selected.
+        dense_rate: latents with a higher firing rate on control tokens are not selected.
         floor: e of the log-ratio, half a firing in all control tokens.
     """
 
@@ -64,9 +64,9 @@ class LayerSample:
         floor: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> "LayerSample":
-        """Take the entries of the `live` latents (ascending) of a layer's pooled table, to `device`.
+        """Copy the entries of the `live` latents (ascending) from a layer's pooled table to `device`.
 
-        Mass, top_k, dense_rate and floor are for the scores; ranking needs none of them.
+        Mass, top_k, dense_rate and floor are needed by scores, but not by ranking.
         """
         column = np.full(table.d_sae, -1)
         column[live] = np.arange(len(live))
@@ -94,7 +94,7 @@ class LayerSample:
 
     @cached_property
     def ranked(self) -> Ranked:
-        """The entries by latent and then by rate; sorted once."""
+        """The entries sorted by latent and rate; computed once."""
         return Ranked.of(
             self.documents, self.latents, self.rates, n_documents=self.n_documents, n_latents=self.n_latents
         )
@@ -105,7 +105,7 @@ class LayerSample:
         return rates.new_zeros(self.n_latents, dtype=torch.float64).index_add_(0, latents, rates.double())
 
     def largest(self, documents: slice) -> Float[Tensor, " latents"]:
-        """Return each latent's largest rate in some documents."""
+        """Return each latent's maximum rate in some documents."""
         latents, rates = self._entries(documents)
         return rates.new_zeros(self.n_latents).scatter_reduce_(0, latents, rates, "amax")
 
@@ -114,27 +114,28 @@ class LayerSample:
         return self.latents[inside], self.rates[inside]
 
     def all_rates(self) -> Float[Tensor, "n latents"]:
-        """Return the rates of all live latents in float32, 0 where a latent does not fire."""
+        """Return the rates of all live latents in float32; 0 if a latent does not fire."""
         columns = torch.arange(self.n_latents, device=self.rates.device)
         return self.spread(self.rates, columns, self.n_latents, torch.float32)
 
     def spread(
         self, values: Float[Tensor, " entries"], column: Int[Tensor, " latents"], n_columns: int, dtype: torch.dtype
     ) -> Float[Tensor, "n columns"]:
-        """Return one value an entry as a dense table; `column` places each latent, those beyond `n_columns` nowhere."""
-        place = column[self.latents].clamp(max=n_columns)  # the last column takes what has no place
+        """Return one value per entry as a dense table; `column` is each latent's column, and those from `n_columns` on
+        are dropped."""
+        place = column[self.latents].clamp(max=n_columns)  # the last column collects dropped latents
         table = values.new_zeros(self.n_documents, n_columns + 1, dtype=dtype)
         table.view(-1)[self.documents * (n_columns + 1) + place] = values.to(dtype)
         return table[:, :n_columns]
 
 
 class Ordered:
-    """The latents of a sample by an upper bound of p_j, largest first, and dense tables of the first of them.
+    """The latents of a sample sorted by an upper bound of p_j, largest first, with dense tables of the first ones.
 
-    Latents that can pass the dense rate in some draw stand before all others.
+    Latents that can exceed the dense rate in any draw come first.
 
     Attributes:
-        n_may_be_dense: how many can.
+        n_may_be_dense: number of latents that can exceed it.
     """
 
     def __init__(
@@ -154,16 +155,16 @@ class Ordered:
         return len(self._bound)
 
     def reaching(self, least: float) -> int:
-        """Return how many latents stand before those of which p_j is below `least` in every draw."""
+        """Return the number of latents before those with p_j below `least` in every draw."""
         return int((self._bound >= least).sum())
 
     def rates(self, n_columns: int) -> Float[Tensor, "n columns"]:
-        """Return the rates of the first latents; the largest table that was asked for is kept."""
+        """Return the rates of the first latents; the largest requested table is cached."""
         self._rates = self._widened(self._rates, self._sample.rates, n_columns)
         return self._rates[:, :n_columns]
 
     def masses(self, n_columns: int) -> Float[Tensor, "n columns"]:
-        """Return the activation mass of the first latents; the largest table that was asked for is kept."""
+        """Return the activation mass of the first latents; the largest requested table is cached."""
         assert self._sample.masses is not None, "a sample without activation mass"
         self._masses = self._widened(self._masses, self._sample.masses, n_columns)
         return self._masses[:, :n_columns]

@@ -1,15 +1,15 @@
-"""Ways to score a layer from the firing rates of its live latents; to add one, add a class and put it into `SCORES`.
+"""Layer scores from the firing rates of live latents. To add a score, add a class and list it in `SCORES`.
 
 p_j, q_j: mean firing rate of latent j over domain / control documents. Three of the four scores are cross-fitted,
 
     score = mean over splits s, halves A, B of  effect of S_k(A) on B,   S_k(A) = the k largest p_j - q_j on half A,
 
-because selecting and scoring on the same documents is above 0 on pure noise. Dense latents (q_j > dense_rate on the
-selecting half) are not selected; latents tied at the k-th place share its slots. Every score is 0 on average where
-domain and control do not differ. Which part of a score is published and which is ours stands in its `source`.
+because selecting and scoring on the same documents gives positive scores on pure noise. Dense latents (q_j > dense_rate
+on the selecting half) are not selected; latents tied at the k-th place share its slots. Every score is 0 on average if
+domain and control do not differ. `source` says which part of a score is published and which is our own.
 
-Most latents fire too rarely to be among the k largest of any draw, and are left out by a bound (`judged`). The scores
-are those of all latents.
+Most latents fire too rarely to be among the k largest of any draw, and a bound excludes them from the computation
+(`judged`) without changing the scores.
 """
 
 from abc import ABC, abstractmethod
@@ -30,17 +30,17 @@ from stethoscope.sae.sample import LayerSample
 from stethoscope.sae.top_k import at_least, descending
 
 FDR = 0.05
-RARE_RATE = 0.01  # a latent that passes for specific_share fires on fewer control tokens than this
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # rows x latents held at once, 4 bytes each: a cache; 32 MB
+RARE_RATE = 0.01  # maximum control firing rate of a latent that counts for specific_share
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}  # rows x latents in memory, 4 bytes each: a CPU cache; 32 MB
 Z_LIMIT = 1.95  # below this |z|, p is above FDR
 
 
 class LayerScore(ABC):
-    """A way to score a layer: its name, formula and source, and its values on the sample and on draws of it.
+    """A layer score: name, formula, source, and its values on the sample and on draws.
 
     Attributes:
-        null: the value where domain and control do not differ.
-        needs_mass: reads activation mass beside firing rates.
+        null: the value if domain and control do not differ.
+        needs_mass: whether it uses activation mass in addition to firing rates.
     """
 
     name: ClassVar[str]
@@ -51,26 +51,26 @@ class LayerScore(ABC):
 
     @abstractmethod
     def observed(self, sample: LayerSample, design: Design) -> float:
-        """Return the score; NaN where no latent can be selected."""
+        """Return the score; NaN if no latent can be selected."""
 
     @abstractmethod
     def bootstrap(self, sample: LayerSample, draws: Bootstrap, progress: Progress) -> Float[np.ndarray, " draws"]:
-        """Return the scores of resampled documents; NaN where no latent can be selected."""
+        """Return the scores of resampled documents; NaN if no latent can be selected."""
 
     @abstractmethod
     def permuted(self, sample: LayerSample, draws: Permuted, progress: Progress) -> Float[np.ndarray, " draws"]:
-        """Return the scores of documents whose labels were shuffled; NaN where no latent can be selected."""
+        """Return the scores of documents with shuffled labels; NaN if no latent can be selected."""
 
 
 class CrossFitted(LayerScore):
-    """Selects the k largest p - q on one half and takes `effect` of them on the other."""
+    """Selects the k largest p - q on one half and computes their `effect` on the other."""
 
     @abstractmethod
     def effect(self, half: Judged) -> Float[Tensor, " rows"]:
-        """Return what the selected latents are worth on the judging half."""
+        """Return the effect of the selected latents on the evaluating half."""
 
     def observed(self, sample: LayerSample, design: Design) -> float:
-        """Return the score on the documents as they are."""
+        """Return the score on the observed documents."""
         return float(self._average(sample, Observed(design, sample.rates.device), Progress())[0])
 
     def bootstrap(self, sample: LayerSample, draws: Bootstrap, progress: Progress) -> Float[np.ndarray, " draws"]:
@@ -78,11 +78,11 @@ class CrossFitted(LayerScore):
         return self._average(sample, draws, progress)
 
     def permuted(self, sample: LayerSample, draws: Permuted, progress: Progress) -> Float[np.ndarray, " draws"]:
-        """Return the scores of documents whose labels were shuffled."""
+        """Return the scores of documents with shuffled labels."""
         return self._average(sample, draws, progress)
 
     def _average(self, sample: LayerSample, draws: Draws, progress: Progress) -> Float[np.ndarray, " draws"]:
-        """Average over splits and halves; a half in which nothing can be selected does not count."""
+        """Average over splits and halves, excluding halves without selectable latents."""
         if sample.n_latents == 0 or draws.size == 0:
             return np.full(draws.size, np.nan)
         values = torch.cat([self.effect(half) for half in judged(sample, draws, progress)])
@@ -90,7 +90,7 @@ class CrossFitted(LayerScore):
 
 
 class MeanRateDifference(CrossFitted):
-    """T = mean over S of p_j - q_j: how much more often the subject's own latents fire on it."""
+    """T = mean over S of p_j - q_j: how much more often the selected latents fire on the subject."""
 
     name = "mean_rate_difference"
     formula = "mean of p_j - q_j over the k latents with the largest difference, cross-fitted"
@@ -102,7 +102,8 @@ class MeanRateDifference(CrossFitted):
 
 
 class LogRatio(CrossFitted):
-    """L = mean over S of log((p_j + e) / (q_j + e)), e = 1 / (2 control tokens): how many times more often, in nats."""
+    """L = mean over S of log((p_j + e) / (q_j + e)), e = 1 / (2 control tokens): the log of the ratio of rates, in
+    nats."""
 
     name = "log_ratio"
     formula = "mean of log((p_j + e) / (q_j + e)) over the same k latents, cross-fitted; e = 1 / (2 control tokens)"
@@ -115,7 +116,7 @@ class LogRatio(CrossFitted):
 
 
 class ActivationMass(CrossFitted):
-    """M = m(domain) - m(control), m = sum over S of a_j ||W_dec,j|| / sum over all latents: the mass that S carries."""
+    """M = m(domain) - m(control), m = sum over S of a_j ||W_dec,j|| / sum over all latents: the share of mass in S."""
 
     name = "activation_mass"
     formula = (
@@ -134,14 +135,15 @@ class ActivationMass(CrossFitted):
 
 
 class SpecificShare(LayerScore):
-    """N = share of live latents with AUROC > .5 at FDR 5% and q_j < 1%: how many latents the subject has to itself."""
+    """N = share of live latents with AUROC > .5 at FDR 5% and q_j < 1%: the share of latents specific to the
+    subject."""
 
     name = "specific_share"
     formula = "share of live latents with Mann-Whitney AUROC > .5 at FDR 5% and q_j < 1%"
     source = "ours, from the tests of Mann & Whitney (1947) and Benjamini & Hochberg (1995)"
 
     def observed(self, sample: LayerSample, design: Design) -> float:
-        """Return the share on the documents as they are."""
+        """Return the share on the observed documents."""
         is_domain = torch.zeros(1, sample.n_documents, device=sample.rates.device)
         is_domain[0, : design.n_domain] = 1
         return float(_Table.of(sample).shares(is_domain)[0])
@@ -163,7 +165,7 @@ class SpecificShare(LayerScore):
         return torch.cat(shares).cpu().numpy()
 
     def permuted(self, sample: LayerSample, draws: Permuted, progress: Progress) -> Float[np.ndarray, " draws"]:
-        """Return the shares of documents whose labels were shuffled."""
+        """Return the shares of documents with shuffled labels."""
         table, shares = _Table.of(sample), [torch.zeros(0, dtype=torch.float64, device=draws.device)]
         for rows in _blocks(draws.size, sample.n_latents, draws.device):
             progress.check_cancel()
@@ -185,7 +187,7 @@ class _Table:
         return cls(sample.all_rates(), ranked.spread(torch.float32), ranked)
 
     def shares(self, is_domain: Float[Tensor, "draws n"]) -> Float[Tensor, " draws"]:
-        """Score the labels that each draw gives the documents: U from midranks of all documents."""
+        """Score the labels of each draw: U from midranks of all documents."""
         n_domain = round(float(is_domain[0].sum()))
         n_control = is_domain.shape[1] - n_domain
         silent = (self.ranked.silent * n_domain - n_domain * (n_domain + 1) / 2).to(torch.float32)
@@ -199,7 +201,7 @@ def _elements(device: torch.device) -> int:
 
 
 def _blocks(n_draws: int, n_latents: int, device: torch.device) -> Iterator[slice]:
-    """Yield the draws in blocks that keep a table of draws x latents in bounds."""
+    """Yield the draws in blocks that limit the size of a table of draws x latents."""
     height = max(_elements(device) // max(n_latents, 1), 1)
     for start in range(0, n_draws, height):
         yield slice(start, min(start + height, n_draws))
@@ -212,9 +214,9 @@ def _specific_share(
     n_control: int,
     tie_sum: Float[Tensor, " latents"],
 ) -> Float[Tensor, " draws"]:
-    """Turn Mann-Whitney's U into p-values and return the share of latents that pass; NaN without a latent.
+    """Convert Mann-Whitney's U to p values and return the share of latents that pass; NaN without latents.
 
-    p-values are computed, in float64, where a float32 U leaves it open whether p is below the FDR.
+    p values are computed in float64 only if the float32 U does not decide whether p is below the FDR.
     """
     n_draws, n_latents = u.shape
     if n_latents == 0:
@@ -225,7 +227,7 @@ def _specific_share(
     own = (u[draws, latents] > half) & (q[draws, latents] < RARE_RATE)
     counts = torch.bincount(draws, minlength=n_draws)
     place = torch.arange(len(draws), device=u.device) - (counts.cumsum(0) - counts)[draws]
-    by_draw = z.new_full((n_draws, int(counts.max())), -torch.inf)  # [draws, latents left open]
+    by_draw = z.new_full((n_draws, int(counts.max())), -torch.inf)  # [draws, undecided latents]
     by_draw[draws, place] = z
     p = two_sided_p(descending(by_draw))
     rejected = rejected_by_fdr(p, n_latents, FDR)

@@ -1,10 +1,10 @@
-"""Which latents of a layer are the subject's own, and what each latent's rate says about a document.
+"""Selection of a subject's latents in a layer, and statistics of each latent.
 
     effect_j = p_j - q_j,   AUROC_j = P(f_ij > f_i'j) + P(f_ij = f_i'j) / 2   for domain document i, control document i'
 
-A latent is live when it fires in at least `live_share` of all documents, and dense when q_j > `dense_rate`; the top
-latents are live and not dense. The two-sided Mann-Whitney p (normal approximation, ties and continuity corrected) is
-turned into a q-value by Benjamini-Hochberg over the layer's live latents.
+A latent is live if it fires in at least `live_share` of all documents, and dense if q_j > `dense_rate`; the top latents
+are live and not dense. The two-sided Mann-Whitney p (normal approximation, ties and continuity corrected) is converted
+to a q value by Benjamini-Hochberg over the layer's live latents.
 """
 
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from stethoscope.statistics import benjamini_hochberg
 
 @dataclass(frozen=True, slots=True)
 class LatentStatistics:
-    """One row a latent of the layer, in the SAE's order; auroc, p and q_value are NaN where a latent is not live.
+    """One row per latent of the layer, in the SAE's order; auroc, p and q_value are NaN if a latent is not live.
 
     Attributes:
         domain_rate: p_j, mean firing rate over domain documents.
         control_rate: q_j, mean firing rate over control documents.
         effect: p_j - q_j.
-        auroc: of the firing rate, domain against control; .5 where it tells nothing.
+        auroc: AUROC of the firing rate, domain against control; .5 means no separation.
         p: two-sided Mann-Whitney p.
         q_value: Benjamini-Hochberg over the live latents.
-        live: fires in enough documents.
-        dense: fires on too many control tokens to be selected.
+        live: whether it fires in enough documents.
+        dense: whether it fires on too many control tokens to be selected.
     """
 
     domain_rate: Float[np.ndarray, " d_sae"]
@@ -45,7 +45,7 @@ class LatentStatistics:
 def live_latents(
     domain: FiringRates, control: FiringRates, layer: int, live_share: float
 ) -> Bool[np.ndarray, " d_sae"]:
-    """Mask the latents that fire in at least `live_share` of all documents, and in one at the least."""
+    """Return a mask of the latents that fire in at least `live_share` of all documents (and at least one)."""
     n_documents = len(domain.n_tokens) + len(control.n_tokens)
     return domain.n_firing(layer) + control.n_firing(layer) >= max(live_share * n_documents, 1)
 
@@ -74,7 +74,7 @@ def latent_statistics(
     live_share: float = 0.01,
     dense_rate: float = 0.10,
 ) -> LatentStatistics:
-    """Return rates, effect, AUROC, p and q-value of every latent of `layer`, and whether it is live or dense."""
+    """Return rates, effect, AUROC, p and q value of every latent of `layer`, and whether it is live or dense."""
     p_j, q_j = domain.mean_rate(layer), control.mean_rate(layer)
     live = live_latents(domain, control, layer, live_share)
     auroc, p, q_value = (np.full(len(live), np.nan) for _ in range(3))

@@ -1,12 +1,12 @@
-"""Which layers are specific to a subject: a score per layer with its interval, its permutation p and its rank.
+"""Specificity of layers to a subject: a score per layer with interval, permutation p value and rank.
 
-The scores are defined in `scores`. Their uncertainty is that of the documents: a bootstrap with halves fixed by
-document gives the interval and P(top-1), the share of draws in which a layer comes first; shuffled labels give
+The scores are defined in `scores`. Uncertainty is over documents: a bootstrap with fixed halves gives the interval and
+P(top-1), the share of draws in which a layer ranks first; shuffled labels give
 
     p = (1 + draws with a score at least as high) / (1 + draws),
 
-corrected over the layers by step-down max-T from the same draws, which all layers share. A layer needs its live
-latents and a block of draws. A CPU works on one layer per core, other devices on one layer at a time.
+corrected over the layers by step-down max-T with the same draws for all layers. A layer needs its live latents and a
+block of draws in memory. A CPU processes one layer per core, other devices one layer at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,23 +29,23 @@ from stethoscope.statistics import SIGNIFICANCE, percentile_interval, step_down_
 
 MIN_DOCUMENTS = 20
 Found = TypeVar("Found")
-SAME_SCORE = 1e-6  # a permuted score this far below the observed one, of its size, equals it: float32 sums
+SAME_SCORE = 1e-6  # relative tolerance within which a permuted score equals the observed one (float32 sums)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpecificity:
-    """One layer's score for one subject; None where no latent of the layer can be selected.
+    """Score of one layer for one subject; None if no latent of the layer can be selected.
 
     Attributes:
         score: the layer score, in the units of its formula.
         ci_low: lower end of the document bootstrap's 95% percentile interval.
-        ci_high: its upper end.
-        p: one-sided label-permutation p; never below 1 / (1 + permutations).
-        p_adjusted: p corrected over the layers of the subject, family-wise; never below 1 / (1 + permutations) either.
-        specific: the layer is shown to be specific: p_adjusted is below .05 and the interval lies above the null.
-        n_live: live latents of the layer.
-        n_documents: domain documents listened to.
-        p_top: share of bootstrap draws in which this layer comes first (layers that tie share the draw).
+        ci_high: upper end of the same interval.
+        p: one-sided label-permutation p value; at least 1 / (1 + permutations).
+        p_adjusted: p value corrected over the layers of the subject (family-wise); at least 1 / (1 + permutations).
+        specific: whether the layer is shown to be specific: p_adjusted is below .05 and the interval is above the null.
+        n_live: number of live latents of the layer.
+        n_documents: number of domain documents.
+        p_top: share of bootstrap draws in which this layer ranks first (tied layers share the draw).
     """
 
     layer: int
@@ -84,14 +84,14 @@ def specificity(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> list[LayerSpecificity]:
-    """Score every layer for one subject, in layer order; counts each on `progress`, which the caller has started.
+    """Score every layer for one subject, in layer order; count each on `progress`, which the caller has started.
 
-    `cross_fit=False` selects and scores on the same documents (biased; for comparison only). The draws are computed on
-    `device`; they are the same on every device, their scores within 1e-6.
+    `cross_fit=False` selects and scores on the same documents (biased; for comparison only). The draws are the same on
+    every `device`, and their scores agree within 1e-6.
 
     Raises:
         CorpusError: fewer than 20 documents on either side.
-        Cancelled: asked to stop.
+        Cancelled: the job was stopped.
     """
     progress = progress or Progress()
     design = _design(domain, control, n_splits if cross_fit else 0, seed)
@@ -143,11 +143,11 @@ def score_draws(
 
     Counts each layer on `progress`, which the caller has started.
 
-    A row is one draw of the documents, the same for every layer. A layer without a latent to select is NaN in all rows.
+    A row is one draw of the documents, the same for all layers. A layer without selectable latents is NaN in all rows.
 
     Raises:
         CorpusError: fewer than 20 documents on either side.
-        Cancelled: asked to stop.
+        Cancelled: the job was stopped.
     """
     design = _design(domain, control, n_splits, seed)
     method, bootstrap = SCORES[score], Bootstrap(design, n_bootstrap, device)
@@ -183,7 +183,7 @@ def observed_scores(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "n_variants n_layers"]:
-    """Return the scores of every layer, in order, for each variant, without their uncertainty; NaN where undefined.
+    """Return the scores of every layer, in order, for each variant, without uncertainty; NaN if undefined.
 
     Counts each layer on `progress`, which the caller has started.
 
@@ -213,7 +213,7 @@ def observed_scores(
 
 @dataclass(frozen=True, slots=True)
 class _LayerDraws:
-    """One layer's score, on the documents as they are and on draws of them."""
+    """Score of one layer on the observed documents and on draws."""
 
     n_live: int
     observed: float
@@ -224,7 +224,7 @@ class _LayerDraws:
 def _map_layers(
     work: Callable[[int], Found], layers: Sequence[int], device: torch.device | str, progress: Progress
 ) -> list[Found]:
-    """Return `work` of each layer, counted on `progress`: on a CPU side by side, with one thread of torch each."""
+    """Return `work` of each layer, counted on `progress`; on a CPU in parallel, with one torch thread each."""
     n_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     found: list[Found] = []
     with ThreadPoolExecutor(n_threads, initializer=lambda: torch.set_num_threads(1)) as executor:
@@ -234,20 +234,20 @@ def _map_layers(
                 found.append(of_layer)
                 progress.advance()
         finally:
-            torch.set_num_threads(torch.get_num_threads())  # threads that start later take the caller's number again
+            torch.set_num_threads(torch.get_num_threads())  # threads started later use the caller's number again
             executor.shutdown(cancel_futures=True)
     return found
 
 
 def _design(domain: FiringRates, control: FiringRates, n_splits: int, seed: int) -> Design:
-    assert sorted(domain.layers) == sorted(control.layers), "domain and control were listened to at different layers"
+    assert sorted(domain.layers) == sorted(control.layers), "subject and control were measured at different layers"
     for what, rates in (("domain", domain), ("control", control)):
         if len(rates.n_tokens) < MIN_DOCUMENTS:
             raise CorpusError(
                 f"the {what} corpus is too small for a diagnosis",
                 got=f"{len(rates.n_tokens)} documents",
                 expected=f"at least {MIN_DOCUMENTS}",
-                next_step="Add texts, or pick another corpus.",
+                next_step="Add texts, or choose another corpus.",
             )
     return Design.of(len(domain.n_tokens), len(control.n_tokens), n_splits=n_splits, seed=seed)
 
@@ -263,7 +263,7 @@ def _sample(
     with_mass: bool,
     device: torch.device | str,
 ) -> LayerSample:
-    """Take the live latents of one layer, domain documents first."""
+    """Return the live latents of one layer, domain documents first."""
     return LayerSample.of_table(
         stack_tables([rates.tables[layer] for rates in (domain, control)]),
         np.flatnonzero(live_latents(domain, control, layer, live_share)),
@@ -276,7 +276,7 @@ def _sample(
 
 
 def _or_null(draws: Float[np.ndarray, "*shape"], null: float) -> Float[np.ndarray, "*shape"]:
-    """Return draws in which nothing could be selected as draws that found nothing."""
+    """Return draws with the null value where nothing could be selected."""
     return np.where(np.isnan(draws), null, draws)
 
 
@@ -318,7 +318,8 @@ def _rows(
 
 
 def rank_first(draws: Float[np.ndarray, "draws n_layers"]) -> Float[np.ndarray, " n_layers"]:
-    """Return P(top-1): the share of draws in which each layer comes first; ties share a draw, NaN never comes first."""
+    """Return P(top-1): the share of draws in which each layer ranks first; ties share a draw, and NaN never ranks
+    first."""
     ranked = np.where(np.isnan(draws), -np.inf, draws)
     best = ranked.max(axis=1, keepdims=True)
     first = (ranked == best) & np.isfinite(best)

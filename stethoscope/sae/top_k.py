@@ -1,7 +1,7 @@
-"""The k largest values of every row of a table, ties included.
+"""The k largest values of each row of a table, including ties.
 
-Values closer than `SAME_RATE` are equal, and those tied at the k-th place share the slots that are left. On a
-CPU, numpy's partition, sort and comparison are used: they are 3 to 8 times faster there than torch's.
+Values closer than `SAME_RATE` are equal, and values tied at the k-th place share the remaining slots. On a CPU, numpy's
+partition, sort and comparison are used, because they are 3 to 8 times faster than torch's.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Selection:
     Attributes:
         rows: row of each hit, ascending.
         columns: column of each hit.
-        weight: 1 for a selected value, less for those tied at the last places, which share what slots are left.
-        n_slots: values selected in each row: k, or fewer where fewer can be.
-        least: the smallest k-th largest value of any row; minus infinity where a row has fewer than k.
+        weight: 1 for a selected value, less for values tied at the last places, which share the remaining slots.
+        n_slots: number of values selected in each row: k, or fewer if there are not enough.
+        least: the smallest k-th largest value of all rows; minus infinity if a row has fewer than k.
     """
 
     rows: Int[Tensor, " hits"]
@@ -34,7 +34,7 @@ class Selection:
 
     @classmethod
     def largest(cls, delta: Float[Tensor, "rows columns"], k: int) -> "Selection":
-        """Select the k largest finite `delta` of each row (all, where there are fewer); ties share the last slots."""
+        """Select the k largest finite `delta` of each row (all if there are fewer); ties share the last slots."""
         n_rows, width = delta.shape
         if k == 0 or width == 0:
             nothing = torch.zeros(0, dtype=torch.int64, device=delta.device)
@@ -52,19 +52,19 @@ class Selection:
         return cls(rows, columns, weight, (n_hits - n_tied + slots).double(), least)
 
     def sum(self, values: Float[Tensor, " hits"]) -> Float[Tensor, " rows"]:
-        """Return the sum of the selected latents' values in each row: NaN where nothing was selected."""
+        """Return the sum of the selected latents' values in each row; NaN if nothing was selected."""
         total = torch.bincount(self.rows, weights=self.weight * values, minlength=len(self.n_slots))
         return torch.where(self.n_slots > 0, total, torch.nan)
 
     def mean(self, values: Float[Tensor, " hits"]) -> Float[Tensor, " rows"]:
-        """Return the mean of the selected latents' values in each row: NaN where nothing was selected."""
+        """Return the mean of the selected latents' values in each row; NaN if nothing was selected."""
         return self.sum(values) / self.n_slots.clamp(min=1)
 
 
 def at_least(
     values: Float[Tensor, "rows columns"], lowest: Float[Tensor, "#rows #columns"]
 ) -> tuple[Int[Tensor, " hits"], Int[Tensor, " hits"]]:
-    """Return row and column of the values that are at least `lowest`, by row."""
+    """Return row and column of the values of at least `lowest`, by row."""
     if values.device.type == "cpu":
         rows, columns = np.divmod(np.flatnonzero(values.numpy() >= lowest.numpy()), values.shape[1])
         return torch.from_numpy(rows), torch.from_numpy(columns)

@@ -1,11 +1,11 @@
 """Pure statistics on numbers: intervals, paired tests, corrections, the bootstrap, power and the four verdicts.
 
-A comparison is paired: the same problems were put to both arms, and the 2x2 table counts them as n11 (both right),
-n10 (only the arm right), n01 (only the reference right) and n00 (both wrong). The headline is
+Comparisons are paired: both arms answer the same problems, and the 2x2 table counts them as n11 (both right), n10 (only
+the arm right), n01 (only the reference right) and n00 (both wrong). The headline is
 
     difference = (n10 - n01) / n, with Newcombe's method-10 interval for paired proportions and the exact McNemar p.
 
-Fractions stay in [0, 1]. Counts that cannot be are programmer mistakes and assert.
+Fractions stay in [0, 1]. Impossible counts are programming errors and raise AssertionError.
 """
 
 from stethoscope.statistics.attainable import (

@@ -17,16 +17,16 @@ def stratified_paired_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference:
-    """Return arm - reference over all strata with a bootstrap interval, pairs resampled inside each stratum.
+    """Return arm - reference over all strata with a bootstrap interval; pairs are resampled within each stratum.
 
-    Macro is the mean of the strata's differences, micro the difference over all pairs. A pair is worth -1, 0 or 1,
-    so that resampling n pairs is one multinomial draw of their three counts: exact, and independent of n. The counts
-    are drawn with half a pair added to each cell of a stratum's paired table (Agresti and Min 2005), so that pairs
-    which all came out alike are no certainty; the interval is the difference plus the quantiles of (drawn - expected),
-    within [-1, 1].
+    Macro is the mean of the strata's differences, micro the difference over all pairs. A pair has the value -1, 0 or 1,
+    so that resampling n pairs is one multinomial draw of three counts: exact, and independent of n. The counts are
+    drawn with half a pair added to each cell of a stratum's paired table (Agresti and Min 2005), so that identical
+    outcomes of all pairs do not give a zero-width interval; the interval is the difference plus the quantiles of (drawn
+    - expected), within [-1, 1].
 
     Args:
-        arm, reference: right or wrong by stratum, the same problems in the same order (bool [n] each).
+        arm, reference: correctness by stratum, for the same problems in the same order (bool [n] each).
     """
     assert arm, "no strata to total"
     assert arm.keys() == reference.keys(), "arm and reference need the same strata"

@@ -14,7 +14,8 @@ def p_values(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def holm(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Return Holm's step-down adjusted p-values [n], in the order given (Holm 1979); strong control of any error."""
+    """Return Holm's step-down adjusted p-values [n], in the given order (Holm 1979); controls the family-wise error
+    rate."""
     values = p_values(p)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -28,24 +29,26 @@ def step_down_max_t(
     null: Float[np.ndarray, "draws m"],
     slack: Float[np.ndarray, " m"] | None = None,
 ) -> Float[np.ndarray, " m"]:
-    """Return family-wise adjusted one-sided p-values [m] from permutation draws that all m tests share.
+    """Return family-wise adjusted one-sided p values [m] from permutation draws shared by all m tests.
 
-    Each test is standardised by its own permutation distribution (its draws and the observed value); of the tests
-    with z_(1) >= z_(2) >= ... the i-th has
+    Each test is standardised by its own permutation distribution (its draws and the observed value); for tests with
+    z_(1) >= z_(2) >= ..., the i-th has
 
         p_(i) = max over j <= i of  (1 + draws with max(z of tests (j), (j + 1), ...) >= z_(j)) / (1 + draws),
 
-    never below 1 / (1 + draws), however many tests there are. The draws carry the tests' dependence, so that none is
-    assumed. Source: Westfall and Young 1993, Resampling-Based Multiple Testing, algorithm 4.1.
+    which is at least 1 / (1 + draws) for any number of tests. The shared draws preserve the dependence between tests.
+    Source: Westfall and Young 1993, Resampling-Based Multiple Testing, algorithm 4.1.
 
     Args:
-        slack: a draw this far below the observed value equals it (rounding).
+        slack: a draw at most this far below the observed value counts as equal (rounding).
     """
     centre, spread = (of(np.vstack([null, observed]), axis=0) for of in (np.mean, np.std))
-    scale = np.where(spread > 0, spread, 1.0)  # a test with one value in every draw stays at z = 0
+    scale = np.where(spread > 0, spread, 1.0)  # a test with the same value in every draw has z = 0
     z, drawn = (observed - centre) / scale, (null - centre) / scale
     order = np.argsort(-z, kind="stable")
-    largest = np.maximum.accumulate(drawn[:, order[::-1]], axis=1)[:, ::-1]  # over a test and those behind it
+    largest = np.maximum.accumulate(drawn[:, order[::-1]], axis=1)[
+        :, ::-1
+    ]  # maximum over a test and the following ones
     reached = largest >= (z if slack is None else z - slack / scale)[order]
     adjusted = np.empty(len(z))
     adjusted[order] = np.maximum.accumulate((1 + reached.sum(axis=0)) / (1 + len(null)))
@@ -53,7 +56,7 @@ def step_down_max_t(
 
 
 def benjamini_hochberg(p: Sequence[float] | Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Return Benjamini-Hochberg q-values [n], in the order given (1995); controls the false discovery rate."""
+    """Return Benjamini-Hochberg q-values [n], in the given order (1995); controls the false discovery rate."""
     values = p_values(p)
     order = np.argsort(values, kind="stable")[::-1]
     ranks = np.arange(len(values), 0, -1)

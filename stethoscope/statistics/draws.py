@@ -1,4 +1,4 @@
-"""One arm against the mean of several random draws: other problems and other draws are both allowed for."""
+"""Compare one arm with the mean of several random draws, with an interval over problems and draws."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-SMALLEST_TAIL = 1e-100  # scipy's quantile of Student's t is wrong, or infinite, from 1e-200 down
+SMALLEST_TAIL = 1e-100  # below about 1e-200, scipy's quantile of Student's t is wrong or infinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,22 @@ class TestedDifference:
 def difference_to_draws(
     ours: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray], *, level: float = 0.95
 ) -> TestedDifference:
-    """Return our accuracy minus the mean over draws, macro over strata, with an interval and its two-sided p.
+    """Return the arm's accuracy minus the mean over draws, macro over strata, with an interval and two-sided p.
 
     With d_i = ours_i - mean_k draws_ki on problem i, S strata of n_s problems and a_k the accuracy of draw k,
 
         difference +- t' sqrt(V + W),   V = sum_s var(d in s) / n_s / S^2,   W = var(a_1 .. a_K) / K,
         t' = (V t_V + W t_W) / (V + W)   with Student's t_V at sum_s (n_s - 1) and t_W at K - 1 degrees of freedom,
 
-    so that both other problems and other draws are allowed for. t' is Cochran and Cox' (1950, Experimental Designs,
-    section 4.14): with three draws Welch and Satterthwaite's degrees of freedom cover as little as 92.7% where the
-    draws differ much, these at least 95% (two draws: 94.4%). One draw is a fixed arm: W = 0. V is Agresti and Min's
-    (2005): half a problem is added to each cell of a stratum's paired table, so that agreement everywhere is no
-    certainty.
+    so that the interval covers the sampling of problems and draws. t' is Cochran and Cox' (1950, Experimental Designs,
+    section 4.14): with three draws, the Welch-Satterthwaite degrees of freedom cover as little as 92.7% if the draws
+    differ strongly, whereas this interval covers at least 95% (two draws: 94.4%). A single draw is a fixed arm: W = 0.
+    V is Agresti and Min's (2005): half a problem is added to each cell of a stratum's paired table, so that complete
+    agreement does not give a zero variance.
 
     Args:
-        ours: right or wrong by stratum (bool [n]).
-        draws: the same problems in the same order, one row a draw (bool [K, n]).
+        ours: correctness by stratum (bool [n]).
+        draws: correctness on the same problems in the same order, one row per draw (bool [K, n]).
     """
     assert ours, "no strata to total"
     assert ours.keys() == draws.keys(), "ours and draws need the same strata"
@@ -71,7 +71,8 @@ def difference_to_draws(
 
 
 def smallest_p_to_draws(n_by_stratum: Mapping[str, int], n_draws: int) -> float:
-    """Return the smallest p of `difference_to_draws` at these sizes: ours right everywhere, every draw wrong."""
+    """Return the smallest p of `difference_to_draws` at these sizes: the arm is always right and all draws are always
+    wrong."""
     return difference_to_draws(
         {stratum: np.ones(n, dtype=bool) for stratum, n in n_by_stratum.items()},
         {stratum: np.zeros((n_draws, n), dtype=bool) for stratum, n in n_by_stratum.items()},
@@ -103,7 +104,7 @@ class _CriticalValue:
             return of_problems
         smaller, larger = sorted((of_problems, float(special.stdtr(self.freedom_w, -t))))
         smaller, larger = max(smaller, SMALLEST_TAIL), max(larger, SMALLEST_TAIL)
-        if self.at(larger) >= t:  # equal but for rounding
+        if self.at(larger) >= t:  # equal within rounding
             return larger
         if self.at(smaller) <= t:
             return smaller
@@ -116,6 +117,6 @@ class _CriticalValue:
 def rank_p(as_good: int, n_sets: int) -> float:
     """Return the p of a rank among random sets of which `as_good` do at least as well: (1 + as_good) / (1 + n_sets).
 
-    What is ranked counts as one of the draws, so that p is never 0 (Phipson & Smyth 2010).
+    The ranked item counts as one of the draws, so that p is never 0 (Phipson & Smyth 2010).
     """
     return (1 + as_good) / (1 + n_sets)

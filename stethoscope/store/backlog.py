@@ -18,7 +18,7 @@ class Backlog:
     """The writes that wait, and what hindered the last one.
 
     Attributes:
-        hindrance: what keeps writes waiting; None where none waits.
+        hindrance: what keeps writes waiting; None if none waits.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Backlog:
         self.flush()
         if progress is not None and self.hindrance is not None and not known:
             progress.note(
-                f"{self.hindrance.what} ({self.hindrance.got}). The work goes on, and its result is kept in memory: it "
-                f"is lost when this process ends before it can be stored. {self.hindrance.next_step or ''}"
+                f"{self.hindrance.what} ({self.hindrance.got}). The work continues with its result in memory; the "
+                f"result is lost if this process ends before it can be stored. {self.hindrance.next_step or ''}"
             )
 
     def flush(self) -> None:

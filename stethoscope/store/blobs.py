@@ -23,7 +23,10 @@ def write_failure(what: str, error: OSError) -> UserError:
     """Return what to raise when `what` could not be written: a full disk is the machine's, the rest the store's."""
     if error.errno in _FULL:
         return ResourceError(
-            f"cannot write {what}", got=error.strerror, expected="free disk space", next_step="Free some and try again."
+            f"cannot write {what}",
+            got=error.strerror,
+            expected="free disk space",
+            next_step="Free some disk space and try again.",
         )
     return StoreError(f"cannot write {what}", got=error.strerror or error, next_step="Check the folder's permissions.")
 
@@ -41,7 +44,7 @@ class BlobStore:
                 "not a content id",
                 got=repr(blob_id),
                 expected=f"{ID_PREFIX} and 64 hex digits",
-                next_step="Copy the whole id.",
+                next_step="Copy the complete id.",
             )
         return self.root / blob_id[len(ID_PREFIX) :][:2] / blob_id
 
@@ -76,12 +79,12 @@ class BlobStore:
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
-            raise StoreError("no such stored blob", got=blob_id, next_step="Run it again.") from error
+            raise StoreError("no such blob in the store", got=blob_id, next_step="Run it again.") from error
         except OSError as error:
             raise StoreError(
                 f"cannot read blob {blob_id}",
                 got=error.strerror,
-                expected="a file that can be read",
+                expected="a readable file",
                 next_step="Check the permissions of the runs folder.",
             ) from error
         found = bytes_id(content)

@@ -101,7 +101,7 @@ def fingerprint(
             f"{location} does not exist",
             got="nothing there",
             expected="a file or folder on this machine, or a hub id",
-            next_step="Check the path, or name a hub id.",
+            next_step="Check the path, or use a hub id.",
         )
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""A run as the history keeps it: its kind, how it stands, and in a few words what it was about."""
+"""Stored runs: kind, state, and a short description."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ def recipes_of(spec: Spec) -> dict[str, EditRecipe]:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run as stored. `spec` is parsed and checked when it is read, so that a damaged row cannot break a list.
+    """One run as stored. `spec` is parsed and checked when it is accessed, so that a damaged row cannot break a list.
 
-    `sequence` grows with every run of the store: what came first is told by it, `created_at` is for display.
+    `sequence` increases with every run of the store and defines the order; `created_at` is for display.
     """
 
     run_id: str
@@ -53,13 +53,13 @@ class RunRecord:
         if not self.intact:
             raise StoreError(
                 f"run {self.run_id} is damaged",
-                got="a row that is not as it was written",
-                next_step="Ask the same again: stored answers are used. Or delete the run.",
+                got="a row that was modified or corrupted",
+                next_step="Run it again (stored answers are reused), or delete the run.",
             )
         case = use_case_called(self.kind)
         if case is None or not case.kept:
             raise StoreError(
-                f"run {self.run_id} is of an unknown kind",
+                f"run {self.run_id} has an unknown kind",
                 got=self.kind,
                 expected="one of " + ", ".join(KEPT_KINDS),
                 next_step="Open it with the version that wrote it.",
@@ -70,13 +70,13 @@ class RunRecord:
             raise StoreError(
                 f"the spec of run {self.run_id} is damaged",
                 got=error.errors()[0]["msg"],
-                expected="a spec of this version",
-                next_step="Ask the same again: stored answers are used. Or delete the run.",
+                expected="a spec in the format of this version",
+                next_step="Run it again (stored answers are reused), or delete the run.",
             ) from error
 
     @property
     def about(self) -> str:
-        """What the run was about, in a few words; a damaged row says so."""
+        """Short description of the run; says so if the row is damaged."""
         try:
             spec = self.spec
         except StoreError as error:
@@ -96,7 +96,7 @@ class RunRecord:
 
 
 def run_record(row: sqlite3.Row) -> RunRecord:
-    """Return a row of the table of runs as a record; of a damaged one nothing but the id is believed."""
+    """Return a row of the table of runs as a record; of a damaged row, only the id is used."""
     if not intact(row):
         return RunRecord(
             run_id=str(row["run_id"]),

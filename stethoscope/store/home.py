@@ -1,4 +1,5 @@
-"""Where the user's data lies: `runs/` is never deleted by us, `cache/` holds only what can be computed again."""
+"""Folders of user data: `runs/` is never deleted automatically, and `cache/` contains only data that can be
+recomputed."""
 
 import os
 from pathlib import Path
@@ -15,11 +16,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent.parent
 def home() -> Path:
     """Return the folder of runs and cache.
 
-    It is the environment's STETHOSCOPE_HOME; else the checkout that this code is part of; else, for an installed
+    This is STETHOSCOPE_HOME if set; otherwise the checkout that contains this code; otherwise, for an installed
     package, the user's data folder (on Linux ~/.local/share/stethoscope).
 
     Raises:
-        LocationError: no path (see `locations.path_of`).
+        LocationError: not a path (see `locations.path_of`).
     """
     named = os.environ.get(HOME_VARIABLE)
     if named:
@@ -38,15 +39,15 @@ def runs_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the folder of what can be recomputed (it need not exist yet)."""
+    """Return the cache folder (it need not exist yet)."""
     return home() / "cache"
 
 
 def asked_bytes(variable: str) -> int | None:
-    """Return the bytes that an environment variable asks for in MiB, None where it is not set.
+    """Return the value of an environment variable in MiB as bytes; None if it is not set.
 
     Raises:
-        ResourceError: no number of MiB.
+        ResourceError: not a number of MiB.
     """
     text = os.environ.get(variable)
     if not text:

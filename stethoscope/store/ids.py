@@ -1,9 +1,9 @@
-"""Content ids: what is the same has the same name, and a name proves its content.
+"""Content ids: equal records have equal ids, and an id verifies its content.
 
     id = "sha256-" + sha256(canonical JSON of {class name, schema version, the whole record, extras})
 
-The whole record is hashed, never a chosen subset of its fields, so that no field can be forgotten. Extras carry
-what decides a result but stands in no record, such as the checksum of the weights.
+The whole record is hashed, not a subset of its fields, so that no field can be forgotten. Extras are values that affect
+a result but are not part of a record, such as the checksum of the weights.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ ID_PREFIX = "sha256-"
 
 
 def canonical_json(value: object) -> bytes:
-    """Return `value` as UTF-8 JSON with sorted keys and no spaces; NaN and infinity are a programmer's mistake."""
+    """Return `value` as UTF-8 JSON with sorted keys and no spaces; NaN and infinity are programming errors."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.encode()
 
@@ -28,7 +28,7 @@ def bytes_id(content: bytes) -> str:
 
 
 def content_id(record: BaseModel, *extra: str) -> str:
-    """Return the content id of a whole record, with `extra` strings that also decide its result."""
+    """Return the content id of a record, including `extra` strings that also affect its result."""
     whole = {
         "class": type(record).__name__,
         "schema": SCHEMA_VERSION,
@@ -39,5 +39,5 @@ def content_id(record: BaseModel, *extra: str) -> str:
 
 
 def short_id(identifier: str) -> str:
-    """Return the first 8 hex digits of an id, for people."""
+    """Return the first 8 hex digits of an id, for display."""
     return identifier.removeprefix(ID_PREFIX)[:8]

@@ -1,7 +1,7 @@
-"""Graded answers, a block at a time: all of a block or none, each with the certificate of the weights that gave it.
+"""Graded answers, stored in complete blocks, each with the certificate of its weights.
 
-An answer is found again by its evaluation (weights, decoding), its problem and the tokens that were asked, whatever run
-asked for it; a certificate lies once under its digest. Both are checked against their digests whenever they are read.
+An answer is identified by its evaluation (weights, decoding), its problem and the tokens of its prompt, independently
+of the run. A certificate is stored once under its digest. Both are checked against their digests when they are read.
 """
 
 import sqlite3
@@ -16,18 +16,18 @@ from stethoscope.results import BenchItem, Certificate
 from stethoscope.store.ids import bytes_id, canonical_json
 from stethoscope.store.schema import connection, insert, intact
 
-PROBLEMS_AT_ONCE = 500  # SQLite takes at least 999 values in a statement
+PROBLEMS_AT_ONCE = 500  # SQLite allows at least 999 values in a statement
 
 
 class StoredItem(NamedTuple):
-    """A graded answer, and which weights gave it."""
+    """A graded answer with the certificate of its weights."""
 
     item: BenchItem
     certificate: Certificate
 
 
 def put_items(database: Path, evaluation_id: str, items: Sequence[BenchItem], certificate: Certificate) -> None:
-    """Store a finished block, all or none of it; an item, or a certificate, stored before is replaced."""
+    """Store a finished block atomically; existing items and certificates are replaced."""
     body = _body(certificate)
     digest = bytes_id(body.encode())
     with connection(database, write=True) as opened:
@@ -38,7 +38,7 @@ def put_items(database: Path, evaluation_id: str, items: Sequence[BenchItem], ce
 
 
 def stored_answers(database: Path, evaluation_id: str) -> frozenset[tuple[str, str]]:
-    """Return the (problem id, prompt id) of everything that an evaluation has answered."""
+    """Return the (problem id, prompt id) of all stored answers of an evaluation."""
     with connection(database) as opened:
         rows = opened.execute("SELECT problem_id, prompt_id FROM items WHERE evaluation_id = ?", (evaluation_id,))
         return frozenset((str(row["problem_id"]), str(row["prompt_id"])) for row in rows)
@@ -51,7 +51,7 @@ def get_items(
 
     Args:
         prompts: the prompt id of each wanted problem.
-        skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
+        skip_damaged: omit damaged items, so that a resumed benchmark grades them again.
 
     Raises:
         StoreError: an item or its certificate is damaged.
@@ -89,22 +89,22 @@ def _item(row: sqlite3.Row) -> BenchItem:
     if not intact(row):
         raise StoreError(
             f"{what} is damaged",
-            next_step="Resume the benchmark: it is graded again.",
-            got="a row that is not as it was written",
+            next_step="Resume the benchmark to grade it again.",
+            got="a row that was modified or corrupted",
         )
     try:
         return BenchItem.model_validate_json(row["body"])
     except ValidationError as error:
         raise StoreError(
-            f"{what} does not fit this version",
+            f"{what} is not in the format of this version",
             got=error.errors()[0]["msg"],
-            expected="an answer as this version writes it",
-            next_step="Resume the benchmark: it is graded again.",
+            expected="an answer in the format of this version",
+            next_step="Resume the benchmark to grade it again.",
         ) from error
 
 
 def read_certificate(opened: sqlite3.Connection, digest: str) -> Certificate:
-    """Return the certificate of that digest; raise `StoreError` where it is missing or damaged."""
+    """Return the certificate with this digest; raise `StoreError` if it is missing or damaged."""
     row = opened.execute("SELECT body FROM certificates WHERE certificate = ?", (digest,)).fetchone()
     try:
         if row is not None and bytes_id(str(row["body"]).encode()) == digest:
@@ -114,5 +114,5 @@ def read_certificate(opened: sqlite3.Connection, digest: str) -> Certificate:
     raise StoreError(
         "the certificate of a graded answer is damaged",
         got=digest,
-        next_step="Run the benchmark again: its answers are asked anew.",
+        next_step="Run the benchmark again to generate its answers again.",
     )

@@ -1,9 +1,9 @@
-"""Which running runs still have somebody who runs them: each holds a lock on a file of its own while it runs.
+"""Locks that show which runs are still running: each run holds a lock on its own file.
 
-The system takes the lock back when its process ends, however it ends (a kill -9 included), on the same machine in any
-container that shares the folder. So a run that is "running" in the table and whose lock can be had was interrupted.
-Locks are taken, given back and tried inside write transactions of the run store, one at a time: between a row and its
-lock nobody sees a half-way state.
+The operating system releases the lock when the process ends in any way (including kill -9), also across containers on
+the same machine that share the folder. Therefore a run that is "running" in the table but whose lock is free was
+interrupted. Locks are acquired, released and tested within write transactions of the run store, so that row and lock
+are always consistent.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ LET_GO_S = 10.0
 
 
 class RunLocks:
-    """The locks of running runs below `folder`; those taken here are held until given back or the process ends."""
+    """The locks of running runs in `folder`; acquired locks are held until they are released or the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,7 +27,7 @@ class RunLocks:
         return FileLock(self._folder / f"{run_id}.lock", thread_local=False)
 
     def take(self, run_id: str) -> None:
-        """Hold the lock of a run that starts or goes on; who has just ended it may take a moment to let go.
+        """Acquire the lock of a run that starts or continues; a previous owner may need a moment to release it.
 
         Raises:
             ResourceError: the disk is full. StoreError: the lock's file cannot be written.
@@ -41,19 +41,19 @@ class RunLocks:
         self._held[run_id] = lock
 
     def give_back(self, run_id: str) -> None:
-        """Let go of the lock of a run that has ended; nothing happens where it is not held here."""
+        """Release the lock of a finished run; no effect if this process does not hold it."""
         lock = self._held.pop(run_id, None)
         if lock is not None:
-            with contextlib.suppress(OSError):  # the file is empty and only its lock counts
+            with contextlib.suppress(OSError):  # the file is empty; only its lock matters
                 Path(lock.lock_file).unlink()
             lock.release()
 
     def is_mine(self, run_id: str) -> bool:
-        """Return whether the lock is held here."""
+        """Return whether this process holds the lock."""
         return run_id in self._held
 
     def is_held(self, run_id: str) -> bool:
-        """Return whether a living process, this one included, holds the lock; True also where nobody can tell."""
+        """Return whether a running process, including this one, holds the lock; True if unknown."""
         if self.is_mine(run_id):
             return True
         lock = self._lock(run_id)

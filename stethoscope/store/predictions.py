@@ -1,7 +1,7 @@
-"""Frozen predictions: claims about layers under their content ids, with when, and after which run, each was stored.
+"""Frozen predictions: claims about layers by content id, with the time and the newest run when each was stored.
 
-A prediction is worth something only when it cannot be changed afterwards: storing it again keeps the first time,
-the table refuses updates and deletions, and what is read is checked against its id.
+A prediction counts only if it cannot be changed later: storing it again keeps the first time, the table rejects updates
+and deletions, and records are checked against their ids when they are read.
 """
 
 import sqlite3
@@ -21,8 +21,8 @@ class StoredPrediction(NamedTuple):
     """A prediction with its content id and when it was frozen.
 
     Attributes:
-        created_at: seconds since 1970 by the machine's clock, for display only.
-        runs_before: `RunRecord.sequence` of the newest run at that time (0: none): later runs have a larger one.
+        created_at: seconds since 1970 according to the machine's clock, for display only.
+        runs_before: `RunRecord.sequence` of the newest run at that time (0: none); later runs have larger numbers.
     """
 
     prediction_id: str
@@ -32,9 +32,9 @@ class StoredPrediction(NamedTuple):
 
 
 def put_prediction(database: Path, prediction: Prediction) -> str:
-    """Store `prediction` and return its content id; storing it again changes nothing, its time included.
+    """Store `prediction` and return its content id; storing it again changes nothing, not even its time.
 
-    One that was damaged is frozen anew, now.
+    A damaged prediction is frozen again with the current time.
     """
     prediction_id = content_id(prediction)
     with connection(database, write=True) as opened:
@@ -48,7 +48,7 @@ def put_prediction(database: Path, prediction: Prediction) -> str:
 
 
 def list_predictions(database: Path) -> list[StoredPrediction]:
-    """Return the stored predictions, newest first; damaged ones are left out."""
+    """Return the stored predictions, newest first, without damaged ones."""
     with connection(database) as opened:
         rows = opened.execute("SELECT * FROM predictions ORDER BY rowid DESC").fetchall()
     listed: list[StoredPrediction] = []
@@ -75,13 +75,13 @@ def _read(row: sqlite3.Row) -> StoredPrediction:
         raise StoreError(
             f"prediction {prediction_id} is damaged",
             got=error.errors()[0]["msg"],
-            expected="a prediction as this version writes it",
-            next_step="Freeze it again, under a new time.",
+            expected="a prediction in the format of this version",
+            next_step="Freeze it again; it gets a new time.",
         ) from error
     if content_id(prediction) != prediction_id or not intact(row):
         raise StoreError(
             f"prediction {prediction_id} is damaged",
-            next_step="Freeze it again, under a new time.",
-            got="a row that is not as it was written",
+            next_step="Freeze it again; it gets a new time.",
+            got="a row that was modified or corrupted",
         )
     return StoredPrediction(prediction_id, prediction, row["created_at"], row["runs_before"])

@@ -1,4 +1,4 @@
-"""The stored rank that belongs to a benchmark: one of its recipes among random sets of layers, on the same problems."""
+"""Find the stored rank of a benchmark's recipe among random sets of layers, on the same problems."""
 
 from stethoscope.errors import StoreError
 from stethoscope.records import BenchSpec, RankSpec
@@ -7,9 +7,10 @@ from stethoscope.store.runs import RunStore
 
 
 def stored_rank(store: RunStore, bench: BenchSpec) -> RankResult | None:
-    """Return the newest complete rank of a recipe of `bench` on its problems, the earlier arm's first; None without.
+    """Return the newest complete rank of a recipe of `bench` on its problems, preferring earlier arms; None if there is
+    none.
 
-    Damaged runs are passed over.
+    Damaged runs are ignored.
     """
     recipes = [arm.recipe for arm in bench.arms]
     found: dict[int, RankResult] = {}

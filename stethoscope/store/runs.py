@@ -1,12 +1,12 @@
-"""The run store: recipes by content, every run with its spec and outcome, graded items as they finish. Nothing is
-ever deleted unasked; of a run that is, the row stays, so that it still counts as one that was looked at.
+"""The run store: recipes by content, runs with specs and results, and graded answers. Nothing is deleted automatically.
+The row of a deleted run remains, so that its problems still count as seen.
 
-A run whose process ended while it was running is found out (see `owners`) and becomes "interrupted". Like a paused
-one it goes on, under the same id, when the same spec starts again.
+A run whose process ended while it was running is detected (see `owners`) and becomes "interrupted". Like a paused run,
+it continues under the same id when the same spec starts again.
 
-SQLite in WAL mode under one folder, one connection a call, so that any thread or process may use it; results are
-blobs, the tables hold their ids. A result is found again by the content id of its spec (with the extras that the
-caller adds, such as the checksum of the weights). Whatever is read is checked against its id or digest.
+SQLite in WAL mode under one folder, one connection per call, so that any thread or process can use it. Results are
+blobs, and the tables contain their ids. A result is found by the content id of its spec (with extras from the caller,
+such as the checksum of the weights). Everything is checked against its id or digest when it is read.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class FoundResult(NamedTuple):
 
 
 class RunStore:
-    """Recipes, runs, results and graded items below `root`; every method is safe from any thread.
+    """Recipes, runs, results and graded answers in `root`; all methods are thread-safe.
 
     Raises:
         StoreError: the folder cannot be used, or its database is damaged or from a newer version.
@@ -83,7 +83,7 @@ class RunStore:
         return recipe_id
 
     def get_recipe(self, recipe_id: str) -> EditRecipe:
-        """Return the recipe of that id, or of a unique prefix of at least 4 hex digits, verified against its id.
+        """Return the recipe with this id or unique prefix of at least 4 hex digits, verified against its id.
 
         Raises:
             StoreError: unknown, ambiguous or damaged.
@@ -101,13 +101,15 @@ class RunStore:
                 "SELECT * FROM recipes WHERE recipe_id GLOB ? LIMIT 2", (f"{ID_PREFIX}{digits}*",)
             ).fetchall()
         if not rows:
-            raise StoreError("no recipe of that id", got=recipe_id, next_step="Store it first, or list the recipes.")
+            raise StoreError("no recipe with this id", got=recipe_id, next_step="Store it first, or list the recipes.")
         if len(rows) > 1:
-            raise StoreError("more than one recipe begins like that", got=recipe_id, next_step="Give more digits.")
+            raise StoreError(
+                "several recipe ids start like this", got=recipe_id, next_step="Use more digits of the id."
+            )
         return self._read_recipe(rows[0])
 
     def list_recipes(self) -> list[StoredRecipe]:
-        """Return the stored recipes, newest first; damaged ones are left out (`get_recipe` says why)."""
+        """Return the stored recipes, newest first, without damaged ones (`get_recipe` reports them)."""
         with connection(self.database) as opened:
             rows = opened.execute("SELECT * FROM recipes ORDER BY rowid DESC").fetchall()
         listed: list[StoredRecipe] = []
@@ -126,7 +128,7 @@ class RunStore:
             raise StoreError(
                 f"recipe {row['recipe_id']} is damaged",
                 got=error.errors()[0]["msg"],
-                expected="a recipe of this version",
+                expected="a recipe in the format of this version",
                 next_step="Store the recipe again.",
             ) from error
         if content_id(recipe) != row["recipe_id"]:
@@ -141,20 +143,20 @@ class RunStore:
     # --- predictions ---------------------------------------------------------------------------------------------
 
     def put_prediction(self, prediction: Prediction) -> str:
-        """Freeze the prediction and return its content id; freezing it again changes nothing, its time included."""
+        """Freeze the prediction and return its content id; freezing it again changes nothing, not even its time."""
         return predictions.put_prediction(self.database, prediction)
 
     def list_predictions(self) -> list[StoredPrediction]:
-        """Return the frozen predictions, newest first; damaged ones are left out."""
+        """Return the frozen predictions, newest first, without damaged ones."""
         return predictions.list_predictions(self.database)
 
     # --- runs ----------------------------------------------------------------------------------------------------
 
     def start_run(self, spec: Spec, *, title: str | None = None, extra: Sequence[str] = ()) -> str:
-        """Record that `spec` starts now, or goes on, and return the run id, which sorts by time: r20261122-133201-ab12.
+        """Record that `spec` starts or continues, and return the run id, which sorts by time: r20261122-133201-ab12.
 
-        The newest run of the same spec and extras goes on where it was paused or interrupted. The last four digits of
-        a new one are the fraction of the second in 65536ths, moved on while taken. `extra` enters the id under which
+        The newest paused or interrupted run of the same spec and extras continues. The last four digits of a new id are
+        the fraction of the second in 65536ths, increased until free. `extra` is part of the id under which
         `find_result` finds the result.
         """
         self._find_interrupted()
@@ -191,7 +193,7 @@ class RunStore:
         return run_id
 
     def _find_interrupted(self, wait_s: float | None = None) -> None:
-        """Mark the running runs that nobody runs any more (later, where nothing can be written now)."""
+        """Mark running runs without a running process as interrupted (later, if the store cannot be written now)."""
         with connection(self.database) as opened:
             running = opened.execute("SELECT run_id FROM runs WHERE state = 'running'").fetchall()
         if all(self._locks.is_mine(row["run_id"]) for row in running):
@@ -204,10 +206,11 @@ class RunStore:
     def finish_run(
         self, run_id: str, *, state: EndState, result: Result | None = None, error: str | None = None, elapsed_s: float
     ) -> None:
-        """Record how the run ended; the result is stored first, so that a row never names a result that is not there.
+        """Record the final state of the run; the result is stored first, so that a row never refers to a missing
+        result.
 
-        `elapsed_s` is added to what the run took before it was paused. Where the end cannot be recorded, the run is
-        nobody's any more, and is found to be interrupted.
+        `elapsed_s` is added to the time before a pause. If the end cannot be recorded, the run is released and will be
+        marked as interrupted.
 
         Raises:
             StoreError: no such run. ResourceError: the disk is full.
@@ -225,7 +228,8 @@ class RunStore:
             self._locks.give_back(run_id)
 
     def find_result(self, spec: Spec, *, extra: Sequence[str] = ()) -> FoundResult | None:
-        """Return the newest finished run of the same spec (and extras) whose result can be read, else None."""
+        """Return the newest finished run of the same spec (and extras) with a readable result; None if there is
+        none."""
         with connection(self.database) as opened:
             rows = opened.execute(
                 "SELECT * FROM runs WHERE spec_id = ? AND state = 'done' AND result_id IS NOT NULL"
@@ -236,11 +240,11 @@ class RunStore:
             try:
                 return FoundResult(row["run_id"], self._read_result(row["result_id"]))
             except StoreError:
-                continue  # damaged or missing: it can be computed again
+                continue  # damaged or missing: can be computed again
         return None
 
     def get_run(self, run_id: str) -> RunRecord:
-        """Return one run; raise `StoreError` when there is none of that id or its row is damaged."""
+        """Return one run; raise `StoreError` if there is none with this id or its row is damaged."""
         with connection(self.database) as opened:
             row = opened.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         if row is None:
@@ -248,17 +252,17 @@ class RunStore:
         record = run_record(row)
         if record.state == "deleted":
             raise StoreError(
-                f"run {run_id} was deleted", next_step="Run it again: stored answers are used.", got="a deleted run"
+                f"run {run_id} was deleted", next_step="Run it again; stored answers are reused.", got="a deleted run"
             )
         _ = record.spec  # raises when damaged
         return record
 
     def list_runs(self, kind: str | None = None, limit: int = 200, *, deleted: bool = False) -> list[RunRecord]:
-        """Return the newest runs first, of one kind or of all; a damaged row is listed, and raises at its `spec`.
+        """Return the runs, newest first, of one kind or all; a damaged row is listed, and its `spec` raises an error.
 
         Args:
-            limit: list at most so many; -1 lists all.
-            deleted: list those that were deleted, too: they have no result, but their answers may have been looked at.
+            limit: maximum number; -1 for all.
+            deleted: include deleted runs; they have no result, but their answers may have been seen.
         """
         self._find_interrupted(wait_s=0.0)
         where = " AND ".join(["state != 'deleted'"] * (not deleted) + ["kind = ?"] * (kind is not None)) or "true"
@@ -270,24 +274,25 @@ class RunStore:
         return [run_record(row) for row in rows]
 
     def load_result(self, run_id: str) -> Result:
-        """Return the run's result, verified; raise `StoreError` when there is none or it is damaged."""
+        """Return the verified result of the run; raise `StoreError` if it is missing or damaged."""
         record = self.get_run(run_id)
         if record.result_id is None:
             raise StoreError(f"run {run_id} has no result", got=f"state {record.state}", next_step="Run it again.")
         return self._read_result(record.result_id)
 
     def set_pinned(self, run_id: str, pinned: bool) -> None:
-        """Pin or unpin a run in the history; raise `StoreError` when there is none of that id."""
+        """Pin or unpin a run; raise `StoreError` if there is none with this id."""
         with connection(self.database, write=True) as opened:
             _change(opened, _intact_run(opened, run_id), pinned=int(pinned))
 
     def delete_run(self, run_id: str) -> None:
-        """Delete a run's result, unless another run has the same, and take the run off the history.
+        """Delete the result of a run (unless another run has the same result), and remove the run from lists.
 
-        The row stays as "deleted", and so do graded answers: what was looked at counts. A damaged row goes altogether.
+        The row remains as "deleted", and graded answers are kept, because seen problems count. A damaged row is removed
+        completely.
 
         Raises:
-            StoreError: no such run, deleted before, or running.
+            StoreError: no such run, already deleted, or running.
         """
         self._find_interrupted()
         with connection(self.database, write=True) as opened:
@@ -310,7 +315,7 @@ class RunStore:
         result_class = RESULT_OF_NAME.get(str(stored.get("kind"))) if isinstance(stored, dict) else None
         if not isinstance(stored, dict) or result_class is None:
             raise StoreError(
-                f"blob {result_id} is no result",
+                f"blob {result_id} is not a result",
                 expected="one of " + ", ".join(RESULT_OF_NAME),
                 got="another record",
                 next_step="Run it again.",
@@ -319,13 +324,15 @@ class RunStore:
             return result_class.model_validate_json(json.dumps(stored.get("data")))
         except ValidationError as error:
             raise StoreError(
-                f"result {result_id} does not fit this version", got=error.errors()[0]["msg"], next_step="Run it again."
+                f"result {result_id} is not in the format of this version",
+                got=error.errors()[0]["msg"],
+                next_step="Run it again.",
             ) from error
 
     # --- graded items --------------------------------------------------------------------------------------------
 
     def put_items(self, evaluation_id: str, items: Sequence[BenchItem], certificate: Certificate) -> None:
-        """Store a finished block with the weights' certificate, all or none; an item stored before is replaced.
+        """Store a finished block with the certificate of its weights, atomically; existing items are replaced.
 
         Raises:
             ResourceError: the disk is full.
@@ -333,7 +340,7 @@ class RunStore:
         graded.put_items(self.database, evaluation_id, items, certificate)
 
     def stored_answers(self, evaluation_id: str) -> frozenset[tuple[str, str]]:
-        """Return the (problem id, prompt id) of everything that an evaluation has answered."""
+        """Return the (problem id, prompt id) of all stored answers of an evaluation."""
         return graded.stored_answers(self.database, evaluation_id)
 
     def get_items(
@@ -343,7 +350,7 @@ class RunStore:
 
         Args:
             prompts: the prompt id of each wanted problem.
-            skip_damaged: leave damaged items out, so that a resumed benchmark grades them again.
+            skip_damaged: omit damaged items, so that a resumed benchmark grades them again.
 
         Raises:
             StoreError: an item or its certificate is damaged.
@@ -365,7 +372,7 @@ def _intact_run(opened: sqlite3.Connection, run_id: str) -> sqlite3.Row:
 
 
 def _change(opened: sqlite3.Connection, row: sqlite3.Row, **changes: object) -> None:
-    """Write the changes of an intact run, and seal it again."""
+    """Write changes to an intact run, and update its digest."""
     fields = dict(zip(row.keys(), row, strict=True)) | changes
     del fields["digest"]
     changes["digest"] = sealed(fields)["digest"]
@@ -374,4 +381,6 @@ def _change(opened: sqlite3.Connection, row: sqlite3.Row, **changes: object) -> 
 
 
 def _no_run(run_id: str) -> StoreError:
-    return StoreError("no run of that id", got=repr(run_id), next_step="List them: python -m stethoscope runs list.")
+    return StoreError(
+        "no run with this id", got=repr(run_id), next_step="To list all runs: python -m stethoscope runs list."
+    )

@@ -1,10 +1,9 @@
 """The tables of the run store, and what SQLite's errors mean.
 
-Every row that carries a digest is sealed: the digest is that of all its other columns, so that a change of any of them
-is found when the row is read (`intact`). The file carries the version of its tables in SQLite's `user_version`; 0 is
-an empty file.
+A row with a digest is sealed: the digest covers all its other columns, so that any change is detected when the row is
+read (`intact`). SQLite's `user_version` is the version of the tables; 0 means an empty file.
 
-Reading takes no lock that a writer holds, and goes on in a folder that cannot be written to.
+Reading does not wait for writers, and also works in a read-only folder.
 """
 
 import os
@@ -58,7 +57,7 @@ def sealed(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def intact(row: sqlite3.Row) -> bool:
-    """Return whether a row is as it was sealed."""
+    """Return whether a row matches its digest."""
     fields = dict(zip(row.keys(), row, strict=True))
     return fields.pop("digest", None) == _digest(fields)
 
@@ -68,7 +67,7 @@ def _digest(fields: Mapping[str, object]) -> str:
 
 
 def insert(opened: sqlite3.Connection, table: str, fields: Mapping[str, object], conflict: str = "") -> None:
-    """Insert a sealed row; `conflict` is what to do where its key is taken: "OR IGNORE" or "OR REPLACE"."""
+    """Insert a sealed row; `conflict` says what to do if its key exists: "OR IGNORE" or "OR REPLACE"."""
     row = sealed(fields)
     marks = ", ".join("?" * len(row))
     opened.execute(f"INSERT {conflict} INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
@@ -78,55 +77,58 @@ def insert(opened: sqlite3.Connection, table: str, fields: Mapping[str, object],
 
 
 def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
-    """Return what to raise for SQLite's `error`: what is known of its cause, and what mends that.
+    """Return the exception for SQLite's `error`, with its cause and what to do.
 
-    A `StoreError` is a damaged or foreign file; whatever only hinders reading or writing for now is a `ResourceError`.
+    A `StoreError` means a damaged or foreign file; a `ResourceError` means a temporary problem with reading or writing.
     """
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in _DAMAGED:
         return StoreError(
             f"{path.name} is damaged",
             got=error,
-            next_step=f"Restore a copy of {path}, or move the file away to start afresh.",
+            next_step=f"Restore a backup of {path}, or move the file away to start with an empty store.",
         )
     if code in _LOCKED:
         return ResourceError(
             f"{path.name} is locked by another program",
             got=f"{error}, after waiting",
-            next_step="Nothing is damaged: wait until it is done (a backup, for example), or end it, and try again.",
+            next_step=(
+                "Nothing is damaged. Wait for the other program (a backup, for example) to finish, or stop it, "
+                "and try again."
+            ),
         )
     if not path.exists():
         return ResourceError(
-            f"{path} is not there any more",
+            f"{path} no longer exists",
             got="no such file",
-            next_step="Put the folder back; or start stethoscope again, which begins a new one.",
+            next_step="Restore the folder, or restart stethoscope to create a new one.",
         )
     if (full := _full(path)) is not None or code == sqlite3.SQLITE_FULL:
         return ResourceError(
             f"cannot write {path}",
             got=full or error,
             expected="free disk space",
-            next_step="Free some: nothing is damaged, and what was finished before is stored.",
+            next_step="Free some disk space. Nothing is damaged, and earlier results are stored.",
         )
     if code in _NOT_WRITABLE or not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
         return ResourceError(
             f"{path} cannot be written to",
             got=error,
-            expected="a file and a folder that this user may write to",
-            next_step="Nothing is damaged. Mend the permissions, or set STETHOSCOPE_HOME to another folder.",
+            expected="a file and a folder that this user can write to",
+            next_step="Nothing is damaged. Fix the permissions, or set STETHOSCOPE_HOME to another folder.",
         )
     return StoreError(f"cannot use {path.name}", got=error, next_step=f"Check the disk and the folder {path.parent}.")
 
 
 def _full(path: Path) -> str | None:
-    """Return what the disk of `path` has run out of, in words; None where it has room."""
+    """Return what the disk of `path` has run out of; None if it has space."""
     try:
         disk = os.statvfs(path.parent)
     except OSError:
         return None
     if disk.f_bavail == 0:
         return "a full disk"
-    return "a disk that takes no further files (no free inodes)" if disk.f_files and disk.f_favail == 0 else None
+    return "a disk without free inodes" if disk.f_files and disk.f_favail == 0 else None
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
@@ -136,15 +138,15 @@ def _open(path: Path, mode: str, wait_s: float) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?{mode}"
     opened = sqlite3.connect(uri, uri=True, timeout=wait_s, isolation_level=None)
     opened.row_factory = sqlite3.Row
-    opened.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged row is found by its reader
+    opened.text_factory = lambda raw: raw.decode("utf-8", "replace")  # a damaged row is detected by its reader
     return opened
 
 
 def _begin(path: Path, *, write: bool, wait_s: float) -> sqlite3.Connection:
     """Return a connection in a transaction.
 
-    A file in WAL mode needs a second one beside it even to be read. In a folder that takes none, and with nothing in
-    the log that is not in the file, it is read as a file that nobody writes.
+    A file in WAL mode needs a second file even for reading. In a read-only folder without pending log entries, it is
+    opened as an immutable file.
     """
     opened = _open(path, "mode=rw", wait_s)
     try:
@@ -167,11 +169,11 @@ def connection(path: Path, *, write: bool = False, wait_s: float | None = None) 
     """Yield a connection in one transaction: committed at the end, rolled back on any exception.
 
     Args:
-        wait_s: how long to wait for a lock of another writer (None: `LOCK_WAIT_S`).
+        wait_s: seconds to wait for another writer's lock (None: `LOCK_WAIT_S`).
 
     Raises:
         StoreError: a damaged or foreign file.
-        ResourceError: locked, gone, on a full disk, or where nothing may be written (see `as_user_error`).
+        ResourceError: locked, missing, on a full disk, or read-only (see `as_user_error`).
     """
     try:
         with closing(_begin(path, write=write, wait_s=LOCK_WAIT_S if wait_s is None else wait_s)) as opened:
@@ -187,10 +189,10 @@ def connection(path: Path, *, write: bool = False, wait_s: float | None = None) 
 
 
 def create(path: Path) -> None:
-    """Make the tables where there are none, and check the version of those that are there; racing callers are safe.
+    """Create the tables if there are none, otherwise check their version; safe for concurrent callers.
 
     Raises:
-        StoreError: the tables are another version's.
+        StoreError: the tables have another version.
     """
     if path.exists() and _version(path):
         return

@@ -1,4 +1,4 @@
-"""The settings of each run: under which dtype, device and kernels it computed."""
+"""Settings of each run: dtype, device and kernels."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from stethoscope.store.schema import connection, insert, intact
 
 
 def put_settings(database: Path, run_id: str, settings: RunSettings) -> None:
-    """Record under which settings the run computes; one that goes on later keeps those it goes on with."""
+    """Record the settings of a run; a run that continues later has the settings of its continuation."""
     with connection(database, write=True) as opened:
         insert(opened, "settings", {"run_id": run_id, "body": settings.model_dump_json()}, "OR REPLACE")
 
 
 def get_settings(database: Path, run_id: str) -> RunSettings | None:
-    """Return the settings of the run, None where none were recorded.
+    """Return the settings of the run; None if none were recorded.
 
     Raises:
         StoreError: a damaged row.
@@ -32,6 +32,6 @@ def get_settings(database: Path, run_id: str) -> RunSettings | None:
         pass
     raise StoreError(
         f"the settings of run {run_id} are damaged",
-        next_step="The result itself does not depend on them.",
-        got="a row that is not as it was written",
+        next_step="The result itself is not affected.",
+        got="a row that was modified or corrupted",
     )

@@ -1,7 +1,7 @@
-"""Which problems something was chosen on, and how many edits have answered a problem: what a verdict has to know.
+"""Problems used for tuning, and the number of edits that have answered a problem, as needed for verdicts.
 
-A problem is known by the hash of its text, whatever file it came from. Nothing is ever taken off these lists. A damaged
-row is counted: as far as it can still be read it leaves out or adds, and never the other way.
+A problem is identified by the hash of its text, independently of its file. Entries are never removed. Damaged rows are
+counted conservatively: they can only exclude more problems or increase the number of configurations.
 """
 
 import sqlite3
@@ -14,27 +14,27 @@ from stethoscope.errors import StoreError
 from stethoscope.store.items import read_certificate
 from stethoscope.store.schema import connection, insert, intact
 
-PROBLEMS_AT_ONCE = 500  # SQLite takes at least 999 values in a statement
+PROBLEMS_AT_ONCE = 500  # SQLite allows at least 999 values in a statement
 
 
 class TunedOn(NamedTuple):
-    """Problems that something was chosen on, and how many rows of the whole list are damaged."""
+    """Problems used for tuning, and the number of damaged rows in the list."""
 
     problem_ids: frozenset[str]
     damaged: int
 
 
 class Tried(NamedTuple):
-    """How many edits have answered, and how many of them may be a base, since what is stored of them is damaged."""
+    """Number of edits that have answered, and how many of them could be a base because their records are damaged."""
 
     configurations: int
     damaged: int
 
 
 def put_tuned_on(database: Path, model: str, kind: str, problem_ids: Iterable[str]) -> None:
-    """Remember that a run of `kind` ("dose", "bench" ...) showed numbers of these problems for choosing on `model`.
+    """Record that a run of `kind` ("dose", "bench" ...) showed numbers of these problems for tuning on `model`.
 
-    Nothing is written where all of it is known.
+    Nothing is written if all of them are already recorded.
     """
     wanted = set(problem_ids)
     with connection(database) as opened:
@@ -49,7 +49,8 @@ def put_tuned_on(database: Path, model: str, kind: str, problem_ids: Iterable[st
 
 
 def tuned_on(database: Path, model: str, problem_ids: Collection[str]) -> TunedOn:
-    """Return which of these problems something was chosen on for `model`, an id: revisions and dtypes count as one."""
+    """Return which of these problems were used for tuning on `model` (an id; revisions and dtypes are not
+    distinguished)."""
     wanted, found, damaged = frozenset(problem_ids), set[str](), 0
     with connection(database) as opened:
         for row in opened.execute("SELECT * FROM tuned_on"):
@@ -61,14 +62,14 @@ def tuned_on(database: Path, model: str, problem_ids: Collection[str]) -> TunedO
 
 
 def configurations_tried(database: Path, problem_ids: Collection[str]) -> Tried:
-    """Return how many evaluations of edits have answered any of these problems.
+    """Return the number of evaluations of edits that have answered any of these problems.
 
-    An evaluation is weights, prompts and decoding; those of a base do not count. Every run of this store does, whatever
-    became of it, since its answers may have been looked at. One answer of an evaluation that is intact, with its
-    certificate, says which it is.
+    An evaluation consists of weights, prompts and decoding; evaluations of a base do not count. All runs of this store
+    count in any state, because their answers may have been seen. One intact answer with its certificate shows whether
+    an evaluation is an edit.
     """
     ids = list(problem_ids)
-    said: dict[str, bool | None] = {}  # evaluation -> is it an edit's, as soon as an intact answer tells
+    said: dict[str, bool | None] = {}  # evaluation -> whether it is an edit, once an intact answer shows it
     with connection(database) as opened:
         for start in range(0, len(ids), PROBLEMS_AT_ONCE):
             part = ids[start : start + PROBLEMS_AT_ONCE]
@@ -85,7 +86,7 @@ def configurations_tried(database: Path, problem_ids: Collection[str]) -> Tried:
 
 
 def _edits(opened: sqlite3.Connection, answers: Iterable[sqlite3.Row]) -> Iterator[bool]:
-    """Yield of each answer that is intact, with its certificate, whether an edit gave it."""
+    """Yield whether an edit gave the answer, for each intact answer with its certificate."""
     for row in answers:
         try:
             if intact(row):

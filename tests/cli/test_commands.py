@@ -65,7 +65,7 @@ def test_preflight(run: Run, pico_profile: Profile, tmp_path: Path, as_toml: Cal
     result = printed(run("preflight", "--json"))
     assert result["usable"] is True
     assert len(result["layers"]) == 4  # type: ignore[arg-type]
-    assert "cosine to base" in run("preflight")[1]
+    assert "cosine with base" in run("preflight")[1]
     broken = shutil.copytree(pico_profile.task_vectors[0].tuned, tmp_path / "broken")
     not_finite(broken)
     reference = pico_profile.task_vectors[0].model_copy(update={"tuned": str(broken)})
@@ -144,7 +144,7 @@ def test_options_of_diagnose_reach_the_scores(run: Run) -> None:
         (("--score", "astrology"), "mean_rate_difference"),
         (("--documents", "19"), "20"),
         (("--documents", "500"), "too few problems"),
-        (("--control", "nothing"), "no control corpus of that name"),
+        (("--control", "nothing"), "no such control corpus"),
         (("--top-k", "0"), "whole number from 1"),
     ],
 )
@@ -206,7 +206,7 @@ def test_recipe_bench_export(run: Run, tmp_path: Path) -> None:
     assert comparison_fields <= set(bench["comparisons"][0])
     names = {row["arm"] for row in bench["arms"]}
     assert {"base", "r", "all layers", "last 2", "bottom 2", "projected", "projected, norm-matched"} <= names
-    assert sum(name.startswith("random 2") for name in names) == 3
+    assert sum(name.startswith("random layers ") for name in names) == 3
     assert "full fine-tune" in names
     assert made["recipe_id"] in {row["recipe_id"] for row in bench["arms"]}
     assert {total["kind"] for total in bench["totals"]} == {"macro", "micro"}
@@ -229,7 +229,7 @@ def test_a_plan_says_what_would_be_asked_and_its_benchmark_asks_that(run: Run, t
     assert not RunStore(runs_dir()).list_runs("bench"), "a plan is no run"
     shown = run(*bench, "--plan")[1]
     assert plan["first_prompt"] in shown
-    assert "6 answers, 0 of them stored already." in shown
+    assert "6 answers, 0 of them already stored." in shown
     found = printed(run(*bench, "--json"))
     assert [kept.run_id for kept in RunStore(runs_dir()).list_runs("bench")] == [found["run_id"]]
     assert found["first_prompt"] == plan["first_prompt"]
@@ -444,7 +444,7 @@ def test_gain_prints_all_subjects_or_one(run: Run) -> None:
     code, out, _ = run("gain", "--n", "3")
     assert code == 0
     assert "first_order" in out
-    assert "each taken off again" in out
+    assert "base weights restored after each" in out
 
 
 def test_rank_prints_the_recipe_among_sets_of_equal_size(run: Run, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_rank_prints_the_recipe_among_sets_of_equal_size(run: Run, tmp_path: Pat
     assert "Layers 1, 2 among 5 other sets" in shown
     assert f"{1 + whole['as_good']} of 6" in shown
     assert f"{1 + whole['as_good_matched']} of 6" in shown
-    assert "no smaller than 0.167: cannot be significant at this size" in shown
+    assert "at least 0.167: cannot be significant at this size" in shown
     assert {row["cannot_be_significant"] for row in every["rows"]} == {True}
     assert "2 random sets" in " ".join(run("rank", str(recipe), "--n", "2", "--n-sets", "2")[1].split())
 
@@ -474,7 +474,7 @@ def test_mistakes_of_rank_are_one_line_each(run: Run, tmp_path: Path) -> None:
     recipe, full = str(tmp_path / "r.json"), str(tmp_path / "full.json")
     for layers, out in (("1", recipe), ("all", full)):
         assert run("recipe", "--layers", layers, "--out", out)[0] == 0
-    assert "4 layers, of the 4" in assert_one_line(run("rank", full))
+    assert "4 of the 4 layers" in assert_one_line(run("rank", full))
     assert "whole number from 2" in assert_one_line(run("rank", recipe, "--n", "1"))
     assert_one_line(run("rank", recipe, "--n-sets", "0"))
     assert_one_line(run("rank", recipe, "--n", "9999"))
@@ -543,7 +543,7 @@ def test_a_profile_of_a_model_and_a_task_vector_does_plain_work(
         "no problems and no subjects and no shots": [("bench", recipe)],
         "no problems and no subjects": [("problems",), ("rank", recipe)],
         "no problems and no subjects and no controls": [("gain",)],
-        "names no SAEs": [("diagnose",)],
+        "has no SAEs": [("diagnose",)],
     }
     for missing, commands in needs.items():
         for command in commands:
@@ -552,7 +552,7 @@ def test_a_profile_of_a_model_and_a_task_vector_does_plain_work(
             assert missing in err
     shots = run("bench", recipe, "--problems", str(pico_profile.problems.problems), profile=profile)
     assert shots[0] == 2
-    assert "names no shots" in shots[2]
+    assert "has no shots" in shots[2]
 
 
 def test_a_profile_without_saes_does_all_that_needs_none(
@@ -592,5 +592,5 @@ def test_a_profile_without_saes_does_all_that_needs_none(
         code, out, err = run(*command, profile=profile)
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
-        assert "names no SAEs" in err
+        assert "has no SAEs" in err
         assert "[saes]" in err

@@ -80,7 +80,7 @@ def test_a_diagnosis_and_its_stability(show: Show, partial_profile: Profile) -> 
     assert header == ["subject", "2", "3", "6"]
     scores = {(cell.subject, cell.layer): cell.score for cell in result.cells}
     assert lines == [[name, *(f"{scores[name, layer]:.2f}" for layer in (2, 3, 6))] for name in result.subjects]
-    assert "No SAE serves layers 0, 1, 4, 5, 7." in printed
+    assert "No SAE for layers 0, 1, 4, 5, 7." in printed
     _, printed, result = show(StabilitySpec(diagnosis=partial_profile.diagnose_spec()))
     variants = [f"{row.kind} {row.variant}" for row in result.rows if row.subject == SUBJECT]
     assert [line[0] for line in table(printed, "variant")[1:]] == variants
@@ -91,14 +91,14 @@ def test_energy_gain_and_rank(show: Show, partial_profile: Profile, recipe: Edit
     _, printed, result = show(EnergySpec(diagnosis=diagnosis, task_vector=vector, subject=SUBJECT, k=(4, 8)))
     _, *lines = table(printed, "layer")
     assert [(int(line[0]), int(line[1])) for line in lines] == [(cell.layer, cell.k) for cell in result.layers]
-    assert {int(line[0]) for line in lines if "not moved" in line} == {2, 7}
-    assert "No SAE serves layers 0, 1, 5." in printed
+    assert {int(line[0]) for line in lines if "unchanged" in line} == {2, 7}
+    assert "No SAE for layers 0, 1, 5." in printed
     silent = partial_profile.diagnose_spec(silent=True)
     _, printed, result = show(GainSpec(diagnosis=silent, task_vector=vector, n=2, top_n=2, random_sets=1))
     _, *lines = table(printed, "layer")
     gains = {cell.layer: cell.gain for cell in result.cells if cell.subject == "all"}
     assert {int(line[0]): line[1] for line in lines} == {
-        layer: "not moved" if gain is None else f"{gain:+.4f}" for layer, gain in gains.items()
+        layer: "unchanged" if gain is None else f"{gain:+.4f}" for layer, gain in gains.items()
     }
     assert {layer for layer, gain in gains.items() if gain is None} == {0, 2, 5, 7}
     _, printed, _ = show(RankSpec(recipe=recipe, problems=partial_profile.problems, n=2, n_sets=5))
@@ -125,13 +125,13 @@ def test_a_benchmark_and_its_report(show: Show, partial_profile: Profile, recipe
     verdicts = {
         line[0]: line[-1] for line in table(printed.split("Paired differences")[1], "arm") if line[1] == SUBJECT
     }
-    assert verdicts["still"] == "changes nothing"
+    assert verdicts["still"] == "no change"
     assert main(["runs", "report", run_id, "--out", str(tmp_path / "r.html")]) == 0
     page = html.unescape((tmp_path / "r.html").read_text(encoding="utf-8"))
     for text in (" ".join(printed.split()), page):
-        assert "no SAE serves o_proj, down_proj in layer 4." in text
-        assert "The task vector moves nothing of layer 2 that the recipe edits." in text
-        assert "The task vector moves nothing of layers 0, 5 that the recipe edits." in text
+        assert "no SAE for o_proj, down_proj in layer 4." in text
+        assert "The task vector changes nothing in layer 2, which the recipe edits." in text
+        assert "The task vector changes nothing in layers 0, 5, which the recipe edits." in text
     edited = {name: certificate.layers_edited for name, certificate in result.certificates.items()}
     assert edited == {"base": (), "projected": (3, 4), "still": ()}
     assert "<td>projected</td><td>yes</td><td>3, 4</td>" in page

@@ -136,7 +136,7 @@ def test_ctrl_c_stores_and_says_how_to_go_on(profile_file: Path, recipes: list[P
     bench = Bench(tmp_path / "home", profile_file, *recipes)
     code, out, err = bench.stopped_after(4, signal.SIGINT)
     assert (code, out) == (130, "")
-    assert "of 6 blocks are answered and stored. The same command goes on from there." in err
+    assert "of 6 blocks answered and stored. Run the same command again to continue." in err
     assert "Traceback" not in err
     (record,) = RunStore(bench.home / "runs").list_runs()
     assert (record.state, record.result_id is None) == ("paused", False)

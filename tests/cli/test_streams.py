@@ -70,7 +70,7 @@ def test_what_cannot_be_printed_is_stored_and_shown_again(
     runs = store().list_runs()
     assert {(run.kind, run.state) for run in runs} == {("diagnose", "done"), ("stability", "done")}
     said = err.splitlines()[-1]
-    assert said.startswith("stethoscope: not everything could be printed")
+    assert said.startswith("stethoscope: the output could not be printed completely")
     assert all(f"runs show {run.run_id}" in said for run in runs)
     assert main(["runs", "show", runs[0].run_id, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"]

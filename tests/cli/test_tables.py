@@ -82,7 +82,7 @@ def test_each_score_stands_under_its_own_layer(layers: tuple[int, ...], width: i
     for cell in result.cells:
         assert found[cell.subject][str(cell.layer)] == f"{cell.score:.2f}"
     assert {int(column) for row in found.values() for column in row} == set(layers)
-    assert ("No SAE serves layers 0-2, 4-14, 16-26, 28-33" in text) == (len(layers) == 3)
+    assert ("No SAE for layers 0-2, 4-14, 16-26, 28-33" in text) == (len(layers) == 3)
 
 
 def test_energy_shows_every_number_at_80_columns() -> None:
@@ -129,7 +129,7 @@ def test_energy_shows_every_number_at_80_columns() -> None:
         "rank": "256",
         "r/d": "0.100",
         "kept": "0.123",
-        "by chance": "0.450 ± 0.067",
+        "chance": "0.450 ± 0.067",
         "enrichment": "1.23",
         "z": "+4.5",
         "percentile": "0.999",
@@ -170,36 +170,36 @@ def test_diagnose_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]
     scores = {(cell["subject"], str(cell["layer"])): cell["score"] for cell in result["cells"]}
     assert {(subject, layer) for subject, row in found.items() for layer in row} == set(scores)
     assert all(found[subject][layer] == f"{score:.2f}" for (subject, layer), score in scores.items())
-    assert "No SAE serves layers 0, 1, 4, 5, 7" in text
+    assert "No SAE for layers 0, 1, 4, 5, 7" in text
 
 
 def test_energy_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
     text, result = both("energy", "--subject", "geometry", "--k", "2,4")
     found = cells_of(text, "Energy kept", keys=2)
     assert {key: row["kept"] for key, row in found.items()} == {
-        f"{cell['layer']} {cell['k']}": "not moved" if cell["retention"] is None else f"{cell['retention']:.3f}"
+        f"{cell['layer']} {cell['k']}": "unchanged" if cell["retention"] is None else f"{cell['retention']:.3f}"
         for cell in result["layers"]
     }
     assert {cell["layer"] for cell in result["layers"] if cell["retention"] is None} == {2, 7}
-    assert "No SAE serves layers 0, 1, 5" in text
+    assert "No SAE for layers 0, 1, 5" in text
 
 
 def test_gain_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -> None:
     text, result = both("gain", "--n", "4")
     gains = {str(cell["layer"]): cell for cell in result["cells"] if cell["subject"] == "all"}
-    found = cells_of(text.partition("Does it order")[0], "in one layer alone")
+    found = cells_of(text.partition("Does the predictor rank")[0], "into one layer at a time")
     assert set(found) == set(gains) == {str(layer) for layer in range(8)}
     for layer, cell in gains.items():
         moved = layer in "1346"
-        assert found[layer]["gain"] == (f"{cell['gain']:+.4f}" if moved else "not moved")
+        assert found[layer]["gain"] == (f"{cell['gain']:+.4f}" if moved else "unchanged")
         assert (cell["gain"] is not None) == (cell["ci_low"] is not None) == moved
     assert result["idle"] == [0, 2, 5, 7]
-    assert "Not moved by the task vector: layers 0, 2, 5, 7." in " ".join(text.split())
-    taus = cells_of(text, "Does it order")
+    assert "Unchanged by the task vector: layers 0, 2, 5, 7." in " ".join(text.split())
+    taus = cells_of(text, "Does the predictor rank")
     for row in result["agreement"]:
         if row["subject"] == "all" and row["kendall_tau"] is not None:
             shown = taus[row["predictor"]]
-            assert shown["Kendall tau"] == f"{row['kendall_tau']:+.2f}"
+            assert shown["Kendall's tau"] == f"{row['kendall_tau']:+.2f}"
             assert shown["p"] == f"{row['p']:.3f}*"
             assert row["cannot_be_significant"]
     moved = {layer for row in (*result["sets"], *result["random_sets"]) for layer in row["layers"]}
@@ -256,7 +256,7 @@ def test_info_draws_what_its_json_holds(both: Callable[..., tuple[str, dict]]) -
     found = cells_of(text, "||tau||")
     for row in result["task_vectors"]:
         for layer, norm in enumerate(row["relative_norm_by_layer"]):
-            assert found[str(layer)][row["name"]] == (f"{norm:.4f}" if norm else "not moved")
+            assert found[str(layer)][row["name"]] == (f"{norm:.4f}" if norm else "unchanged")
     assert "SAEs of layers 2, 3, 6" in " ".join(text.split())
 
 

@@ -192,7 +192,7 @@ def refused(folder: Path, loaded: LoadedModel, match: str) -> None:
     ("fields", "match"),
     [
         ({"peft_type": "LOHA"}, "not a LoRA adapter; got peft_type LOHA"),
-        ({"use_dora": True}, "no plain LoRA.*got use_dora = True"),
+        ({"use_dora": True}, "not a plain LoRA.*got use_dora = True"),
         ({"lora_bias": True}, "got lora_bias = True"),
         ({"alora_invocation_tokens": [1, 2]}, "got alora_invocation_tokens"),
         ({"trainable_token_indices": [3]}, "got trainable_token_indices"),
@@ -215,9 +215,9 @@ def test_what_is_no_plain_lora(loaded: LoadedModel, plain: Path, fields: dict[st
         (f"{Q}.lora_magnitude_vector", "got DoRA"),
         (f"{Q}.bias", "got trained biases"),
         (f"{Q}.lora_B.bias", "got trained biases"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A", "got a LoRA of the embeddings"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", "got LoRA on the embeddings"),
         (f"{Q.replace('layers.1', 'layers.9')}.lora_A.weight", "does not fit the base.*layers.9"),
-        (f"{Q}.lora_C.weight", "no plain LoRA.*got .*lora_C"),
+        (f"{Q}.lora_C.weight", "not a plain LoRA.*got .*lora_C"),
         ("base_model.model.lm_head.lora_A.weight", "got .*lm_head.*ties.*Train the adapter without"),
         ("base_model.model.model.layers.1.mlp.experts.lora_A.weight", "got a tensor called .*experts"),
     ],
@@ -283,7 +283,7 @@ def test_embeddings_trained_apart_from_the_head_that_they_are_tied_to(
     edit_config(folder, modules_to_save=["embed_tokens"])
     saved = {"base_model.model.model.embed_tokens.weight": embeddings + 1}
     edit_weights(folder, lambda tensors: tensors.update(saved))
-    refused(folder, loaded, "trained apart from the weights that it is tied to")
+    refused(folder, loaded, "trained separately from the weights that it is tied to")
     edit_config(folder, ensure_weight_tying=True)
     delta = open_at(folder, loaded).delta("model.embed_tokens.weight")
     torch.testing.assert_close(delta, torch.ones_like(delta), atol=1e-6, rtol=0)
@@ -294,4 +294,4 @@ def test_embeddings_trained_apart_from_the_head_that_they_are_tied_to(
 
 def test_a_folder_with_two_task_vectors(loaded: LoadedModel, plain: Path) -> None:
     save_file({"model.norm.weight": torch.zeros(32)}, plain / "delta.safetensors")
-    refused(plain, loaded, "holds more than one task vector")
+    refused(plain, loaded, "contains more than one task vector")

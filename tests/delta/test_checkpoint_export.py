@@ -124,7 +124,7 @@ def test_recipe_and_card_say_what_it_is(
     assert "| 3 | – | 0 | gate_proj, up_proj, down_proj | 0.8 |" in card
     assert "*math*" in card
     assert "`sha256-abc`" in card
-    assert "injected as it is" in card
+    assert "injected unchanged" in card
     config = (out / "config.json").read_text()
     assert str(Path(loaded.ref.id).parent) not in config  # where the base lay on this machine is nobody's business
     projected = make_recipe({1: 1.0}, edit_type=make_arm(top_k=5))
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_differs_from_the_live_model_is_not_kept(
         shutil.copytree(where.ref.id, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(export, "_save_weights", save_the_base_instead)
-    with pytest.raises(StethoscopeError, match="differ from the live ones"):
+    with pytest.raises(StethoscopeError, match="differ from those in memory"):
         export_checkpoint(loaded, patch, recipe, tmp_path / "edited")
     assert list(tmp_path.iterdir()) == []
 
@@ -258,7 +258,7 @@ def test_a_delta_that_does_not_give_the_edit_is_not_kept(
     tmp_path: Path,
 ) -> None:
     other = EditSource(loaded, task_vector, make_recipe({1: 0.5, 3: {"attention": 0.0, "mlp": 0.99}}))
-    with pytest.raises(StethoscopeError, match="differ from the live ones"):
+    with pytest.raises(StethoscopeError, match="differ from those in memory"):
         export_checkpoint(loaded, patch, recipe, tmp_path / "x", parts=Parts(checkpoint=False, delta=other))
     assert list(tmp_path.iterdir()) == []
 

@@ -55,10 +55,13 @@ def test_the_base_that_the_file_names(loaded: LoadedModel, tmp_path: Path) -> No
         ({"model.layers.9.mlp.down_proj.weight": torch.zeros(32, 48)}, "got a tensor called model.layers.9"),
         ({DOWN: torch.zeros(48, 32)}, r"got model.layers.2.mlp.down_proj.weight of shape \[48, 32\]"),
         ({DOWN: torch.zeros(32, 48, dtype=torch.int8)}, "is quantised; got .*stored as I8"),
-        ({DOWN: torch.zeros(32, 48), "layers.2.mlp.down_proj.weight": torch.zeros(32, 48)}, "another name of the same"),
-        ({"lm_head.weight": torch.zeros(1, 1)}, "expected one delta, called model.embed_tokens.weight"),
-        ({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}, "For a LoRA adapter name its folder"),
-        ({}, "holds no tensors"),
+        (
+            {DOWN: torch.zeros(32, 48), "layers.2.mlp.down_proj.weight": torch.zeros(32, 48)},
+            "another name for the same",
+        ),
+        ({"lm_head.weight": torch.zeros(1, 1)}, "expected one delta, named model.embed_tokens.weight"),
+        ({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 32)}, "For a LoRA adapter, use its folder"),
+        ({}, "contains no tensors"),
     ],
 )
 def test_what_does_not_fit(loaded: LoadedModel, tmp_path: Path, tensors: dict[str, torch.Tensor], match: str) -> None:

@@ -132,7 +132,7 @@ def test_no_recipe_leaves_a_trace(
             if inside == "nest":
                 with pytest.raises(StethoscopeError, match="do not nest"), applied(model, naive):
                     pass
-                with pytest.raises(StethoscopeError, match="on the base only"):
+                with pytest.raises(StethoscopeError, match="before building another one"):
                     build_patch(model, tau, recipe, rows_of_layer)
                 assert_same(state_of(model), edited)
             if inside.startswith("lift"):

@@ -220,7 +220,7 @@ def test_a_projection_with_nothing_to_edit_is_refused(
     loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
     recipe = make_recipe({1: {"attention": 1.0, "mlp": 0.0}}, edit_type=make_arm(site="mlp_out"))
-    with pytest.raises(RecipeError, match="edits nothing"):
+    with pytest.raises(RecipeError, match="changes nothing"):
         build_patch(loaded, task_vector, recipe, rows_of_layer)
 
 

@@ -101,7 +101,7 @@ def test_multimodal_names_on_disk_are_found(loaded: LoadedModel, copy: Path, pre
 
 
 def test_a_missing_folder(loaded: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint at .*nowhere"):
+    with pytest.raises(CheckpointError, match="no checkpoint at .*nowhere"):
         open_at(tmp_path / "nowhere", loaded)
 
 
@@ -150,7 +150,7 @@ def test_a_missing_tensor(loaded: LoadedModel, copy: Path) -> None:
     name = loaded.layout.matrices[3].name
     edit_weights(copy, lambda tensors: tensors.pop(name))
     with pytest.raises(
-        CheckpointError, match=f"no tensor {name}; expected every weight.*call its file delta.safetensors"
+        CheckpointError, match=f"no tensor {name}; expected every weight.*name its file delta.safetensors"
     ):
         open_at(copy, loaded)
 

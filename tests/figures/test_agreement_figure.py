@@ -69,15 +69,15 @@ def test_the_caption_says_what_the_numbers_say(result: GainResult) -> None:
     said = agreement.caption(result, "all")
     assert "does not predict which layers help better than chance (τ +0.30, p = .200)" in said
     assert "and is no better than layer depth (τ +0.42)." in said
-    assert "Closest to the gain: first-order effect (τ +0.80)." in said
+    assert "Best predictor: first-order effect (τ +0.80)." in said
     assert "n = 16 dev problems" in said
     better = agreement.caption(with_taus(result, mean_rate_difference=(0.7, 0.01)), "all")
     assert "predicts which layers help (τ +0.70, p = .010), and is better than layer depth" in better
     against = agreement.verdict(with_taus(result, mean_rate_difference=(-0.7, 0.01)), "all")
-    assert "against their gain" in against
+    assert "in the opposite order of their gain" in against
     assert "no better than layer depth" in against
     unknown = agreement.verdict(with_taus(result, mean_rate_difference=(None, None)), "all")
-    assert unknown == "Mean rate difference does not tell the layers apart here."
+    assert unknown == "Mean rate difference has the same value in all layers."
 
 
 def test_a_tau_over_few_layers_is_said_to_be_unable_and_idle_layers_are_named(result: GainResult) -> None:
@@ -108,7 +108,7 @@ def test_a_tau_over_few_layers_is_said_to_be_unable_and_idle_layers_are_named(re
 
 
 def test_harm_to_control_text_is_said_only_where_the_interval_is_clear_of_zero(result: GainResult) -> None:
-    assert "No layer makes control text clearly less likely." in agreement.caption(result, "all")
+    assert "No layer makes control text significantly less likely." in agreement.caption(result, "all")
     cells = tuple(
         c.model_copy(
             update={5: {"gain": -0.3, "ci_high": -0.1}, 6: {"gain": -0.4}}.get(c.layer, {}) if c.is_control else {}

@@ -265,7 +265,7 @@ def test_evidence_is_what_reaches_twenty_and_says_which_way() -> None:
     assert figure.layout.xaxis.type == "log"
     assert [shape.x0 for shape in figure.layout.shapes] == [20.0]
     assert "recipe · algebra (better), all layers · algebra (worse)." in evidence.caption(found)
-    assert "Nothing has reached 20 yet." in evidence.caption(result())
+    assert "No e-value has reached 20 yet." in evidence.caption(result())
 
 
 def test_evidence_names_its_side() -> None:
@@ -316,8 +316,8 @@ def test_dose_and_response_of_all_subjects_is_the_macro_total() -> None:
     said = accuracy_dose.caption(swept(), SWEEP, "dev")
     assert "at alpha 0.5: 50.0%, base 30.0%" in said
     assert "Choose alpha here" in said
-    assert "may not be judged on them" in accuracy_dose.caption(swept(), SWEEP, "test")
-    assert accuracy_dose.caption(result(), {}, "dev") == "No alpha has finished a block yet."
+    assert "do not evaluate an alpha on the problems it was chosen on" in accuracy_dose.caption(swept(), SWEEP, "test")
+    assert accuracy_dose.caption(result(), {}, "dev") == "No results yet: the first block is not finished."
 
 
 def flipping() -> BenchResult:

@@ -36,19 +36,19 @@ def test_bars_are_what_is_here_and_what_is_missing_of_every_listed_part() -> Non
 
 def test_words_and_rows_say_the_sums_the_room_and_what_is_not_known() -> None:
     said = download_caption(RESULT)
-    assert "3.00 of 9.00 GB to fetch, 4 files in all; 2.0 GB free at /cache." in said
+    assert "3.00 of 9.00 GB to download, 4 files in total; 2.0 GB free at /cache." in said
     assert "The disk is too small" in said
     assert "could not be listed: problems" in said
     assert "HF_HUB_OFFLINE is set" in said
     assert [row["access"] for row in download_rows(RESULT)] == ["yes", "all here", "refused"]
     assert download_rows(RESULT)[2]["size_bytes"] is None
     roomy = RESULT.model_copy(update={"free_bytes": 3 * 10**9, "offline": False, "parts": RESULT.parts[:2]})
-    assert download_caption(roomy) == "3.00 of 9.00 GB to fetch, 4 files in all; 3.0 GB free at /cache."
+    assert download_caption(roomy) == "3.00 of 9.00 GB to download, 4 files in total; 3.0 GB free at /cache."
 
 
 def test_one_refusal_for_each_next_step_names_all_that_need_it() -> None:
     other = Refusal(what="gone", next_step="Check the id.")
     parts = (part("model", 2, 0, REFUSED), part("SAEs", 2, 0, other), part("problems", 2, 0, REFUSED))
     first, second = RESULT.model_copy(update={"parts": parts}).refusals
-    assert first.what == "no; the same for problems (house/problems)"
+    assert first.what == "no; also for problems (house/problems)"
     assert second == other

@@ -235,22 +235,22 @@ def test_three_percent_by_77_of_2560_dimensions_is_called_chance() -> None:
         ceiling=0.3,
     )
     assert energy.headline(cell) == (
-        "Layer 9: 3.0% kept by 77 of 2560 dimensions, where a random subspace of that rank keeps 3.0% ± 0.1% (sd). "
-        "Enrichment 1.00, z +0.2, percentile 62.0: that is what chance gives."
+        "Layer 9: 77 of 2560 dimensions keep 3.0%; a random subspace of the same rank keeps 3.0% ± 0.1% (sd). "
+        "Enrichment 1.00, z +0.2, percentile 62.0: no different from chance."
     )
     assert energy.headline(cell.model_copy(update={"z": -4.0})).endswith("below chance.")
     assert energy.headline(cell.model_copy(update={"z": 4.0})).endswith(": above chance.")
     undefined = cell.model_copy(update={"retention": None, "rank": 0})
-    assert energy.headline(undefined) == "Layer 9: undefined (no live latent stands out)."
+    assert energy.headline(undefined) == "Layer 9: undefined (no live latent fires more on the subject)."
 
 
 def test_energy_captions_name_rank_chance_and_what_is_missing() -> None:
     assert "Rank r = 16 of d = 96, so chance is r/d = 16.7%" in energy.caption(energies(), 16)
-    assert "gains folded in" in energy.caption(energies(), 16)
+    assert "scaled by the norm weights" in energy.caption(energies(), 16)
     short = energies().layers[0].model_copy(update={"k": 16, "n_latents": 9, "n_dropped": 2})
     shown = energy.caption(energies().model_copy(update={"layers": (short,), "fold_gains": False}), 16)
-    assert "plain weights" in shown
-    assert "Up to 2 dependent latents" in shown
+    assert "unscaled weights" in shown
+    assert "Up to 2 latents per layer are linearly dependent" in shown
     assert "only 9 live latents" in shown
     rows = energy.geometry_rows(energies(), 16)
     assert [(row["layer"], row["kept, %"], row["function, %"]) for row in rows] == [

@@ -80,7 +80,7 @@ def test_dense_dots_are_hollow_and_gray_ones_do_not_pass() -> None:
 def test_caption_counts() -> None:
     text = latents.caption(RESULT, 0.05)
     assert "n = 64 documents each" in text
-    assert "5 of 10 latents are live; 4 pass a false discovery rate of 5%, 3 of them firing more" in text
+    assert "5 of 10 latents are live; 4 pass a false discovery rate of 5%, 3 of them fire more" in text
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_energy_stands_at_the_layers_that_move_and_are_served(energies: dict[str
     assert f"over {len(drawn) - 3} matrices" in energy.heatmap_caption(result, k)
     assert_no_words_for_nothing(figure, energy.heatmap_caption(result, k), energy.caption(result, k))
     assert [row["layer"] for row in energy.geometry_rows(result, k)] == [3, 4, 6]
-    assert energy.left_out(result, k) == "Without a row: layers 2, 7 (not moved by the task vector)."
+    assert energy.left_out(result, k) == "Without a row: layers 2, 7 (unchanged by the task vector)."
     for row in energy.geometry_rows(result, k):
         cell = next(cell for cell in result.layers if (cell.layer, cell.k) == (row["layer"], k))
         assert (row["enrichment"], row["z"]) == (cell.enrichment, cell.z)
@@ -173,7 +173,7 @@ def test_no_curve_is_drawn_for_a_layer_that_stays_and_the_picture_says_why(energ
         figure = energy.retention_curves(result, layer, 8)
         assert not any(trace.get("x") for trace in figure.to_dict()["data"])
         assert [note["text"] for note in figure.to_dict()["layout"]["annotations"]] == [
-            f"layer {layer}: not moved by the task vector"
+            f"layer {layer}: unchanged by the task vector"
         ]
     for layer in (3, 4, 6):
         figure = energy.retention_curves(result, layer, 8)
@@ -189,7 +189,7 @@ def test_the_energy_of_a_task_vector_that_moves_nothing_says_so(energies: dict[s
     figure = energy.enrichment_heatmap(result, 8, [])
     assert not columns(figure, "heatmap")
     assert notes(figure, "no change") == {2, 3, 4, 6, 7}
-    assert "moves no matrix that an SAE serves" in energy.heatmap_caption(result, 8)
+    assert "changes no matrix that has an SAE" in energy.heatmap_caption(result, 8)
     assert_no_words_for_nothing(figure, energy.heatmap_caption(result, 8))
 
 
@@ -211,10 +211,10 @@ def test_gains_are_drawn_where_a_layer_has_both_numbers(gains: GainResult) -> No
     measured = {cell.layer: cell.gain for cell in gains.cells if cell.subject == "all"}
     assert drawn == {layer: (scores[layer], measured[layer]) for layer in (3, 6)}
     said = agreement.caption(gains, "all")
-    assert "Without a score, so not drawn: layers 1, 4." in said
-    assert "Not moved by the task vector: layers 0, 2, 5, 7." in said
+    assert "Not shown because they have no score: layers 1, 4." in said
+    assert "Unchanged by the task vector: layers 0, 2, 5, 7." in said
     assert "4 layers injected one at a time" in said
-    assert "has a value in only 2 of the layers that move" in said
+    assert "has a value in only 2 of the changed layers" in said
     assert_no_words_for_nothing(figure, said)
 
 
@@ -251,7 +251,7 @@ def test_sizes_say_which_layers_move(
     assert notes(figure, "–") == set(ALL) - set(moved)
     assert tick_layers(figure) == ALL
     said = sizes.caption(row, [3])
-    counted = {MOVED: "4 of 8 layers move (1, 3, 4, 6)", ALL: "n = 8 layers", (): "no layer of 8 moves"}[moved]
+    counted = {MOVED: "4 of 8 layers change (1, 3, 4, 6)", ALL: "n = 8 layers", (): "none of 8 layers changes"}[moved]
     assert counted in said
     assert "0.00%" not in said
     assert_no_words_for_nothing(figure, said)
@@ -275,7 +275,7 @@ def test_preflight_draws_what_moves(
         if row.layer in moved
     }
     assert set(figure.to_dict()["data"][1]["x"]) == set(ALL) - set(moved)
-    assert f"{7 * len(moved)} of 56 matrices move" in sizes.matrix_caption(result)
+    assert f"{7 * len(moved)} of 56 matrices change" in sizes.matrix_caption(result)
     drawn = sizes.realised(result)
     for trace in drawn.to_dict()["data"]:
         assert trace["x"] == list(ALL)
@@ -298,7 +298,8 @@ def test_a_rank_names_the_layers_that_are_drawn_from(partial_profile: Profile, p
     assert len([text for text in texts if "layers 1, 6" in text]) == 2
     assert not [text for text in texts if "layers 2" in text or "layers 0" in text]
     assert said.startswith(
-        "Layers 3, 4 among all 5 other sets of 2 layers that such an edit can move from layers 1, 3, 4, 6; all subjects"
+        "Layers 3, 4 compared with all 5 other sets of 2 layers that such an edit can change from layers 1, 3, 4, 6; "
+        "all subjects"
     )
     assert_no_words_for_nothing(figure, said)
     drawn = strengths.effective(recipe, 8)

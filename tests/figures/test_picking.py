@@ -54,6 +54,6 @@ def test_the_outcome_figure_shows_each_control_in_points() -> None:
     assert trace["error_x"]["arrayminus"][0] == pytest.approx(7.3)
     assert list(figure.layout.yaxis.ticktext) == ["random layers", "last layers"]
     said = caption((row, other), 0.03)
-    assert "+12.3 points against the mean of 3 random draws" in said
+    assert "+12.3 points compared with the mean of 3 random draws" in said
     assert "Holm p = .002, n = 200: better" in said
-    assert "−2.0 points against last layers" in said
+    assert "−2.0 points compared with last layers" in said

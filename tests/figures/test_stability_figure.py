@@ -128,24 +128,24 @@ def test_both_controls_stand_side_by_side() -> None:
     assert other.name == "against digits and codes"
     assert other.marker.symbol == "diamond-open"
     assert other.error_y.color == GRAY
-    assert "as many of digits and codes" in other.text[0]
+    assert "the same number of digits and codes" in other.text[0]
     said = specificity.strip_caption(first, "algebra", second)
-    assert "Layer 2 comes first in 93% of bootstrap draws, layer 1 in 7%." in said
-    assert "against digits and codes. There: Layer 1 comes first in 60%" in said
+    assert "Layer 2 ranks first in 93% of bootstrap draws, layer 1 in 7%." in said
+    assert "against digits and codes. There: Layer 1 ranks first in 60%" in said
     assert "n = 64 documents" in said
 
 
 def test_rank_confidence_without_a_score_is_said() -> None:
     nothing = diagnosis("facts", {0: None, 1: None})
-    assert specificity.rank_confidence(nothing, "algebra") == "No layer has a known rank."
+    assert specificity.rank_confidence(nothing, "algebra") == "No layer has a rank."
     assert list(specificity.strip(nothing, "algebra", set()).data[0].x) == []
 
 
 def test_hover_and_caption_tell_rank_source_and_how_many_latents_there_were() -> None:
     shown = diagnosis("facts", {0: 0.0, 1: 0.07, 2: 0.93})
     hover = specificity.describe_cell(shown.cells[2], shown)
-    assert "comes first in 93% of bootstrap draws" in hover
+    assert "ranks first in 93% of bootstrap draws" in hover
     assert "k = 9 of 9 live latents" in hover, "no more can be selected than there are"
     said = specificity.caption(shown, "algebra")
     assert "T = mean(p - q) (somebody 2024; the rest is ours)." in said
-    assert "Layer 2 comes first in 93%" in said
+    assert "Layer 2 ranks first in 93%" in said

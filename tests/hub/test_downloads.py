@@ -88,7 +88,7 @@ def test_what_is_here_is_counted_whole_or_in_part(hub: LoopbackHub, tmp_path: Pa
     assert [ask.range for ask in hub.sent(cut)] == ["bytes=1000-"], "the download counts on the same bytes"
 
 
-@pytest.mark.parametrize(("token", "said"), [(None, "no token"), (STRANGER, "a token whose account has no access")])
+@pytest.mark.parametrize(("token", "said"), [(None, "no token"), (STRANGER, "a token of an account without access")])
 def test_a_licence_that_is_not_accepted_is_told_before_the_download(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, said: str
 ) -> None:
@@ -113,7 +113,7 @@ def test_a_wrong_token_is_one_message_for_all_that_it_was_asked_for(
     result = plan(tmp_path)
     assert all(found.refusal and not found.files for found in result.parts)
     (refusal,) = result.refusals
-    assert "does not accept the token" in refusal.what
+    assert "rejected the token" in refusal.what
     assert contents.SCOPE in refusal.what
     assert contents.PROBLEMS in refusal.what
     assert "mistyped" not in result.model_dump_json()
@@ -190,4 +190,4 @@ def test_the_command_line_prints_the_same(
     assert main(argv) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("is gated") == 1
-    assert "to fetch" in shown
+    assert "to download" in shown

@@ -195,7 +195,7 @@ def check_export(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "said"), [(None, "is gated; got no token"), ("mistyped", "the hub does not accept the token")]
+    ("token", "said"), [(None, "is gated; got no token"), ("mistyped", "the hub rejected the token")]
 )
 def test_a_refusal_is_one_line_and_exit_code_2(
     hub: LoopbackHub,

@@ -262,7 +262,7 @@ def test_a_file_that_is_longer_than_listed_is_refused_at_its_first_byte_too_many
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(longer_by=1 << 20)
     error = refused()
-    assert "in another length than it says" in error.what
+    assert "with a different size than announced" in error.what
     assert error.expected == f"{len(WEIGHTS)} bytes"
     assert len(hub.sent("model.safetensors")) == 1
     parts = list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
@@ -274,7 +274,7 @@ def test_a_file_that_is_longer_than_listed_is_refused_at_its_first_byte_too_many
 def test_a_damaged_file_is_refused_and_fetched_anew(hub: LoopbackHub) -> None:
     hub.add(REPO, FILES)
     hub.troubles["model.safetensors"] = Trouble(spoil=True)
-    assert "arrived damaged" in refused().what
+    assert "was corrupted during the download" in refused().what
     hub.troubles.clear()
     assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
 
@@ -415,7 +415,7 @@ def test_a_stop_takes_nothing_out_of_the_cache_when_the_hub_answers_later(
     threading.Timer(0.2, progress.stop).start()
     with pytest.raises(Cancelled):
         plan_fetch(REPO, progress=progress)
-    threads = [thread for thread in threading.enumerate() if thread.name == "waits for the hub"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "waiting for the hub"]
     hub.mute = None
     hub.stalled.set()
     for thread in threads:
@@ -506,7 +506,7 @@ class TestRefusals:
         hub.add(REPO, FILES, gated=True)
         point_at(monkeypatch, hub.endpoint, tmp_path / "hf", token=STRANGER)
         error = refused()
-        assert (error.what, error.got) == ("model house/model is gated", "a token whose account has no access")
+        assert (error.what, error.got) == ("model house/model is gated", "a token of an account without access")
 
     def test_gated_with_the_right_token(
         self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -527,7 +527,7 @@ class TestRefusals:
             hub.add(REPO, FILES)
         point_at(monkeypatch, hub.endpoint, tmp_path / "hf", token="mistyped")
         error = refused()
-        assert error.what == "the hub does not accept the token, asked for model house/model"
+        assert error.what == "the hub rejected the token for model house/model"
         assert error.got == "401 Unauthorized"
 
     @pytest.mark.parametrize("token", [None, READER])
@@ -550,7 +550,7 @@ class TestRefusals:
 
     def test_no_such_file(self, hub: LoopbackHub) -> None:
         hub.add(REPO, FILES)
-        with pytest.raises(HubError, match=r"none of the files.*expected absent\.json"):
+        with pytest.raises(HubError, match=r"none of the required files.*expected absent\.json"):
             fetch_file(REPO, "absent.json")
 
     def test_pickles_only(self, hub: LoopbackHub) -> None:
@@ -560,14 +560,14 @@ class TestRefusals:
         assert "safetensors" in str(error.next_step)
 
     def test_not_an_id(self, hub: LoopbackHub) -> None:
-        with pytest.raises(HubError, match="not in the form of a hub id"):
+        with pytest.raises(HubError, match="not a valid hub id"):
             fetch_folder("one/two/three")
 
     def test_nobody_there(self, hub: LoopbackHub) -> None:
         hub.add(REPO, FILES)
         hub.stop()
         error = refused()
-        assert error.what == "model house/model is no path on this machine, and the hub cannot be reached"
+        assert error.what == "model house/model is not a path on this machine, and the hub cannot be reached"
         assert "path" in str(error.next_step), "it may be a mistyped folder as well as a network that is down"
         assert "127.0.0.1" in str(error.got)
         assert refused(revision="0" * 40).what == error.what
@@ -585,11 +585,13 @@ class TestRefusals:
         monkeypatch.setattr(transfer, "RETRY_WAIT_S", 0.3)
         with pytest.raises(HubError) as caught:
             fetch_folder(REPO, patterns=("model.safetensors",), progress=Killing())
-        assert caught.value.what == "the connection broke while fetching model.safetensors of model house/model"
+        assert caught.value.what == "the connection broke while downloading model.safetensors of model house/model"
         assert caught.value.got == "200000 of 1048576 bytes"
-        assert "goes on from there" in str(caught.value.next_step)
+        assert "the download resumes" in str(caught.value.next_step)
 
-    @pytest.mark.parametrize(("status", "what"), [(429, "limits"), (503, "could not serve"), (403, "forbids")])
+    @pytest.mark.parametrize(
+        ("status", "what"), [(429, "too many requests"), (503, "could not serve"), (403, "denied access")]
+    )
     def test_other_answers(self, hub: LoopbackHub, status: int, what: str) -> None:
         hub.add(REPO, FILES)
         hub.troubles["model.safetensors"] = Trouble(status=status)
@@ -616,7 +618,7 @@ class TestRefusals:
         monkeypatch.setattr(
             fetching.cache, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free["bytes"])
         )
-        assert refused().what == "not enough space on the disk for this download"
+        assert refused().what == "not enough disk space for this download"
         free["bytes"] = missing
         assert (fetch_folder(REPO).path / "model.safetensors").read_bytes() == WEIGHTS
 
@@ -627,7 +629,7 @@ class TestRefusals:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(transfer, "_request", full)
-        assert refused().what == "not enough space on the disk for this download"
+        assert refused().what == "not enough disk space for this download"
 
     def test_a_cache_that_cannot_be_written(self, hub: LoopbackHub, tmp_path: Path) -> None:
         hub.add(REPO, FILES)

@@ -167,7 +167,7 @@ def test_a_site_that_a_repository_does_not_hold_is_named(hub: LoopbackHub) -> No
         for path in (contents.made_once() / contents.SCOPE / "mlp_out_all").rglob("*.*")
     }
     hub.add("house/mlp-only", files)
-    with pytest.raises(SaeError, match="no SAE of house/mlp-only reads resid_post; got mlp_out"):
+    with pytest.raises(SaeError, match="no SAE of house/mlp-only was trained on resid_post; got mlp_out"):
         open_bank(SaeRef(location="house/mlp-only"), contents.D_MODEL)
 
 
@@ -204,15 +204,15 @@ def test_what_was_never_fetched_is_missed_offline(
     bank = open_bank(ref, contents.D_MODEL)
     assert bank.layers == tuple(range(contents.N_LAYERS))
     bank.load(0)
-    with pytest.raises(HubError, match="not in the hub's cache, and HF_HUB_OFFLINE is set; got no .*layer_1_"):
+    with pytest.raises(HubError, match="nor in the hub's cache, and HF_HUB_OFFLINE is set; got no .*layer_1_"):
         bank.load(1)
-    with pytest.raises(HubError, match="none of the files|not in the hub's cache"):
+    with pytest.raises(HubError, match="none of the required files|nor in the hub's cache"):
         open_bank(ref.model_copy(update={"width": "262k"}), contents.D_MODEL)
 
 
 def test_saes_of_another_model_are_refused(hub: LoopbackHub) -> None:
     contents.fill(hub)
-    with pytest.raises(SaeError, match="reads another width than the model's resid_post; got d_in 32; expected 640"):
+    with pytest.raises(SaeError, match="does not match the width of the model's resid_post; got d_in 32; expected 640"):
         open_bank(PROFILES["gemma-3-4b-it"].saes, 640).load(0)
 
 

@@ -291,7 +291,7 @@ def test_an_edit_that_cannot_be_put_back_fails_the_batch_job_and_leaves_the_base
     job = finished(front, batch)
     assert job.state == "failed"
     assert job.error is not None
-    assert "does not hold the base weights" in job.error.what
+    assert "does not contain the base weights" in job.error.what
     idle(front)
     assert front.status().base_verified is True
 

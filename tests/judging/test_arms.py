@@ -35,7 +35,7 @@ def layers_of(found: arms.StandardSet) -> dict[str, list[int]]:
 def test_every_control_once() -> None:
     found = standard(recipe_on((4, 5)))
     layers = layers_of(found)
-    drawn = [name for name in layers if name.startswith("random 2 ")]
+    drawn = [name for name in layers if name.startswith("random layers ")]
     assert [arm.name for arm in found.arms] == [
         "base",
         "recipe",
@@ -58,7 +58,7 @@ def test_the_same_edit_stands_there_once() -> None:
     found = standard(recipe_on((4, 5)), order=tuple(range(10)))
     assert layers_of(found)["bottom 2"] == [8, 9]
     assert "last 2" not in layers_of(found)
-    assert found.notes == ("“last 2” is the same edit as “bottom 2”, and left out.",)
+    assert found.notes == ("“last 2” is left out, because it is the same edit as “bottom 2”.",)
 
 
 def test_a_recipe_on_all_layers_has_no_other_sets() -> None:
@@ -71,10 +71,10 @@ def test_a_recipe_on_all_layers_has_no_other_sets() -> None:
         "raw, where projected",
         "full fine-tune",
     ]
-    assert "“all layers” is the same edit as “recipe”, and left out." in found.notes
-    assert "0 random draws instead of 3: there are no more sets of 10 layers." in found.notes
+    assert "“all layers” is left out, because it is the same edit as “recipe”." in found.notes
+    assert "0 random draws instead of 3, because there are no more sets of 10 layers." in found.notes
     whole = recipe_on(tuple(range(10)), norms=True, embeddings=True)
-    assert "“full fine-tune” is the same edit as “recipe”, and left out." in standard(whole).notes
+    assert "“full fine-tune” is left out, because it is the same edit as “recipe”." in standard(whole).notes
 
 
 def test_random_draws_never_repeat_a_named_control() -> None:
@@ -92,7 +92,7 @@ def test_other_layers_are_those_that_the_task_vector_moves_at_equal_count() -> N
     assert layers["bottom 3"] == {3, 6, 1}
     assert layers["last 3"] == {3, 8, 9}
     assert layers["all layers"] == {1, 2, 3, 5, 6, 8, 9}
-    drawn = [chosen for name, chosen in layers.items() if name.startswith("random 3 ")]
+    drawn = [chosen for name, chosen in layers.items() if name.startswith("random layers ")]
     assert len(drawn) == 3
     assert all(3 in chosen and len(chosen & {1, 2, 5, 6, 8, 9}) == 2 for chosen in drawn)
     kinds = {arms.layer_control(arm, recipe_on((2, 3, 5))) for arm in found.arms}
@@ -102,7 +102,9 @@ def test_other_layers_are_those_that_the_task_vector_moves_at_equal_count() -> N
 def test_the_bottom_is_never_the_recipe_s_own() -> None:
     order = (27, 3, 15)
     found = standard(recipe_on((15, 27)), ground(30, saes=order), order=order)
-    assert "No bottom 2: only 1 of the layers that were heard are outside the recipe and moved." in found.notes
+    assert (
+        "No bottom 2: only 1 of the scored layers are outside the recipe and changed by the task vector." in found.notes
+    )
     assert layers_of(standard(recipe_on((15,)), ground(30, saes=order), order=order))["bottom 1"] == [3]
 
 
@@ -115,8 +117,8 @@ def test_a_raw_arm_that_moves_the_same_matrices_stands_beside_the_projected_ones
     assert len(reaches["recipe"]) == 13 * 4
     roles = {arm.name: arms.group_of(arm) for arm in found.arms}
     assert roles["raw, where projected"] == "filtered"
-    (said,) = [note for note in found.notes if "moves the same matrices" in note]
-    assert "Moves 9 of 91 matrices: o_proj, down_proj in layers 15, 27; q_proj" in said
+    (said,) = [note for note in found.notes if "edits the same matrices" in note]
+    assert "Edits 9 of 91 matrices: o_proj, down_proj in layers 15, 27; q_proj" in said
     none = standard(recipe_on((4, 5)), ground(30, saes=(15, 27)))
     assert not any("projected" in arm.name for arm in none.arms)
 
@@ -139,11 +141,11 @@ def test_what_cannot_be_is_said() -> None:
     found = standard(recipe_on((4, 5)), order=None, diagnosis=None)
     assert found.notes == (
         "Run Diagnose to enable the bottom-layers control.",
-        "No diagnosis is possible, so no projected arms.",
+        "No projected arms, because a diagnosis is not possible.",
     )
     filtered = standard(recipe_on((4, 5), edit_type=RandomSubspaceEdit(rank=4)))
     assert not any(arm.name.startswith("projected") for arm in filtered.arms)
-    assert "The recipe is random-subspace itself, so no projected arms beside it." in filtered.notes
+    assert "No projected arms, because the recipe's edit type is random-subspace." in filtered.notes
 
 
 def test_controls_of_the_set_are_known_as_such() -> None:
@@ -168,7 +170,9 @@ def test_the_full_fine_tune_is_the_fine_tuned_checkpoint_bit_by_bit(task_vector:
     assert moved > 100
 
 
-@pytest.mark.parametrize("name", ["all layers", "random 2 (0,1)", "bottom 2", "last 2", "projected", "full fine-tune"])
+@pytest.mark.parametrize(
+    "name", ["all layers", "random layers 0,1", "bottom 2", "last 2", "projected", "full fine-tune"]
+)
 def test_a_recipe_that_is_called_like_a_control_is_a_recipe(name: str) -> None:
     found = standard(recipe_on((4, 5)))
     controls = {arm.name: arms.group_of(arm) for arm in found.arms}

@@ -222,7 +222,7 @@ def test_only_a_finished_benchmark_of_test_problems_gives_a_verdict() -> None:
     final = judge(spec_of(), answers, ids, complete=True)
     assert (final.no_verdict, final.comparisons[0].verdict) == (None, "better")
     tuning = judge(spec_of("dev"), answers, ids, complete=True)
-    assert "dev problems, which recipes are tuned on" in str(tuning.no_verdict)
+    assert "dev problems, which are used for tuning" in str(tuning.no_verdict)
     partial = judge(spec_of(), answers, ids, complete=False)
     assert "only e-values" in str(partial.no_verdict)
     for told in (tuning, partial):

@@ -84,7 +84,7 @@ def test_a_problem_that_was_asked_in_other_tokens_is_not_paired() -> None:
         for day, result in (("1", a_run({0: True})), ("2", a_run({0: True})))
     ]
     (obstacle,) = pair_runs(*dated, ARMS, LABELS).obstacles
-    assert "other tokens" in obstacle
+    assert "different tokens" in obstacle
     assert pair_runs(dated[0], dated[0], ARMS, LABELS).paired is not None
     assert pair_runs(dated[0], a_run({0: True}), ARMS, LABELS).paired is not None, "older runs name no prompt"
 

@@ -169,7 +169,7 @@ def test_the_setting_names_what_a_referee_asks_for() -> None:
     assert "Smoke test" not in setting
     assert "Smoke test" in referee_text(planted({"algebra": (10, 9, 0, 80)}), None)[0]
     assert "Smoke test" not in referee_text(planted({"algebra": (10, 9, 0, 81)}), None)[0]
-    assert "was not counted" in referee_text(planted({"algebra": GAIN}, tried=None), None)[0]
+    assert "is unknown" in referee_text(planted({"algebra": GAIN}, tried=None), None)[0]
 
 
 def test_tuning_and_partial_results_say_no_verdict_word() -> None:
@@ -192,30 +192,30 @@ def test_tuning_and_partial_results_say_no_verdict_word() -> None:
 
 def test_a_gain_that_comes_with_the_marker_may_be_format() -> None:
     bare = referee_text(planted({"algebra": GAIN}, unmarked=0), None)[1]
-    assert "Part of the gain may be format" not in bare
+    assert "Part of the gain may be due to the answer format" not in bare
     repaired = referee_text(planted({"algebra": GAIN}, unmarked=80), None)[1]
-    assert "answers with the marker sentence by +40.0" in repaired
-    assert "Part of the gain may be format." in repaired
+    assert "answers with the marker sentence changes by +40.0" in repaired
+    assert "Part of the gain may be due to the answer format." in repaired
     assert "Alarm" not in repaired, "a marker that comes back is no collapse"
-    assert "may be format" not in referee_text(planted({"algebra": LOSS}, unmarked=80), None)[1]
+    assert "may be due to the answer format" not in referee_text(planted({"algebra": LOSS}, unmarked=80), None)[1]
 
 
 def test_unscored_answers_are_told_with_what_hangs_on_them() -> None:
     firm = referee_text(planted({"algebra": GAIN}, timeouts=2), None)[1]
-    assert "2 pairs hold an answer without a score" in firm
-    assert "no verdict hangs on it" in firm
+    assert "2 pairs have an unscored answer" in firm
+    assert "this does not affect any verdict" in firm
     loose = referee_text(planted({"algebra": OPEN}, timeouts=60), None)[1]
-    assert "scored, they could change the verdict in algebra" in loose
-    assert "Alarm in algebra: Answers: 30% out of time (reference 0%)." in loose
+    assert "their true scores could change the verdict in algebra" in loose
+    assert "Alarm in algebra: Answers: 30% timed out (reference 0%)." in loose
 
 
 def test_layers_are_claimed_from_draws_and_rank_only() -> None:
     nothing = referee_text(planted({"algebra": GAIN}), None)[-1]
     assert nothing.count("not measured") == 2
     good = referee_text(planted({"algebra": GAIN}, draws=3, draw=LOSS), ranked(0, 1))[-1]
-    assert "the difference of recipe to the mean of 3 equal-size random draws is +17.5 points" in good
+    assert "the difference between recipe and the mean of 3 random draws of the same size is +17.5 points" in good
     assert "): better." in good
-    assert "0 of 99 random sets of equal size" in good
+    assert "0 of 99 random sets of the same size" in good
     assert good.endswith("above chance in both.")
     level = referee_text(planted({"algebra": GAIN}, draws=3, draw=GAIN), ranked(0, 30))[-1]
     assert "better." not in level
@@ -228,7 +228,7 @@ def test_layers_are_claimed_from_draws_and_rank_only() -> None:
     assert referee_text(claimed.model_copy(update={"layer_claims": (claim, last)}), ranked(0, 1))[-1] == good
     assert "all 44 other sets" in referee_text(planted({"algebra": GAIN}), ranked(0, 0, n=44))[-1]
     foreign = referee_text(planted({"algebra": GAIN}), ranked(0, 0, recipe_id="another"))[-1]
-    assert "on the probe was not measured" in foreign
+    assert "random sets of layers was not measured" in foreign
 
 
 @pytest.mark.parametrize(("n", "stated"), [(9, False), (19, False), (20, True), (99, True)])

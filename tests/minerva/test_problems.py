@@ -115,13 +115,13 @@ def test_the_boxed_answer_is_lm_eval_s(solution: str) -> None:
         ({k: v for k, v in LINE.items() if k != "problem"}, "line 2 of test.jsonl has no problem"),
         ({k: v for k, v in LINE.items() if k != "solution"}, "has no solution"),
         ({k: v for k, v in LINE.items() if k != "subject"}, "has no subject"),
-        (LINE | {"problem": 7}, "has a bad problem"),
-        (LINE | {"subject": " "}, "has a bad subject"),
-        (LINE | {"answer": ["7"]}, "has a bad answer"),
-        (LINE | {"answer": " "}, "has a bad answer"),
-        (LINE | {"answer": True}, "has a bad answer"),
-        (LINE | {"answer": float("nan")}, "has a bad answer"),
-        (LINE | {"answer": float("-inf")}, "has a bad answer"),
+        (LINE | {"problem": 7}, "has an invalid problem"),
+        (LINE | {"subject": " "}, "has an invalid subject"),
+        (LINE | {"answer": ["7"]}, "has an invalid answer"),
+        (LINE | {"answer": " "}, "has an invalid answer"),
+        (LINE | {"answer": True}, "has an invalid answer"),
+        (LINE | {"answer": float("nan")}, "has an invalid answer"),
+        (LINE | {"answer": float("-inf")}, "has an invalid answer"),
         ({"problem": "p", "solution": "no answer in it", "subject": "algebra"}, "has no answer"),
         (LINE | {"problem": "\ud800"}, "surrogate"),
     ],
@@ -139,12 +139,11 @@ def test_several_malformed_lines_are_named_at_once(tmp_path: Path) -> None:
     assert first.what == "line 1 of test.jsonl has no solution"
     assert first.got == f"only {', '.join(without)}"
     assert (
-        first.next_step
-        == "Correct it, or leave it out. Mend 6 more besides: line 3, line 5, line 6, line 7, line 8, …."
+        first.next_step == "Correct it, or remove it. Also correct 6 more: line 3, line 5, line 6, line 7, line 8, …."
     )
     with pytest.raises(CorpusError) as told:
         load_problems(write(tmp_path, LINE, b"\xff", without), "test")
-    assert told.value.next_step == "Save the file as UTF-8. Mend 1 more besides: line 3."
+    assert told.value.next_step == "Save the file as UTF-8. Also correct 1 more: line 3."
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
         load_problems("some-dataset", "test")
     with pytest.raises(CorpusError, match="no problems at"):
         load_problems(str(tmp_path / "none"), "test")
-    with pytest.raises(CorpusError, match="holds no problems"):
+    with pytest.raises(CorpusError, match="has no problems"):
         load_problems(write(tmp_path, b"", b"  "), "test")
     (tmp_path / "dev.jsonl").mkdir()
     with pytest.raises(CorpusError):
@@ -213,11 +212,15 @@ def test_shots(tmp_path: Path) -> None:
     assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]), ("q", LINE["solution"]))
     path.write_text(json.dumps({"shots": [LINE]}))
     assert load_shots(str(path)) == (("What is 3+4?", LINE["solution"]),)
-    for bad, message in (("{", "not JSON"), ("{}", "no list of shots"), ('{"shots": [{"problem": "p"}]}', "shot 1 of")):
+    for bad, message in (
+        ("{", "not JSON"),
+        ("{}", "not contain a list of few-shot examples"),
+        ('{"shots": [{"problem": "p"}]}', "shot 1 of"),
+    ):
         path.write_text(bad)
         with pytest.raises(CorpusError, match=message):
             load_shots(str(path))
-    with pytest.raises(CorpusError, match="no shots at"):
+    with pytest.raises(CorpusError, match="no few-shot examples at"):
         load_shots(str(tmp_path / "none.json"))
 
 

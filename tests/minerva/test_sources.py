@@ -120,7 +120,7 @@ def test_a_folder_with_a_test_file_only(tmp_path: Path) -> None:
 def test_broken_parquet_files(math_folder: Path) -> None:
     broken = math_folder / "algebra" / "test-00000-of-00001.parquet"
     broken.write_bytes(b"PAR1 and nothing")
-    with pytest.raises(CorpusError, match="test-00000-of-00001.parquet is not a parquet file"):
+    with pytest.raises(CorpusError, match="test-00000-of-00001.parquet is not a readable parquet file"):
         load_problems(str(math_folder), "test")
     rows = [{"problem": "p", "type": "Algebra", "solution": None}]
     pq.write_table(pa.Table.from_pylist(rows), broken)
@@ -140,7 +140,7 @@ def test_files_that_are_too_large_are_not_read(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("place", ["nowhere", "a/b/c", "./none", "/none.jsonl"])
 def test_places_that_are_not_there(place: str) -> None:
-    with pytest.raises(CorpusError, match="no problems at .*got nothing of that name on this machine"):
+    with pytest.raises(CorpusError, match="no problems at .*got no such file or folder on this machine"):
         load_problems(place, "test")
 
 
@@ -150,7 +150,7 @@ def test_a_file_without_a_problem_of_the_split(tmp_path: Path, split: str) -> No
     path = jsonl(tmp_path / "all.jsonl", rows)
     others = {problem.problem for other in SPLITS if other != split for problem in load_problems(str(path), other)}
     path = jsonl(tmp_path / "own.jsonl", [row for row in rows if row["problem"] in others])
-    with pytest.raises(CorpusError, match=f"the {split} split at .* holds no problems.* a folder's {split}.jsonl"):
+    with pytest.raises(CorpusError, match=f"the {split} split at .* has no problems.* a folder with {split}.jsonl"):
         load_problems(str(path), split)
 
 
@@ -224,7 +224,7 @@ def test_a_broken_entry_of_an_array_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("array.json", b"[\n" + json.dumps(line(1)).encode() + b",\n]", "is not a JSON array"),
+        ("array.json", b"[\n" + json.dumps(line(1)).encode() + b",\n]", "is not a valid JSON array"),
         ("p.csv", b"problem,solution\nWhat?,\\boxed{1}\n", "is not a file of problems"),
         ("p.tsv", b"problem\tsolution\nWhat?\t1\n", "is not a file of problems"),
         ("p.jsonl", b"PAR1\x15\x04\x00PAR1", "is not a file of problems"),
@@ -237,6 +237,6 @@ def test_a_file_in_another_format_is_one_message_with_what_to_do(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=said) as told:
         load_problems(str(tmp_path / name), "test")
-    assert "leave it out" not in str(told.value)
+    assert "remove it" not in str(told.value)
     assert "besides" not in str(told.value), "not line by line"
     assert ".parquet" in str(told.value.expected) + str(told.value.next_step) or said.endswith("array")

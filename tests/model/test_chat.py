@@ -42,9 +42,9 @@ def test_a_template_may_trim_the_message_and_may_open_the_answer_always() -> Non
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ bos_token }}<start_of_turn>user\nHello<end_of_turn>\n" + OPENED, "leaves the message out"),
-        (TURNS.replace("m.content", "m.content | upper") + OPENED, "leaves the message out"),
-        (TURNS.replace("m.content", "m.content[:9]") + OPENED, "leaves the message out"),
+        ("{{ bos_token }}<start_of_turn>user\nHello<end_of_turn>\n" + OPENED, "omits or changes the message"),
+        (TURNS.replace("m.content", "m.content | upper") + OPENED, "omits or changes the message"),
+        (TURNS.replace("m.content", "m.content[:9]") + OPENED, "omits or changes the message"),
         ("{{ raise_exception('A system message\ncomes first') }}", "A system message comes first"),
         ("{% for m in %}", "cannot be rendered"),
         ("{{ messages[0].content + 3 }}", "cannot be rendered"),
@@ -60,7 +60,7 @@ def test_what_does_not_ask_the_question_is_one_line_with_a_next_step(template: s
 
 @pytest.mark.parametrize("template", [TURNS, TURNS.replace("<end_of_turn>\n", ""), PARTS])
 def test_a_template_that_opens_no_answer_is_refused(template: str) -> None:
-    with pytest.raises(UserError, match="opens no turn for the answer") as told:
+    with pytest.raises(UserError, match="does not start a turn for the answer") as told:
         chat(template).check_opening()
     assert "<start_of_turn>assistant" in str(told.value.expected)
 

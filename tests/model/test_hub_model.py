@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "unexpected": (
         lambda t: t.update({"language_model.model.layers.9.mlp.up_proj.weight": torch.ones(2, 2)}),
-        "weights that the model does not know; got 1 unexpected, the first model.layers.9",
+        "weights that are not part of the model; got 1 unexpected, the first model.layers.9",
     ),
     "shape": (lambda t: t.update({Q_PROJ: torch.ones(2, 3)}), "wrong shape"),
 }
@@ -152,7 +152,7 @@ def test_code_of_a_repository_is_never_run(copied: Path) -> None:
     (copied / "config.json").write_text(json.dumps(config | code))
     assert isinstance(load_checkpoint(ModelRef(id=str(copied)), device="cpu").model, Gemma3ForCausalLM)
     (copied / "config.json").write_text(json.dumps({"model_type": "own_kind"} | code))
-    with pytest.raises(CheckpointError, match="needs code of its repository, which is not run here"):
+    with pytest.raises(CheckpointError, match="requires code from its repository, which is not executed"):
         load_checkpoint(ModelRef(id=str(copied)), device="cpu")
 
 

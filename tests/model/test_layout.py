@@ -122,13 +122,18 @@ def phi() -> nn.Module:
         ),
         (
             phi,
-            "role of Phi3ForCausalLM's matrices is not known; got no self_attn.q_proj, .*mlp.up_proj in a.*Declare",
+            "roles of the matrices of Phi3ForCausalLM are unknown; got no self_attn.q_proj, .*mlp.up_proj in "
+            "a.*Declare",
         ),
         (
             lambda: Olmo2ForCausalLM(Olmo2Config(**TINY)),
-            "role of Olmo2.*; got norms post_attention_layernorm, post_feedforward_layernorm in a layer.*Declare",
+            "roles of the matrices of Olmo2.*; got norms post_attention_layernorm, post_feedforward_layernorm in a "
+            "layer.*Declare",
         ),
-        (lambda: CohereForCausalLM(CohereConfig(**TINY)), "role of Cohere.*; got norms input_layernorm in a layer"),
+        (
+            lambda: CohereForCausalLM(CohereConfig(**TINY)),
+            "roles of the matrices of Cohere.*; got norms input_layernorm in a layer",
+        ),
     ],
 )
 def test_unknown_roles_are_refused(make: Callable[[], nn.Module], message: str) -> None:
@@ -174,7 +179,7 @@ def changed(i: int, **fields: object) -> tuple[MatrixRole, ...]:
             changed(1, norm="post_norm"),
             "layers.0 has no norm post_norm; expected input_layernorm, post_attention_layernorm",
         ),
-        (changed(1, norm="mlp"), "layers.0.mlp is not a norm whose gain is known; got Phi3MLP"),
+        (changed(1, norm="mlp"), "layers.0.mlp is not a supported norm; got Phi3MLP"),
     ],
 )
 def test_a_declaration_that_does_not_fit_is_refused(roles: tuple[MatrixRole, ...], message: str) -> None:
@@ -186,7 +191,7 @@ def test_a_layer_norm_is_refused_and_so_are_two_writers() -> None:
     model = phi()
     for layer in model.model.layers:  # pyright: ignore[reportGeneralTypeIssues]
         layer.input_layernorm = nn.LayerNorm(16)
-    with pytest.raises(CheckpointError, match="input_layernorm is not a norm whose gain is known; got LayerNorm"):
+    with pytest.raises(CheckpointError, match="input_layernorm is not a supported norm; got LayerNorm"):
         layout_of(model, PHI_ROLES)
     with pytest.raises(
         CheckpointError, match="the mlp of layer 0 has no single matrix that writes .*; got none; expected one"

@@ -72,8 +72,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_weights(lambda t: t.update({DOWN: torch.ones(2, 3)})),
         r"wrong shape: model.layers.1.mlp.down_proj.weight; got \(2, 3\); expected \(32, 48\)",
     ),
-    "nan": (edit_weights(put(DOWN, float("nan"))), f"not finite: {DOWN}; got NaN"),
-    "inf": (edit_weights(put(DOWN, float("-inf"))), f"not finite: {DOWN}; got infinity"),
+    "nan": (edit_weights(put(DOWN, float("nan"))), f"NaN or infinite values in {DOWN}; got NaN"),
+    "inf": (edit_weights(put(DOWN, float("-inf"))), f"NaN or infinite values in {DOWN}; got infinity"),
     "truncated": (truncate, "corrupt safetensors"),
     "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"xx"), "corrupt safetensors"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_there_is_refused(where: str) -> None:
 
 
 def test_an_unknown_device_is_refused(pico_folder: Path) -> None:
-    with pytest.raises(ResourceError, match="no device of that name; got 'gpux'"):
+    with pytest.raises(ResourceError, match="no such device; got 'gpux'"):
         load_checkpoint(ModelRef(id=str(pico_folder)), device="gpux")
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError, match="no CUDA device"):

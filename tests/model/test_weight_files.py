@@ -143,9 +143,9 @@ def test_an_index_that_its_shards_do_not_agree_with_is_refused_on_both_sides(
     file_of = write_shards(copy, load_file(copy / SINGLE_FILE))
     (copy / SINGLE_FILE).unlink()
     damage(copy, file_of)
-    with pytest.raises(CheckpointError, match="shards that are not those of its index"):
+    with pytest.raises(CheckpointError, match="shards that do not match its index"):
         open_task_vector(TaskVectorRef(name="t", tuned=str(copy)), pico_loaded)
-    with pytest.raises(CheckpointError, match="shards that are not those of its index"):
+    with pytest.raises(CheckpointError, match="shards that do not match its index"):
         load_checkpoint(ModelRef(id=str(copy)), device="cpu")
 
 

@@ -61,7 +61,7 @@ def test_every_subject_is_asked_whole_and_totals_differ(uneven: Profile, context
 def test_beyond_a_subjects_count_takes_what_there_is_and_says_so(uneven: Profile, context: Context) -> None:
     result = run(bench_of(uneven, n=5), context)
     assert sizes(result) == result.asked == {"number_theory": 5, "geometry": 3}
-    assert result.shortage == "Geometry has only 3 test problems; all of them are asked."
+    assert result.shortage == "Geometry has only 3 test problems; all of them are used."
     assert result.shortage in referee_text(result, None)[0]
     assert result.shortage in report_html(result, RunFacts("r1", "now", "done"))
 

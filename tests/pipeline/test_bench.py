@@ -310,7 +310,7 @@ def test_no_verdict_and_no_answer_of_weights_that_changed_while_answering(
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("stethoscope.pipeline.answering.generate_greedy", write_into_the_base)
-    with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
+    with pytest.raises(StethoscopeError, match="have changed since they were loaded"):
         pipeline.run(spec, context, Progress())
     assert context.store.list_runs()[0].state == "failed"
     assert stored(context, spec, arms.BASE) == set()
@@ -320,7 +320,7 @@ def test_a_base_that_changed_where_no_edit_was_gives_no_verdict(pico_profile: Pr
     """The base's answers are in the store, and the arm's certificate covers the edited layer alone."""
     run(bench_of(pico_profile), context)
     context.load(pico_profile.model, Progress()).parameter("model.norm.weight").data[0] += 1
-    with pytest.raises(StethoscopeError, match="no longer those that were loaded"):
+    with pytest.raises(StethoscopeError, match="have changed since they were loaded"):
         run(bench_of(pico_profile, arm_of(pico_profile, "one", 1)), context)
     assert context.store.list_runs()[0].state == "failed"
 
@@ -329,7 +329,7 @@ def test_n_above_a_subjects_size_takes_what_there_is_and_says_so(pico_profile: P
     spec = bench_of(pico_profile, subjects=("geometry", "stories"), n=25, max_new_tokens=1)
     result = run(spec, context)
     assert {(row.subject, row.n) for row in result.arms} == {("geometry", 24), ("stories", 24)}
-    assert result.shortage == "Geometry has only 24, stories has only 24 test problems; all of them are asked."
+    assert result.shortage == "Geometry has only 24, stories has only 24 test problems; all of them are used."
 
 
 def test_the_record_of_several_passes_is_verified_only_where_all_agree() -> None:

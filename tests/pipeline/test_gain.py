@@ -216,14 +216,14 @@ class Watching(Progress):
 def test_every_stage_counts_its_items_to_the_end(pico_profile: Profile, context: Context) -> None:
     progress = Watching()
     pipeline.run(spec_of(pico_profile, seed=3), context, progress)
-    assert {"Taking gradients", "Injecting single layers", "Injecting sets"} <= progress.counted.keys()
+    assert {"Computing gradients", "Injecting single layers", "Injecting sets"} <= progress.counted.keys()
     assert {stage: done for stage, (done, _) in progress.counted.items()} == {
         stage: total for stage, (_, total) in progress.counted.items()
     }
     assert progress.counted["Injecting single layers"] == [48, 48]  # four layers, three corpora of four
 
 
-@pytest.mark.parametrize("stage", ["Taking gradients", "Injecting single layers", "Injecting sets"])
+@pytest.mark.parametrize("stage", ["Computing gradients", "Injecting single layers", "Injecting sets"])
 def test_a_cancel_leaves_the_base(pico_profile: Profile, context: Context, stage: str) -> None:
     with pytest.raises(Cancelled):
         pipeline.run(spec_of(pico_profile, seed=7), context, Watching(stage, 1))

@@ -137,9 +137,9 @@ def test_what_does_not_fit_is_a_clear_error(
         refused(changed(spec, diagnosis=few), CorpusError, "too few problems in geometry; got 24; expected 30")
         wide = write_sae_bank(tmp_path / type(spec).__name__, {1: random_sae_tensors(0, d_model=40)})
         misfit = changed(diagnosis, saes=SaeRef(location=str(wide)))
-        refused(changed(spec, diagnosis=misfit), SaeError, "reads another width .*; got d_in 40; expected 32")
+        refused(changed(spec, diagnosis=misfit), SaeError, "does not match the width .*; got d_in 40; expected 32")
     refused(
-        changed(examples, latent=24), SaeError, "layer 1 has no latent 24; got an SAE of 24 latents; expected 0 to 23"
+        changed(examples, latent=24), SaeError, "layer 1 has no latent 24; got an SAE with 24 latents; expected 0 to 23"
     )
 
 

@@ -132,10 +132,10 @@ def test_the_parts_are_what_the_formulas_say(gemma: ModelShape) -> None:
 def test_advice_names_a_setting_that_fits(gemma: ModelShape) -> None:
     advice = of_gemma(gemma, 14 * 10**9, 8, batch_size=64)["benchmark"].advice or ""
     rows = int(advice.split("batch size to ")[1].split(" ")[0])
-    assert "needed, 14.0 GB there" in advice
+    assert "needed, 14.0 GB available" in advice
     assert of_gemma(gemma, 14 * 10**9, 8, batch_size=rows)["benchmark"].advice is None
     assert of_gemma(gemma, 14 * 10**9, 8, batch_size=rows + 1)["benchmark"].advice is not None
-    assert "bfloat16, which takes half" in (of_gemma(gemma, 10**10, 0, dtype="float32")["load"].advice or "")
+    assert "bfloat16, which needs half" in (of_gemma(gemma, 10**10, 0, dtype="float32")["load"].advice or "")
 
 
 @pytest.mark.parametrize("vocab", [262208, 1000], ids=["scoring is the larger step", "building is"])
@@ -178,7 +178,7 @@ def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
     saes = Dictionaries(2560, (16384,) * 34)
     found = {stack.activity: stack for stack in use_case.stacks(spec, setting, saes, GPU_24, 64 * 10**9)}
     load = {(part.where, part.part): part.size_bytes for part in found["load"].parts}
-    assert load["host", "weights that wait"] == waiting
+    assert load["host", "offloaded weights"] == waiting
     assert load["device", "weights"] == gemma.numbers * 2 - waiting
     assert load["host", "weight in transit"] == 262208 * 2560 * 2
     edit = {(part.where, part.part): part.size_bytes for part in found["edit and probe"].parts}
@@ -189,7 +189,7 @@ def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
     need = found["edit and probe"].host_bytes
     short = {stack.activity: stack for stack in use_case.stacks(spec, setting, saes, GPU_24, need - 1)}
     said = short["edit and probe"].advice or ""
-    assert "of the machine's memory needed beside the GPU" in said
+    assert "of host memory needed in addition to the GPU" in said
     assert "offload-disk" in said
     assert found["edit and probe"].advice is None
     alone = use_case.stacks(spec, Setting(gemma, "bfloat16", 2, "cpu"), saes, GPU_24)
@@ -300,7 +300,7 @@ def specs_of(profile: Profile) -> dict[str, Spec]:
 
 PLANTED = {
     "bench": ("stethoscope.pipeline.answering.generate_greedy", "Set the batch size to 4 (now 8)"),
-    "diagnose": ("stethoscope.pipeline.listening.count_firing", "Listen to 10 documents (now 20)"),
+    "diagnose": ("stethoscope.pipeline.listening.count_firing", "Use 10 documents (now 20)"),
     "probe": ("stethoscope.pipeline.probe.rows_nll", "Edit 1 layers at once (now 2)"),
 }
 

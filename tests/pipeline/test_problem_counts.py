@@ -69,7 +69,7 @@ def test_doubtful_golds_and_repeated_problems_are_counted(own: Path, tmp_path: P
     (row,) = result.rows
     assert (row.n, row.doubtful_golds, row.unread_golds, row.repeats, row.other_answers) == (5, 3, 0, 3, 1)
     assert {gold.gold for gold in result.at_risk} == {golds[name] for name in ("a?", "b?", "c?")}
-    assert "3 more entries repeat a problem (1 with another answer)" in result.caption
+    assert "3 entries repeat a problem (1 with another answer)" in result.caption
     context.close()
 
 
@@ -87,7 +87,9 @@ def test_a_subject_without_a_problem_in_the_split_counts_none(own: Path, tmp_pat
 def test_a_subject_with_the_name_of_a_control_corpus_is_refused(own: Path) -> None:
     clash = {"problem": "1?", "type": MINI.problems.control_names[0], "solution": r"\boxed{3}"}
     (own / "train.jsonl").write_text(json.dumps(clash) + "\n")
-    with pytest.raises(CorpusError, match="has the name of a control corpus; got " + MINI.problems.control_names[0]):
+    with pytest.raises(
+        CorpusError, match="has the same name as a control corpus; got " + MINI.problems.control_names[0]
+    ):
         with_problems(MINI.problems, str(own))
 
 

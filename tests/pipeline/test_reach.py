@@ -131,8 +131,8 @@ def test_a_projected_recipe_names_what_it_lacks(partial_profile: Profile, contex
     found = reach_of_arms([BenchArm(name="a", recipe=edit)], context, Progress())["a"]
     assert found.layers == (3, 4)
     said = in_words(found)
-    assert said.startswith("Moves 12 of 21 matrices: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in")
-    assert "no SAE serves q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in layer 1; o_proj" in said
+    assert said.startswith("Edits 12 of 21 matrices: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in")
+    assert "no SAE for q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj in layer 1; o_proj" in said
 
 
 def bench(profile: Profile, chosen: tuple[BenchArm, ...]) -> BenchSpec:
@@ -146,14 +146,14 @@ def test_an_arm_that_changes_nothing_is_named_and_gets_no_verdict(partial_profil
     chosen = (
         arms.BASE,
         BenchArm(name="recipe", recipe=own),
-        BenchArm(name="random 2 (0,2)", recipe=arms.with_layers(own, (0, 2)), role="random"),
-        BenchArm(name="random 2 (5,7)", recipe=arms.with_layers(own, (5, 7)), role="random"),
+        BenchArm(name="random layers 0,2", recipe=arms.with_layers(own, (0, 2)), role="random"),
+        BenchArm(name="random layers 5,7", recipe=arms.with_layers(own, (5, 7)), role="random"),
         BenchArm(name="last 2", recipe=arms.with_layers(own, (1, 6)), role="last"),
     )
     spec = bench(partial_profile, chosen)
     plan = pipeline.run(BenchPlanSpec(bench=spec), context, Progress()).result
     assert isinstance(plan, BenchPlanResult)
-    idle = {"random 2 (0,2)", "random 2 (5,7)"}
+    idle = {"random layers 0,2", "random layers 5,7"}
     assert {name for name, found in plan.reach.items() if found.nothing} == idle
     result = pipeline.run(spec, context, Progress()).result
     assert isinstance(result, BenchResult)
@@ -200,7 +200,7 @@ def test_the_same_edit_has_the_same_rank(partial_profile: Profile, context: Cont
 
 
 def test_a_recipe_that_moves_every_layer_there_is_has_no_rank(partial_profile: Profile, context: Context) -> None:
-    with pytest.raises(RecipeError, match="no other set of layers"):
+    with pytest.raises(RecipeError, match="no other sets of layers"):
         rank(partial_profile, context, (1, 3, 4, 6), "four")
     projected = kinds(partial_profile)["projected"]
     result = rank(partial_profile, context, (3,), "whole", edit_type=projected)
@@ -213,7 +213,7 @@ def test_the_card_lists_what_changed(partial_profile: Profile, context: Context,
     card = (tmp_path / "out" / "README.md").read_text()
     assert "added to 12 matrices of 2 layers" in card
     assert [line.split("|")[1].strip() for line in card.splitlines() if line.startswith("| ")][1:] == ["3", "4"]
-    assert "no SAE serves" in card
+    assert "no SAE for" in card
 
 
 def test_preflight_names_the_layers_that_stay(partial_profile: Profile, context: Context) -> None:

@@ -94,7 +94,7 @@ def test_a_problem_of_dev_or_of_a_users_file_is_not_judged_on(
     assert result.excluded == {"geometry": 5}
     assert judged(spec.model_copy(update={"n": 7}), context).asked == {"geometry": 6}
     (folder / "test.jsonl").write_text("\n".join([*of_dev, *of_train]))
-    with pytest.raises(CorpusError, match="every test problem of geometry was used for choosing; got 5 problems"):
+    with pytest.raises(CorpusError, match="every test problem of geometry was used for tuning; got 5 problems"):
         judged(spec, context)
     (folder / "dev.jsonl").unlink()
     (folder / "train.jsonl").unlink()

@@ -108,11 +108,14 @@ def test_extending_replaces_fields_and_leaves_nothing_of_another_model(
             OWN + '[[task_vectors]]\nname="t"\ntuned="x"\nscale=2' + PROBLEMS,
             "got task_vectors.0.scale; expected name, tuned, revision",
         ),
-        (OWN.replace("mlp_out", "mlp_in") + PROBLEMS, "does not fit at saes.site; got Input should be 'resid_post'"),
-        (OWN.replace('"base"', "3") + PROBLEMS, "does not fit at model.id; got Input should be a valid string"),
+        (
+            OWN.replace("mlp_out", "mlp_in") + PROBLEMS,
+            "has an invalid value at saes.site; got Input should be 'resid_post'",
+        ),
+        (OWN.replace('"base"', "3") + PROBLEMS, "has an invalid value at model.id; got Input should be a valid string"),
         ("x = ", "is not valid TOML"),
         ('extends = "mine.toml"', "extends itself"),
-        ('extends = "nothing"', "no profile of that name; got 'nothing'"),
+        ('extends = "nothing"', "no such profile; got 'nothing'"),
         ('extends = "absent.toml"', "cannot read profile .*absent.toml; got No such file"),
     ],
 )
@@ -125,7 +128,7 @@ def test_what_does_not_fit_is_said_in_one_line(text: str, message: str, write: C
 @pytest.mark.parametrize("left_out", ["id", "location"])
 def test_a_missing_field_is_named_with_what_it_would_hold(left_out: str, write: Callable[..., str]) -> None:
     text = "\n".join(line for line in (OWN + PROBLEMS).splitlines() if not line.startswith(f"{left_out} ="))
-    with pytest.raises(ProfileError, match=f"lacks .*{left_out}") as caught:
+    with pytest.raises(ProfileError, match=f"has no .*{left_out}") as caught:
         load_profile(write(text))
     assert caught.value.expected
     assert caught.value.next_step
@@ -162,9 +165,9 @@ def test_a_misspelt_field_is_named_with_the_near_one(write: Callable[..., str]) 
 def test_a_profile_without_a_task_vector_is_fine_until_one_is_needed() -> None:
     profile = PROFILES["gemma-3-4b-it"]
     assert profile.diagnose_spec().saes == profile.saes
-    with pytest.raises(ProfileError, match="gemma-3-4b-it has no task vector. Name one on the Setup page"):
+    with pytest.raises(ProfileError, match="gemma-3-4b-it has no task vector. Add one on the Setup page"):
         profile.task_vector()
-    with pytest.raises(ProfileError, match="has no task vector of that name; got 'math'. Name one on"):
+    with pytest.raises(ProfileError, match="has no task vector of that name; got 'math'. Add one on"):
         profile.task_vector("math")
     with pytest.raises(ProfileError, match="of that name; got 'maths'; expected math or forgetting"):
         MINI.task_vector("maths")
@@ -188,17 +191,17 @@ def test_saes_of_another_site() -> None:
     profile: Profile = PROFILES["gemma-3-4b-it"]
     assert profile.saes_at() == profile.saes_at("resid_post") == profile.saes
     assert profile.saes_at("attn_out").location == "gemma-scope-2-4b-it-att-all"
-    with pytest.raises(ProfileError, match="names no SAEs of that site; got attn_out; expected resid_post"):
+    with pytest.raises(ProfileError, match="has no SAEs for this site; got attn_out; expected resid_post"):
         MINI.saes_at("attn_out")
 
 
 def test_a_profile_may_name_no_saes(write: Callable[..., str]) -> None:
     silent = load_profile(write(OWN.split("[saes]")[0] + PROBLEMS))
     assert silent.saes is None
-    with pytest.raises(ProfileError, match=r"names no SAEs.*\[saes\]"):
+    with pytest.raises(ProfileError, match=r"has no SAEs.*\[saes\]"):
         silent.diagnose_spec()
-    with pytest.raises(ProfileError, match="names no SAEs"):
+    with pytest.raises(ProfileError, match="has no SAEs"):
         silent.saes_at()
     assert silent.diagnose_spec(silent=True).saes is None
-    with pytest.raises(SaeError, match="no SAEs are named"):
+    with pytest.raises(SaeError, match="no SAEs are set"):
         _ = silent.diagnose_spec(silent=True).listens_with

@@ -71,7 +71,7 @@ def test_a_cut_link_is_refused_and_so_is_a_bomb() -> None:
     import zlib
 
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: LayerAlpha()})
-    with pytest.raises(RecipeError, match="Copy the whole link"):
+    with pytest.raises(RecipeError, match="Copy the complete link"):
         from_link(to_link(recipe)[:-8])
     bomb = "z." + base64.urlsafe_b64encode(zlib.compress(b" " * 10_000_000)).decode()
     with pytest.raises(RecipeError, match="too large"):

@@ -270,7 +270,7 @@ def test_every_alarm_stands_in_its_own_section_and_a_sound_run_has_none(result: 
     said = alarms_of(report_html(result.model_copy(update={"certificates": {"base": certificate}}), FACTS))
     for alarm in (
         "Partial: finished blocks only.",
-        "Smoke test: below n = 100",
+        "Smoke test: with fewer than 100",
         "could not be verified; do not trust this run",
         f"Collapse of {EVIL} on algebra: {EVIL}",
         "tuned on them: 3 problems of algebra",
@@ -337,7 +337,7 @@ def test_the_command_line_writes_it(
     assert printed == {"run_id": run_id, "out": str(out), "size_bytes": out.stat().st_size}
     assert Elements(out.read_text(encoding="utf-8")).data["run"]
     assert main(["runs", "report", "r-none", "--out", str(out)]) == 2
-    assert "no run of that id" in capsys.readouterr().err
+    assert "no run with this id" in capsys.readouterr().err
     assert main(["runs", "report", run_id, "--out", str(tmp_path / "no" / "report.html")]) == 2
 
 
@@ -356,7 +356,7 @@ def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:
 
 def verdict_of(page: str) -> str:
     """What stands in the report's first section."""
-    return page.split("<h2>What was found</h2>")[1].split("</section>")[0]
+    return page.split("<h2>Summary</h2>")[1].split("</section>")[0]
 
 
 def finished(result: BenchResult) -> BenchResult:
@@ -373,7 +373,7 @@ def test_the_verdict_in_words_always_stands_first(result: BenchResult, tmp_path:
         assert word not in partial
     whole = verdict_of(of_run(store, stored(store, finished(result))))
     assert "double: better in algebra (+25.0 points [−40.0, +70.0]" in whole
-    assert "The rank among random sets of layers on the probe was not measured." in whole
+    assert "The rank among random sets of layers was not measured." in whole
 
 
 def a_rank(store: RunStore, recipe: EditRecipe, as_good: int, *, complete: bool = True, **spec: object) -> None:
@@ -425,13 +425,13 @@ def test_the_rank_is_of_a_recipe_of_this_benchmark_on_its_problems(result: Bench
     double = result.spec.arms[2].recipe
     assert double is not None
     a_rank(store, double, 5)  # newer, but of a later arm
-    assert "4 of 99 random sets of equal size" in verdict_of(of_run(store, run_id))
+    assert "4 of 99 random sets of the same size" in verdict_of(of_run(store, run_id))
 
 
 def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     run_id = stored(store, result)
-    assert "was not recorded" in of_run(store, run_id)
+    assert "were not recorded" in of_run(store, run_id)
     settings = RunSettings(
         dtype="bfloat16",
         device="A device <b>",
@@ -445,7 +445,7 @@ def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_p
     )
     put_settings(store.database, run_id, settings)
     page = of_run(store, run_id)
-    assert "was not recorded" not in page
+    assert "were not recorded" not in page
     for name, value in (("device", "A device &lt;b&gt;"), ("torch", "9.9.9"), ("dtype", "bfloat16"), ("threads", "3")):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in page
 
@@ -482,7 +482,7 @@ def test_it_opens_without_a_network(opened, result: BenchResult) -> None:
     assert page.locator("#flip-problem math").count() == 1
     page.locator("#flip-next").click()
     expect(page.locator("#flip-count")).to_have_text("2 of 2")
-    expect(page.locator("#flip-left")).to_contain_text("cut off at the limit")
+    expect(page.locator("#flip-left")).to_contain_text("truncated")
     page.locator("#flip-kind").select_option("right to wrong")
     expect(page.locator("#flip-count")).to_have_text("1 of 1")
     page.locator("#flip-arm").select_option("double")

@@ -98,7 +98,7 @@ class Draws(ABC):
 
 
 class Observed(Draws):
-    """The documents as they are: one draw, in float64, where sums of float32 rates are exact and ties stay ties."""
+    """The documents unchanged: one draw, in float64, so that sums of float32 rates are exact and ties are preserved."""
 
     def __init__(self, design: "Design") -> None:
         super().__init__(design, 1)
@@ -109,10 +109,10 @@ class Observed(Draws):
 
 
 class Bootstrap(Draws):
-    """Documents drawn with replacement, domain and control apart; copies stay in their document's half.
+    """Documents drawn with replacement, separately for domain and control; copies stay in their document's half.
 
-    A draw weighs the documents alike in every split. (Drawing anew for each split would average the noise of eight
-    independent draws away: intervals 2.8 times too narrow.)
+    A draw weights the documents identically in all splits. (Independent draws for the eight splits would average out
+    the noise and make intervals 2.8 times too narrow.)
     """
 
     def __init__(self, design: "Design", size: int) -> None:
@@ -127,7 +127,7 @@ class Bootstrap(Draws):
 
 
 class Permuted(Draws):
-    """Shuffled labels: the document that a draw puts at a position counts as that position's label and half say."""
+    """Shuffled labels: a draw assigns documents to positions, which determine label and half."""
 
     def __init__(self, design: "Design", size: int) -> None:
         super().__init__(design, size)
@@ -229,7 +229,7 @@ class DenseSample:
 
     Attributes:
         rates: share of the document's kept tokens on which each latent fires, float32.
-        mass: mean activation per kept token times the norm of the decoder row; None where the score needs none.
+        mass: mean activation per kept token times the norm of the decoder row; None if the score does not need it.
         total_mass: the same, summed over all latents of the layer, dead ones included.
         floor: e of the log-ratio, half a firing in all control tokens.
     """
@@ -258,7 +258,7 @@ class Selection:
 
     @classmethod
     def largest(cls, delta: np.ndarray, k: int) -> "Selection":
-        """Select the k largest finite `delta` of each row (all, where there are fewer); ties share the last slots."""
+        """Select the k largest finite `delta` of each row (all if there are fewer); ties share the last slots."""
         n_draws, width = delta.shape
         k = min(k, width)
         if k == 0:
@@ -285,14 +285,14 @@ class Selection:
 
 
 class CrossFitted(ABC):
-    """Selects the k largest p - q on one half and takes `effect` of them on the other."""
+    """Selects the k largest p - q on one half and computes their `effect` on the other."""
 
     @abstractmethod
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
-        """Return what the selected latents are worth on the judging half."""
+        """Return the effect of the selected latents on the evaluating half."""
 
     def observed(self, sample: DenseSample, design: Design) -> float:
-        """Return the score on the documents as they are."""
+        """Return the score on the observed documents."""
         return float(self._average(sample, Observed(design))[0])
 
     def bootstrap(self, sample: DenseSample, draws: Bootstrap) -> np.ndarray:
@@ -300,11 +300,11 @@ class CrossFitted(ABC):
         return self._average(sample, draws)
 
     def permuted(self, sample: DenseSample, draws: Permuted) -> np.ndarray:
-        """Return the scores of documents whose labels were shuffled."""
+        """Return the scores of documents with shuffled labels."""
         return self._average(sample, draws)
 
     def _average(self, sample: DenseSample, draws: Draws) -> np.ndarray:
-        """Average over splits and halves; a half in which nothing can be selected does not count."""
+        """Average over splits and halves, excluding halves without selectable latents."""
         total, counted = np.zeros(draws.size), np.zeros(draws.size)
         for rows in draws.blocks(sample.rates.shape[1]):
             for a, b in draws.halves(sample.rates, rows):
@@ -319,7 +319,7 @@ class CrossFitted(ABC):
 
 
 class MeanRateDifference(CrossFitted):
-    """T = mean over S of p_j - q_j: how much more often the subject's own latents fire on it."""
+    """T = mean over S of p_j - q_j: how much more often the selected latents fire on the subject."""
 
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the mean of p - q."""
@@ -328,7 +328,8 @@ class MeanRateDifference(CrossFitted):
 
 
 class LogRatio(CrossFitted):
-    """L = mean over S of log((p_j + e) / (q_j + e)), e = 1 / (2 control tokens): how many times more often, in nats."""
+    """L = mean over S of log((p_j + e) / (q_j + e)), e = 1 / (2 control tokens): the log of the ratio of rates, in
+    nats."""
 
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the mean of log((p + e) / (q + e))."""
@@ -338,7 +339,7 @@ class LogRatio(CrossFitted):
 
 
 class ActivationMass(CrossFitted):
-    """M = m(domain) - m(control), m = sum over S of a_j ||W_dec,j|| / sum over all latents: the mass that S carries."""
+    """M = m(domain) - m(control), m = sum over S of a_j ||W_dec,j|| / sum over all latents: the share of mass in S."""
 
     def effect(self, sample: DenseSample, judge: Half, chosen: Selection) -> np.ndarray:
         """Return the share of mass on the domain minus that on the control."""
@@ -353,10 +354,11 @@ class ActivationMass(CrossFitted):
 
 
 class SpecificShare:
-    """N = share of live latents with AUROC > .5 at FDR 5% and q_j < 1%: how many latents the subject has to itself."""
+    """N = share of live latents with AUROC > .5 at FDR 5% and q_j < 1%: the share of latents specific to the
+    subject."""
 
     def observed(self, sample: DenseSample, design: Design) -> float:
-        """Return the share on the documents as they are."""
+        """Return the share on the observed documents."""
         is_domain = np.zeros((1, len(sample.rates)), dtype=np.float32)
         is_domain[0, : design.n_domain] = 1
         return float(self._from_labels(sample, midranks(sample.rates.T), is_domain)[0])
@@ -380,7 +382,7 @@ class SpecificShare:
         return np.concatenate(shares)
 
     def permuted(self, sample: DenseSample, draws: Permuted) -> np.ndarray:
-        """Return the shares of documents whose labels were shuffled."""
+        """Return the shares of documents with shuffled labels."""
         ranked = midranks(sample.rates.T)
         shares = [np.zeros(0)]
         for rows in draws.blocks(sample.rates.shape[1]):
@@ -388,7 +390,7 @@ class SpecificShare:
         return np.concatenate(shares)
 
     def _from_labels(self, sample: DenseSample, ranked: Midranks, is_domain: np.ndarray) -> np.ndarray:
-        """Score the labels that each draw gives the documents: U from midranks of all documents."""
+        """Score the labels of each draw: U from midranks of all documents."""
         n_domain = round(float(is_domain[0].sum()))
         n_control = len(sample.rates) - n_domain
         u = is_domain @ ranked.ranks.T - n_domain * (n_domain + 1) / 2
@@ -402,7 +404,7 @@ def _specific_share(
     n_control: int,
     tie_sum: np.ndarray,
 ) -> np.ndarray:
-    """Turn Mann-Whitney's U into p-values and return the share of latents that pass; NaN without a latent."""
+    """Convert Mann-Whitney's U to p values and return the share of latents that pass; NaN without latents."""
     if u.shape[1] == 0:
         return np.full(len(u), np.nan)
     p = mann_whitney_p(u, n_domain, n_control, tie_sum)

@@ -95,31 +95,37 @@ def truncate(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "width": (change_config(d_in=7), "reads another width than the model's resid_post; got d_in 7; expected 6"),
-    "kind": (change_config(architecture="topk"), "unsupported kind; got architecture 'topk'; expected jumprelu or"),
-    "gated": (change_config(architecture="gated"), "architecture 'gated'.*Pick SAEs"),
+    "width": (change_config(d_in=7), "does not match the width of the model's resid_post; got d_in 7; expected 6"),
+    "kind": (
+        change_config(architecture="topk"),
+        "unsupported architecture; got architecture 'topk'; expected jumprelu or",
+    ),
+    "gated": (change_config(architecture="gated"), "architecture 'gated'.*Use SAEs"),
     "batchtopk": (change_config(architecture="batchtopk"), "architecture 'batchtopk'.*save_inference_model"),
-    "transcoder": (change_config(architecture="skip_transcoder"), "is a transcoder.*Pick a release of"),
+    "transcoder": (change_config(architecture="skip_transcoder"), "is a transcoder.*Use a release of"),
     "unused threshold": (
         change_config(architecture="standard"),
-        "arrays that a standard SAE does not use; got threshold",
+        "arrays that the architecture standard does not use; got threshold",
     ),
-    "skip": (lambda folder: add_tensor(folder, "W_skip"), "arrays that a jumprelu SAE does not use; got W_skip"),
+    "skip": (
+        lambda folder: add_tensor(folder, "W_skip"),
+        "arrays that the architecture jumprelu does not use; got W_skip",
+    ),
     "two layers": (
         change_config(metadata={"hook_name": "blocks.1.hook_resid_post", "hook_layer": 4}),
-        "trained on another layer.*got hook_layer 4; expected 1",
+        "conflicting settings for its layer.*got hook_layer 4; expected 1",
     ),
-    "foldable": (change_config(normalize_activations="expected_average_only_in"), "normalises its input.*Fold"),
+    "foldable": (change_config(normalize_activations="expected_average_only_in"), "normalises its input.*fold"),
     "normalised": (change_config(normalize_activations="layer_norm"), "normalises its input"),
     "no size": (change_config(d_sae=None), "no usable d_sae; got"),
     "no cfg": (lambda folder: (folder / "cfg.json").unlink(), "has no cfg.json"),
     "bad cfg": (lambda folder: (folder / "cfg.json").write_text("{"), "cannot read cfg.json"),
     "list cfg": (lambda folder: (folder / "cfg.json").write_text("[]"), "got list; expected a JSON object"),
     "corrupt": (truncate, "not a safetensors file of plain arrays"),
-    "no tensor": (change_tensor("threshold", None), "lacks a tensor; got no threshold"),
+    "no tensor": (change_tensor("threshold", None), "has a missing tensor; got no threshold"),
     "shape": (
         change_tensor("W_dec", torch.ones(10, 5)),
-        r"W_dec of the wrong shape; got \(10, 5\)",
+        r"W_dec with the wrong shape; got \(10, 5\)",
     ),
     "nan": (change_tensor("b_enc", torch.full((10,), torch.nan)), "NaN or infinity in b_enc"),
 }

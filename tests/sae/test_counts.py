@@ -109,11 +109,11 @@ def test_what_does_not_fit_is_refused(
     pico_loaded: LoadedModel, bank: SaeBank, tmp_path: Path, write_sae_bank: Callable[..., Path]
 ) -> None:
     deep = open_bank(SaeRef(location=str(write_sae_bank(tmp_path, {0: 0, 7: 7}))), 32)
-    with pytest.raises(SaeError, match="has an SAE for layer 7; got a model of 4 layers"):
+    with pytest.raises(SaeError, match="has an SAE for layer 7; got a model with 4 layers"):
         count_firing(pico_loaded, deep, DOCUMENTS)
     with pytest.raises(SaeError, match="no SAE for layer 1"):
         count_firing(pico_loaded, deep, DOCUMENTS, layers=[1])
-    with pytest.raises(CorpusError, match="a document of algebra has no text; got ''"):
+    with pytest.raises(CorpusError, match="a document of algebra is empty; got ''"):
         count_firing(pico_loaded, bank, [Document("", None, "algebra")])
 
 

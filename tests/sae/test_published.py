@@ -189,7 +189,9 @@ def test_saes_of_another_width_are_refused_after_the_first_download(folder_hub: 
     put_gemma_scope_2(folder_hub, tuple(range(34)))
     bank = open_bank(RES_ALL, D_MODEL + 2)
     assert {row.d_sae for row in bank.rows} == {16_384}  # what width_16k promises
-    with pytest.raises(SaeError, match="layer_0_width_16k_l0_small reads another width .*; got d_in 6; expected 8"):
+    with pytest.raises(
+        SaeError, match="layer_0_width_16k_l0_small does not match the width .*; got d_in 6; expected 8"
+    ):
         bank.fetch(bank.layers, Progress())
     assert len([name for name in folder_hub.fetched if name.endswith("safetensors")]) == 1
 
@@ -215,13 +217,13 @@ def test_the_row_learns_its_size_from_the_weights(folder_hub: FolderHub) -> None
         ),
         (
             RES_ALL.model_copy(update={"width": "65k"}),
-            "no SAE of .* has this width and density; got width 65k, l0 small; expected width 16k or 262k; l0 big or",
+            "no SAE of .* has this width and l0; got width 65k, l0 small; expected width 16k or 262k; l0 big or",
         ),
         (
             SaeRef(location="gemma-scope-2-4b-it-transcoders-all"),
             "release .* is a transcoder; got transcoder in google",
         ),
-        (SaeRef(location="qwen-scope-3-1.7b-base-w32k-l50"), "qwen_scope format, kept as pickles; .*save_model each"),
+        (SaeRef(location="qwen-scope-3-1.7b-base-w32k-l50"), "qwen_scope format, stored as pickles; .*with save_model"),
         (SaeRef(location="gemma-scope-2b-pt-transcoders"), "gemma_2_transcoder format; expected sae_lens, Llama Scope"),
     ],
 )
@@ -259,7 +261,7 @@ def test_a_downloaded_folder_is_read_as_the_release_is(folder_hub: FolderHub) ->
     whole = SaeRef(location=str(root))  # sites mixed: the reference's own is taken
     assert open_bank(whole, D_MODEL).layers == tuple(range(34))
     assert open_bank(whole.model_copy(update={"site": "mlp_out"}), D_MODEL).layers == (0,)
-    with pytest.raises(SaeError, match="was trained on another place"):
+    with pytest.raises(SaeError, match="was trained on another layer or site"):
         open_bank(here.model_copy(update={"site": "mlp_out"}), D_MODEL)
 
 
@@ -279,10 +281,10 @@ def change(folder: Path, **arrays: torch.Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("fields", "arrays", "message"),
     [
-        ({"architecture": "top_k"}, {}, "unsupported kind; got architecture 'top_k'"),
+        ({"architecture": "top_k"}, {}, "unsupported architecture; got architecture 'top_k'"),
         ({"affine_connection": True}, {}, "is a transcoder"),
         ({"hf_hook_point_out": "model.layers.9.post_feedforward_layernorm.output"}, {}, "is a transcoder"),
-        ({}, {"affine_skip_connection": torch.ones(6, 6) * 2}, "holds more than an SAE; got affine_skip_connection"),
+        ({}, {"affine_skip_connection": torch.ones(6, 6) * 2}, "contains more than an SAE; got affine_skip_connection"),
         (
             {"hf_hook_point_in": "model.layers.8.output"},
             {},
@@ -291,10 +293,10 @@ def change(folder: Path, **arrays: torch.Tensor | None) -> None:
         (
             {"hf_hook_point_in": "model.layers.9.self_attn.o_proj.input"},
             {},
-            "got model.layers.9.self_attn.o_proj.input; expected resid_post of layer 9. Name SAEs trained on res",
+            "got model.layers.9.self_attn.o_proj.input; expected resid_post of layer 9. Use SAEs trained on res",
         ),
-        ({}, {"threshold": None}, "lacks a tensor; got no threshold; expected w_enc, .*as Gemma Scope 2 has"),
-        ({}, {"w_dec": torch.ones(D_MODEL, D_SAE)}, r"w_dec of the wrong shape; got \(6, 10\)"),
+        ({}, {"threshold": None}, "has a missing tensor; got no threshold; expected w_enc, .*as Gemma Scope 2 has"),
+        ({}, {"w_dec": torch.ones(D_MODEL, D_SAE)}, r"w_dec with the wrong shape; got \(6, 10\)"),
         ({}, {"b_dec": torch.full((D_MODEL,), torch.inf)}, "NaN or infinity in b_dec"),
     ],
 )

@@ -75,7 +75,7 @@ def preflight(spec: r.PreflightSpec) -> R.PreflightResult:
         error = R.PreflightCheck(
             name="opens and fits the base",
             outcome="fail",
-            what=f"adapter {tuned} is no plain LoRA",
+            what=f"adapter {tuned} is not a plain LoRA",
             got="use_dora = True",
             expected="LoRA or rsLoRA",
             next_step="Merge it into its base with peft.",
@@ -106,10 +106,10 @@ def preflight(spec: r.PreflightSpec) -> R.PreflightResult:
             R.PreflightCheck(
                 name="embeddings",
                 outcome="warn",
-                what="the embeddings differ more than a fine-tune's do",
+                what="the embeddings change more than in a typical fine-tune",
                 got="relative norm 0.4000",
                 expected="at most 3 times that of the matrices, 0.0400",
-                next_step="Make sure that the fine-tune started from this very base.",
+                next_step="Make sure that the fine-tune was trained from this base.",
             ),
         ),
         layers=tuple(row(layer, "matrices") for layer in range(N_LAYERS)),
@@ -660,7 +660,7 @@ def memory(spec: r.MemorySpec) -> R.MemoryResult:
     weights = R.MemoryPart(part="weights", size_bytes=8 * 10**9, formula="4,000,000,000 numbers x 2 bytes (bfloat16)")
     cache = R.MemoryPart(part="KV cache", size_bytes=9 * 10**9, formula="32 rows x 2,048 slots")
     kept = R.MemoryPart(part="directions", size_bytes=10**9, formula="kept while there is room", gives_way=True)
-    advice = "17.0 GB needed, 15.0 GB there. Set the batch size to 24 (now 32)."
+    advice = "17.0 GB needed, 15.0 GB available. Set the batch size to 24 (now 32)."
     return R.MemoryResult(
         model=spec.model.id,
         dtype=spec.model.dtype,

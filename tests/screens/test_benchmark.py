@@ -98,7 +98,7 @@ def test_the_plan_counts_the_answers_the_stored_ones_and_the_time(front: FakeFro
 def test_where_there_are_fewer_problems_all_of_them_are_asked(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5], bench_n=100, bench_subjects=["algebra", "digits_and_codes"])
     said = texts(app)
-    assert "Digits and codes has only 40 test problems; all of them are asked" in said
+    assert "Digits and codes has only 40 test problems; all of them are used" in said
     assert "× 140 problems (algebra 100, digits and codes 40): " in said
     app.multiselect(key="bench-subjects").set_value([]).run()
     assert app.button(key="run-bench").disabled
@@ -166,7 +166,7 @@ def test_one_click_takes_the_standard_set(front: FakeFront, open_page: Open) -> 
     app.button(key="run-bench").click().run()
     found = names(asked(front, BenchSpec)[0])
     assert found[:3] == ["base", "recipe", "all layers"]
-    assert sum(name.startswith("random 2 (") for name in found) == 3
+    assert sum(name.startswith("random layers ") for name in found) == 3
     assert {"bottom 2", "last 2", "projected", "projected, norm-matched", "full fine-tune"} < set(found)
     assert not any("subspace" in name for name in found)
     assert "bottom 2" in texts(app)
@@ -359,12 +359,12 @@ def test_the_rank_is_asked_by_its_button_and_stands_with_its_benchmark(front: Fa
     (spec,) = asked(front, RankSpec)
     assert spec.recipe == asked(front, BenchSpec)[0].arms[1].recipe
     assert (spec.n_sets, spec.split) == (99, "dev")
-    assert "9 sets are as good or better as drawn" in texts(app)
+    assert "9 sets do as well or better unscaled" in texts(app)
     assert "run-rank" not in keys(app)
     app.session_state["layers"] = [1]
     app.run()
     app.button(key="run-bench").click().run()
-    assert "as good or better" not in texts(app), "it was the rank of another recipe"
+    assert "do as well or better" not in texts(app), "it was the rank of another recipe"
     assert "run-rank" in keys(app)
 
 
@@ -374,13 +374,13 @@ def test_what_may_be_said_stands_in_words_with_a_copy(front: FakeFront, open_pag
     paragraphs = referee_text(result, None)
     (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
     assert copy == "\n\n".join(paragraphs)
-    assert "The rank among random sets of layers on the probe was not measured." in copy
+    assert "The rank among random sets of layers was not measured." in copy
     said = texts(app)
     for paragraph in paragraphs:
         assert paragraph in said
     app.button(key="run-rank").click().run()
     (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
-    assert "do as well or better as drawn" in copy
+    assert "do as well or better unscaled" in copy
     app.session_state["layers"] = [1]
     app.run()
     app.button(key="run-bench").click().run()
@@ -428,7 +428,7 @@ def test_the_report_is_written_when_it_is_asked_for_and_says_what_the_page_says(
     page = html.unescape(data())
     assert written == [run_id]
     (copy,) = [element.value for element in app.code if "Choice of layers" in element.value]
-    assert "do as well or better as drawn" in copy
+    assert "do as well or better unscaled" in copy
     for paragraph in copy.split("\n\n"):
         assert paragraph in page
 

@@ -65,12 +65,12 @@ def a_shard() -> str:
 
 
 CASES: dict[str, tuple[Break, str, str]] = {
-    "no access": (no_access, "is gated", "Accept the terms on its page"),
+    "no access": (no_access, "is gated", "Accept the terms on the repository's page"),
     "no token": (no_token, "is gated", "log in with"),
-    "wrong token": (wrong_token, "does not accept the token", "Log in again"),
-    "cut off": (cut_off, "the hub cannot be reached", "what was fetched is kept"),
-    "too short": (too_short, "in another length than it says", "Try again later"),
-    "no room": (no_room, "not enough space on the disk", "Free some space, or set HF"),
+    "wrong token": (wrong_token, "rejected the token", "Log in again"),
+    "cut off": (cut_off, "the hub cannot be reached", "downloaded files are kept"),
+    "too short": (too_short, "with a different size than announced", "Try again later"),
+    "no room": (no_room, "not enough disk space", "Free some disk space, or set HF"),
 }
 
 

@@ -127,8 +127,8 @@ BAD = {
     ),
     "encoding": (GOOD + b'\n{"problem": "\xff"}', "line 61 of mine.jsonl is not UTF-8"),
     "no JSON": (GOOD + b"\nproblem,solution", "line 61 of mine.jsonl is not JSON"),
-    "empty": (b"\n\n", "holds no problems"),
-    "control": (lines("Digits & Codes", "Tilings"), "a subject has the name of a control corpus"),
+    "empty": (b"\n\n", "has no problems"),
+    "control": (lines("Digits & Codes", "Tilings"), "a subject has the same name as a control corpus"),
 }
 
 

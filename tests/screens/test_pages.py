@@ -188,7 +188,7 @@ def test_a_benchmark_starts_only_by_its_button(front: FakeFront, open_page: Open
     app.button(key="run-bench").click().run()
     (spec,) = asked(front, BenchSpec)
     assert [arm.name for arm in spec.arms][:3] == ["base", "recipe", "all layers"]
-    assert spec.arms[3].name.startswith("random 2")
+    assert spec.arms[3].name.startswith("random layers ")
     assert spec.n == 20
     said = texts(app)
     assert "n = 20 problems per subject" in said
@@ -314,14 +314,14 @@ def test_setup_reports_the_preflight_in_words_and_a_heatmap(front: FakeFront, op
     assert spec.task_vector == MINI.task_vector("math")
     said = texts(app)
     assert "1 pass · 1 warn" in said
-    assert ":orange-badge[warn] **embeddings**: the embeddings differ more" in said
+    assert ":orange-badge[warn] **embeddings**: the embeddings change more" in said
     assert "got relative norm 0.4000" in said
-    assert "69 of 70 matrices move" in said
+    assert "69 of 70 matrices change" in said
     figures = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
     heat = next(figure for figure in figures if figure["data"][0]["type"] == "heatmap")
     assert heat["data"][1]["text"] == ["–"]
     assert (heat["data"][0]["zmin"], heat["data"][0]["zmax"]) == (0, pytest.approx(5.0)), "colour starts at no change"
-    assert "cosine of the realised and the intended delta 0.9100 to 0.9550" in said
+    assert "cosine of the realised and intended delta 0.9100 to 0.9550" in said
 
 
 def test_a_task_vector_of_ones_own_is_checked_then_used_on_every_page(front: FakeFront, open_page: Open) -> None:
@@ -347,7 +347,7 @@ def test_a_broken_task_vector_is_a_message_and_nothing_is_lost(front: FakeFront,
     app.text_input(key="own-tuned").set_value("/models/broken").run()
     app.button(key="own-add").click().run()
     said = texts(app)
-    for part in ("is no plain LoRA", "Got: use", "Expected: LoRA or rsLoRA", "Next step: Merge it"):
+    for part in ("is not a plain LoRA", "Got: use", "Expected: LoRA or rsLoRA", "Next step: Merge it"):
         assert part in said
     assert app.text_input(key="own-tuned").value == "/models/broken"
     assert app.session_state["task_vector"] == "math"

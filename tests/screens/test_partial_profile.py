@@ -174,14 +174,14 @@ def test_setup_shows_which_layers_have_an_sae_and_which_move(walk: Walk, files: 
     assert noted(norms, "–") == STILL
     matrices = figures(app)["matrix-norms"]
     assert in_heatmap(matrices) == set(MOVED)
-    assert "28 of 56 matrices move" in said(app)
-    assert "4 of 8 layers move (1, 3, 4, 6)" in said(app)
+    assert "28 of 56 matrices change" in said(app)
+    assert "4 of 8 layers change (1, 3, 4, 6)" in said(app)
     by_layer = rows(files["norms.csv"]())
     assert [int(row["layer"]) for row in by_layer if float(row["relative_norm"])] == MOVED
     assert {int(row["layer"]) for row in rows(files["matrix-norms.csv"]()) if row["moves"] == "True"} == set(MOVED)
     app = walk("setup", task_vector="nothing")
-    assert "no layer of 8 moves" in said(app)
-    assert "0 of 56 matrices move" in said(app)
+    assert "none of 8 layers changes" in said(app)
+    assert "0 of 56 matrices change" in said(app)
 
 
 @pytest.mark.parametrize(("picked", "first"), [([], 2), ([6], 6), ([4, 6], 6), ([4], 2)])
@@ -234,11 +234,11 @@ def test_diagnose_shows_and_picks_the_layers_that_have_a_score(
 
 def test_a_pick_to_be_frozen_says_what_it_does_not_change(walk: Walk) -> None:
     app = walk("diagnose", layers=[2, 3])
-    assert "The task vector moves nothing of layer 2 that the recipe edits." in said(app)
+    assert "The task vector changes nothing in layer 2, which the recipe edits." in said(app)
     app = walk("diagnose", layers=[0, 5])
-    assert "Changes nothing: its weights are the base's." in said(app)
+    assert "Changes nothing: its weights equal those of the base." in said(app)
     app = walk("diagnose", layers=[3, 6])
-    assert "moves nothing" not in said(app)
+    assert "changes nothing" not in said(app)
     assert table(app.button(key="freeze-prediction").click().run(), "picked")["layers"].to_list() == ["3, 6"]
 
 
@@ -260,7 +260,7 @@ def test_energy_is_that_of_the_record(
     assert list(geometry["layer"]) == [cell.layer for cell in moved] == [3, 4, 6]
     assert list(geometry["enrichment"]) == [cell.enrichment for cell in moved]
     assert not geometry.isna().to_numpy().any()
-    assert "Without a row: layers 2, 7 (not moved by the task vector)." in said(app)
+    assert "Without a row: layers 2, 7 (unchanged by the task vector)." in said(app)
     assert in_heatmap(figures(app)["enrichment"]) == {3, 4, 6}
     named = rows(files["retention_all_layers.csv"]())
     assert [(int(row["layer"]), int(row["k"])) for row in named] == [(cell.layer, cell.k) for cell in result.layers]
@@ -270,9 +270,9 @@ def test_energy_is_that_of_the_record(
         curve = next(trace for trace in figures(app)["retention"]["data"] if trace.get("name") == "selected latents")
         cells = [cell for cell in result.layers if cell.layer == layer]
         assert curve["x"] == ([] if stays else [cell.k for cell in cells])
-        assert (f"Layer {layer}: undefined (not moved by the task vector)." in said(app)) == stays
+        assert (f"Layer {layer}: undefined (unchanged by the task vector)." in said(app)) == stays
     app = walk("diagnose", task_vector="nothing")  # by now it is known to be quick, and starts by itself
-    assert "moves no matrix that an SAE serves" in said(app)
+    assert "changes no matrix that has an SAE" in said(app)
 
 
 def test_stability_stands_at_the_layers_that_have_an_sae(
@@ -294,8 +294,8 @@ def test_gains_stand_at_the_layers_that_move(walk: Walk, files: dict[str, Any], 
     result: GainResult = front.run(asked.model_copy(update=FEWER[GainSpec]))
     points = {text for trace in figures(app)["gain-scatter"]["data"] for text in trace["text"]}
     assert points == {"<b>3</b>", "<b>6</b>"}
-    assert "Without a score, so not drawn: layers 1, 4." in said(app)
-    assert "Not moved by the task vector: layers 0, 2, 5, 7." in said(app)
+    assert "Not shown because they have no score: layers 1, 4." in said(app)
+    assert "Unchanged by the task vector: layers 0, 2, 5, 7." in said(app)
     by_layer = {int(row["layer"]): row["gain"] for row in rows(files["gain-scatter.csv"]())}
     pooled = {cell.layer: cell.gain for cell in result.cells if cell.subject == "all"}
     assert {layer: float(gain) for layer, gain in by_layer.items() if gain} == {
@@ -306,17 +306,17 @@ def test_gains_stand_at_the_layers_that_move(walk: Walk, files: dict[str, Any], 
 
 LACKS = {
     "raw": "",
-    "projected": "no SAE serves o_proj, down_proj in layer 4.",
-    "random-subspace": "no SAE serves o_proj, down_proj in layer 4.",
+    "projected": "no SAE for o_proj, down_proj in layer 4.",
+    "random-subspace": "no SAE for o_proj, down_proj in layer 4.",
 }
 
 
 @pytest.mark.parametrize("edit_type", list(LACKS))
 def test_an_edit_says_which_layers_it_changes(edit_type: str, walk: Walk, front: PipelineFront) -> None:
     app = walk("edit", layers=[2, 3, 4], edit_type=edit_type, task_vector="some")
-    assert "The task vector moves nothing of layer 2 that the recipe edits." in said(app)
+    assert "The task vector changes nothing in layer 2, which the recipe edits." in said(app)
     assert LACKS[edit_type] in said(app)
-    assert ("Moves 12 of 14 matrices" in said(app)) == bool(LACKS[edit_type])
+    assert ("Edits 12 of 14 matrices" in said(app)) == bool(LACKS[edit_type])
     assert ":orange-badge[EDITED: layers 3,4 " in said(app), "the certificate's layers"
     bars = figures(app)["strengths"]["data"]
     assert all([x for x, y in zip(bar["x"], bar["y"], strict=True) if y] == [2, 3, 4] for bar in bars)
@@ -326,7 +326,7 @@ def test_an_edit_says_which_layers_it_changes(edit_type: str, walk: Walk, front:
 
 def test_an_edit_of_layers_that_do_not_move_says_so(walk: Walk) -> None:
     app = walk("edit", layers=[0, 5], task_vector="some")
-    assert "Changes nothing: its weights are the base's." in said(app)
+    assert "Changes nothing: its weights equal those of the base." in said(app)
     assert "EDITED" not in said(app)
 
 
@@ -358,7 +358,7 @@ def test_a_random_subspace_is_taken_with_its_saes_and_without(
     app = walk("edit", query={"recipe": to_link(recipe)})
     assert [spec.recipe for spec in front.submitted if isinstance(spec, ProbeSpec)] == [recipe]
     assert app.checkbox(key="edit-served").value == served
-    assert ("Moves 12 of 14 matrices" in said(app)) == served
+    assert ("Edits 12 of 14 matrices" in said(app)) == served
     checked(app.checkbox(key="edit-served").set_value(not served).run())
     (last,) = [spec.recipe for spec in front.submitted if isinstance(spec, ProbeSpec)][1:]
     other = edit_type.model_copy(update={"saes": None if served else partial_profile.saes})
@@ -371,7 +371,7 @@ def test_a_benchmark_plans_runs_and_reports_the_layers_that_move(
     few = {"bench_n": 2, "bench_tokens": 2, "bench_subjects": [SUBJECT], "bench_draws": 2}
     controls = ["all layers", "random layers", "projected"]
     app = walk("benchmark", layers=[3, 4], task_vector="some", bench_controls=controls, **few)
-    assert "Other layers are taken from those that such an edit moves: 1, 3, 4, 6." in said(app)
+    assert "Control layers are chosen from those that such an edit changes: 1, 3, 4, 6." in said(app)
     (plan,) = [spec for spec in front.submitted if isinstance(spec, BenchPlanSpec)]
     edited = {arm.name: tuple(arm.recipe.layers) for arm in plan.bench.arms if arm.recipe}
     assert edited["all layers"] == tuple(MOVED)
@@ -382,15 +382,15 @@ def test_a_benchmark_plans_runs_and_reports_the_layers_that_move(
     (asked,) = [spec for spec in front.submitted if isinstance(spec, BenchSpec)]
     result: BenchResult = front.run(asked)
     assert {row["arm"] for row in rows(files["forest.csv"]())} == {row.arm for row in result.comparisons}
-    assert "no SAE serves o_proj, down_proj in layer 4." in said(app)
+    assert "no SAE for o_proj, down_proj in layer 4." in said(app)
     assert figures(app)["claims-0"]["data"][0]["x"] == [100 * row.difference for row in result.layer_claims]
     (run_id,) = [run.run_id for run in front.store.list_runs("bench")]
     assert json.loads(files[f"{run_id}.json"]()) == result.model_dump(mode="json")
     report = files[f"{run_id}.html"]()
     assert "layers 3, 4, master alpha 1" in report
-    assert "no SAE serves o_proj, down_proj in layer 4." in report
+    assert "no SAE for o_proj, down_proj in layer 4." in report
     app = checked(app.button(key="run-rank").click().run())
-    assert "all 5 other sets of 2 layers that such an edit can move from layers 1, 3, 4, 6;" in said(app)
+    assert "all 5 other sets of 2 layers that such an edit can change from layers 1, 3, 4, 6;" in said(app)
     sets = {row["layers"] for row in rows(files["rank_sets.csv"]())}
     assert sets == {"[1, 3]", "[1, 4]", "[1, 6]", "[3, 6]", "[4, 6]"}
 

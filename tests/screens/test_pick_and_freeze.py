@@ -138,8 +138,8 @@ def test_the_benchmark_says_when_it_was_frozen_and_against_what(front: FakeFront
     assert not app.exception
     said = texts(app)
     assert "before this run." in said
-    assert "points against the mean of 3 random draws" in said
-    assert "points against last layers" in said
+    assert "points compared with the mean of 3 random draws" in said
+    assert "points compared with last layers" in said
     assert not app.warning
     assert not app.info
     assert "To judge the pick" not in said

@@ -71,7 +71,7 @@ def test_a_result_of_another_version_is_a_sentence_and_the_page_goes_on(front: F
     app = open_page("runs")
     app.selectbox(key="run-select").set_value(run_id).run()
     assert not app.exception
-    assert any("does not fit this version" in error.value for error in app.error)
+    assert any("is not in the format of this version" in error.value for error in app.error)
     assert any("What changed between two recipes" in element.value for element in app.markdown)
 
 

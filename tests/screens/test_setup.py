@@ -182,7 +182,7 @@ def test_what_would_be_downloaded_is_asked_by_a_button_and_drawn(front: FakeFron
     (spec,) = [spec for spec in front.submitted if isinstance(spec, DownloadSpec)]
     assert (spec.model, spec.saes, spec.problems) == (GEMMA.model, GEMMA.saes, GEMMA.problems)
     shown = " ".join(text.value for text in app.caption)
-    assert "14.64 of 19.60 GB to fetch, 3 files in all; 100.0 GB free at /cache/hub." in shown
+    assert "14.64 of 19.60 GB to download, 3 files in total; 100.0 GB free at /cache/hub." in shown
     (refused,) = app.error
     assert "google/scope is gated" in refused.value
     assert "Accept the terms \\*there\\*." in refused.value

@@ -26,7 +26,7 @@ SPEC = BenchSpec(
     model=ModelRef(id="embedded:base"), problems=PROBLEMS, arms=(BenchArm(name="base"),), subjects=("algebra",)
 )
 RESULT = ExportResult(out="out", files=("a", "b"), size_bytes=3, max_abs_difference=0.1)
-AFRESH = "start afresh"
+AFRESH = "start with an empty store"
 NOBODY = 65534
 
 
@@ -131,7 +131,7 @@ def test_what_is_known_already_needs_no_writing(store: RunStore, unprivileged: C
 def test_a_store_that_was_deleted_meanwhile_is_not_made_anew_unseen(store: RunStore) -> None:
     shutil.rmtree(store.root)
     for use in (store.list_runs, lambda: store.start_run(SPEC)):
-        with pytest.raises(ResourceError, match="not there any more"):
+        with pytest.raises(ResourceError, match="no longer exists"):
             use()
     assert not store.root.exists()
     RunStore(store.root).start_run(SPEC)

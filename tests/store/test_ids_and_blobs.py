@@ -98,7 +98,7 @@ def test_a_tampered_blob_is_an_error_and_heals_when_stored_again(tmp_path: Path)
 
 def test_a_missing_blob_and_a_bad_id_are_errors(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path)
-    with pytest.raises(StoreError, match="no such stored blob"):
+    with pytest.raises(StoreError, match="no such blob in the store"):
         blobs.get_bytes(bytes_id(b"never stored"))
     for bad in ("", "sha256-", "../../etc/passwd", "sha256-" + "g" * 64):
         with pytest.raises(StoreError, match="not a content id"):

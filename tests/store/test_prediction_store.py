@@ -116,4 +116,4 @@ def test_a_damaged_prediction_is_left_out_and_can_be_frozen_anew(store: RunStore
     again = time.time()
     assert store.put_prediction(prediction(3)) == damaged
     found = {stored.prediction_id: stored.created_at for stored in store.list_predictions()}
-    assert found[damaged] >= again, "under a new time"
+    assert found[damaged] >= again, "it gets a new time"

@@ -90,7 +90,7 @@ def test_an_ambiguous_prefix_is_refused(store: RunStore) -> None:
     recipe_id = store.put_recipe(recipe(0.5))
     twin = recipe_id[:-1] + ("0" if recipe_id[-1] != "0" else "1")
     tamper(store, f"INSERT INTO recipes SELECT '{twin}', body, created_at FROM recipes")
-    with pytest.raises(StoreError, match="more than one"):
+    with pytest.raises(StoreError, match="several recipe ids"):
         store.get_recipe(recipe_id[:20])
 
 
@@ -110,7 +110,7 @@ def test_a_run_from_start_to_found_again(store: RunStore) -> None:
     assert (record.state, record.kind, record.title, record.spec) == ("running", "bench", "algebra, base", SPEC)
     assert use_case_of(SPEC).kind == "bench"
     assert store.find_result(SPEC) is None
-    with pytest.raises(StoreError, match="no result"):
+    with pytest.raises(StoreError, match="has no result"):
         store.load_result(run_id)
     store.finish_run(run_id, state="done", result=RESULT, elapsed_s=1.5)
     assert store.load_result(run_id) == RESULT
@@ -184,7 +184,7 @@ def test_a_damaged_result_is_never_returned(store: RunStore) -> None:
         store.load_result(second)
     assert store.find_result(SPEC) == (first, RESULT)
     alien = store.blobs.put_json({"kind": "Path", "data": {}})
-    with pytest.raises(StoreError, match="no result"):
+    with pytest.raises(StoreError, match="is not a result"):
         store._read_result(alien)
     tamper(store, f"UPDATE runs SET result_id = '{alien}' WHERE run_id = '{first}'")
     with pytest.raises(StoreError, match="damaged"):

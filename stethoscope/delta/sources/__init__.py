@@ -1,1 +1,1 @@
-"""Where a task vector is read from: a fine-tuned checkpoint, a LoRA adapter or a safetensors delta; a reader each."""
+"""Readers of task vectors: fine-tuned checkpoints, LoRA adapters and safetensors deltas."""

@@ -1,10 +1,10 @@
 """A LoRA adapter in peft's format: tau = scale * B A for adapted matrices, saved - base for `modules_to_save`.
 
-Beside an adapted head peft saves the weights that it was trained over (`lm_head.base_layer.weight`), and puts them in
-place before it merges: there tau = scale * B A + saved - base.
+For an adapted head, peft also saves the base weights used in training (`lm_head.base_layer.weight`) and restores them
+before merging: then tau = scale * B A + saved - base.
 
-The tensors in adapter_model.safetensors decide what moves; adapter_config.json gives the scales, and is held against
-the tensors so that an incomplete file is found. Factors stay apart on disk: B A is formed when a matrix is asked for.
+The tensors in adapter_model.safetensors determine which weights change. adapter_config.json gives the scales, and is
+compared with the tensors to detect an incomplete file. B A is computed when a matrix is requested.
 """
 
 import re
@@ -36,8 +36,8 @@ class AdapterSource:
     """Reads the task vector of a LoRA adapter folder.
 
     Raises:
-        CheckpointError: missing, corrupt or quantised; no plain LoRA; a factor that is missing; a module or shape that
-            the base does not have; fewer matrices than its config names.
+        CheckpointError: missing, corrupt or quantised; not a plain LoRA; a missing factor; a module or shape that the
+            base does not have; or fewer matrices than listed in its config.
     """
 
     wants = f"{WEIGHTS_FILE} with {CONFIG_FILE} (a LoRA adapter)"
@@ -51,11 +51,11 @@ class AdapterSource:
                 f"{self._title} has no weights",
                 got=f"{CONFIG_FILE} without {WEIGHTS_FILE}",
                 expected=WEIGHTS_FILE,
-                next_step="Save the adapter with safetensors (peft's default); pickled ones are not read.",
+                next_step="Save the adapter with safetensors (peft's default); pickled adapters are not supported.",
             )
         self._tensors = StoredTensors(path, self._title, [WEIGHTS_FILE])
         self._factors: dict[str, dict[str, str]] = {}  # parameter -> "A", "B", "base_layer" -> name on disk
-        self._saved: dict[str, list[str]] = {}  # parameter -> names on disk (two where the base ties two)
+        self._saved: dict[str, list[str]] = {}  # parameter -> names on disk (two if the base ties them)
         self._left_out: list[str] = []  # of another tower
         for stored in self._tensors.names:
             self._add(stored)
@@ -65,7 +65,7 @@ class AdapterSource:
         moved = self._factors.keys() | self._saved.keys()
         self.names = tuple(name for name in base.names if name in moved)
         self.description = f"{_kind(self._config)} {described(ref)}: {len(self._factors)} matrices" + (
-            f", {len(self._saved)} saved whole" if self._saved else ""
+            f", {len(self._saved)} saved in full" if self._saved else ""
         )
         self.remarks: tuple[Remark, ...] = (
             base.compare_tokens(path, self._title),
@@ -76,15 +76,15 @@ class AdapterSource:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Tell whether `path` is a folder with an adapter."""
+        """Return whether `path` is a folder with an adapter."""
         return (path / CONFIG_FILE).is_file() or (path / WEIGHTS_FILE).is_file()
 
     def _add(self, stored: str) -> None:
-        """Sort the stored tensor into factors and weights saved whole, or refuse it."""
+        """Assign the stored tensor to factors or fully saved weights, or reject it."""
         for mark, meaning in (
             ("lora_magnitude_vector", "DoRA"),
-            ("lora_embedding_", "a LoRA of the embeddings"),
-            ("token_adapter", "single trained tokens"),
+            ("lora_embedding_", "LoRA on the embeddings"),
+            ("token_adapter", "individually trained tokens"),
             (".bias", f"trained biases (bias = {self._config.bias!r})"),
         ):
             if mark in stored:
@@ -101,7 +101,7 @@ class AdapterSource:
             raise self._base.refusal(
                 self._title,
                 got=stored,
-                expected=f"a LoRA of weights that stand alone: the base ties {name} to {self._base.twins[name]}",
+                expected=f"LoRA on weights that are not tied; the base ties {name} to {self._base.twins[name]}",
                 next_step="Train the adapter without the tied weights.",
             )
         shape = self._tensors.check_float(stored)
@@ -113,7 +113,7 @@ class AdapterSource:
             self._saved.setdefault(self._base.twins.get(name, name), []).append(stored)
 
     def _stranger(self, stored: str) -> CheckpointError:
-        """Return the error for a tensor that means no weight: another kind of adapter, or another base."""
+        """Return the error for a tensor that is not a known weight: another kind of adapter, or another base."""
         parts = stored.removeprefix(PREFIX).split(".")
         modules = [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
         if any(self._base.parameter_of(f"{module}.weight") is not None for module in modules):
@@ -121,21 +121,23 @@ class AdapterSource:
         return self._base.refusal(self._title, got=f"a tensor called {stored}", expected="modules of the base")
 
     def _unknown_fields(self) -> tuple[Remark, ...]:
-        """Return the remark that the config has fields whose effect is not known, where it does."""
+        """Return a warning about config fields with unknown effect, if any."""
         if not self._config.unknown:
             return ()
         return (
             Remark(
                 "adapter config",
-                f"{CONFIG_FILE} has fields that peft {PEFT_VERSION} does not know and ignores, as is done here: "
+                f"{CONFIG_FILE} has fields that peft {PEFT_VERSION} does not know; they are ignored here, as in peft: "
                 + ", ".join(self._config.unknown),
                 suspicious=True,
-                next_step="If one of them changes what is merged, merge the adapter with the library that wrote it.",
+                next_step=(
+                    "If one of them changes the merged weights, merge the adapter with the library that saved it."
+                ),
             ),
         )
 
     def _check_pairs(self) -> None:
-        """Hold the shapes of B [out, r] and A [r, in] against each other, the config's r and the base's matrix."""
+        """Compare the shapes of B [out, r] and A [r, in] with each other, the config's r and the base's matrix."""
         for name, factors in self._factors.items():
             for factor in "AB":
                 if factor not in factors:
@@ -144,12 +146,12 @@ class AdapterSource:
                         f"{self._title} is incomplete",
                         got=f"{other} without its lora_{factor}",
                         expected="lora_A and lora_B of every adapted matrix",
-                        next_step="Fetch or save it again.",
+                        next_step="Download or save it again.",
                     )
             rank = self._config.rank(self._module(name))
             shape = tuple(self._base.parameter(name).shape)
             if len(shape) != 2:
-                raise self._base.refusal(self._title, got=f"a LoRA of {name}", expected="LoRA of weight matrices")
+                raise self._base.refusal(self._title, got=f"LoRA on {name}", expected="LoRA on weight matrices")
             for factor, expected in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
                 found = self._tensors.shape_and_dtype(factors[factor])[0]
                 if found != expected:
@@ -160,16 +162,16 @@ class AdapterSource:
                     )
 
     def _module(self, name: str) -> str:
-        """Return the name that the adapted module had in training."""
+        """Return the name of the adapted module in training."""
         match = FACTOR.fullmatch(next(iter(self._factors[name].values())))
         assert match is not None
         return match["module"].removeprefix(PREFIX)
 
     def _check_complete(self) -> None:
-        """Raise where the config names matrices or saved modules that the file does not hold."""
+        """Raise an error if the config lists matrices or saved modules that are missing in the file."""
         if not self._factors and not self._saved:
             raise CheckpointError(
-                f"{self._title} holds no tensors",
+                f"{self._title} contains no tensors",
                 got=f"an empty {WEIGHTS_FILE}",
                 expected="lora_A and lora_B of adapted matrices",
                 next_step="Save it again.",
@@ -177,7 +179,7 @@ class AdapterSource:
         lacking: list[str] = []
         if self._factors:
             first = next(iter(self._factors))
-            form = name_forms(first).index(f"{self._module(first)}.weight")  # how training named the base's modules
+            form = name_forms(first).index(f"{self._module(first)}.weight")  # names of the base's modules in training
             for site in self._base.loaded.layout.matrices:
                 module = name_forms(site.name)[form].removesuffix(".weight")
                 if site.name not in self._factors and self._config.targets(module):
@@ -188,24 +190,24 @@ class AdapterSource:
                 lacking.append(f"saved {module}")
         if lacking:
             raise CheckpointError(
-                f"{self._title} lacks tensors that its {CONFIG_FILE} names",
+                f"{self._title} lacks tensors that its {CONFIG_FILE} lists",
                 got=f"no {lacking[0]}" + (f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""),
                 expected="every matrix of target_modules in the layers that it transforms",
-                next_step="Fetch or save it again.",
+                next_step="Download or save it again.",
             )
 
     def _check_saved(self) -> None:
-        """Refuse weights that are both saved and adapted, and tied weights of which one name was trained alone."""
+        """Reject weights that are both saved and adapted, and tied weights of which only one was trained."""
         for name, stored in self._saved.items():
             if name in self._factors:
-                raise unsupported(self._title, f"{stored[0]} beside a LoRA of the same weights")
+                raise unsupported(self._title, f"{stored[0]} and a LoRA on the same weights")
             tied = name in self._base.twins.values()
             if tied and len(stored) == 1 and not self._config.ensure_weight_tying:
                 raise self._base.refusal(
                     self._title,
-                    got=f"{stored[0]} trained apart from the weights that it is tied to",
+                    got=f"{stored[0]} trained separately from the weights that it is tied to",
                     expected="both names saved, or ensure_weight_tying",
-                    next_step="Train the adapter with the embeddings tied, or without them.",
+                    next_step="Train the adapter with tied embeddings, or without embeddings.",
                 )
 
     def delta(self, name: str) -> Float[Tensor, "..."]:
@@ -226,15 +228,16 @@ class AdapterSource:
         return tau
 
     def holds_weights(self, name: str) -> bool:
-        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        """Return whether the file contains the weights of `name` themselves; see `DeltaSource`."""
         return name in self._saved
 
     def rows(self, name: str) -> Float[Tensor, "..."]:
-        """Return tau of parameter `name`, on the CPU, with all its rows: its factors are small; see `DeltaSource`."""
+        """Return tau of parameter `name`, on the CPU, with all rows, because the factors are small; see
+        `DeltaSource`."""
         return self.delta(name).cpu()
 
     def besides(self, progress: Progress | None = None) -> str | None:
-        """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
+        """Return None, because there is nothing besides the deltas; see `DeltaSource`."""
         return None
 
 

@@ -1,9 +1,8 @@
-"""What adapter_config.json of a LoRA adapter says: scale of each matrix, and which modules it adapts.
+"""Read adapter_config.json of a LoRA adapter: the scale of each matrix, and the adapted modules.
 
 scale = alpha / r, or alpha / sqrt(r) with rsLoRA; `rank_pattern` and `alpha_pattern` override r and alpha for the
-modules that they match. Names are matched as peft 0.21 does. An option that changes what is merged, and that is not
-handled here, is refused by name: a wrong tau would look like any other. A field that peft does not know is ignored, as
-peft ignores it, and remarked.
+modules that they match. Names are matched as in peft 0.21. An unsupported option that affects the merge is rejected by
+name, because a wrong tau would not be noticed. A field that peft does not know is ignored with a warning.
 """
 
 import math
@@ -17,9 +16,9 @@ from stethoscope.errors import CheckpointError
 from stethoscope.model.weights import read_json
 
 CONFIG_FILE = "adapter_config.json"
-KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that leave the base as it is
+KEEPS_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # initialisations that do not change the base
 PEFT_VERSION = "0.21"
-CHANGES_THE_MERGE = (  # fields of peft's LoraConfig, when they are set
+CHANGES_THE_MERGE = (  # fields of peft's LoraConfig, if set
     "use_dora",
     "lora_bias",
     "use_qalora",
@@ -31,7 +30,7 @@ CHANGES_THE_MERGE = (  # fields of peft's LoraConfig, when they are set
     "target_parameters",
     "layer_replication",
 )
-LEAVES_THE_MERGE = (  # its other fields: how the factors began, were trained, or are laid out
+LEAVES_THE_MERGE = (  # other fields: initialisation, training or layout of the factors
     "lora_dropout",
     "fan_in_fan_out",
     "megatron_config",
@@ -50,10 +49,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class AdapterConfig(BaseModel):
-    """The fields of adapter_config.json that decide tau; of the others, those that change the merge must be off.
+    """The fields of adapter_config.json that determine tau; other fields that affect the merge must be off.
 
-    `fan_in_fan_out` is left out on purpose: it describes weights stored as [in, out] (GPT-2's Conv1D), and the matrices
-    here are nn.Linear, for which peft ignores it.
+    `fan_in_fan_out` is omitted deliberately: it describes weights stored as [in, out] (GPT-2's Conv1D), and the
+    matrices here are nn.Linear, for which peft ignores it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -81,12 +80,12 @@ class AdapterConfig(BaseModel):
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The fields that are set and are none of peft's."""
+        """The fields that are set but unknown to peft."""
         known = CHANGES_THE_MERGE + LEAVES_THE_MERGE
         return tuple(sorted(name for name, value in (self.model_extra or {}).items() if value and name not in known))
 
     def rank(self, module: str) -> int:
-        """Return r of the adapted module, by the name that it had in training."""
+        """Return r of the adapted module, given its name in training."""
         return _of_pattern(self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
@@ -95,7 +94,7 @@ class AdapterConfig(BaseModel):
         return _of_pattern(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def targets(self, module: str) -> bool:
-        """Tell whether training adapted `module` (a Linear inside a decoder layer), as peft decides it."""
+        """Return whether training adapted `module` (a Linear in a decoder layer), by peft's rules."""
         if _named(self.exclude_modules, module):
             return False
         if any(re.match(rf"(^|.*\.){saved}($|\..*)", module) for saved in self.modules_to_save or ()):
@@ -132,7 +131,7 @@ def read_adapter_config(folder: Path, title: str) -> AdapterConfig:
     """Return the adapter's config.
 
     Raises:
-        CheckpointError: missing or broken, no LoRA, or an option that is not handled.
+        CheckpointError: missing or invalid, not LoRA, or an unsupported option.
     """
     content = read_json(folder / CONFIG_FILE, title)
     if (kind := content.get("peft_type")) != "LORA":
@@ -140,7 +139,7 @@ def read_adapter_config(folder: Path, title: str) -> AdapterConfig:
             f"{title} is not a LoRA adapter",
             got=f"peft_type {kind}",
             expected="peft_type LORA",
-            next_step="Merge it into its base with peft, and name the merged checkpoint.",
+            next_step="Merge it into its base with peft, and use the merged checkpoint.",
         )
     try:
         config = AdapterConfig.model_validate(content)
@@ -149,7 +148,7 @@ def read_adapter_config(folder: Path, title: str) -> AdapterConfig:
         raise CheckpointError(
             f"{CONFIG_FILE} of {title} cannot be used",
             got=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            expected="a config as peft writes it",
+            expected="a config in peft's format",
             next_step="Save the adapter again with peft.",
         ) from error
     extra = config.model_extra or {}
@@ -165,8 +164,8 @@ def read_adapter_config(folder: Path, title: str) -> AdapterConfig:
 def unsupported(title: str, got: str) -> CheckpointError:
     """Return the error for an adapter whose tau is not scale * B A."""
     return CheckpointError(
-        f"{title} is no plain LoRA, so its task vector is not scale * B A",
+        f"{title} is not a plain LoRA, so its task vector is not scale * B A",
         got=got,
-        expected="LoRA or rsLoRA on weight matrices, whose base stays as it is",
-        next_step="Merge it into its base with peft (merge_and_unload), and name the merged checkpoint.",
+        expected="LoRA or rsLoRA on weight matrices, with an unchanged base",
+        next_step="Merge it into its base with peft (merge_and_unload), and use the merged checkpoint.",
     )

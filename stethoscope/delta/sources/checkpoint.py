@@ -1,7 +1,8 @@
-"""A fine-tuned checkpoint: tau = theta_tuned - theta_base, between the numbers of both files (see `Base.as_stored`).
+"""A fine-tuned checkpoint: tau = theta_tuned - theta_base, computed from the values in both files (see
+`Base.as_stored`).
 
-So base + 1.0 * tau is the tuned model, rounded to the model's dtype. Another architecture, vocabulary or shape, and
-missing tensors are refused from the headers alone.
+Therefore base + 1.0 * tau is the tuned model, rounded to the model's dtype. Mismatches in architecture, vocabulary or
+shapes, and missing tensors, are detected from the headers alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ class CheckpointSource:
     """Reads the task vector of a checkpoint folder.
 
     Raises:
-        CheckpointError: missing, corrupt, quantised, or of another architecture, vocabulary or shape than the base.
+        CheckpointError: missing, corrupt, quantised, or with an architecture, vocabulary or shapes that differ from the
+            base.
     """
 
     wants = f"{SINGLE_FILE} or {INDEX_FILE} (a checkpoint)"
@@ -70,7 +72,7 @@ class CheckpointSource:
                     title,
                     got=f"no tensor {name}",
                     expected="every weight of the base's decoder",
-                    next_step=f"If it is a bare delta, call its file {DELTA_FILE}.",
+                    next_step=f"If it is a delta, name its file {DELTA_FILE}.",
                 )
         for name in self.names:
             stored = self._tensors.name_on_disk(name)
@@ -79,15 +81,15 @@ class CheckpointSource:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Tell whether `path` is a folder with a checkpoint's weights."""
+        """Return whether `path` is a folder with a checkpoint's weights."""
         return (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file()
 
     def _joined(self) -> list[str]:
-        """Return the stored tensors that transformers joins on loading: no delta is taken of them."""
+        """Return the stored tensors that transformers merges on loading, for which there are no deltas."""
         return [part for name in self._base.names for part in self._tensors.joined_from(name)]
 
     def _strangers(self) -> list[str]:
-        """Return the stored tensors that are neither the base's weights nor another tower's."""
+        """Return the stored tensors that are neither weights of the base nor of another tower."""
         own = set(self._joined())
         return [
             name
@@ -104,25 +106,26 @@ class CheckpointSource:
             remarks += (
                 Remark(
                     "joined tensors",
-                    f"{len(joined)} tensors that transformers joins on loading (a mixture's experts) are left out",
+                    f"{len(joined)} tensors that transformers merges on loading (experts of a mixture) are left out",
                     suspicious=True,
-                    next_step="Every edit leaves the base's in their place; edits of the other matrices are exact.",
+                    next_step="Edits do not change these weights; edits of the other matrices are exact.",
                 ),
             )
         if strangers := self._strangers():
             remarks += (
                 Remark(
                     "tensors",
-                    f"{len(strangers)} tensors that are no weights of the base, the first {strangers[0]}",
+                    f"{len(strangers)} tensors that are not weights of the base, the first is {strangers[0]}",
                     suspicious=True,
-                    expected="the base's tensors only",
-                    next_step="No edit uses them.",
+                    expected="only tensors of the base",
+                    next_step="Edits do not use them.",
                 ),
             )
         return remarks
 
     def besides(self, progress: Progress | None = None) -> str | None:
-        """Return which tensors it has and no edit uses, or lacks where the base has them; see `DeltaSource`."""
+        """Return a clause about tensors that no edit uses, or that are missing compared with the base; see
+        `DeltaSource`."""
         if strangers := self._strangers():
             return f"it has {_and_more(strangers)}, which the base does not have"
         held = {self._base.twins.get(name, name) for name in self.names}
@@ -130,11 +133,11 @@ class CheckpointSource:
         if lacking := [name for name in self._base.names if name not in held | joined]:
             return f"it has no tensor {_and_more(lacking)}, which the base has"
         if (moved := self._moved_expert(progress)) is not None:
-            return f"it moves a mixture's experts, which no recipe edits, the first {moved}"
+            return f"it changes experts of a mixture, which no recipe can edit, the first is {moved}"
         return None
 
     def _moved_expert(self, progress: Progress | None) -> str | None:
-        """Return the first stored tensor of `_joined` in which it differs from the base; nothing is read after it."""
+        """Return the first stored tensor of `_joined` that differs from the base; later ones are not read."""
         joined = self._joined()
         if progress is None or not joined:
             return next(self._base.differing(self._tensors, joined), None)
@@ -161,7 +164,7 @@ class CheckpointSource:
         return self._tensors.read_finite(stored, origin.device) - origin.float()
 
     def holds_weights(self, name: str) -> bool:
-        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        """Return whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return True
 
 
@@ -176,13 +179,13 @@ def _check_config(config: Mapping[str, Any], base: Base, title: str) -> None:
     own = base.loaded.model.config.get_text_config()
     for field in SAME_FIELDS:
         expected = getattr(own, field, None)
-        # Hub configs leave defaults out (Gemma 3 4B: even the vocabulary size); then the shapes decide.
+        # Hub configs omit defaults (Gemma 3 4B even the vocabulary size); then the shapes decide.
         if expected is not None and text.get(field, expected) != expected:
             raise base.refusal(title, got=f"{field} {text.get(field)}", expected=expected)
 
 
 def _check_forward_pass(config: Any, base: Base, title: str) -> None:
-    """Raise `CheckpointError` where the fine-tune's config runs another forward pass over the same shapes."""
+    """Raise `CheckpointError` if the fine-tune's config defines a different forward pass with the same shapes."""
     own = base.loaded.model.config.get_text_config()
     differing = other_forward_pass(config.get_text_config(), own)
     other = {field: pair for field, pair in differing.items() if field not in SAME_FIELDS}
@@ -194,12 +197,15 @@ def _check_forward_pass(config: Any, base: Base, title: str) -> None:
         title,
         got=f"{field} {theirs}{more} in config.json",
         expected=f"{field} {ours}",
-        next_step="The fine-tune computes otherwise than base and task vector would. Take one with the base's config.",
+        next_step=(
+            "The fine-tune computes something else than the base plus the task vector. Use a fine-tune with "
+            "the base's config."
+        ),
     )
 
 
 def _positions(config: Any, base: Base) -> tuple[Remark, ...]:
-    """Return the remark that the fine-tune is meant for texts of another length, which changes no prediction."""
+    """Return a remark if the fine-tune has a different maximum length, which does not change predictions."""
     theirs = getattr(config.get_text_config(), POSITIONS, None)
     ours = getattr(base.loaded.model.config.get_text_config(), POSITIONS, None)
     if theirs == ours:
@@ -207,16 +213,16 @@ def _positions(config: Any, base: Base) -> tuple[Remark, ...]:
     return (
         Remark(
             "positions",
-            f"its config names {theirs} positions ({POSITIONS})",
+            f"its config has {theirs} positions ({POSITIONS})",
             suspicious=True,
-            expected=f"{ours}, as the base",
-            next_step="Its RoPE does not depend on them. Keep prompts and answers within the smaller number.",
+            expected=f"{ours}, as in the base",
+            next_step="RoPE does not depend on this number. Keep prompts and answers within the smaller one.",
         ),
     )
 
 
 def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
-    """Return the remark that `generate` would write otherwise with the fine-tune's settings than with the base's."""
+    """Return a remark if `generate` would behave differently with the fine-tune's settings."""
     try:
         differing = other_generation(generation_config(path, config), base.loaded.model.generation_config)
     except (
@@ -226,14 +232,14 @@ def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
         AttributeError,
         KeyError,
         RecursionError,
-    ) as error:  # as transformers meets other JSON
+    ) as error:  # raised by transformers for other JSON
         return (
             Remark(
                 "generation config",
                 f"its {GENERATION_FILE} cannot be read: {first_line(error)}",
                 suspicious=True,
-                expected="a JSON object as transformers writes it",
-                next_step="Answers are written and ended by the base's settings. Mend or remove the file.",
+                expected="a JSON object in transformers' format",
+                next_step="Answers are generated with the base's settings. Correct or remove the file.",
             ),
         )
     if not differing:
@@ -242,9 +248,9 @@ def _generation(path: Path, config: Any, base: Base) -> tuple[Remark, ...]:
     return (
         Remark(
             "generation config",
-            f"generate would follow other settings: {said}",
+            f"generate would use other settings: {said}",
             suspicious=True,
             expected=", ".join(f"{field} {ours}" for field, (_, ours) in differing.items()) + ", as the base",
-            next_step="Here every answer is greedy and ends as the base's; the fine-tune itself may not.",
+            next_step="Here, all answers use greedy decoding and the base's stop tokens; the fine-tune itself may not.",
         ),
     )

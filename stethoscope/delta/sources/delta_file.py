@@ -1,7 +1,7 @@
-"""A bare delta: a safetensors file whose tensors are tau itself, under the names of the parameters that they move.
+"""Read a delta: a safetensors file whose tensors are tau itself, by parameter name.
 
-Parameters that are not in it do not move. A name that the base does not have is refused, and so is a tied parameter's
-second name: the delta of tied weights is given once.
+Parameters that are not in the file do not change. Names that the base does not have are rejected, and so is a second
+name of a tied parameter, because the delta of tied weights is given once.
 """
 
 from pathlib import Path
@@ -16,14 +16,14 @@ from stethoscope.progress import Progress
 from stethoscope.records import TaskVectorRef
 
 DELTA_FILE = "delta.safetensors"
-BASE_KEY = "base_model"  # in the file's metadata, where the writer says which base it is for
+BASE_KEY = "base_model"  # key in the file's metadata for the name of its base
 
 
 class DeltaFileSource:
     """Reads the task vector of a safetensors delta: a folder with delta.safetensors, or the file itself.
 
     Raises:
-        CheckpointError: missing, corrupt or quantised; an unknown parameter or another shape than the base's.
+        CheckpointError: missing, corrupt or quantised; an unknown parameter, or a shape that differs from the base's.
     """
 
     wants = f"{DELTA_FILE} or a .safetensors file (a delta)"
@@ -38,10 +38,10 @@ class DeltaFileSource:
             self._add(stored, title)
         if not self._stored:
             raise CheckpointError(
-                f"{title} holds no tensors",
+                f"{title} contains no tensors",
                 got=f"an empty {file}",
-                expected="at least one parameter's delta",
-                next_step="Write it again.",
+                expected="the delta of at least one parameter",
+                next_step="Save it again.",
             )
         self.names = tuple(name for name in base.names if name in self._stored)
         self.description = f"delta {described(ref)}: {len(self.names)} tensors"
@@ -52,7 +52,7 @@ class DeltaFileSource:
 
     @staticmethod
     def is_at(path: Path) -> bool:
-        """Tell whether `path` is a delta file or a folder with one."""
+        """Return whether `path` is a delta file or a folder with one."""
         return (path / DELTA_FILE).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
     def _add(self, stored: str, title: str) -> None:
@@ -61,17 +61,17 @@ class DeltaFileSource:
             raise self._base.refusal(
                 title,
                 got=f"a tensor called {stored}",
-                expected=f"names of the base's parameters, such as {self._base.loaded.layout.matrices[0].name}",
-                next_step="For a LoRA adapter name its folder."
+                expected=f"parameter names of the base, such as {self._base.loaded.layout.matrices[0].name}",
+                next_step="For a LoRA adapter, use its folder."
                 if ".lora_" in stored
-                else "Write the delta under the names of the model's parameters.",
+                else "Save the delta under the parameter names of the model.",
             )
         if name in self._base.twins or name in self._stored:
             raise self._base.refusal(
                 title,
-                got=f"{stored} beside another name of the same weights",
-                expected=f"one delta, called {self._base.twins.get(name, name)}",
-                next_step="Write the delta of each parameter once.",
+                got=f"{stored} and another name for the same weights",
+                expected=f"one delta, named {self._base.twins.get(name, name)}",
+                next_step="Save the delta of each parameter once.",
             )
         self._base.check_shape(title, stored, self._tensors.check_float(stored), name)
         self._stored[name] = stored
@@ -81,7 +81,7 @@ class DeltaFileSource:
         return self._tensors.read_finite(self._stored[name], self._base.parameter(name).device).clone()
 
     def holds_weights(self, name: str) -> bool:
-        """Tell whether the file holds the weights of `name` themselves; see `DeltaSource`."""
+        """Return whether the file holds the weights of `name` themselves; see `DeltaSource`."""
         return False
 
     def rows(self, name: str) -> Float[Tensor, "..."]:

@@ -1,8 +1,8 @@
-"""Does a fine-tune compute as its base does, and read text as it does? Configs and tokenizers, compared whole.
+"""Compare configs and tokenizers of fine-tune and base completely, to detect a different forward pass or tokenisation.
 
-Two checkpoints of the same shapes may run another forward pass (RoPE, window, scale, norm epsilon): base + tau is then
-not the fine-tune. Configs are compared as transformers fills them in, so that a field left out counts as its
-default; what cannot change a prediction is passed over.
+Two checkpoints with the same shapes can have different forward passes (RoPE, window, scale, norm epsilon); base + tau
+is then not the fine-tune. Configs are compared after transformers has filled in defaults. Fields that cannot change a
+prediction are ignored.
 """
 
 import filecmp
@@ -42,9 +42,9 @@ INDIFFERENT = frozenset(
     ]
 )
 POSITIONS = "max_position_embeddings"
-OF_POSITIONS = frozenset(["dynamic", "yarn", "longrope"])  # RoPE that is computed from max_position_embeddings
+OF_POSITIONS = frozenset(["dynamic", "yarn", "longrope"])  # types of RoPE that use max_position_embeddings
 GENERATION_FILE = "generation_config.json"
-UNREAD = frozenset(  # by `generate`, when it chooses tokens
+UNREAD = frozenset(  # used by `generate` to choose tokens
     [
         "assistant_confidence_threshold",
         "assistant_early_exit",
@@ -113,29 +113,29 @@ TEXTS = (
 
 
 def other_forward_pass(tuned: Any, base: Any) -> dict[str, tuple[object, object]]:
-    """Return the fields by which two text configs of one class run another forward pass: theirs, and the base's.
+    """Return the fields in which the forward passes of two text configs of one class differ: theirs, and the base's.
 
-    max_position_embeddings is one of them where RoPE is computed from it.
+    max_position_embeddings is included if RoPE depends on it.
     """
     theirs, ours = tuned.to_dict(), base.to_dict()
     compared = [field for field in type(base)().to_dict() if field not in INDIFFERENT and not field.startswith("_")]
     if ours.get("tie_word_embeddings"):
-        compared.remove("tie_word_embeddings")  # whether the two are one tensor shows in the files
+        compared.remove("tie_word_embeddings")  # the files show whether the two are one tensor
     if not (_rope_kinds(theirs) | _rope_kinds(ours)) & OF_POSITIONS:
         compared = [field for field in compared if field != POSITIONS]
     return {field: (theirs.get(field), ours.get(field)) for field in compared if theirs.get(field) != ours.get(field)}
 
 
 def _rope_kinds(config: Mapping[str, Any]) -> set[str]:
-    """Return the kinds of RoPE of a config; a Gemma 3 has one for each kind of layer."""
+    """Return the types of RoPE of a config; Gemma 3 has one for each type of layer."""
     rope = config.get("rope_parameters") or {}
     return {str(one.get("rope_type")) for one in (rope, *rope.values()) if isinstance(one, dict)}
 
 
 def generation_config(folder: Path, config: Any) -> GenerationConfig:
-    """Return what `generate` is told by `folder`: its generation_config.json, or else its model's `config`.
+    """Return the generation settings of `folder`: from its generation_config.json, otherwise from the model's `config`.
 
-    Raises whatever transformers raises on a file that it cannot read.
+    Raises the errors of transformers for an unreadable file.
     """
     if not (folder / GENERATION_FILE).is_file():
         return GenerationConfig.from_model_config(config)
@@ -145,9 +145,10 @@ def generation_config(folder: Path, config: Any) -> GenerationConfig:
 
 
 def other_generation(tuned: GenerationConfig, base: GenerationConfig) -> dict[str, tuple[object, object]]:
-    """Return the fields by which `generate` writes another text with the same weights: theirs, and the base's.
+    """Return the fields that change the text of `generate` with the same weights: theirs, and the base's.
 
-    A field left out counts as what `generate` then takes. What sampling or beams alone read counts where one has them.
+    A missing field counts as the default of `generate`. Fields used only by sampling or beam search count if one of the
+    two uses them.
     """
     compared = GenerationConfig().to_dict().keys() - UNREAD
     if not (tuned.do_sample or base.do_sample):
@@ -167,7 +168,7 @@ def other_generation(tuned: GenerationConfig, base: GenerationConfig) -> dict[st
 
 
 def _end_ids(config: GenerationConfig) -> list[int] | None:
-    """Return the ids of the tokens that end a text, in order; ValueError where they are no ids."""
+    """Return the ids of the tokens that end a text, in order; raise ValueError if they are not ids."""
     eos = config.eos_token_id
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(isinstance(token, int) for token in ids):
@@ -176,9 +177,9 @@ def _end_ids(config: GenerationConfig) -> list[int] | None:
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer that `folder` brings in any of its forms, None where it brings none.
+    """Return the tokenizer in `folder`, in any of its formats; None if there is none.
 
-    Raises whatever the tokenizers library raises on a file that it cannot read.
+    Raises the errors of the tokenizers library for an unreadable file.
     """
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         return None
@@ -187,7 +188,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def same_files(folder: Path, base: Path) -> bool:
-    """Tell whether both folders hold the same tokenizer, byte by byte."""
+    """Return whether both folders contain the same tokenizer, byte for byte."""
     names = [name for name in TOKENIZER if (folder / name).is_file() or (base / name).is_file()]
     return all(
         (folder / name).is_file() and (base / name).is_file() and filecmp.cmp(folder / name, base / name, shallow=False)
@@ -196,14 +197,14 @@ def same_files(folder: Path, base: Path) -> bool:
 
 
 def differing_token(theirs: Mapping[str, int], ours: Mapping[str, int]) -> str | None:
-    """Return a token that only one of two vocabularies has, or that has another id; None where they are the same."""
+    """Return a token that only one of two vocabularies has, or that has another id; None if they are the same."""
     if theirs == ours:
         return None
     return next(token for token in (*theirs, *ours) if theirs.get(token) != ours.get(token))
 
 
 def read_otherwise(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """Return the first of `texts` that the two tokenizers encode into other ids, None where they agree on all."""
+    """Return the first of `texts` that the two tokenizers encode differently; None if they agree on all."""
 
     def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -212,7 +213,7 @@ def read_otherwise(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBas
 
 
 def other_parts(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> list[str]:
-    """Return the parts of the two tokenizers that are not the same, by name."""
+    """Return the names of the parts in which the two tokenizers differ."""
     found = []
     backends = [getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (theirs, ours)]
     if None not in backends:

@@ -1,7 +1,7 @@
-"""Tensors in safetensors files, by parameter name, each read when it is asked for (no pickle).
+"""Tensors in safetensors files by parameter name, read on request (no pickles).
 
-Multimodal checkpoints keep the text tower under `language_model.model.` on disk and under `model.language_model.` in
-memory, the text-only class under `model.`; names are looked up in all these forms, in both directions.
+Multimodal checkpoints name the text tower `language_model.model.` on disk and `model.language_model.` in memory; the
+text-only class uses `model.`. All these forms are recognised in both directions.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from stethoscope.model.weights import open_tensors, weight_files
 
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-ROWS_LOOKED_AT = 4  # of a matrix, to tell whether it was trained: an optimiser step changes numbers in every row
+ROWS_LOOKED_AT = 4  # rows of a matrix to check whether it was trained: an optimiser step changes values in every row
 
 EMPTY: Mapping[str, tuple[str, ...]] = {}
 
 
 def name_forms(name: str) -> tuple[str, ...]:
-    """Return the names under which parameter `name` may be stored, its own first."""
+    """Return the possible stored names of parameter `name`, its own first."""
     plain = name.removeprefix("model.language_model.").removeprefix("model.")
     return (
         name,
@@ -41,13 +41,13 @@ class StoredTensors:
     """Tensors of one or more safetensors files in a folder.
 
     Args:
-        folder: where the files lie.
-        title: what messages call it, for example "checkpoint NAME".
+        folder: folder of the files.
+        title: name in messages, for example "checkpoint NAME".
         files: file names in `folder`.
-        saved_names: names under which transformers writes each parameter (see `LoadedModel.saved_names`).
+        saved_names: names under which transformers saves each parameter (see `LoadedModel.saved_names`).
 
     Raises:
-        CheckpointError: a missing file, or files that are not readable safetensors.
+        CheckpointError: a missing file, or unreadable safetensors files.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StoredTensors:
         return tuple(self._file_of)
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether a tensor is stored under just this name."""
+        """Return whether a tensor is stored under exactly this name."""
         return name in self._file_of
 
     def _names_in(self, file: str) -> list[str]:
@@ -75,13 +75,14 @@ class StoredTensors:
         return open_tensors(self._folder, file, self.title)
 
     def name_on_disk(self, name: str) -> str | None:
-        """Return the name under which parameter `name` is stored, None where it is not, or only in parts."""
+        """Return the stored name of parameter `name`; None if it is missing or stored in parts."""
         saved = self._saved_names.get(name, ())
         forms = (*name_forms(name), *(saved if len(saved) == 1 else ()))
         return next((form for form in forms if form in self._file_of), None)
 
     def joined_from(self, name: str) -> tuple[str, ...]:
-        """Return the stored tensors that transformers joins into parameter `name`; () where one lacks or none is."""
+        """Return the stored tensors that transformers merges into parameter `name`; empty if one is missing or there
+        are none."""
         saved = self._saved_names.get(name, ())
         return saved if len(saved) > 1 and all(part in self._file_of for part in saved) else ()
 
@@ -100,7 +101,7 @@ class StoredTensors:
         return found
 
     def check_float(self, name: str) -> tuple[int, ...]:
-        """Return the shape of the stored tensor `name`; raise `CheckpointError` where it is no plain float."""
+        """Return the shape of the stored tensor `name`; raise `CheckpointError` if it is not a plain float type."""
         shape, dtype = self.shape_and_dtype(name)
         if dtype not in FLOAT_DTYPES:
             raise quantised(self.title, f"{name} stored as {dtype}")
@@ -109,15 +110,17 @@ class StoredTensors:
     def read(self, name: str) -> Tensor:
         """Return the stored tensor `name` (a name on disk) on the CPU, in its dtype on disk.
 
-        It lies in the file's pages: to keep it, copy it, for a file that is cut short takes them away.
+        The tensor is memory-mapped: copy it to keep it, because truncating the file would invalidate it.
         """
         with self._open(self._file_of[name]) as tensors, self._reading(name):
             return tensors.get_tensor(name)
 
     def rows(self, names: Iterable[str]) -> Iterator[Tensor]:
-        """Yield `some_rows` of each stored tensor, in float32 on the CPU; nothing else of the files is read."""
+        """Yield `some_rows` of each stored tensor, in float32 on the CPU; nothing else is read from the files."""
         with contextlib.ExitStack() as stack:
-            opened: dict[str, Any] = {}  # once each: a mixture's experts are thousands of tensors in a few files
+            opened: dict[
+                str, Any
+            ] = {}  # open each file once: experts of a mixture are thousands of tensors in a few files
             for name in names:
                 file = self._file_of[name]
                 if file not in opened:
@@ -135,8 +138,8 @@ class StoredTensors:
             raise CheckpointError(
                 f"cannot read {name} of {self.title}",
                 got=error,
-                expected="a whole safetensors file",
-                next_step="Fetch or write it again.",
+                expected="a complete safetensors file",
+                next_step="Download or save it again.",
             ) from error
 
     def read_finite(self, name: str, device: torch.device) -> Tensor:
@@ -144,7 +147,7 @@ class StoredTensors:
         tensor = self.read(name).to(device, torch.float32)
         if not bool(torch.isfinite(tensor).all()):
             raise NotFiniteError(
-                f"{self.title} is not usable as a task vector",
+                f"{self.title} cannot be used as a task vector",
                 got=f"NaN or infinity in {name}",
                 expected="finite weights",
                 next_step="Train or export it again.",
@@ -153,9 +156,9 @@ class StoredTensors:
 
 
 def some_rows(tensor: Any, shape: tuple[int, ...]) -> Tensor:
-    """Return `ROWS_LOOKED_AT` rows of a tensor or of its slice in a file, spread evenly, in float32 on the CPU.
+    """Return `ROWS_LOOKED_AT` evenly spaced rows of a tensor or of its slice in a file, in float32 on the CPU.
 
-    Of a stack of matrices (experts in one tensor) the same rows of each; a vector, or a matrix with fewer rows, whole.
+    For a stack of matrices (experts in one tensor), the same rows of each; vectors and smaller matrices completely.
     """
     if len(shape) < 2 or shape[-2] <= ROWS_LOOKED_AT:
         return tensor[...].float().cpu()
@@ -165,13 +168,13 @@ def some_rows(tensor: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 class CheckpointTensors(StoredTensors):
-    """Tensors of a checkpoint folder, of the files that transformers reads (see `model.weights`).
+    """Tensors of a checkpoint folder, from the files that transformers reads (see `model.weights`).
 
     Attributes:
-        files: those files, and what lies beside them.
+        files: these files, and other files in the folder.
 
     Raises:
-        CheckpointError: a missing folder or file, a broken index, or files that are not readable safetensors.
+        CheckpointError: a missing folder or file, an invalid index, or unreadable safetensors files.
     """
 
     def __init__(self, folder: Path, shown_as: str, saved_names: Mapping[str, tuple[str, ...]] = EMPTY) -> None:
@@ -181,10 +184,10 @@ class CheckpointTensors(StoredTensors):
 
 
 def quantised(title: str, got: str) -> CheckpointError:
-    """Return the error for weights that are stored in a quantised form."""
+    """Return the error for quantised weights."""
     return CheckpointError(
         f"{title} is quantised",
         got=got,
         expected="float32, bfloat16 or float16 weights",
-        next_step="Take the unquantised one: rounded weights minus the base are mostly rounding.",
+        next_step="Use the unquantised checkpoint: quantised weights minus the base are mostly rounding error.",
     )
