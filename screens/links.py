@@ -76,9 +76,9 @@ def _follow() -> None:
         job = front.snapshot(job_id)
         if job is None:
             raise StoreError(
-                "the link's job is not known any more",
+                "the link's job is no longer known",
                 got=repr(job_id),
-                next_step="What it had finished is on the Runs page.",
+                next_step="Its finished results are on the Runs page.",
             )
         show(job.spec, job=job_id)
 
@@ -88,7 +88,7 @@ def known_subject(name: str) -> str:
     subjects = session.profile().problems.subjects
     if name not in subjects:
         raise CorpusError(
-            "the link names an unknown subject",
+            "the link contains an unknown subject",
             got=repr(name),
             expected=" or ".join(subjects),
             next_step="Choose one of these on the page.",
@@ -137,9 +137,9 @@ def show(spec: Spec | None, *, run: str | None = None, job: str | None = None) -
     place = None if spec is None else use_case_of(spec).place
     if spec is None or place is None:
         raise StoreError(
-            "no page shows this kind of run",
+            "no page can show this kind of run",
             got=type(spec).__name__,
-            next_step="Its numbers can be downloaded on the Runs page.",
+            next_step="You can download its numbers on the Runs page.",
         )
     if isinstance(spec, BenchSpec):
         take.check_model("benchmark", spec.model)

@@ -40,14 +40,14 @@ def choose(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
                 key="bench-standard",
                 on_click=_take_standard,
                 args=(recipe, ground),
-                help="Every control that this recipe can have, with three random draws.",
+                help="All controls available for this recipe, with three random draws.",
             )
     chosen = _sweep(recipe) if st.session_state["bench_what"] == "sweep" else _controls(recipe, ground)
     chosen = [arms.BASE, *chosen]
     with st.expander(f"{len(chosen)} arms: {', '.join(ui.escape(arm.name) for arm in chosen)}", key="bench-arm-list"):
         for arm in chosen:
             what = (
-                "the model as it is; every other arm is compared with it"
+                "the unedited model; all other arms are compared with it"
                 if arm.recipe is None
                 else edit_recipe.words(arm.recipe)
             )
@@ -71,7 +71,7 @@ def _controls(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     offered, notes = _offered(recipe, ground)
     chosen["bench_controls"] = [name for name in chosen["bench_controls"] if name in offered]
     st.pills(
-        "Controls beside base and recipe",
+        "Control arms",
         list(offered),
         selection_mode="multi",
         **mirror.mirror("bench_controls", "bench-controls", "default"),
@@ -82,10 +82,10 @@ def _controls(recipe: EditRecipe, ground: Ground) -> list[BenchArm]:
     chosen["bench_saved"] = [key for key in chosen["bench_saved"] if key in saved]
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.multiselect(
-        "Saved recipes as further arms",
+        "Saved recipes as additional arms",
         list(saved),
         format_func=lambda key: saved[key].name,
-        placeholder="none" if saved else "no other recipe is saved",
+        placeholder="none" if saved else "no other saved recipes",
         disabled=not saved,
         **mirror.mirror("bench_saved", "bench-saved", "default"),
     )

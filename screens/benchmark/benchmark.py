@@ -45,7 +45,7 @@ def draw_plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: 
             args=(spec,),
         )
         if busy:
-            st.caption("A benchmark is running; pause or cancel it to start another one.")
+            st.caption("A benchmark is running. Pause or cancel it to start another one.")
 
 
 def outcome(view: jobs.View, recipe: EditRecipe | None) -> None:
@@ -71,7 +71,7 @@ def outcome(view: jobs.View, recipe: EditRecipe | None) -> None:
         files.draw(shown, view.run_id)
         status.recorded(view)
     elif not view.error and not view.stopped:
-        st.caption("No benchmark is on show. Run one here, or open one from the Runs page.")
+        st.caption("No benchmark to show. Run one here, or open one from the Runs page.")
         if recipe is not None and recipe.layers:
             claims.draw_rank(claims.rank_spec(recipe, session.profile().problems))
 
@@ -82,7 +82,7 @@ def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
     if n_layers is None and "recipe_waiting" in st.session_state:
         loaded_model.wait_for_model()
     elif not recipe.layers:
-        if ui.empty("No layer is picked, so there is no recipe to judge.", "Pick layers", "bench-pick"):
+        if ui.empty("No layers picked, so there is no recipe to benchmark.", "Pick layers", "bench-pick"):
             ui.open_screen("diagnose")
     elif (error := loaded_model.refusal(recipe.task_vector.name)) is not None:
         ui.banner(error)
@@ -95,7 +95,11 @@ def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
 
 def main() -> None:
     """Draw the page."""
-    ui.heading("Benchmark", "Is it real? Every arm answers the same problems; only paired differences count.")
+    ui.heading(
+        "Benchmark",
+        "Compare the edit with the base and with controls. Every arm answers the same problems, and only paired "
+        "differences count.",
+    )
     status.show_base()
     view = jobs.look("bench")
     named = loaded_model.has_task_vector("a benchmark", "bench")

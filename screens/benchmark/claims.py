@@ -16,12 +16,12 @@ def draw(result: BenchResult) -> None:
     """Draw the claims about layers of every arm that has controls, and the rank of the recipe."""
     for index, arm in enumerate(dict.fromkeys(claim.arm for claim in result.layer_claims)):
         rows = [claim for claim in result.layer_claims if claim.arm == arm]
-        with ui.card(f"Is it these layers? {arm} against other layers", key=f"claims-{index}-card"):
+        with ui.card(f"Are these layers better than others? {arm} and controls", key=f"claims-{index}-card"):
             figure = layer_claims.against_controls(rows, result.spec.margin)
             note = layer_claims.caption(rows, result.spec.margin)
             ui.chart(figure, key=f"claims-{index}", caption=note, rows=rows)
             if not any(row.control == "random" for row in rows):
-                st.caption("A claim about the choice of layers needs at least two random draws among the arms.")
+                st.caption("A claim about the choice of layers needs at least two random draws.")
     if (recipe := judged_recipe(result.spec)) is not None:
         draw_rank(rank_spec(recipe, result.spec.problems))
 
@@ -77,7 +77,7 @@ def _rank(spec: RankSpec, found: RankResult | None) -> None:
         _picture(found, "rank")
     if not view.active and (found is None or not found.complete):
         st.caption(
-            f"Compares with {spec.n_sets} random layer sets of equal size, unscaled and rescaled to this edit’s "
+            f"Compares this edit with {spec.n_sets} random layer sets of the same size, unscaled and rescaled to its "
             f"norm, by the likelihood of {spec.split} solutions."
         )
         st.button(

@@ -48,7 +48,7 @@ def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
         GOLDS,
         format_func=lambda golds: f"{golds} ({of_golds[golds]})",
         **mirror.mirror("flip_golds", "flip-golds"),
-        help="At risk: lm-eval reads it not at all, in part, or as another number.",
+        help="At risk: lm-eval cannot read the gold answer, or reads it in part or as another number.",
     )
     four.text_input("Search in problems and answers", **mirror.mirror("flip_search", "flip-search", "value"))
     subject = None if chosen["flip_subject"] == EVERY_SUBJECT else chosen["flip_subject"]
@@ -140,8 +140,8 @@ def _grade(item: BenchItem) -> None:
                 continue
             st.badge(f"{pretty(name)}: {pretty(status.value)}", color=TONES.get(status, "gray"))
         for said, text in (
-            (item.truncated, "cut off at the limit"),
-            (item.repetitive, "ends in a loop"),
+            (item.truncated, "truncated"),
+            (item.repetitive, "looping"),
             (not item.grade.marked, "no marker sentence"),
         ):
             if said:
@@ -170,13 +170,10 @@ def _detail(flip: Flip) -> None:
         _answer(flip.base, flip.arm.diverges_at, "flip-base")
     with right:
         _answer(flip.arm, flip.arm.diverges_at, "flip-arm-answer")
-    same = (
-        "The two answers are the same, token by token."
-        if flip.arm.diverges_at is None
-        else ("Marked: where the first token differs.")
-    )
+    same = "The two answers are identical." if flip.arm.diverges_at is None else ("Marked: the first different token.")
     st.caption(
-        f"{same} Problem {flip.problem_id} · {ui.escape(pretty(flip.base.subject))}. Previous and next: Alt+P, Alt+N."
+        f"{same} Problem {flip.problem_id} · {ui.escape(pretty(flip.base.subject))}. Shortcuts: Alt+P (previous), "
+        "Alt+N (next)."
     )
 
 
@@ -186,11 +183,13 @@ def browser(result: BenchResult) -> None:
     reference = result.spec.arms[0].name
     arms = [name for name in dict.fromkeys(item.arm for item in result.items) if name != reference]
     if not arms:
-        st.caption("No arm beside the reference has answered a block yet.")
+        st.caption("No arm except the reference has finished a block yet.")
         return
     found = _filters(result, arms)
     if not found:
-        st.caption("No problem fits. Choose another kind, subject, score or kind of gold answer, or empty the search.")
+        st.caption(
+            "No matching problems. Choose another outcome, subject, metric or kind of gold answer, or clear the search."
+        )
         return
     ids = [flip.problem_id for flip in found]
     if st.session_state.get("flip_at") not in ids:
@@ -201,5 +200,5 @@ def browser(result: BenchResult) -> None:
         _list(found, at)
     with right:
         _detail(found[at])
-    ui.csv_button("These flips as CSV", [flips.row(flip) for flip in found], "flips.csv", "flips-csv")
+    ui.csv_button("Changed answers as CSV", [flips.row(flip) for flip in found], "flips.csv", "flips-csv")
     session.link(**st.query_params.to_dict() | {"flip": ids[at], "arm": st.session_state["flip_arm"]})

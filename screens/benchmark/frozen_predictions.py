@@ -48,16 +48,16 @@ def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
         if found.used_before:
             many = ", ".join(found.used_before[:3])
             st.warning(
-                f"This edit had answered problems of this split before it was frozen (run {many}): "
-                "the outcome below is not independent of the pick."
+                f"This edit answered problems of this split before the prediction was frozen (run {many}), so the "
+                "outcome below is not independent of the pick."
             )
         if not found.same_recipe:
             st.caption(
-                f"The arm “{ui.escape(found.arm)}” edits the same layers raw, but is not the frozen "
-                "recipe itself (strengths, filter or what else moves)."
+                f"The arm “{ui.escape(found.arm)}” edits the same layers with the raw task vector, but differs from "
+                "the frozen recipe (in strengths, edit type or other edited weights)."
             )
         if found.rows:
             figure, note = figures.against_controls(found.rows, margin), figures.caption(found.rows, margin)
             ui.chart(figure, key=key, caption=note, rows=found.rows)
         if found.missing:
-            st.info("To judge the pick, add: " + ", ".join(TO_ADD[kind] for kind in found.missing) + ".")
+            st.info("To test the pick, add: " + ", ".join(TO_ADD[kind] for kind in found.missing) + ".")

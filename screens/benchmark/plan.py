@@ -95,7 +95,7 @@ def problems_and_n() -> None:
         )
         st.toggle(
             "All problems",
-            help="Ask every problem of the split: each subject has its own n.",
+            help="Use every problem of the split; n then differs between subjects.",
             width="content",
             **mirror.mirror("bench_all", "bench-all", "value"),
         )
@@ -121,13 +121,13 @@ def how_asked(*, chat_template: bool) -> None:
     tokens.number_input(
         "New tokens",
         step=8,
-        help="The longest answer; lm-evaluation-harness stops at 256.",
+        help="Maximum length of an answer; lm-evaluation-harness uses 256.",
         **mirror.bounds("bench_tokens", 8, 4096),
         **mirror.mirror("bench_tokens", "bench-tokens", "value"),
     )
     if not chat_template:
         st.session_state["bench_chat"] = False
-    reason = "Put each problem into the tokenizer’s chat template, as the user’s message."
+    reason = "Format each problem as a user message with the tokenizer’s chat template."
     if not chat_template:
         reason = "This model’s tokenizer has no chat template."
     chat.checkbox(
@@ -141,7 +141,7 @@ def how_asked(*, chat_template: bool) -> None:
             "Margin, points",
             step=0.5,
             **mirror.bounds("bench_margin", 0.5, 50.0),
-            help="“Not worse” means: the interval’s lower bound lies above minus this.",
+            help="An arm is “not worse” if the lower bound of its interval is above minus this margin.",
             **mirror.mirror("bench_margin", "bench-margin", "value"),
         )
         st.number_input(

@@ -24,8 +24,8 @@ def _base_accuracy() -> tuple[float, str]:
         rows = [row for row in result.arms if row.arm == result.spec.arms[0].name]
         n = sum(row.n for row in rows)
         if n and 0 < (right := sum(row.correct for row in rows) / n) < 1 - ABSTRACT_GAIN:
-            return right, "as in the benchmark on show"
-    return ABSTRACT_BASE, "as in the abstract"
+            return right, "as in the benchmark shown"
+    return ABSTRACT_BASE, "as in the paper's abstract"
 
 
 def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
@@ -49,10 +49,10 @@ def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
             if ns[0] < SMOKE_TEST_BELOW:
                 st.badge("smoke test", color="orange", help=SMOKE_TEST)
         st.caption(
-            f"{_expected(len(ns), found)} “Not worse by more than {100 * spec.margin:g} points” needs about "
-            f"n = {needed:,} where nothing changes. "
-            f"Exact McNemar at {SIGNIFICANCE:g}, {100 * POWER:.0f}% power; base {100 * base:.0f}% right ({source}), "
-            f"correlation of arms {ABSTRACT_CORRELATION:g}."
+            f"{_expected(len(ns), found)} Showing “not worse by more than {100 * spec.margin:g} points” needs about "
+            f"n = {needed:,} if there is no difference. Assumes exact McNemar tests at {SIGNIFICANCE:g}, "
+            f"{100 * POWER:.0f}% power, base accuracy {100 * base:.0f}% ({source}), and correlation "
+            f"{ABSTRACT_CORRELATION:g} between arms."
         )
 
 
@@ -71,7 +71,7 @@ def _expected(subjects: int, found: float) -> str:
     """Return in a sentence how many of `subjects` that all gain what the abstract reports would be found."""
     gain = f"{100 * ABSTRACT_GAIN:.1f} points"
     if subjects == 1:
-        return f"If it truly gains {gain}, that is found with a chance of {100 * found:.0f}%."
+        return f"If it truly gains {gain}, the chance to detect this is {100 * found:.0f}%."
     which = "both subjects" if subjects == 2 else f"all {subjects} subjects"
     return f"If {which} truly gain {gain}, expect about {found:.1f} to reach significance after Holm correction."
 
@@ -87,22 +87,22 @@ def plan_of(spec: BenchSpec) -> jobs.View:
 def size(spec: BenchSpec, view: jobs.View) -> bool:
     """Draw how many answers `spec` asks for, how many are stored and how long the rest takes; return: can it run?"""
     if not spec.subjects or len(spec.arms) < 2:
-        st.caption("Choose at least one subject, and one arm beside the base.")
+        st.caption("Choose at least one subject, and one arm besides the base.")
         return False
     if view.error:
         ui.banner(view.error)
         return False
     if not isinstance(view.result, BenchPlanResult) or view.stale:
-        st.caption("Counting the problems and the answers that are stored …")
+        st.caption("Counting problems and stored answers …")
         return True
     plan = view.result
     sizes = {name: sample_size(spec.n, has) for name, has in plan.available.items()}
     answers, stored = len(spec.arms) * sum(sizes.values()), sum(plan.stored.values())
     said = f"{len(spec.arms)} arms × {_problems_text(sizes)}: {answers:,} answers"
-    said += f", {stored:,} of them stored already." if stored else ", none of them stored yet."
+    said += f", {stored:,} of them cached." if stored else ", none of them cached."
     if plan.answers_per_s and answers > stored:
         said += f" About {_span((answers - stored) / plan.answers_per_s)} at the {plan.answers_per_s:.1f} answers per "
-        said += "second of earlier runs."
+        said += "second of previous runs."
     st.caption(ui.escape(said))
     for name, found in plan.reach.items():
         if what := in_words(found):
@@ -114,7 +114,7 @@ def size(spec: BenchSpec, view: jobs.View) -> bool:
     if few := shortage(spec, {name: has for name, has in plan.available.items() if has}):
         st.warning(ui.escape(few))
     if none := [pretty(name) for name, has in plan.available.items() if not has]:
-        st.warning(f"No {spec.split} problems of {ui.escape(', '.join(none))}. Leave these subjects out.")
+        st.warning(f"No {spec.split} problems for {ui.escape(', '.join(none))}. Remove these subjects.")
     return not none
 
 

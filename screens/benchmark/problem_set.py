@@ -17,10 +17,10 @@ from stethoscope.results import ProblemsResult
 GOLDS_SHOWN = 3
 SUBJECTS_SHOWN = 12
 FORMAT = (
-    'One JSON object per line, or a JSON array of them: {"problem": …, "solution": …, "type": …}; the type, or a '
-    'field "subject", is the problem’s subject; the answer is a field of its own or the '
-    "solution’s last \\boxed{…}. A single file is split 80/10/10 into train, dev and test by its problems’ text; a "
-    "folder keeps its train.jsonl, dev.jsonl and test.jsonl."
+    'One JSON object per line, or a JSON array of them: {"problem": …, "solution": …, "type": …}. The field "type" or '
+    '"subject" is the problem’s subject. The answer is the field "answer", or the last \\boxed{…} of the solution. A '
+    "single file is split 80/10/10 into train, dev and test by the text of its problems; a folder keeps its "
+    "train.jsonl, dev.jsonl and test.jsonl."
 )
 
 
@@ -50,13 +50,13 @@ def take(problems: ProblemsRef, name: str | None = None) -> None:
 def draw(split: str) -> None:
     """Draw which problems are in use, what `split` of one's own holds, and the form that takes others."""
     own = _own()
-    title = "Problem set: the profile’s" if own is None else f"Problem set: {ui.escape(own['name'])}"
+    title = "Problem set: from the profile" if own is None else f"Problem set: {ui.escape(own['name'])}"
     with st.expander(title, key="bench-problems"):
         st.caption(ui.escape(FORMAT))
         left, right = st.columns(2)
         left.file_uploader("File", type=["jsonl", "json"], key="own-problems-file", on_change=_forget_error)
         right.text_input(
-            "Or a path on the machine that runs Stethoscope",
+            "Or a path on the server",
             key="own-problems-path",
             placeholder="/data/problems.jsonl or a folder",
             on_change=_forget_error,
@@ -100,7 +100,7 @@ def _use() -> None:
         chosen["own_problems_error"] = CorpusError(
             "these problems cannot be read",
             got=error,
-            expected="a file or folder that can be opened",
+            expected="a readable file or folder",
             next_step="Check the path and its permissions.",
         )
 
@@ -120,8 +120,8 @@ def _here(path: str) -> str:
     if found is None or not found.exists():
         raise CorpusError(
             f"no problems at {path}",
-            got="nothing of that name on the machine",
-            expected="a .jsonl file, or a folder of train.jsonl, dev.jsonl and test.jsonl",
+            got="no such file or folder on the server",
+            expected="a .jsonl file, or a folder with train.jsonl, dev.jsonl and test.jsonl",
             next_step="Check the path.",
         )
     return path if path.startswith("embedded:") else str(found.resolve())

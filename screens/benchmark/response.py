@@ -18,7 +18,7 @@ def draw(result: BenchResult) -> None:
     subjects = [ALL_SUBJECTS, *(name for name in result.spec.subjects if name not in controls)]
     if st.session_state.get("response_subject") not in subjects:
         st.session_state["response_subject"] = subjects[0]
-    with ui.card("Dose and response: accuracy at every master alpha", key="response-card"):
+    with ui.card("Dose-response curve: accuracy at every master alpha", key="response-card"):
         st.selectbox(
             "Curve of",
             subjects,

@@ -27,14 +27,14 @@ def draw(view: jobs.View) -> None:
                     key="bench-pause",
                     on_click=jobs.pause,
                     args=(job_id,),
-                    help="Leaves the worker to others; finished blocks stay, and Resume goes on.",
+                    help="Frees the model for other jobs. Finished blocks are kept; click Resume to continue.",
                 )
             st.button(
                 "Cancel",
                 key="bench-stop",
                 on_click=jobs.stop,
                 args=(job_id,),
-                help="Stops for good; finished blocks stay in the store and are used again.",
+                help="Stops the benchmark. Finished blocks stay in the store and are reused.",
             )
     _look(job_id)
 
@@ -52,11 +52,11 @@ def _look(job_id: str) -> None:
 def first_look(partial: BenchResult) -> None:
     """Draw what the finished blocks say: e-values first, differences faded and labelled."""
     arms = forest.arms_in_order(partial)
-    with ui.card(f"First look: {partial.blocks_done} of {partial.blocks_total} blocks", key="bench-partial"):
+    with ui.card(f"Interim result: {partial.blocks_done} of {partial.blocks_total} blocks", key="bench-partial"):
         st.badge(f"partial: {partial.blocks_done} of {partial.blocks_total} blocks", color="orange")
         st.caption(
-            "The e-value is the one number that may be looked at while the benchmark runs. The faded intervals "
-            "hold for the planned end only: stopping because of them makes them wrong."
+            "Only e-values are valid while the benchmark runs. The faded intervals are valid only at the planned "
+            "end; do not stop because of them."
         )
         ui.chart(
             evidence.e_values(partial, arms),
@@ -73,11 +73,11 @@ def stopped(view: jobs.View) -> None:
     asked = st.session_state.get("bench_asked")
     spec = found.spec if found else None if asked is None else BenchSpec.model_validate_json(asked)
     word = "Paused" if view.job is not None and view.job.state == "paused" else "Stopped"
-    blocks = f"{found.blocks_done} of {found.blocks_total} blocks are finished" if found else "no block was finished"
+    blocks = f"{found.blocks_done} of {found.blocks_total} blocks finished" if found else "no finished blocks"
     with st.container(border=True, key="bench-stopped"):
         st.markdown(
-            f"**{word}**: {blocks}. Finished answers are kept; Resume asks only what is missing and ends with "
-            "the same numbers as a run in one go."
+            f"**{word}**: {blocks}. Finished answers are kept. Resume generates only the missing ones and gives the "
+            "same numbers as an uninterrupted run."
         )
         if spec is not None:
             st.button("Resume", key="bench-resume", type="primary", on_click=benchmarks.start, args=(spec,))

@@ -18,6 +18,6 @@ def draw(result: BenchResult) -> None:
         with tab:
             ui.table(rows, key=key, alt=alt, column_config=benchmarks.POINTS)
     arms.caption(
-        "exact match and math-verify are lm-evaluation-harness’ two scores; marked: the sentence that exact "
-        "match reads is there; unparsable and timeouts have no score and count as wrong."
+        "exact match and math-verify are the two metrics of lm-evaluation-harness. marked: the answer contains the "
+        "sentence that exact match reads. Unparsable answers and timeouts are unscored and count as wrong."
     )

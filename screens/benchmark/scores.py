@@ -34,8 +34,10 @@ def badges(result: BenchResult) -> None:
             st.badge(
                 f"{many} configuration{'s' if many != 1 else ''} tried on these problems",
                 color="gray",
-                help="Edits and settings that have answered any of these problems so far, these arms included. "
-                "The more are tried, the more likely one looks good by chance.",
+                help=(
+                    "Number of edits and settings that have answered any of these problems so far, including these "
+                    "arms. The more you try, the more likely one looks good by chance."
+                ),
             )
 
 
@@ -45,8 +47,8 @@ def alarms(result: BenchResult) -> None:
         st.warning("At least one arm's weights could not be verified; do not trust this run.")
     for name in result.idle:
         st.warning(
-            f"**{ui.escape(name)}** changes nothing: the weights that answered are the base’s, so it gets no "
-            "verdict and is no control."
+            f"**{ui.escape(name)}** changes nothing: its weights equal those of the base, so it gets no verdict and "
+            "does not count as a control."
         )
     for name, found in result.reach.items():
         if name not in result.idle and (said := in_words(found)):
@@ -66,7 +68,7 @@ def alarms(result: BenchResult) -> None:
         st.info(ui.escape(result.shortage))
     if result.excluded:
         left_out = ", ".join(f"{ui.escape(pretty(subject))} {n}" for subject, n in result.excluded.items())
-        st.warning(f"Problems that a recipe was tuned on are left out of these numbers: {left_out}.")
+        st.warning(f"Problems used for tuning a recipe are excluded: {left_out}.")
     if result.no_verdict:
         st.info(ui.escape(result.no_verdict))
 
@@ -77,8 +79,8 @@ def totals(result: BenchResult) -> None:
     if not macro:
         return
     st.caption(
-        f"Macro: the mean over subjects of the paired difference to {ui.escape(macro[0].reference)}, n = {macro[0].n} "
-        "problems; bootstrap intervals over problems within each subject."
+        f"Macro: the mean over subjects of the paired difference from {ui.escape(macro[0].reference)}, n = "
+        f"{macro[0].n} problems; bootstrap intervals over problems within each subject."
     )
     with st.container(horizontal=True, key="bench-totals"):
         for row in macro:
@@ -116,7 +118,7 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
             "Subjects", LAYOUTS, required=True, **mirror.mirror("forest_layout", f"{key}-layout", "default")
         )
         with st.popover(f"Arms: {len(chosen['forest_arms'])} of {len(arms)}", key=f"{key}-arms-menu"):
-            st.multiselect("Arms in the picture", arms, **mirror.mirror("forest_arms", f"{key}-arms", "default"))
+            st.multiselect("Arms to show", arms, **mirror.mirror("forest_arms", f"{key}-arms", "default"))
     shown = [arm for arm in arms if arm in chosen["forest_arms"]]
     grid = chosen["forest_layout"] == LAYOUTS[0]
     subjects = list(dict.fromkeys(row.subject for row in result.arms))
@@ -138,7 +140,7 @@ def draw(result: BenchResult) -> None:
     arm = judged(result.spec.arms)
     if arm is not None and arm.name in result.certificates:
         status.show_certificate(result.certificates[arm.name], arm.recipe)
-    with ui.card(f"Paired differences to {result.spec.arms[0].name}", key="bench-result"):
+    with ui.card(f"Paired differences from {result.spec.arms[0].name}", key="bench-result"):
         badges(result)
         alarms(result)
         picture(result)

@@ -11,7 +11,7 @@ from stethoscope.results import BenchResult
 def draw(result: BenchResult) -> None:
     """Draw the paragraphs on `result`, with its recipe's rank where that is on show, and a copy as text."""
     paragraphs = referee_text(result, claims.ranked(result.spec))
-    with ui.card("In words", key="bench-words"):
+    with ui.card("Summary", key="bench-words"):
         for paragraph in paragraphs:
             st.markdown(ui.escape(paragraph))
         with st.popover("Copy", type="tertiary", key="bench-words-copy"):

@@ -36,7 +36,9 @@ def spec_from_controls() -> DiagnoseSpec:
 
 def main() -> None:
     """Draw the page."""
-    ui.heading("Diagnose", "Which layers carry the skill? Click a cell to pick its layer; the box tool picks a range.")
+    ui.heading(
+        "Diagnose", "Find the layers that carry a skill. Click a cell to pick its layer; the box tool picks a range."
+    )
     if (why := session.profile().cannot_listen()) is not None:
         ui.missing(why)
         layer_gains.draw()
@@ -47,7 +49,7 @@ def main() -> None:
     st.session_state["diagnosis_run"] = view.run_id
     status.show_base()
     status.recorded(view)
-    watch.standing(view, "diagnosis", "Listen again", stopped="The diagnosis was stopped.")
+    watch.standing(view, "diagnosis", "Measure again", stopped="The diagnosis was stopped.")
     address = {"run": view.run_id, "job": view.job.job_id if view.active else None}
     if isinstance(view.result, DiagnosisResult):
         pick_layers.draw(view.result, None if view.stale else spec, address)

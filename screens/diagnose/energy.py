@@ -9,7 +9,7 @@ from stethoscope.figures.theme import pretty
 from stethoscope.records import EnergySpec
 from stethoscope.results import DiagnosisResult, EnergyResult
 
-WEIGHTS = {True: "Gains folded in", False: "Plain weights"}
+WEIGHTS = {True: "Folded", False: "Raw"}
 
 
 def spec_from_session() -> EnergySpec:
@@ -43,7 +43,7 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
     chosen = st.session_state
     layers = sorted({cell.layer for cell in result.layers})
     if not layers:
-        st.caption("No matrix of this model is served by these SAEs.")
+        st.caption("These SAEs match no matrix of this model.")
         return
     moved = {cell.layer for cell in result.layers if cell.retention is not None} or set(layers)
     first = next((layer for layer in preferred if layer in moved), min(moved))
@@ -59,7 +59,7 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
             list(WEIGHTS),
             format_func=WEIGHTS.__getitem__,
             required=True,
-            help="Gains folded in: scaled by the adjacent RMSNorm weight. Plain: unscaled.",
+            help="Folded: scaled by the adjacent RMSNorm weight. Raw: unscaled.",
             **mirror.mirror("fold_gains", "energy-gains", "default"),
         )
     k, layer = chosen["energy_k"], chosen["energy_layer"]
@@ -68,7 +68,7 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
     left, right = st.columns(2)
     with left:
         figure = energy.retention_curves(result, layer, k)
-        note = "The coloured lines are other spans of the same rank; the olive band is the range of the random draws."
+        note = "Coloured lines: other spans of the same rank. Olive band: range of the random draws."
         more = {"All layers": result.layers, "Matrices": result.cells}
         rows = energy.layer_cells(result, layer)
         ui.chart(figure, key="retention", caption=energy.caption(result, k), rows=rows, more=more, note=note)
@@ -91,9 +91,10 @@ def _geometry(result: EnergyResult, k: int) -> None:
     digits |= dict.fromkeys(("enrichment", "cos²", "cos² chance", "radial, %"), 2)
     columns = {name: st.column_config.NumberColumn(format=f"%.{digit}f") for name, digit in digits.items()}
     note = (
-        f"k = {k}. {left_out}Function: what the projected edit keeps of mean ‖τx‖² over {result.n_tokens} tokens x of "
-        "the subject. cos²: mean over the principal angles between the span and the top singular directions. Radial: "
-        "along the weights, which a following norm cancels. Realised: round(θ + τ) − θ in the model's dtype, with τ."
+        f"k = {k}. {left_out}Function: share of mean ‖τx‖² over {result.n_tokens} tokens x of the subject that "
+        "the projected edit keeps. cos²: mean over the principal angles between the span and the top singular "
+        "directions. Radial: share along the weights, which a following norm removes. Realised: round(θ + τ) − θ in "
+        "the model's dtype, with τ."
     )
     with st.container(key="geometry"):
         ui.table(frame, column_config=columns, key="geometry-table", alt=note)

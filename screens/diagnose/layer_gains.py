@@ -86,12 +86,11 @@ def draw() -> None:
             watch.watch(view, key="gain")
             return
         if not isinstance(view.result, GainResult):
-            said = "Stopped; nothing was measured. " if view.stopped else ""
+            said = "Stopped before anything was measured. " if view.stopped else ""
             st.caption(
                 f"{said}Injects the task vector into one layer at a time and compares the measured gain with each "
-                "score, and with first-order effect, relative update, linear probe, depth and "
-                f"{spec.random_sets} random sets of {spec.top_n} layers: {spec.n} {spec.split} problems per subject. "
-                f"{_cost(spec)}"
+                f"score, the first-order effect, the relative update, a linear probe, depth, and {spec.random_sets} "
+                f"random sets of {spec.top_n} layers, on {spec.n} {spec.split} problems per subject. {_cost(spec)}"
             )
             st.button("Measure each layer's gain", key="gain-start", type="primary", on_click=_measure, args=(spec,))
             return
@@ -111,7 +110,7 @@ def _draw_result(result: GainResult, subject: str) -> None:
     rows = result.of_subject(shown)
     left, right = st.columns([1, 1])
     with left:
-        st.markdown("**Score against measured gain**")
+        st.markdown("**Score and measured gain**")
         ui.chart(
             agreement.scatter(result, shown, st.session_state["layers"]),
             key="gain-scatter",
@@ -120,7 +119,7 @@ def _draw_result(result: GainResult, subject: str) -> None:
             more={"Predictors": rows.predictors, "Controls": [cell for cell in result.cells if cell.is_control]},
         )
     with right:
-        st.markdown("**How well each predictor orders the layers**")
+        st.markdown("**How well each predictor ranks the layers**")
         ui.chart(
             agreement.forest(result, shown),
             key="gain-forest",

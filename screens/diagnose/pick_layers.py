@@ -13,8 +13,8 @@ from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult
 
 HOW_TO = (
-    "Click to select or deselect a layer; Shift-click selects a range; drag with the box tool to add one. By keyboard: "
-    "the pills below."
+    "Click to select or deselect a layer; Shift-click selects a range; drag with the box tool to add a range. "
+    "With the keyboard, use the pills below."
 )
 
 
@@ -55,9 +55,7 @@ def row(result: DiagnosisResult, subject: str) -> None:
                 args=(kind, order, result.n_layers),
                 disabled=reason is not None,
             )
-        st.number_input(
-            "Seed of random", 0, 9999, step=1, width=130, **mirror.mirror("pick_seed", "pick-seed", "value")
-        )
+        st.number_input("Random seed", 0, 9999, step=1, width=130, **mirror.mirror("pick_seed", "pick-seed", "value"))
         st.button(
             "Undo",
             key="pick-undo",

@@ -37,8 +37,8 @@ def in_words(prediction: Prediction) -> str:
     how = HOW[prediction.picked].format(n=n) + (f" (seed {prediction.seed})" if prediction.seed is not None else "")
     return (
         f"Claim: editing layers {shown_layers(prediction.recipe.layers)} ({how}; {pretty(prediction.subject)} by "
-        f"{pretty(spec.score)} against {pretty(spec.control)}, k = {spec.top_k}) beats equally strong edits of as many "
-        f"random, bottom and last layers. {edit_recipe.words(prediction.recipe)}"
+        f"{pretty(spec.score)} against {pretty(spec.control)}, k = {spec.top_k}) beats equally strong edits of the "
+        f"same number of random, bottom and last layers. {edit_recipe.words(prediction.recipe)}"
     )
 
 
@@ -72,11 +72,11 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
     store = jobs.front().store
     with ui.card("Preregister this pick", key="freeze"):
         if not st.session_state["layers"]:
-            st.caption("Pick layers above; a frozen pick is compared with its controls once a benchmark has run.")
+            st.caption("Pick layers above. After a benchmark, the frozen pick is compared with its controls.")
         elif not session.profile().task_vectors:
-            st.caption("A prediction is of an edit, and no task vector is named yet.")
+            st.caption("A prediction needs a task vector, and none is set yet.")
         elif spec is None:
-            st.caption("The diagnosis is being renewed; the pick can be frozen once it is there.")
+            st.caption("The diagnosis is being updated. You can freeze the pick when it is finished.")
         else:
             prediction = prediction_of(result, spec)
             st.caption(ui.escape(f"{in_words(prediction)} {edit_recipe.line(prediction.recipe)}".strip()))
@@ -85,8 +85,8 @@ def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
             runs = predictions.runs_of(prediction.recipe, benchmarks.bench_runs())
             if used := [run for run in runs if runs_before is None or run.sequence <= runs_before]:
                 st.warning(
-                    f"This edit was benchmarked before (run {used[0].run_id}): for those problems it comes too "
-                    "late to be a prediction."
+                    f"This edit has already been benchmarked (run {used[0].run_id}), so it does not count as a "
+                    "prediction for those problems."
                 )
             ui.store_button(
                 "Freeze prediction" if runs_before is None else "Frozen",

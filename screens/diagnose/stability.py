@@ -17,7 +17,7 @@ def other_control(spec: DiagnoseSpec) -> jobs.View:
     other = names[(names.index(spec.control) + 1) % len(names)]
     changed = spec.model_copy(update={"control": other})
     title = f"Diagnosis against {pretty(other)}"
-    return watch.by_itself("diagnosis-other", changed, title=title, button=f"Diagnose against {pretty(other)}, too")
+    return watch.by_itself("diagnosis-other", changed, title=title, button=f"Also diagnose against {pretty(other)}")
 
 
 def spec_of(diagnosis: DiagnoseSpec) -> StabilitySpec:
@@ -28,11 +28,11 @@ def spec_of(diagnosis: DiagnoseSpec) -> StabilitySpec:
 def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
     """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
     subject = st.session_state["subject"]
-    with ui.card(f"{pretty(subject).capitalize()}: does the order of the layers hold?", key="stability-card"):
+    with ui.card(f"{pretty(subject).capitalize()}: is the layer order stable?", key="stability-card"):
         asked = spec_of(spec)
         ui.opened_settings("stability")
-        view = watch.by_itself("stability", asked, title="Stability of the layer order", button="Compare the orders")
-        watch.standing(view, "stability", "Compare the orders")
+        view = watch.by_itself("stability", asked, title="Stability of the layer order", button="Compare layer orders")
+        watch.standing(view, "stability", "Compare layer orders")
         result = view.result
         if isinstance(result, StabilityResult) and subject in diagnosis.subjects:
             ui.chart(

@@ -41,8 +41,8 @@ def finished(result: TextComparison, third: str) -> None:
     peak = max((max(pair.edited.kl, default=0.0) for pair in result.pairs), default=0.0)
     st.caption(
         f"{len(differing)} of {len(result.pairs)} edited texts differ from the base’s. Tint: KL(edited ‖ base) at each "
-        f"token, full at {text.FULL_TINT_NATS:g} nats; the largest is {peak:.2f} nats. Underlined: the "
-        f"first token that differs. Hover shows the likeliest tokens of both models. n = {len(result.pairs)} "
+        f"token, full at {text.FULL_TINT_NATS:g} nats; maximum {peak:.2f} nats. Underlined: the first different "
+        f"token. Hover over a token to see the most likely tokens of both models. n = {len(result.pairs)} "
         f"prompt{'s' if len(result.pairs) > 1 else ''}, greedy."
     )
 
@@ -75,7 +75,7 @@ def draw(recipe: EditRecipe) -> jobs.View:
         if not recipe.layers:
             status.show_certificate(view.result.certificate, recipe)
         if shown != spec:
-            st.caption("The recipe or prompt has changed since; press “Generate” to run it again.")
+            st.caption("The recipe or prompt has changed; click “Generate” to update the output.")
     else:
         st.caption("No output yet.")
     return view

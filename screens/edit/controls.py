@@ -31,12 +31,15 @@ def controls(n_layers: int) -> None:
         )
         st.checkbox(
             "Also edit norm weights",
-            help="The norm weights of the picked layers move with them.",
+            help="Also applies the task vector to the norm weights of the picked layers.",
             **mirror.mirror("norms", "edit-norms", "value"),
         )
         st.checkbox(
             "Also edit embeddings",
-            help="Token embeddings, the tied head and the final norm, at master alpha.",
+            help=(
+                "Also applies the task vector to token embeddings, the tied head and the final norm, at the master "
+                "alpha."
+            ),
             **mirror.mirror("embeddings", "edit-embeddings", "value"),
         )
     if chosen["edit_type"] in ("raw", "raw-where-projected"):
@@ -55,11 +58,14 @@ def controls(n_layers: int) -> None:
             **mirror.bounds("edit_k", *session.LATENTS),
             **mirror.mirror("edit_k", "edit-k", "value"),
         )
-        two.checkbox("Scaled back to the raw norm", **mirror.mirror("subspace_matched", "edit-matched", "value"))
+        two.checkbox("Rescale to the raw norm", **mirror.mirror("subspace_matched", "edit-matched", "value"))
         if profile.saes is not None:
             one.checkbox(
-                "Only the matrices that an SAE serves",
-                help="Those that a projected edit of these layers moves; else as if every layer had an SAE.",
+                "Only matrices with a matching SAE",
+                help=(
+                    "Restricts the edit to the matrices that a projected edit of these layers changes. Otherwise "
+                    "all layers are treated as if they had an SAE."
+                ),
                 **mirror.mirror("subspace_served", "edit-served", "value"),
             )
         return

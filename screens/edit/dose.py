@@ -17,7 +17,7 @@ def _curves(result: Any, recipe: EditRecipe) -> None:
         figure = dose.curves(result, alpha=recipe.master_alpha, subject=subject)
         ui.chart(figure, key="dose", caption=dose.caption(result, subject), rows=result.rows)
     else:
-        st.caption("Computing the first alpha; the probe and text generation run first.")
+        st.caption("Computing the first alpha; the likelihood check and text generation run first.")
 
 
 def spec_of(recipe: EditRecipe) -> DoseSpec:
@@ -32,7 +32,7 @@ def draw(recipe: EditRecipe) -> None:
     ui.opened_settings("dose")
     probe = jobs.look("probe").result
     guess_s = len(spec.alphas) * probe.elapsed_s if isinstance(probe, ProbeResult) else None
-    view = watch.by_itself("dose", spec, title="Dose and response", button="Draw the curve", guess_s=guess_s)
+    view = watch.by_itself("dose", spec, title="Dose-response curve", button="Compute the curve", guess_s=guess_s)
     if view == jobs.View():
         return
     st.session_state.setdefault("dose_subject", ALL_SUBJECTS)
@@ -51,7 +51,7 @@ def draw(recipe: EditRecipe) -> None:
         watch.watch(view, key="dose", draw=lambda job: _curves(job.partial, recipe))
     elif view.stopped:
         st.caption("Stopped.")
-        st.button("Go on", key="dose-again", on_click=jobs.forget, args=("dose",))
+        st.button("Resume", key="dose-again", on_click=jobs.forget, args=("dose",))
         _curves(view.job.partial, recipe)
     else:
         _curves(view.result, recipe)

@@ -35,7 +35,7 @@ def live_probe(recipe: EditRecipe) -> None:
         st.button("Try again", key="probe-again", on_click=jobs.forget, args=("probe",))
     elif view.stopped:
         st.caption("Stopped.")
-        st.button("Probe again", key="probe-again", on_click=jobs.forget, args=("probe",))
+        st.button("Run the check again", key="probe-again", on_click=jobs.forget, args=("probe",))
     else:
         line()
     if isinstance(view.result, ProbeResult):
@@ -48,7 +48,7 @@ def live_probe(recipe: EditRecipe) -> None:
 def offer_layers() -> None:
     """Say that no layer is picked, and offer the best ones of the diagnosis on show, or Diagnose without one."""
     result = jobs.look("diagnosis").result
-    said = "No layer is picked, so the model answers as the base."
+    said = "No layers picked, so the model answers like the base."
     if not isinstance(result, DiagnosisResult):
         if ui.empty(said, "Diagnose first", "edit-pick"):
             ui.open_screen("diagnose")
@@ -59,7 +59,10 @@ def offer_layers() -> None:
 
 def main() -> None:
     """Draw the page."""
-    ui.heading("Edit", "What if I inject here? The task vector is added to the picked layers while a job runs.")
+    ui.heading(
+        "Edit",
+        "Inject the task vector into the picked layers and see the effect. The model is edited only while a job runs.",
+    )
     profile = session.profile()
     n_layers = loaded_model.known_layers()
     if n_layers is None:
@@ -83,9 +86,9 @@ def main() -> None:
     elif (why := profile.cannot_score()) is not None:
         ui.missing(why)
     else:
-        with ui.card("Live probe: do gold solutions become more likely?"):
+        with ui.card("Likelihood check: do gold solutions become more likely?"):
             live_probe(recipe)
-        with ui.card("Dose and response: the probe at every master alpha"):
+        with ui.card("Dose-response curve: the likelihood check at every master alpha"):
             dose.draw(recipe)
     with ui.card("Base and edited text, side by side"):
         held = compare.draw(recipe)

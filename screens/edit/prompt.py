@@ -44,9 +44,9 @@ def _one_problem() -> Question:
     )
     place = profile.problems
     if local_path(place.problems) is None and place.problems != st.session_state.get("fetched_problems"):
-        right.caption("The problems are a data set of the hub. They are fetched when you ask for them.")
+        right.caption("The problems are a data set on the hub and have not been downloaded yet.")
         right.button(
-            "Fetch the problems",
+            "Download the problems",
             key="fetch-problems",
             on_click=lambda: st.session_state.update(fetched_problems=place.problems),
         )
@@ -80,7 +80,7 @@ def _typed(kind: str) -> Question:
     )
     lines = [line.strip() for line in st.session_state["prompt_list"].splitlines() if line.strip()]
     if len(lines) > MAX_PROMPTS:
-        st.caption(f"Only the first {MAX_PROMPTS} of {len(lines)} lines are asked.")
+        st.caption(f"Only the first {MAX_PROMPTS} of {len(lines)} lines are used.")
     return Question(tuple(lines[:MAX_PROMPTS]), True)
 
 
@@ -137,7 +137,7 @@ def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
         )
         st.checkbox(
             "Chat template",
-            help="Put the text into the tokenizer's chat template, as the user's message.",
+            help="Format the text as a user message with the tokenizer's chat template.",
             **mirror.mirror("chat", "text-chat", "value"),
         )
     if not question.prompts:

@@ -57,7 +57,7 @@ def files(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
             key="recipe-json",
             on_click="ignore",
         )
-    st.caption("A link to this recipe. It carries the recipe itself, so it works in another person’s dashboard, too.")
+    st.caption("A link to this recipe. It contains the recipe itself, so it also works in other people’s dashboards.")
     here = (st.context.url or "").partition("?")[0].rstrip("/").removesuffix("/edit")
     parameters = urlencode(session.address(recipe=to_link(recipe)))
     st.code(f"{here}/edit?{parameters}", language=None, wrap_lines=True)
@@ -82,7 +82,7 @@ def compare(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
     others = {f"this session · {name_of(other)}": other for other in reversed(past) if other != recipe}
     others |= {f"saved · {name_of(other)}": other for other in saved if other != recipe}
     if not others:
-        st.caption("There is no other recipe yet: change something, or save one.")
+        st.caption("There is no other recipe yet. Change the recipe, or save it.")
         return
     names, kept = list(others), st.session_state.get("compare_with")
     key = f"diff-with-{short_id(content_id(recipe))}"  # with one key the box shows the first, but keeps the former
@@ -132,9 +132,9 @@ def export(recipe: EditRecipe) -> None:
     elif isinstance(view.result, ExportResult):
         result = view.result
         st.success(
-            f"Written to {ui.escape(result.out)}: {len(result.files)} files, "
-            f"{result.size_bytes / 1e6:.1f} MB; read back and compared, "
-            f"largest difference {result.max_abs_difference:g}."
+            f"Saved to {ui.escape(result.out)}: {len(result.files)} files, "
+            f"{result.size_bytes / 1e6:.1f} MB; verified after writing, largest difference "
+            f"{result.max_abs_difference:g}."
         )
         if result.left_out:
             st.caption(ui.escape(result.left_out))

@@ -44,7 +44,12 @@ def presets(n_layers: int) -> None:
                 "LiNeS ramp",
                 "ramp",
                 strengths.ramp(now or everything, n_layers),
-                {"help": "Strength rises with depth from 0 to 1: shallow layers move less (LiNeS, arXiv 2410.17146)."},
+                {
+                    "help": (
+                        "Strength increases with depth from 0 to 1, so that shallow layers change less (LiNeS, "
+                        "arXiv 2410.17146)."
+                    )
+                },
             ),
             ("Reset strengths", "reset", strengths.uniform(now), {"disabled": not now}),
         ):
@@ -106,6 +111,6 @@ def draw(recipe: EditRecipe, n_layers: int) -> None:
             for layer in range(n_layers)
         ]
         ui.chart(effective(recipe, n_layers), key="strengths", caption=caption(recipe), rows=rows)
-        with st.expander("Strength of each layer (times master alpha)"):
+        with st.expander("Layer strengths (multiplied by the master alpha)"):
             bulk()
             table()

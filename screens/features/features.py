@@ -29,7 +29,7 @@ def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
     )
     if chosen["feature_layer"] not in layers:
         chosen["feature_layer"] = first_layer(layers)
-    second.selectbox("Layer", layers, help="Layers that have an SAE", **mirror.mirror("feature_layer", "feature-layer"))
+    second.selectbox("Layer", layers, help="Layers with an SAE", **mirror.mirror("feature_layer", "feature-layer"))
     third.selectbox(
         "Control corpus",
         profile.problems.control_names,
@@ -40,7 +40,7 @@ def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
         "False discovery rate",
         LEVELS,
         format_func=lambda level: percent(level, 0),
-        help="A latent passes when its q-value is at most this",
+        help="A latent passes if its q value is at most this value.",
         **mirror.mirror("fdr", "feature-fdr"),
     )
     diagnosis = session.diagnosis()
@@ -66,7 +66,7 @@ def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
     """Draw picture, table and, where `result` is that of `spec`, examples."""
     with ui.guarded():
         if not result.rows:
-            st.info(f"No latent of layer {result.layer} fires in enough documents to be counted as live.")
+            st.info(f"No latent of layer {result.layer} fires in enough documents to count as live.")
             return
         keep_latent(result)
         level, picks = float(st.session_state["fdr"]), st.session_state["latent_picks"]
@@ -76,7 +76,7 @@ def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
                 key="latents-chart",
                 caption=latents.caption(result, level),
                 rows=result.rows,
-                note="Click a dot, a row, or type a latent's number to see where it fires.",
+                note="Click a dot or a row, or type a latent's number, to see where it fires.",
                 figure_key=f"latents-figure-{picks}",
                 on_select=take_click,
                 selection_mode=("points",),
@@ -96,7 +96,7 @@ def main() -> None:
         "latent_search": "",
     }.items():
         st.session_state.setdefault(name, value)
-    ui.heading("Features", "Which latents are task-specific? Each dot is a latent of one layer's SAE.")
+    ui.heading("Features", "See which latents fire more on a subject. Each dot is a latent of one layer's SAE.")
     if (why := session.profile().cannot_listen()) is not None:
         ui.missing(why)
         session.link()
@@ -109,7 +109,7 @@ def main() -> None:
     view = jobs.ask("latents", spec, title=f"Latents of layer {spec.layer}")
     status.show_base()
     status.recorded(view)
-    watch.standing(view, "latents", "Listen again", stopped="The listening was stopped.")
+    watch.standing(view, "latents", "Measure again", stopped="The measurement was stopped.")
     if isinstance(view.result, LatentsResult) and not view.error:
         explorer(view.result, None if view.stale else spec)
     session.link()

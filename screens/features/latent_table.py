@@ -13,9 +13,15 @@ FLAGS = ("selected", "dense", "passing")
 COLUMNS = {
     "latent": st.column_config.NumberColumn("latent", format="%d", pinned=True),
     "effect": st.column_config.NumberColumn("effect, points", format="%+.2f", help="p_j − q_j"),
-    "domain_rate": st.column_config.NumberColumn("subject, %", format="%.2f", help="p_j: subject tokens it fires on"),
-    "control_rate": st.column_config.NumberColumn("control, %", format="%.2f", help="q_j: control tokens it fires on"),
-    "auroc": st.column_config.NumberColumn("AUROC", format="%.3f", help="of its rate, subject against control"),
+    "domain_rate": st.column_config.NumberColumn(
+        "subject, %", format="%.2f", help="p_j: share of subject tokens on which it fires"
+    ),
+    "control_rate": st.column_config.NumberColumn(
+        "control, %", format="%.2f", help="q_j: share of control tokens on which it fires"
+    ),
+    "auroc": st.column_config.NumberColumn(
+        "AUROC", format="%.3f", help="AUROC of the firing rate, subject against control"
+    ),
     "p": st.column_config.NumberColumn("p", format="%.2g", help="two-sided Mann-Whitney, corrected for ties"),
     "q_value": st.column_config.NumberColumn("q-value", format="%.2g", help="Benjamini-Hochberg over live latents"),
     "mass": st.column_config.NumberColumn("mass", format="%.3f", help="mean activation × ‖W_dec‖ per subject token"),
@@ -86,7 +92,7 @@ def examples(result: LatentsResult, spec: LatentsSpec) -> None:
                 st.link_button(f"Neuronpedia page of latent {latent}", result.link.format(latent=latent))
         asked = LatentExamplesSpec(diagnosis=spec.diagnosis, subject=spec.subject, layer=spec.layer, latent=latent)
         view = jobs.ask("examples", asked, title=f"Examples of latent {latent}")
-        watch.standing(view, "examples", "Read the examples", stopped="Stopped.")
+        watch.standing(view, "examples", "Show examples", stopped="Stopped.")
         if isinstance(view.result, LatentExamplesResult) and not view.stale:
             _strips(view.result)
 

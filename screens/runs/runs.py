@@ -32,7 +32,7 @@ def _files(run: Any) -> None:
     """Draw the buttons of a run's recipes, result and report; Resume where it stands unfinished."""
     newest = next(other for other in jobs.front().store.list_runs(run.kind) if other.spec_id == run.spec_id)
     if isinstance(run.spec, BenchSpec) and run.state in RESUMABLE and newest.run_id == run.run_id:
-        said = "Asks only what is missing, and ends with the same numbers as a run in one go."
+        said = "Generates only the missing answers and gives the same numbers as an uninterrupted run."
         if st.button("Resume", key="resume-run", help=said):
             benchmarks.start(run.spec)
             ui.open_screen("benchmark")
@@ -70,7 +70,7 @@ def detail(run: Any) -> None:
     st.caption(ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
     with ui.guarded():
         if (settings := get_settings(store.database, run.run_id)) is not None:
-            st.caption(ui.escape(f"Computed in {settings.in_words}"))
+            st.caption(ui.escape(f"Computed with {settings.in_words}"))
     with st.container(horizontal=True):
         if st.button("Open again", key="open-run", type="primary", disabled=run.result_id is None):
             open_again(run)
@@ -85,7 +85,7 @@ def compare(runs: list[Any]) -> None:
     """Draw what changed between the recipes of two runs."""
     recipes = recipes_by_run(runs)
     if len(recipes) < 2:
-        st.caption("Two recipes are needed: run texts or benchmarks first.")
+        st.caption("This needs two recipes. Generate texts or run benchmarks first.")
         return
     names = list(recipes)
     left, right = st.columns(2)
@@ -102,7 +102,7 @@ def _by_default(run: Any, kind: str | None) -> bool:
 
 def main() -> None:
     """Draw the page."""
-    ui.heading("Runs", "What did we find? Every finished run, with its spec, can be opened again and downloaded.")
+    ui.heading("Runs", "Finished runs with their settings. Open a run again, compare two, or download results.")
     status.show_base()
     session.link()
     kind = st.segmented_control("Kind", KEPT_KINDS, format_func=pretty, key="runs-kind")
@@ -110,7 +110,7 @@ def main() -> None:
     runs = sorted(jobs.front().store.list_runs(kind), key=lambda run: not run.pinned)
     runs = [run for run in runs if everything or _by_default(run, kind)]
     if not runs:
-        if ui.empty("No run is stored yet.", "Start with a diagnosis", "runs-start"):
+        if ui.empty("No stored runs yet.", "Start with a diagnosis", "runs-start"):
             ui.open_screen("diagnose")
         return
     with ui.card("History"):
@@ -123,7 +123,7 @@ def main() -> None:
         detail(by_id[chosen])
     with ui.card("Two benchmarks side by side", key="runs-pair"), ui.guarded():
         side_by_side.draw(runs)
-    with ui.card("What changed between two recipes", key="runs-diff"):
+    with ui.card("Differences between two recipes", key="runs-diff"):
         compare(runs)
 
 

@@ -33,7 +33,7 @@ def draw(runs: list[Any]) -> None:
     """Draw the choice of two benchmarks, and once it is made, both of them."""
     known = readable(runs)
     if len(known) < 2:
-        st.caption("Two benchmarks with results are needed; so far there " + ("is one." if known else "is none."))
+        st.caption("This needs two benchmarks with results; so far there " + ("is one." if known else "is none."))
         return
     left, right = st.columns(2)
     with left:
@@ -41,7 +41,7 @@ def draw(runs: list[Any]) -> None:
     with right:
         second = _choice(known, "B", index=0)
     if first[0].run_id == second[0].run_id and first[2] == second[2]:
-        st.caption("This is the same arm of the same run twice: choose another run or arm.")
+        st.caption("Both sides show the same arm of the same run. Choose another run or arm.")
         return
     _settings(first[0], second[0])
     _recipes(first, second)
@@ -75,13 +75,13 @@ def _settings(first: Any, second: Any) -> None:
     if rows:
         ui.table(rows, key="side-settings", alt="Settings that differ")
     else:
-        st.caption("Both runs asked the same problems in the same way.")
+        st.caption("Both runs used the same problems and settings.")
 
 
 def _recipes(first: tuple[Any, BenchResult, str], second: tuple[Any, BenchResult, str]) -> None:
     recipes = [next(arm.recipe for arm in result.spec.arms if arm.name == name) for _, result, name in (first, second)]
     if recipes[0] is None or recipes[1] is None:
-        st.caption("One of the two arms is the base: there is no recipe to compare.")
+        st.caption("One of the two arms is the base, which has no recipe to compare.")
     else:
         edit_recipe.changes(recipes[0], recipes[1], key="side-recipes")
 
@@ -111,7 +111,7 @@ def _pairs(found: TwoRuns) -> None:
 
 def _picture(run: Any, result: BenchResult, name: str) -> None:
     if not result.comparisons:
-        st.caption(f"Run {name} compares no arms.")
+        st.caption(f"Run {name} has no comparisons.")
         return
     subjects = list(dict.fromkeys(row.subject for row in result.arms))
     figure = forest.paired_differences(result, subjects, result.spec.margin)

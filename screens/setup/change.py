@@ -14,12 +14,12 @@ FIELDS = ("model", "revision", "dtype", "location", "site", "width", "l0", "sae-
 
 def by_name(profile: Profile) -> None:
     """Draw the fields of the model and its SAEs; nothing changes before the button, and nothing is loaded by it."""
-    with st.expander("Change the model or the SAEs by name", key="change-form"):
+    with st.expander("Use another model or other SAEs", key="change-form"):
         _fill(profile)
         known = profile.known_saes
         if len(known) > 1:
             st.selectbox(
-                "SAEs known for this model",
+                "Known SAEs for this model",
                 range(len(known)),
                 format_func=lambda i: known[i].label,
                 key="change-known",
@@ -31,19 +31,19 @@ def by_name(profile: Profile) -> None:
         dtype.selectbox("Dtype", get_args(Dtype), key="change-dtype")
         location, site, width, l0, at = st.columns([3, 1.2, 0.8, 0.8, 1])
         location.text_input(
-            "SAEs: sae_lens release, path or hub id", key="change-location", placeholder="none: no listening"
+            "SAEs: sae_lens release, path or hub id", key="change-location", placeholder="none: no diagnosis"
         )
         site.selectbox("Site", get_args(Site), key="change-site")
         width.text_input("Width", key="change-width", placeholder="16k")
         l0.text_input("L0", key="change-l0", placeholder="small")
-        at.text_input("SAEs' revision", key="change-sae-revision", placeholder="main")
+        at.text_input("Revision of the SAEs", key="change-sae-revision", placeholder="main")
         st.caption("Changing the model removes its task vectors.")
         typed = {field: st.session_state[f"change-{field}"].strip() or None for field in FIELDS}
         ready = typed["model"] is not None
         with st.container(horizontal=True):
             st.button("Use these", key="change-use", disabled=not ready, on_click=_use, args=(profile, typed))
             if session.is_changed():
-                st.button("Back to the profile's own", key="change-back", on_click=session.change_profile)
+                st.button("Reset to the profile", key="change-back", on_click=session.change_profile)
 
 
 def _use(profile: Profile, typed: dict[str, str | None]) -> None:

@@ -23,14 +23,14 @@ def card(profile: Profile) -> None:
     if not _on_hub(spec):
         return
     with ui.card("Download", key="download-card"):
-        said = "Asks the hub for the names and sizes of the files, and fetches none of them."
+        said = "Lists the names and sizes of the files on the hub without downloading them."
         if not watch.asked_for("download", spec, said, "What would be downloaded?"):
             return
         view = jobs.ask("download", spec, title=f"Listing {profile.title}", loads=False)
-        watch.standing(view, "download", "Ask the hub")
+        watch.standing(view, "download", "Query the hub")
         if isinstance(view.result, DownloadResult) and not view.stale:
             draw(view.result)
-            st.button("Look again", key="download-again", type="tertiary", on_click=jobs.forget, args=("download",))
+            st.button("Refresh", key="download-again", type="tertiary", on_click=jobs.forget, args=("download",))
 
 
 def draw(result: DownloadResult) -> None:
@@ -59,7 +59,7 @@ def draw(result: DownloadResult) -> None:
                 for file in files
             ]
         )
-        ui.table(table, key="download-table", alt="Files by part, with size and what is here")
+        ui.table(table, key="download-table", alt="Files by part, with sizes and what is already here")
 
 
 def _on_hub(spec: DownloadSpec) -> bool:

@@ -22,10 +22,12 @@ def card(profile: Profile) -> jobs.View:
             key="device",
             on_change=_move,
             width=280,
-            help="auto: CUDA where there is one, else the CPU. spread lays the layers out over every GPU, then memory, "
-            "then the disk. offload keeps the weights in memory (offload-disk: in the checkpoint's files) while the "
-            "device computes: slow; edits work, gradients and exports do not. The device is that of all visitors; "
-            "changing it unloads the model.",
+            help=(
+                "auto: CUDA if available, otherwise the CPU. spread: layers are distributed over all GPUs, then "
+                "memory, then disk. offload: weights stay in memory (offload-disk: in the checkpoint's files) and "
+                "are moved to the device when needed; this is slow, and gradients and exports are not available. The "
+                "device is shared by all visitors; changing it unloads the model."
+            ),
         )
         if st.session_state.get("unloaded"):
             ui.empty(f"{profile.title} is unloaded.", "Load the model", "load-model", _load)

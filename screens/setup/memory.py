@@ -24,7 +24,7 @@ def card(profile: Profile) -> None:
         if not here and not watch.asked_for("memory", spec, said, "Does it fit?"):
             return
         view = jobs.ask("memory", spec, title=title, loads=False)
-        watch.standing(view, "memory", "Work out the sizes")
+        watch.standing(view, "memory", "Compute the sizes")
         if isinstance(view.result, MemoryResult) and not view.stale:
             draw(view.result)
 

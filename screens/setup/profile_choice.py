@@ -24,7 +24,10 @@ def choose() -> None:
     if "profile-choice" not in st.session_state:
         st.session_state["profile-choice"] = current if current in PROFILES else OWN
     choice = st.selectbox(
-        "Profile", [*PROFILES, OWN], key="profile-choice", help="Model, SAEs, task vectors and problems."
+        "Profile",
+        [*PROFILES, OWN],
+        key="profile-choice",
+        help="A profile is a model with its SAEs, task vectors and problems.",
     )
     wanted = choice
     if choice == OWN:
@@ -33,7 +36,7 @@ def choose() -> None:
         path, upload = st.columns(2)
         wanted = path.text_input("Path of the TOML file", key="profile-path", placeholder="my_model.toml").strip()
         upload.file_uploader("or upload it", type="toml", key="profile-upload", on_change=_take_upload)
-        st.caption("An uploaded file is kept beside the runs: name its folders by whole paths, or hub ids.")
+        st.caption("An uploaded file is saved next to the runs. Use absolute paths or hub ids in it.")
         if error := st.session_state.get("profile-error"):
             ui.banner(error)
     if wanted and wanted != current:
@@ -81,10 +84,10 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
             os.replace(file.name, path)
     except OSError as error:
         raise ProfileError(
-            "cannot keep the profile",
+            "cannot save the profile",
             got=error.strerror,
-            expected="a folder for runs that can be written to",
-            next_step="Free some space, or check the folder's permissions.",
+            expected="a writable folder for runs",
+            next_step="Free some disk space, or check the folder's permissions.",
         ) from error
     return path
 
@@ -95,10 +98,10 @@ def task_vector(profile: Profile) -> None:
     if names:
         st.selectbox("Task vector", names, **mirror.mirror("task_vector", "task-vector"))
     else:
-        st.caption("None is named yet. A diagnosis needs none; an edit does.")
+        st.caption("No task vector yet. A diagnosis does not need one, but an edit does.")
     for suggestion in profile.suggestions:
         ref = suggestion.task_vector
         if ref.name not in names:
             st.markdown(f"**{ui.escape(ref.tuned)}**: {ui.escape(suggestion.known)}")
-            label = f"Fetch, check and add {ui.escape(ref.name)}"
+            label = f"Download, check and add {ui.escape(ref.name)}"
             st.button(label, key=f"suggestion-{ref.name}", on_click=task_vectors.check, args=(profile, ref))

@@ -35,15 +35,15 @@ def draw_info(info: InfoResult) -> None:
             names = {"d_sae": "latents", "model": "trained on"}
             ui.table(table.rename(columns=names), key="sae-table", alt="SAEs by layer")
         else:
-            st.caption("None are named, so there is nothing to listen with: Diagnose, Features and energy need SAEs.")
+            st.caption("This profile has no SAEs. Diagnose, Features and energy need SAEs.")
     with ui.card("Identity"):
-        st.caption("Checksum over all weights as loaded; every later check compares with it.")
+        st.caption("Checksum of all weights at loading. All later checks compare with it.")
         st.code(f"{model.id}  {model.revision or ''}\n{model.checksum}", language=None, wrap_lines=True)
 
 
 def main() -> None:
     """Draw the page."""
-    ui.heading("Setup", "What am I listening to? A profile bundles a model, its SAEs, task vectors and problems.")
+    ui.heading("Setup", "Choose what to work with. A profile bundles a model, its SAEs, task vectors and problems.")
     status.show_base()
     tour.show()
     with ui.card("Profile", key="profile-card"):

@@ -60,7 +60,7 @@ def draw(result: PreflightResult) -> None:
 
 def add_own(profile: Profile) -> None:
     """Draw the form for a task vector of your own; it is checked before any page can use it, and nothing is lost."""
-    with st.expander("Use a task vector of your own", key="own-form"):
+    with st.expander("Use your own task vector", key="own-form"):
         st.caption(
             "A fine-tuned checkpoint, a LoRA adapter in peft's format or a safetensors delta: a path or a hub id."
         )
@@ -73,10 +73,10 @@ def add_own(profile: Profile) -> None:
         if taken:
             ui.banner(
                 ProfileError(
-                    "there is a task vector of that name already",
+                    "there is already a task vector with this name",
                     got=ref.name,
-                    expected="a name of its own",
-                    next_step="Type another name.",
+                    expected="a new name",
+                    next_step="Enter another name.",
                 )
             )
         ready = bool(tuned) and not taken

@@ -12,9 +12,17 @@ from screens.shared import jobs, ui
 MARK = "tour-dismissed"
 
 STEPS = (
-    ("1 · Listen", "Diagnose", "Which layers are specific to a skill? Pick some on the picture, and freeze the pick."),
-    ("2 · Inject", "Edit", "The raw task vector goes into the picked layers; a probe answers every move."),
-    ("3 · Judge", "Benchmark", "Paired problems, controls beside the edit, and a verdict with its interval."),
+    (
+        "1 · Diagnose",
+        "Diagnose",
+        "Find the layers that are specific to a skill. Pick some on the heatmap, and freeze the pick.",
+    ),
+    ("2 · Edit", "Edit", "Inject the raw task vector into the picked layers. A likelihood check follows every change."),
+    (
+        "3 · Benchmark",
+        "Benchmark",
+        "Compare the edit with the base and with controls on the same problems, with intervals and verdicts.",
+    ),
 )
 
 
@@ -27,7 +35,7 @@ def show() -> None:
             column.markdown(f"**{step}**")
             column.caption(what)
             column.page_link(ui.path_of(page.lower()), label=f"{page} →")
-        st.button("Got it, do not show this again", key="tour-dismiss", on_click=_dismiss)
+        st.button("Got it, don't show this again", key="tour-dismiss", on_click=_dismiss)
 
 
 def bring_back() -> None:

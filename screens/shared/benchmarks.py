@@ -55,5 +55,5 @@ def report(run_id: str, key: str) -> None:
         "text/html",
         key=key,
         on_click="ignore",
-        help="One file that opens without model, GPU or network.",
+        help="One HTML file that needs no model, GPU or network.",
     )

@@ -83,25 +83,25 @@ def symbols(recipe: EditRecipe) -> str:
 def words(recipe: EditRecipe) -> str:
     """Return the edit as a sentence."""
     if not recipe.layers:
-        return "No layer is picked: this is the base."
+        return "No layers picked: this is the base."
     what = f"the task vector {recipe.task_vector.name}"
     edit_type = recipe.edit_type
     if isinstance(edit_type, RandomSubspaceEdit):
-        what = f"the part of {what} in a random subspace of {edit_type.rank} dimensions (seed {edit_type.seed})"
-        what += ", scaled back to the raw norm" if edit_type.norm_matched else ""
+        what = f"the component of {what} in a random subspace of {edit_type.rank} dimensions (seed {edit_type.seed})"
+        what += ", rescaled to the raw norm" if edit_type.norm_matched else ""
     elif isinstance(edit_type, ServedEdit):
-        what += ", only where an SAE serves the matrix"
+        what += ", only in matrices with a matching SAE"
     elif not isinstance(edit_type, RawEdit):
-        what = f"the part of {what} in the span of the top {edit_type.top_k} {pretty(edit_type.subject)} latents"
+        what = f"the component of {what} in the span of the top {edit_type.top_k} {pretty(edit_type.subject)} latents"
         if isinstance(edit_type, NormMatchedEdit):
-            what += ", scaled back to the raw norm"
+            what += ", rescaled to the raw norm"
     layers = shown_layers(recipe.layers)
     own = {(strength.attention, strength.mlp) for strength in recipe.layers.values()} != {(1.0, 1.0)}
     moved = [name for name, on in (("norms", recipe.norms), ("embeddings", recipe.embeddings)) if on]
     return (
         f"In layer{'s' if len(recipe.layers) > 1 else ''} {layers}: base plus {recipe.master_alpha:g} times {what}"
-        f"{', times each layer’s own strength a' if own else ' (every layer’s own strength a is 1)'}"
-        f"{'; ' + ' and '.join(moved) + ' move, too' if moved else ''}."
+        f"{', times the strength a of each layer' if own else ' (the strength a of every layer is 1)'}"
+        f"{'; ' + ' and '.join(moved) + ' are edited too' if moved else ''}."
     )
 
 
@@ -112,4 +112,4 @@ def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") 
         st.caption("The two recipes are the same.")
         return
     cells = [{"field": row.field, "before": row.before, "now": row.after} for row in rows]
-    ui.table(cells, key=key, alt="What differs between the two recipes")
+    ui.table(cells, key=key, alt="Differences between the two recipes")

@@ -24,9 +24,7 @@ def wait_for_model() -> None:
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     view = jobs.ask("info", spec, title=f"Loading {profile.title}")
     if view.result is not None and not view.stale:  # loaded before, and another model since
-        ui.empty(
-            f"{profile.title} is not loaded any more.", "Load the model", "load-model", lambda: jobs.forget("info")
-        )
+        ui.empty(f"{profile.title} is no longer loaded.", "Load the model", "load-model", lambda: jobs.forget("info"))
     else:
         watch.standing(view, "info", "Load the model")
 
@@ -58,7 +56,7 @@ def has_task_vector(purpose: str, key: str) -> bool:
     """Tell whether the profile names a task vector; where it does not, draw what `purpose` waits for."""
     if session.profile().task_vectors:
         return True
-    said = f"No task vector is named: {purpose} needs one."
-    if ui.empty(said, "Name one on the Setup page", f"{key}-name"):
+    said = f"No task vector is set; {purpose} needs one."
+    if ui.empty(said, "Add one on the Setup page", f"{key}-name"):
         ui.open_screen("setup")
     return False

@@ -62,11 +62,11 @@ def lost_profile() -> ProfileError | None:
     if error is None:
         return None
     kept = st.session_state.get("profile_read", {}).get("name") == st.session_state["profile"]
-    instead = "what was read of it last is used" if kept else f"{shown.title} is used instead"
+    instead = "its last valid version is used" if kept else f"{shown.title} is used instead"
     return ProfileError(
         f"the profile {st.session_state['profile']} cannot be read; {instead}",
         got=error,
-        next_step="Put the file back, or choose a profile on the Setup page.",
+        next_step="Restore the file, or choose a profile on the Setup page.",
     )
 
 
@@ -156,9 +156,9 @@ def take_setup(change: SetupChange) -> None:
     names = [ref.name for ref in (*own, *change.task_vectors)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ProfileError(
-            "the link adds a task vector under a name that is taken",
+            "the link adds a task vector with an existing name",
             got=", ".join(twice),
-            expected="a name of its own for each",
+            expected="different names",
             next_step="Add it on the Setup page under another name.",
         )
     if change.model is not None:
@@ -267,7 +267,7 @@ def take_linked_layers(n_layers: int) -> None:
     layers, seed = waiting
     if beyond := [layer for layer in layers if layer >= n_layers]:
         raise RecipeError(
-            "the link names layers that the model does not have",
+            "the link contains layers that the model does not have",
             got=", ".join(map(str, beyond)),
             expected=f"0 to {n_layers - 1}",
             next_step="Pick layers on the Diagnose page.",
@@ -321,6 +321,6 @@ def keep_profile_in_address() -> None:
 def too_few(order: Sequence[int] | None, n: int) -> str | None:
     """Return why `n` layers cannot be taken from those that have a score; None where they can."""
     if order is None:
-        return "Needs a diagnosis: open Diagnose once."
+        return "Needs a diagnosis: open the Diagnose page first."
     few = f"Only {len(order)} layer{'s have' if len(order) > 1 else ' has'}" if order else "No layer has"
-    return None if len(order) >= n else f"{few} a score, so that no {n} can be taken by it."
+    return None if len(order) >= n else f"{few} a score, which is too few to pick {n}."

@@ -71,7 +71,7 @@ def draw() -> None:
             st.badge("recorded" if st.session_state.get("recorded") else "live", color="gray")
             memory = f"{status.memory_bytes / 1e6:.0f} MB" if status.memory_bytes else ""
             parts = [f"{profile.title}: {loaded}", f"SAEs {profile.site}" if profile.saes else "no SAEs"]
-            parts += [f"task vector {st.session_state['task_vector'] or 'not named'}"]
+            parts += [f"task vector {st.session_state['task_vector'] or 'not set'}"]
             parts += [" · ".join(part for part in (model.device if model else "", memory) if part)]
             st.caption(ui.escape("  |  ".join(part for part in parts if part)), width="content")
             if running:

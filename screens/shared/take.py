@@ -49,7 +49,7 @@ def take_recipe(recipe: EditRecipe) -> None:
     check_model("recipe", recipe.model)
     if recipe.task_vector not in profile.task_vectors:
         raise RecipeError(
-            "the recipe's task vector is not among the profile's",
+            "the recipe's task vector is not in the profile",
             got=f"{recipe.task_vector.name} ({recipe.task_vector.tuned})",
             expected=" or ".join(ref.name for ref in profile.task_vectors),
             next_step="Add it on the Setup page, then load the recipe again.",
@@ -59,17 +59,17 @@ def take_recipe(recipe: EditRecipe) -> None:
             "the recipe's master alpha is outside the slider's range",
             got=recipe.master_alpha,
             expected=f"0 to {MAX_ALPHA}",
-            next_step="Put the rest into the strengths.",
+            next_step="Use the layer strengths for larger values.",
         )
     if (n_layers := loaded_model.known_layers()) is None:
         st.session_state["recipe_waiting"] = recipe.model_dump_json()
         return
     if beyond := [layer for layer in recipe.layers if layer >= n_layers]:
         raise RecipeError(
-            "the recipe names layers that the model does not have",
+            "the recipe contains layers that the model does not have",
             got=", ".join(map(str, beyond)),
             expected=f"0 to {n_layers - 1}",
-            next_step="Load the model that the recipe was made for, or take these layers out of it.",
+            next_step="Load the recipe's model, or remove these layers from the recipe.",
         )
     with session.all_or_nothing(TAKEN):
         _write(recipe)
@@ -106,7 +106,7 @@ def _write(recipe: EditRecipe) -> None:
 def _check_within(name: str, value: int, bounds: tuple[int, int]) -> None:
     if not bounds[0] <= value <= bounds[1]:
         raise RecipeError(
-            f"the recipe's {name} is outside the page's range",
+            f"the recipe's {name} is outside the range of this page",
             got=value,
             expected=f"{bounds[0]} to {bounds[1]}",
             next_step="Change it in the recipe, or use the recipe on the command line.",
@@ -126,7 +126,7 @@ def must_be(what: str, wanted: Any, shown: Any) -> None:
         said = [f"{change.field}: {change.before} (here {change.after})" for change in changes[:DIFFERENCES_SHOWN]]
         more = f"; {len(changes) - DIFFERENCES_SHOWN} more" if len(changes) > DIFFERENCES_SHOWN else ""
         raise RecipeError(
-            f"this page cannot show the {what} as it is",
+            f"this page cannot show the {what} exactly",
             got="; ".join(said) + more,
             next_step="Choose its profile on the Setup page, or use it on the command line.",
         )

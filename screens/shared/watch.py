@@ -87,10 +87,10 @@ def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float |
     if cost_s is not None and cost_s <= BY_ITSELF_S:
         return jobs.ask(slot, spec, title=title, interactive=False, background=True)
     jobs.leave(slot)
-    known = "How long this takes with this model has not been measured yet."
+    known = "The duration with this model has not been measured yet."
     if cost_s is not None:
-        known = f"This takes about {duration_text(cost_s)} with this model, by what was measured here."
-    if not asked_for(slot, spec, f"{known} Only what takes at most {BY_ITSELF_S} s starts by itself.", button):
+        known = f"This takes about {duration_text(cost_s)} with this model, as measured on this machine."
+    if not asked_for(slot, spec, f"{known} Only tasks of at most {BY_ITSELF_S} s start automatically.", button):
         return jobs.View()
     return jobs.ask(slot, spec, title=title, interactive=False)
 
@@ -102,7 +102,7 @@ def standing(view: jobs.View, slot: str, again: str, *, stopped: str | None = No
     """
     if view.unasked:
         title = session.profile().title
-        said = f"{title} is not loaded. Setup shows the download size, and whether it fits into memory."
+        said = f"{title} is not loaded. The Setup page shows the download size and whether it fits into memory."
         ui.empty(said, "Load the model", f"{slot}-load", session.ask_to_load)
     elif view.error:
         ui.banner(view.error)

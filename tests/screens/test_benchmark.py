@@ -74,7 +74,7 @@ def test_the_plan_says_what_n_can_show_before_anything_runs(front: FakeFront, op
 @pytest.mark.parametrize(
     ("subjects", "said"),
     [
-        (["geometry"], "If it truly gains 9.8 points, that is found with a chance of 41%."),
+        (["geometry"], "If it truly gains 9.8 points, the chance to detect this is 41%."),
         (
             ["geometry", "algebra"],
             "If both subjects truly gain 9.8 points, expect about 0.7 to reach significance after Holm correction.",
@@ -89,8 +89,8 @@ def test_the_plan_counts_its_subjects_in_words(subjects: list[str], said: str, o
 def test_the_plan_counts_the_answers_the_stored_ones_and_the_time(front: FakeFront, open_page: Open) -> None:
     app = open_page("benchmark", layers=[3, 5], bench_n=100, bench_controls=["all layers"])
     said = texts(app)
-    assert "3 arms × 7 subjects × 100 problems: 2,100 answers, 700 of them stored already." in said
-    assert "About 70 s at the 20.0 answers per second of earlier runs." in said
+    assert "3 arms × 7 subjects × 100 problems: 2,100 answers, 700 of them cached." in said
+    assert "About 70 s at the 20.0 answers per second of previous runs." in said
     (plan,) = {spec.bench.n for spec in asked(front, BenchPlanSpec)}
     assert plan == 100
 
@@ -202,7 +202,7 @@ def test_a_sweep_is_on_dev_by_default_and_draws_accuracy_over_alpha(front: FakeF
     assert names(spec) == ["base", "alpha 0.5", "alpha 1"]
     said = texts(app)
     assert "dev problems: no verdict" in said
-    assert "Dose and response: accuracy at every master alpha" in said
+    assert "Dose-response curve: accuracy at every master alpha" in said
     curve = figures(app)[-1]["data"][0]
     assert curve["x"] == [0.0, 0.5, 1.0]
     app.segmented_control(key="bench-what").set_value("controls").run()
@@ -218,12 +218,12 @@ def test_a_running_benchmark_shows_finished_blocks_and_what_they_are_not(front: 
     front.state = "running"
     app.button(key="run-bench").click().run()
     said = texts(app)
-    assert "First look: 2 of 7 blocks" in said
+    assert "Interim result: 2 of 7 blocks" in said
     assert "block 3 of 7 · all layers · 3 of 7 · 1.5 per s · about 12 s left" in "".join(
         str(getattr(bar.proto, "text", "")) for bar in app.get("progress")
     )
     assert "partial: 2 of 7 blocks" in said
-    assert "stopping because of them makes them wrong" in said
+    assert "do not stop because of them" in said
     evidence, forest = figures(app)
     assert evidence["layout"]["xaxis"]["type"] == "log"
     assert {trace["opacity"] for trace in forest["data"]} == {0.45}
@@ -238,7 +238,7 @@ def test_pause_then_resume_asks_the_same_again(front: FakeFront, open_page: Open
     app.button(key="run-bench").click().run()
     app.button(key="bench-pause").click().run()
     said = texts(app)
-    assert "Paused: 2 of 7 blocks are finished" in said.replace("*", "")
+    assert "Paused: 2 of 7 blocks finished" in said.replace("*", "")
     assert "partial: 2 of 7 blocks" in said
     front.state = "done"
     app.session_state["layers"] = [1]  # the page's recipe has changed meanwhile
@@ -256,7 +256,7 @@ def test_cancel_before_the_first_block_can_be_resumed(front: FakeFront, open_pag
     front.state = "running"
     app.button(key="run-bench").click().run()
     app.button(key="bench-stop").click().run()
-    assert "Stopped: no block was finished." in texts(app).replace("*", "")
+    assert "Stopped: no finished blocks." in texts(app).replace("*", "")
     front.state = "done"
     app.button(key="bench-resume").click().run()
     assert len(asked(front, BenchSpec)) == 2
@@ -325,7 +325,7 @@ def test_alarms_and_counts_stand_above_the_picture(
     assert "recipe · precalculus" in said
     assert "80% cut off" in said
     assert "1 configuration tried on these problems" in said
-    assert "left out of these numbers: algebra 3." in said
+    assert "used for tuning a recipe are excluded: algebra 3." in said
 
 
 def test_the_table_of_arms_has_all_that_an_answer_can_be(open_page: Open) -> None:
@@ -346,8 +346,8 @@ def test_the_table_of_arms_has_all_that_an_answer_can_be(open_page: Open) -> Non
 
 def test_a_claim_about_layers_needs_two_random_draws(open_page: Open) -> None:
     said = texts(ran(open_page, bench_controls=["random layers", "last layers"], bench_draws=3))
-    assert "Is it these layers?" in said
-    assert "against the mean of 3 random draws" in said
+    assert "Are these layers better than others?" in said
+    assert "compared with the mean of 3 random draws" in said
     said = texts(ran(open_page, bench_controls=["last layers"]))
     assert "needs at least two random draws" in said
 
@@ -463,7 +463,7 @@ def test_flips_are_counted_listed_and_stepped_through(open_page: Open) -> None:
     app.segmented_control(key="flip-kind").set_value("right to wrong").run()
     assert app.session_state["flip_at"] == f"{10:016x}"
     app.text_input(key="flip-search").set_value("nowhere to be found").run()
-    assert "No problem fits." in texts(app)
+    assert "No matching problems." in texts(app)
 
 
 def test_a_flip_shows_formulas_and_nothing_else_as_markup(open_page: Open) -> None:

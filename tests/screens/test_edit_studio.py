@@ -107,7 +107,7 @@ def test_saved_recipes_can_be_loaded_and_compared(front: FakeFront, open_page: O
 def test_a_recipe_that_does_not_fit_gets_one_clear_message(open_page: Open) -> None:
     for wrong, said in (
         (recipe(model=ModelRef(id="other/model")), "the recipe is for another model"),
-        (recipe(task_vector=TaskVectorRef(name="x", tuned="y")), "task vector is not among the profile's"),
+        (recipe(task_vector=TaskVectorRef(name="x", tuned="y")), "task vector is not in the profile"),
     ):
         app = open_page("edit", query={"recipe": to_link(wrong)})
         assert not app.exception

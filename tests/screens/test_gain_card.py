@@ -62,7 +62,7 @@ def test_a_running_study_can_be_stopped_and_started_again(front: FakeFront, open
     assert "gain-stop" in keys(app)
     app.button(key="gain-stop").click().run()
     app.run()
-    assert "nothing was measured" in said(app)
+    assert "before anything was measured" in said(app)
     assert "gain-start" in keys(app)
     assert len(asked(front)) == 1
 

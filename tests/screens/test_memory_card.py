@@ -51,7 +51,7 @@ def test_setup_says_what_to_reduce(front: FakeFront, open_page: Open) -> None:
 
 def test_the_tour_is_dismissed_once_and_for_all_pages(front: FakeFront, open_page: Open) -> None:
     app = open_page("setup")
-    assert any("1 · Listen" in text.value for text in app.markdown)
+    assert any("1 · Diagnose" in text.value for text in app.markdown)
     app.button(key="tour-dismiss").click().run()
-    assert not any("1 · Listen" in text.value for text in app.markdown)
+    assert not any("1 · Diagnose" in text.value for text in app.markdown)
     assert app.session_state["tour-done"] is True

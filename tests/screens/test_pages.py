@@ -256,7 +256,7 @@ def test_runs_lists_opens_and_pins(front: FakeFront, open_page: Open) -> None:
 def test_no_runs_is_an_empty_state(front: FakeFront, open_page: Open) -> None:
     front.state = "running"
     app = open_page("runs")
-    assert "No run is stored yet." in texts(app)
+    assert "No stored runs yet." in texts(app)
 
 
 def test_the_strip_names_the_weights_behind_the_result(open_page: Open) -> None:
@@ -354,7 +354,7 @@ def test_a_broken_task_vector_is_a_message_and_nothing_is_lost(front: FakeFront,
     assert app.session_state["layers"] == [2]
     app.text_input(key="own-tuned").set_value("elsewhere/math").run()
     assert app.button(key="own-add").disabled
-    assert "there is a task vector of that name already" in texts(app)
+    assert "there is already a task vector with this name" in texts(app)
 
 
 NO_SAES = {"saes": None, "other_saes": ()}

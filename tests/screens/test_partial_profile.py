@@ -229,7 +229,7 @@ def test_diagnose_shows_and_picks_the_layers_that_have_a_score(
     assert app.session_state["layers"] == sorted(order[-2:])
     checked(app.number_input(key="top-n").set_value(4).run())
     assert [app.button(key=f"pick-{kind}").disabled for kind in ("top", "bottom", "random")] == [True, True, False]
-    assert app.button(key="pick-top").help == "Only 3 layers have a score, so that no 4 can be taken by it."
+    assert app.button(key="pick-top").help == "Only 3 layers have a score, which is too few to pick 4."
 
 
 def test_a_pick_to_be_frozen_says_what_it_does_not_change(walk: Walk) -> None:

@@ -78,8 +78,8 @@ def test_the_pick_stands_in_the_link_and_the_link_restores_it(front: FakeFront, 
         ({"layers": "3,x"}, "the link's layers cannot be read"),
         ({"layers": "-1"}, "the link's layers cannot be read"),
         ({"layers": "3," * 500}, "the link's layers cannot be read"),
-        ({"subject": "<b>alchemy"}, "the link names an unknown subject"),
-        ({"layers": "3,77"}, "the link names layers that the model does not have"),
+        ({"subject": "<b>alchemy"}, "the link contains an unknown subject"),
+        ({"layers": "3,77"}, "the link contains layers that the model does not have"),
     ],
 )
 def test_a_link_that_does_not_fit_is_a_message(query: dict[str, str], said: str, open_page: Open) -> None:
@@ -142,22 +142,22 @@ def test_the_benchmark_says_when_it_was_frozen_and_against_what(front: FakeFront
     assert "points compared with last layers" in said
     assert not app.warning
     assert not app.info
-    assert "To judge the pick" not in said
+    assert "To test the pick" not in said
     app.switch_page("screens/diagnose/diagnose.py").run()
-    assert "benchmarked before" not in texts(app)  # it was frozen first
+    assert "already been benchmarked" not in texts(app)  # it was frozen first
 
 
 def test_missing_controls_and_a_late_freeze_are_told(front: FakeFront, open_page: Open) -> None:
     app = run_benchmark(click(open_page("diagnose"), "pick-top"), ["random layers"], 1)
     assert "Frozen prediction" not in texts(app)
     app.switch_page("screens/diagnose/diagnose.py").run()
-    assert "This edit was benchmarked before" in texts(app)
+    assert "already been benchmarked" in texts(app)
     click(app, "freeze-prediction")
-    assert "This edit was benchmarked before" in texts(app)
+    assert "already been benchmarked" in texts(app)
     app.switch_page("screens/benchmark/benchmark.py").run()
     assert "it does not count as a prediction" in texts(app)
     assert app.info[0].value == (
-        "To judge the pick, add: random layers (at least two draws), bottom layers, last layers, all layers."
+        "To test the pick, add: random layers (at least two draws), bottom layers, last layers, all layers."
     )
 
 

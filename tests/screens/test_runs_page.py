@@ -72,7 +72,7 @@ def test_a_result_of_another_version_is_a_sentence_and_the_page_goes_on(front: F
     app.selectbox(key="run-select").set_value(run_id).run()
     assert not app.exception
     assert any("is not in the format of this version" in error.value for error in app.error)
-    assert any("What changed between two recipes" in element.value for element in app.markdown)
+    assert any("Differences between two recipes" in element.value for element in app.markdown)
 
 
 def test_a_damaged_row_is_named_and_the_page_goes_on(front: FakeFront, open_page: Open) -> None:
@@ -102,7 +102,7 @@ def test_two_benchmarks_stand_side_by_side_and_are_paired_on_shared_problems(fro
     assert "no verdict" not in said(app).lower()
     recipes, *_ = [frame.value for frame in app.dataframe if "before" in frame.value]
     assert recipes[["field", "before", "now"]].values.tolist() == [["master_alpha", "0.5", "0.25"]]
-    assert "asked the same problems in the same way" in said(app)
+    assert "used the same problems and settings" in said(app)
 
 
 def test_runs_that_differ_in_more_than_the_recipe_are_not_paired(front: FakeFront, open_page: Open) -> None:

@@ -133,11 +133,11 @@ def test_changed_keeps_the_rest_of_the_same_model_only() -> None:
 def test_the_tour_stays_away_in_later_sessions(front: FakeFront, open_page: Open) -> None:
     open_page("setup").button(key="tour-dismiss").click().run()
     later = open_page("setup")
-    assert not any("1 · Listen" in text.value for text in later.markdown)
+    assert not any("1 · Diagnose" in text.value for text in later.markdown)
     later.button(key="tour-back").click().run()
-    assert any("1 · Listen" in text.value for text in later.markdown)
+    assert any("1 · Diagnose" in text.value for text in later.markdown)
     assert not any(button.key == "tour-back" for button in later.button)
-    assert any("1 · Listen" in text.value for text in open_page("setup").markdown)
+    assert any("1 · Diagnose" in text.value for text in open_page("setup").markdown)
 
 
 def test_what_is_copied_of_an_error_is_its_words(front: FakeFront, open_page: Open) -> None:
@@ -213,7 +213,7 @@ def test_a_page_without_a_task_vector_says_where_to_name_one(
     app = open_page(page, layers=[3])
     assert not app.exception
     assert not app.error, [error.value for error in app.error]
-    assert "No task vector is named" in " ".join(text.value for text in app.caption)
+    assert "No task vector is set" in " ".join(text.value for text in app.caption)
     went: list[str] = []
     monkeypatch.setattr(edit_recipe.st, "switch_page", went.append)
     app.button(key=f"{key}-name").click().run()
