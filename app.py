@@ -1,4 +1,4 @@
-"""Stethoscope: the navigation and the status strip; every screen is a folder of screens/."""
+"""Stethoscope: navigation and status strip. Every screen is a folder in screens/."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""From ids back to a view: a reload, a shared link and "open again" all come in here.
+"""Restore views from ids: for a reload, a shared link and "Open again".
 
-A link only ever shows what is stored or running; it starts no benchmark, no load and no download. What it names is
-shown as it is or refused: where the page's controls would ask for something else, nothing of the session changes.
+A link only shows stored or running work; it starts no benchmark, loading or download. Its content is shown exactly or
+rejected: if the page's controls cannot represent it, the session does not change.
 """
 
 import re
@@ -35,9 +35,9 @@ from stethoscope.use_cases import use_case_of
 
 
 def from_address() -> None:
-    """Once per session, restore what the address names (profile, its changes, layers, subject, recipe, run, job).
+    """Restore the state in the URL once per session (profile, its changes, layers, subject, recipe, run, job).
 
-    A failure stays on show until it is dismissed, and a profile that cannot be read for as long as it is so.
+    An error is shown until it is dismissed; an unreadable profile is reported as long as it is unreadable.
     """
     if not st.session_state.get("restored"):
         st.session_state["restored"] = True
@@ -84,7 +84,7 @@ def _follow() -> None:
 
 
 def known_subject(name: str) -> str:
-    """Return `name`; raise `CorpusError` when the profile has no such subject."""
+    """Return `name`; raise `CorpusError` if the profile has no such subject."""
     subjects = session.profile().problems.subjects
     if name not in subjects:
         raise CorpusError(
@@ -109,7 +109,7 @@ def linked_layers(text: str) -> list[int]:
 
 
 def linked_seed(text: str | None) -> int | None:
-    """Return the seed of a random pick, None where the link has none."""
+    """Return the seed of a random pick; None if the link has none."""
     if text and not re.fullmatch(r"[0-9]{1,4}", text):
         raise RecipeError(
             "the link's seed cannot be read",
@@ -121,18 +121,18 @@ def linked_seed(text: str | None) -> int | None:
 
 
 def open_run(run: Any) -> str:
-    """Put a stored run on show and return the name of its page; raise `StoreError` when it has no result."""
+    """Show a stored run and return the name of its page; raise `StoreError` if it has no result."""
     if run.result_id is None:
         raise StoreError(f"run {run.run_id} has no result", got=run.state, next_step="Open a finished run.")
     return show(run.spec, run=run.run_id)
 
 
 def show(spec: Spec | None, *, run: str | None = None, job: str | None = None) -> str:
-    """Set the page of `spec` to it, put its stored run or its job on show there, and return the page's name.
+    """Set the page of `spec` to it, show its stored run or job there, and return the page's name.
 
     Raises:
         StoreError: no page shows such a run.
-        RecipeError: the page would ask for something else; then nothing has changed.
+        RecipeError: the page cannot represent the spec; nothing has changed.
     """
     place = None if spec is None else use_case_of(spec).place
     if spec is None or place is None:
@@ -144,7 +144,7 @@ def show(spec: Spec | None, *, run: str | None = None, job: str | None = None) -
     if isinstance(spec, BenchSpec):
         take.check_model("benchmark", spec.model)
         jobs.hold(place.slot, run=run, job=job, spec=spec)
-        plan.take(spec)  # the result is shown whatever its arms; the page edits with one that its slider can show
+        plan.take(spec)  # the result is shown for any arms; the page uses an arm that its slider can represent
         if edits := [arm.recipe for arm in spec.arms if arm.recipe and 0 <= arm.recipe.master_alpha <= MAX_ALPHA]:
             take.take_recipe(edits[0])
         return place.page
@@ -164,7 +164,7 @@ def _take_controls(spec: Spec) -> None:
     """Set the controls and the settings without controls to those of `spec`."""
     chosen = st.session_state
     if isinstance(spec, RankSpec) and not _is_judged(spec):
-        jobs.forget("bench")  # the card of the benchmark on show is about another recipe
+        jobs.forget("bench")  # the card of the current benchmark is about another recipe
     if isinstance(spec, CompareTextSpec):
         prompt.take(spec)
     if isinstance(spec, ExportSpec):
@@ -182,13 +182,13 @@ def _take_controls(spec: Spec) -> None:
 
 
 def _is_judged(spec: RankSpec) -> bool:
-    """Tell whether `spec` ranks the recipe of the benchmark on show."""
+    """Return whether `spec` ranks the recipe of the current benchmark."""
     shown = jobs.look("bench").result
     return isinstance(shown, BenchResult) and claims.judged_recipe(shown.spec) == spec.recipe
 
 
 def _asked_by_page(spec: Spec) -> Spec:
-    """Return what the page of `spec` asks for now; `spec` itself where its page shows whatever it holds."""
+    """Return the current spec of the page of `spec`; `spec` itself if its page can show any spec."""
     match spec:
         case DiagnoseSpec():
             return session.diagnosis(silent=True)
@@ -209,7 +209,7 @@ def _asked_by_page(spec: Spec) -> Spec:
 
 
 def _take_waiting() -> None:
-    """Take the layers and the recipe that wait for the model, once that is loaded."""
+    """Apply pending layers and recipe once the model is loaded."""
     if (n_layers := loaded_model.known_layers()) is None:
         return
     recipe = st.session_state.pop("recipe_waiting", None)

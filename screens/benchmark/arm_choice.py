@@ -1,4 +1,4 @@
-"""The arms of a benchmark: the recipe and its controls, saved recipes beside it, or one recipe at several alphas."""
+"""Choice of a benchmark's arms: the recipe with controls and saved recipes, or one recipe at several alphas."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from stethoscope.results import DiagnosisResult, Ground
 from stethoscope.store.ids import content_id, short_id
 
 WHAT = {"controls": "recipe and controls", "sweep": "recipe at several alphas"}
-SUBSPACE = "random subspace"  # no part of the standard set
+SUBSPACE = "random subspace"  # not part of the standard set
 ALPHAS = tuple(round(0.25 * step, 2) for step in range(1, 7))
 STARTS = {
     "bench_what": "controls",
@@ -22,7 +22,7 @@ STARTS = {
 
 
 def _split_follows() -> None:
-    """An alpha is chosen on dev problems; controls are judged on test problems: by default, both can be changed."""
+    """Use dev problems for choosing an alpha, and test problems with controls, as changeable defaults."""
     st.session_state["bench_what"] = st.session_state["bench-what"]
     st.session_state["bench_split"] = "dev" if st.session_state["bench-what"] == "sweep" else "test"
 
@@ -102,7 +102,7 @@ def _take_standard(recipe: EditRecipe, ground: Ground) -> None:
 
 
 def _offered(recipe: EditRecipe, ground: Ground) -> tuple[dict[str, list[BenchArm]], tuple[str, ...]]:
-    """Return the arms of every control that this recipe can have, by the control's name, and what is missing."""
+    """Return the arms of all controls available for this recipe by name, and notes about missing ones."""
     chosen, profile = st.session_state, session.profile()
     diagnosis, seed, k = jobs.look("diagnosis").result, int(chosen["bench_seed"]), int(chosen["edit_k"])
     order = diagnosis.order.get(chosen["subject"]) if isinstance(diagnosis, DiagnosisResult) else None
@@ -127,7 +127,7 @@ def _offered(recipe: EditRecipe, ground: Ground) -> tuple[dict[str, list[BenchAr
 
 
 def _saved(recipe: EditRecipe) -> dict[str, BenchArm]:
-    """Return the saved recipes of this model as arms, by recipe id; those that edit nothing are left out."""
+    """Return the saved recipes of this model as arms, by recipe id; without those that edit nothing."""
     stored = {content_id(kept.recipe): kept.recipe for kept in jobs.front().store.list_recipes()}
     return {
         recipe_id: BenchArm(

@@ -1,4 +1,4 @@
-"""Benchmark: is it real? Arms on the same seeded problems, paired differences with their intervals, verdicts."""
+"""Benchmark page: arms on the same seeded problems, paired differences with intervals, and verdicts."""
 
 import streamlit as st
 
@@ -25,7 +25,7 @@ from stethoscope.results import BenchPlanResult, BenchResult, Ground
 
 @fragment()
 def draw_plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: bool) -> None:
-    """Draw the plan of the benchmark and the button that starts it; nothing else ever starts one."""
+    """Draw the plan of the benchmark and the button that starts it; only this button starts one."""
     plan.problems_and_n()
     detectable = st.container()
     plan.how_asked(chat_template=chat_template)
@@ -49,7 +49,7 @@ def draw_plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: 
 
 
 def outcome(view: jobs.View, recipe: EditRecipe | None) -> None:
-    """Draw progress, error or result of the benchmark on show; without one, the rank of `recipe`."""
+    """Draw progress, error or result of the current benchmark; without one, the rank of `recipe`."""
     if view.error:
         ui.banner(view.error)
     if view.active:
@@ -77,7 +77,7 @@ def outcome(view: jobs.View, recipe: EditRecipe | None) -> None:
 
 
 def plan_when_ready(recipe: EditRecipe, *, busy: bool) -> None:
-    """Draw the plan, or what it waits for: layers, or the model."""
+    """Draw the plan, or what is missing for it: layers, or the model."""
     n_layers = loaded_model.known_layers()
     if n_layers is None and "recipe_waiting" in st.session_state:
         loaded_model.wait_for_model()

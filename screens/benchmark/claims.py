@@ -1,4 +1,4 @@
-"""What may be claimed about a choice of layers: against equal-size random draws, and its rank among random sets."""
+"""Claims about the choice of layers: comparison with random draws of the same size, and rank among random sets."""
 
 import streamlit as st
 
@@ -27,25 +27,25 @@ def draw(result: BenchResult) -> None:
 
 
 def judged_recipe(bench: BenchSpec) -> EditRecipe | None:
-    """Return the recipe that the benchmark judges; None without one."""
+    """Return the recipe under test; None without one."""
     arm = judged(bench.arms)
     return None if arm is None else arm.recipe
 
 
 def draw_rank(spec: RankSpec) -> None:
-    """Draw the rank of a recipe where it is on show, or the button that asks for it."""
+    """Draw the rank of a recipe, or the button that computes it."""
     with ui.card("Rank of these layers among random sets", key="rank-card"):
         ui.opened_settings("rank")
         _rank(spec, _on_show(spec))
 
 
 def rank_spec(recipe: EditRecipe, problems: ProblemsRef) -> RankSpec:
-    """Return the question for the rank of `recipe`."""
+    """Return the spec of the rank of `recipe`."""
     return RankSpec(recipe=recipe, problems=problems, **({"n_sets": RANDOM_SETS} | opened.settings("rank")))
 
 
 def ranked(bench: BenchSpec) -> RankResult | None:
-    """Return the rank that is on show, where it is the rank of this benchmark's recipe."""
+    """Return the current rank if it belongs to this benchmark's recipe."""
     recipe = judged_recipe(bench)
     return None if recipe is None else _on_show(rank_spec(recipe, bench.problems))
 

@@ -1,4 +1,4 @@
-"""A benchmark as files: a report to open anywhere, every answer as CSV, and the whole result as JSON."""
+"""Downloads of a benchmark: HTML report, answers as CSV, and result as JSON."""
 
 import streamlit as st
 
@@ -7,7 +7,7 @@ from stethoscope.results import BenchResult
 
 
 def draw(result: BenchResult, run_id: str | None) -> None:
-    """Offer the files of `result`; they are written only when they are asked for."""
+    """Offer the files of `result`; they are created on request."""
     name = run_id or "benchmark"
     with st.container(horizontal=True, gap="small", key="bench-files"):
         if run_id:

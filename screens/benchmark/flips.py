@@ -1,4 +1,4 @@
-"""The flip browser: the problems on which an arm and the reference part, one at a time, both answers side by side."""
+"""Browser of changed answers (flips): problems on which an arm and the reference differ, with both answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ AT_RISK = {
     GoldReading.DOUBTFUL: "lm-eval reads it in part or as another number: exact_match can accept a wrong answer.",
     GoldReading.UNREAD: "lm-eval cannot read it: only the same text is an exact match.",
 }
-TONES = {GradeStatus.CORRECT: "green", GradeStatus.INCORRECT: "red"}  # what has no score is gray
+TONES = {GradeStatus.CORRECT: "green", GradeStatus.INCORRECT: "red"}  # unscored answers are gray
 
 
 def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
-    """Draw what to look for and return the flips that fit."""
+    """Draw the filters and return the matching flips."""
     chosen = st.session_state
     chosen["flip_arm"] = chosen.get("flip_arm") if chosen.get("flip_arm") in arms else arms[0]
     subjects = [EVERY_SUBJECT, *dict.fromkeys(item.subject for item in result.items)]
@@ -76,7 +76,7 @@ def _go(problem_id: str) -> None:
 
 
 def _list(found: Sequence[Flip], at: int) -> None:
-    """Draw the page of the list that holds the `at`-th flip, and the way to the next one and to other pages."""
+    """Draw the page of the list with the `at`-th flip, and the navigation."""
     ids = [flip.problem_id for flip in found]
     page = at // PER_PAGE
     shown = found[page * PER_PAGE : (page + 1) * PER_PAGE]
@@ -136,7 +136,7 @@ def _snippet(text: str, length: int = 64) -> str:
 def _grade(item: BenchItem) -> None:
     with st.container(horizontal=True, gap="small"):
         for name in METRICS:
-            if (status := getattr(item.grade, name)) is None:  # older answers have no strict score
+            if (status := getattr(item.grade, name)) is None:  # older answers have no strict grade
                 continue
             st.badge(f"{pretty(name)}: {pretty(status.value)}", color=TONES.get(status, "gray"))
         for said, text in (
@@ -149,7 +149,7 @@ def _grade(item: BenchItem) -> None:
 
 
 def _answer(item: BenchItem, diverges_at: int | None, key: str) -> None:
-    """Draw one answer: how it was graded, what was read out of it, and the text itself, escaped."""
+    """Draw one answer: grades, extracted answer, and the escaped text."""
     with st.container(border=True, key=key):
         st.markdown(f"**{ui.escape(item.arm)}**")
         _grade(item)
@@ -179,7 +179,7 @@ def _detail(flip: Flip) -> None:
 
 @fragment()
 def browser(result: BenchResult) -> None:
-    """Draw the browser; the flip on show stands in the session, from where the page puts it into the address."""
+    """Draw the browser; the current flip is stored in the session and in the URL."""
     reference = result.spec.arms[0].name
     arms = [name for name in dict.fromkeys(item.arm for item in result.items) if name != reference]
     if not arms:

@@ -1,4 +1,4 @@
-"""Did a frozen prediction beat its controls? Drawn under the benchmark that puts it to the test."""
+"""Outcome of frozen predictions, shown with the benchmark that tests them."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ TO_ADD = {
 
 
 def draw(run_id: str, result: BenchResult) -> None:
-    """Draw the newest frozen predictions that the benchmark `run_id` puts to the test."""
+    """Draw the newest frozen predictions that the benchmark `run_id` tests."""
     runs = benchmarks.bench_runs()
     run = next((run for run in runs if run.run_id == run_id), None)
     if run is None:

@@ -1,4 +1,4 @@
-"""The plan of a benchmark: which problems, how many, how they are asked; and what that many can show at all."""
+"""Plan of a benchmark: problems, their number, prompt settings, and statistical power."""
 
 import streamlit as st
 
@@ -7,7 +7,7 @@ from screens.shared import mirror, session
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchArm, BenchSpec
 
-MOST = 500  # of the slider; the box beside it takes more
+MOST = 500  # maximum of the slider; the box next to it allows more
 STARTS = {
     "bench_n": 100,
     "bench_all": False,
@@ -22,7 +22,7 @@ SPLITS = {"test": "test: for verdicts", "dev": "dev: for tuning"}
 
 
 def defaults() -> None:
-    """Give every session key of the plan a value that suits the profile."""
+    """Set defaults of the plan's session keys for the profile."""
     chosen, everything = st.session_state, known_subjects()
     chosen.setdefault("bench_subjects", list(problem_set.in_use().subjects))
     chosen["bench_subjects"] = [name for name in chosen["bench_subjects"] if name in everything]
@@ -31,13 +31,13 @@ def defaults() -> None:
 
 
 def known_subjects() -> list[str]:
-    """Return the subjects of the problems in use, control corpora behind them."""
+    """Return the subjects of the current problems, followed by control corpora."""
     problems = problem_set.in_use()
     return [*problems.subjects, *problems.control_names]
 
 
 def spec_of(chosen_arms: list[BenchArm]) -> BenchSpec:
-    """Return the benchmark that the session describes."""
+    """Return the benchmark spec of the session."""
     chosen = st.session_state
     return BenchSpec(
         model=session.profile().model,
@@ -55,7 +55,7 @@ def spec_of(chosen_arms: list[BenchArm]) -> BenchSpec:
 
 
 def take(spec: BenchSpec) -> None:
-    """Set the plan to that of a stored benchmark; its arms are `arm_choice`' part."""
+    """Set the plan to that of a stored benchmark, except for its arms (see `arm_choice`)."""
     problem_set.take(spec.problems)
     st.session_state.update(
         bench_subjects=list(spec.subjects),
@@ -71,13 +71,13 @@ def take(spec: BenchSpec) -> None:
 
 
 def problems_and_n() -> None:
-    """Draw which problems are asked, and of how many."""
+    """Draw the choice of problems and their number."""
     problem_set.draw(st.session_state["bench_split"])
     st.multiselect(
         "Subjects", known_subjects(), format_func=pretty, **mirror.mirror("bench_subjects", "bench-subjects", "default")
     )
     everything = bool(st.session_state["bench_all"])
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):  # wraps where it is narrow
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):  # wraps on narrow screens
         st.slider(
             "n per subject",
             disabled=everything,
@@ -110,7 +110,7 @@ def problems_and_n() -> None:
 
 
 def how_asked(*, chat_template: bool) -> None:
-    """Draw how the problems are asked and compared."""
+    """Draw the settings of prompts and comparison."""
     seed, tokens, chat, more = st.columns([0.9, 0.9, 1.6, 1], vertical_alignment="bottom")
     seed.number_input(
         "Seed",

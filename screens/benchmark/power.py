@@ -1,4 +1,4 @@
-"""What a number of problems can show, and what it costs: said before anything runs."""
+"""Statistical power and cost of a benchmark, shown before it runs."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ SUBJECTS_SHOWN = 8
 
 
 def _base_accuracy() -> tuple[float, str]:
-    """Return what share the base gets right, from the benchmark on show where there is one, and where it is from."""
+    """Return the accuracy of the base and its source; from the current benchmark if there is one."""
     result = jobs.look("bench").result
     if isinstance(result, BenchResult):
         rows = [row for row in result.arms if row.arm == result.spec.arms[0].name]
@@ -29,10 +29,11 @@ def _base_accuracy() -> tuple[float, str]:
 
 
 def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
-    """Draw what the chosen n can show: the detectable effect, the subjects found, and what a margin needs.
+    """Draw the power at the chosen n: the detectable effect, the expected number of significant subjects, and the n for
+    a margin.
 
     Args:
-        available: problems that each subject has, as far as known; n = "all" says nothing without.
+        available: number of problems of each subject, if known; required for n = "all".
     """
     ns = tuple(sorted(sample_size(spec.n, available[name]) for name in spec.subjects if available.get(name)))
     if not ns and spec.n == "all":
@@ -57,7 +58,7 @@ def draw(spec: BenchSpec, available: Mapping[str, int]) -> None:
 
 
 def _detectable(at_most: float | None, at_fewest: float | None) -> str:
-    """Return which differences can be detected, in the subjects with the most problems and in those with the fewest."""
+    """Return a text with the detectable differences for the largest and smallest subjects."""
     if at_most is None:
         return "is too few to detect any difference"
     least = f"{100 * at_most:.0f}"
@@ -68,7 +69,7 @@ def _detectable(at_most: float | None, at_fewest: float | None) -> str:
 
 
 def _expected(subjects: int, found: float) -> str:
-    """Return in a sentence how many of `subjects` that all gain what the abstract reports would be found."""
+    """Return a sentence with the expected number of significant subjects if all gain as in the paper's abstract."""
     gain = f"{100 * ABSTRACT_GAIN:.1f} points"
     if subjects == 1:
         return f"If it truly gains {gain}, the chance to detect this is {100 * found:.0f}%."
@@ -77,7 +78,7 @@ def _expected(subjects: int, found: float) -> str:
 
 
 def plan_of(spec: BenchSpec) -> jobs.View:
-    """Return the view of what `spec` would ask; asked again after every benchmark, for what is stored changes."""
+    """Return the view of the plan of `spec`; recomputed after every benchmark, because stored answers change."""
     if not spec.subjects or len(spec.arms) < 2:
         return jobs.View()
     newest = next((f"{run.run_id} {run.state}" for run in jobs.front().store.list_runs("bench", limit=1)), "")
@@ -85,7 +86,7 @@ def plan_of(spec: BenchSpec) -> jobs.View:
 
 
 def size(spec: BenchSpec, view: jobs.View) -> bool:
-    """Draw how many answers `spec` asks for, how many are stored and how long the rest takes; return: can it run?"""
+    """Draw the number of answers, how many are stored, and the estimated time; return whether `spec` can run."""
     if not spec.subjects or len(spec.arms) < 2:
         st.caption("Choose at least one subject, and one arm besides the base.")
         return False
@@ -119,7 +120,7 @@ def size(spec: BenchSpec, view: jobs.View) -> bool:
 
 
 def _problems_text(sizes: Mapping[str, int]) -> str:
-    """Return how many problems each arm is asked; named by subject where they differ and there are not too many."""
+    """Return the number of problems per arm as text; by subject if they differ and there are few."""
     if len(set(sizes.values())) == 1:
         return f"{len(sizes)} subjects × {next(iter(sizes.values()))} problems"
     named = ", ".join(f"{pretty(name)} {n}" for name, n in list(sizes.items())[:SUBJECTS_SHOWN])

@@ -1,4 +1,4 @@
-"""Which problems a benchmark asks: the profile's, or one's own in MATH's format, by upload or by path."""
+"""Problem set of a benchmark: from the profile, or your own in MATH's format, by upload or path."""
 
 import tempfile
 from pathlib import Path
@@ -25,18 +25,18 @@ FORMAT = (
 
 
 def in_use() -> ProblemsRef:
-    """Return the problems that the benchmark asks."""
+    """Return the current problems."""
     own = _own()
     return session.profile().problems if own is None else ProblemsRef.model_validate(own["ref"])
 
 
 def cannot_ask() -> ProfileError | None:
-    """Return what is missing for a benchmark with the problems in use; None where nothing is."""
+    """Return the error for a benchmark with the current problems; None if nothing is missing."""
     return session.profile().model_copy(update={"problems": in_use()}).cannot_ask()
 
 
 def take(problems: ProblemsRef, name: str | None = None) -> None:
-    """Ask `problems`, all their subjects; the profile's own are no others."""
+    """Use `problems` with all their subjects; the profile's problems restore the default."""
     profile = session.profile()
     own = {
         "profile": profile.name,
@@ -48,7 +48,7 @@ def take(problems: ProblemsRef, name: str | None = None) -> None:
 
 
 def draw(split: str) -> None:
-    """Draw which problems are in use, what `split` of one's own holds, and the form that takes others."""
+    """Draw the current problems, the contents of `split` of your own, and the form for other problems."""
     own = _own()
     title = "Problem set: from the profile" if own is None else f"Problem set: {ui.escape(own['name'])}"
     with st.expander(title, key="bench-problems"):
@@ -87,7 +87,7 @@ def _drop() -> None:
 
 
 def _use() -> None:
-    """Take the file, else what lies at the path; what cannot be read is told and changes nothing."""
+    """Use the file, or else the path; unreadable problems give an error and change nothing."""
     chosen = st.session_state
     upload, path = chosen["own-problems-file"], chosen["own-problems-path"].strip()
     _forget_error()
@@ -106,7 +106,7 @@ def _use() -> None:
 
 
 def _kept(name: str, content: bytes) -> tuple[str, str]:
-    """Check an uploaded file under its own name, then keep it in the store under its hash; return place and name."""
+    """Check an uploaded file, save it in the store under its hash, and return location and name."""
     name = Path(name).name[-80:]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Accuracy over alpha, where the arms of a benchmark are one recipe at several strengths."""
+"""Accuracy over alpha for benchmarks of one recipe at several strengths."""
 
 import streamlit as st
 

@@ -1,4 +1,4 @@
-"""A benchmark that runs: how far it is, Pause and Cancel, and a first look that says what it is not."""
+"""Running benchmark: progress, Pause, Cancel, and interim results."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ UNFINISHED_SHOWN = 3
 
 
 def draw(view: jobs.View) -> None:
-    """Draw the running benchmark; the buttons stand outside the fragments, so that they answer at once."""
+    """Draw the running benchmark; the buttons are outside the fragments, so that they respond immediately."""
     job_id = view.job.job_id
     with ui.card("Running", key="bench-running"):
         watch.live(job_id)
@@ -50,7 +50,7 @@ def _look(job_id: str) -> None:
 
 
 def first_look(partial: BenchResult) -> None:
-    """Draw what the finished blocks say: e-values first, differences faded and labelled."""
+    """Draw the interim result: e-values first, then faded and labelled differences."""
     arms = forest.arms_in_order(partial)
     with ui.card(f"Interim result: {partial.blocks_done} of {partial.blocks_total} blocks", key="bench-partial"):
         st.badge(f"partial: {partial.blocks_done} of {partial.blocks_total} blocks", color="orange")
@@ -68,7 +68,7 @@ def first_look(partial: BenchResult) -> None:
 
 
 def stopped(view: jobs.View) -> None:
-    """Draw that the benchmark on show was paused or cancelled, and the button that goes on."""
+    """Draw the state of a paused or cancelled benchmark, and the button that resumes it."""
     found = view.result if isinstance(view.result, BenchResult) and not view.stale else None
     asked = st.session_state.get("bench_asked")
     spec = found.spec if found else None if asked is None else BenchSpec.model_validate_json(asked)
@@ -84,10 +84,10 @@ def stopped(view: jobs.View) -> None:
 
 
 def unfinished(runs: list[Any], on_show: str | None) -> None:
-    """Draw the newest benchmarks that a pause or a crash left unfinished, each with its Resume; not that `on_show`."""
+    """Draw the newest unfinished benchmarks, each with a Resume button, except `on_show`."""
     over: set[str] = set()
     shown = []
-    for run in runs:  # newest first: a later run of the same question supersedes
+    for run in runs:  # newest first: a later run of the same spec supersedes earlier ones
         if run.spec_id not in over and run.state in ("paused", "interrupted") and run.run_id != on_show:
             shown.append(run)
         over.add(run.spec_id)

@@ -1,4 +1,4 @@
-"""The numbers behind a benchmark's picture, behind tabs."""
+"""Tables of a benchmark in tabs."""
 
 import streamlit as st
 
@@ -8,7 +8,7 @@ from stethoscope.results import BenchResult
 
 
 def draw(result: BenchResult) -> None:
-    """Draw the three tables behind tabs."""
+    """Draw the three tables in tabs."""
     verdicts, arms, sums = st.tabs(("Verdicts", "Answers by arm", "Totals"))
     for tab, rows, key, alt in (
         (verdicts, differences(result), "verdict-table", "Verdict by arm and subject"),

@@ -1,4 +1,4 @@
-"""What a benchmark found: alarms first, then the forest plot, the totals, and the tables behind them."""
+"""Result of a benchmark: alarms, forest plot, totals and tables."""
 
 import streamlit as st
 
@@ -21,7 +21,7 @@ COLLAPSE = "Possible collapse: answers are degenerate (truncated, looping or unp
 
 
 def badges(result: BenchResult) -> None:
-    """Draw what limits the result: finished blocks only, a small sample, problems for tuning."""
+    """Draw badges about limits of the result: finished blocks only, small sample, tuning problems."""
     with st.container(horizontal=True, gap="small", key="bench-badges"):
         if not result.complete:
             st.badge(f"partial: {result.blocks_done} of {result.blocks_total} blocks", color="orange")
@@ -42,7 +42,7 @@ def badges(result: BenchResult) -> None:
 
 
 def alarms(result: BenchResult) -> None:
-    """Draw which weights are not verified, which arms collapsed and which problems were left out."""
+    """Draw unverified weights, collapsed arms and excluded problems."""
     if any(not certificate.verified for certificate in result.certificates.values()):
         st.warning("At least one arm's weights could not be verified; do not trust this run.")
     for name in result.idle:
@@ -74,7 +74,7 @@ def alarms(result: BenchResult) -> None:
 
 
 def totals(result: BenchResult) -> None:
-    """Draw the macro totals as numbers, one an arm; micro stands in the picture and in the table."""
+    """Draw the macro totals as numbers, one per arm; micro totals are in the figure and the table."""
     macro = [row for row in result.totals if row.kind == "macro"]
     if not macro:
         return
@@ -102,7 +102,7 @@ def _by_phone() -> bool:
 
 
 def picture(result: BenchResult, *, key: str = "forest") -> None:
-    """Draw the forest plot with the choice of its arms, their order and the panels' layout."""
+    """Draw the forest plot with controls for arms, order and layout."""
     if not result.comparisons:
         st.caption("No arm has answered the same problems as the reference yet.")
         return
@@ -136,7 +136,7 @@ def picture(result: BenchResult, *, key: str = "forest") -> None:
 
 
 def draw(result: BenchResult) -> None:
-    """Draw the finished or stopped benchmark and name its weights in the status strip."""
+    """Draw the finished or stopped benchmark, and show its weights in the status strip."""
     arm = judged(result.spec.arms)
     if arm is not None and arm.name in result.certificates:
         status.show_certificate(result.certificates[arm.name], arm.recipe)

@@ -1,4 +1,4 @@
-"""What the benchmark on show allows one to say, in words to copy."""
+"""Verdict text of the current benchmark, to copy."""
 
 import streamlit as st
 
@@ -9,7 +9,7 @@ from stethoscope.results import BenchResult
 
 
 def draw(result: BenchResult) -> None:
-    """Draw the paragraphs on `result`, with its recipe's rank where that is on show, and a copy as text."""
+    """Draw the paragraphs about `result`, including its recipe's rank if available, and a text version to copy."""
     paragraphs = referee_text(result, claims.ranked(result.spec))
     with ui.card("Summary", key="bench-words"):
         for paragraph in paragraphs:

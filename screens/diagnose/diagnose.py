@@ -1,4 +1,4 @@
-"""Diagnose: which layers carry the skill? Specificity heatmap to pick layers on, and energy retention."""
+"""Diagnose page: specificity heatmap for picking layers, and energy."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from stethoscope.results import DiagnosisResult
 
 
 def spec_from_controls() -> DiagnoseSpec:
-    """Draw the controls and return the diagnosis that they describe."""
+    """Draw the controls and return the diagnosis spec."""
     profile = session.profile()
     first, second, third, fourth = st.columns([2, 2, 2, 1.4])
     first.selectbox(

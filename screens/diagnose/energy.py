@@ -1,4 +1,4 @@
-"""The lower half of Diagnose: how much of the task vector the subject's latents span, against chance."""
+"""Energy on the Diagnose page: share of the task vector in the span of the subject's latents, compared with chance."""
 
 import pandas as pd
 import streamlit as st
@@ -13,7 +13,7 @@ WEIGHTS = {True: "Folded", False: "Raw"}
 
 
 def spec_from_session() -> EnergySpec:
-    """Return the energy of the chosen subject and task vector, in the span of the diagnosis' latents."""
+    """Return the energy spec of the chosen subject and task vector."""
     chosen = st.session_state
     return EnergySpec(
         diagnosis=session.diagnosis(),
@@ -25,7 +25,7 @@ def spec_from_session() -> EnergySpec:
 
 
 def draw(diagnosis: DiagnosisResult) -> None:
-    """Ask for the energy of the chosen subject and draw its curves, every matrix' enrichment and the geometry."""
+    """Compute the energy of the chosen subject and draw its curves, the enrichment of each matrix and the geometry."""
     if not loaded_model.has_task_vector("its energy in the latents' span", "energy"):
         return
     spec, subject = spec_from_session(), st.session_state["subject"]
@@ -39,7 +39,7 @@ def draw(diagnosis: DiagnosisResult) -> None:
 
 
 def _show(result: EnergyResult, preferred: list[int]) -> None:
-    """Draw `result`; the curves follow the first of the `preferred` layers until another one is chosen."""
+    """Draw `result`; the curves show the first of the `preferred` layers unless another one is chosen."""
     chosen = st.session_state
     layers = sorted({cell.layer for cell in result.layers})
     if not layers:
@@ -80,7 +80,7 @@ def _show(result: EnergyResult, preferred: list[int]) -> None:
 
 
 def _geometry(result: EnergyResult, k: int) -> None:
-    """Draw the table of what the model feels of the task vector, layer by layer."""
+    """Draw the table of the task vector's functional effect by layer."""
     rows, left_out = energy.geometry_rows(result, k), energy.left_out(result, k)
     if not rows:
         st.caption(ui.escape(left_out))

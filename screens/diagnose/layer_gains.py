@@ -1,4 +1,4 @@
-"""The end of Diagnose: does the score predict which layers help? Each layer's score against its measured gain."""
+"""Layer gains on the Diagnose page: score and measured gain of each layer."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SLOT = "gain"
 
 
 def spec_from_session() -> GainSpec:
-    """Return the study of the diagnosis and task vector on show."""
+    """Return the gain spec of the current diagnosis and task vector."""
     profile = session.profile()
     return GainSpec(
         diagnosis=session.diagnosis(silent=True),
@@ -27,9 +27,9 @@ def spec_from_session() -> GainSpec:
 
 
 def _view(spec: GainSpec) -> jobs.View:
-    """Return the view of `spec`: its job, or a stored result of the same spec, weights and problems; starts nothing.
+    """Return the view of `spec`: its job, or a stored result of the same spec, weights and problems. Starts nothing.
 
-    Weights that the worker has not hashed yet are not hashed here: the button's job finds what is stored, too.
+    Weights that the worker has not hashed yet are not hashed here; the button's job also finds stored results.
     """
     held = st.session_state["slots"].get(SLOT, {})
     if held.get("spec") == jobs.spec_key(spec):
@@ -53,13 +53,13 @@ def _is_of(run: Any, spec: GainSpec) -> bool:
 
 
 def _measure(spec: GainSpec) -> None:
-    """Start the study as a batch job: it waits behind what a person is looking at."""
+    """Start the study as a batch job, after interactive jobs."""
     jobs.begin(SLOT, spec, title="Measured gain of each layer")
     st.session_state["slots"][SLOT]["spec"] = jobs.spec_key(spec)
 
 
 def _cost(spec: GainSpec) -> str:
-    """Return what the study costs, as the worker tells it when it begins; "" before the task vector was read."""
+    """Return the cost of the study, as the worker reports it; "" if the task vector has not been read."""
     model = jobs.loaded()
     ground = None if model is None else loaded_model.ground(spec.task_vector.name)
     if model is None or ground is None:
@@ -71,7 +71,7 @@ def _cost(spec: GainSpec) -> str:
 
 
 def draw() -> None:
-    """Draw the card: a button at first, then progress, then score against gain beside the forest of predictors."""
+    """Draw the card: a button, then progress, then score and gain with the forest plot of predictors."""
     profile = session.profile()
     if not profile.task_vectors or profile.cannot_measure_gains() is not None:  # said above
         return
@@ -98,7 +98,7 @@ def draw() -> None:
 
 
 def _draw_result(result: GainResult, subject: str) -> None:
-    """Draw the two halves of the figure, for the chosen subject or for all of them."""
+    """Draw both figures for the chosen subject or for all subjects."""
     st.session_state.setdefault("gain_rows", "all subjects")
     st.segmented_control(
         "Problems of",

@@ -1,4 +1,4 @@
-"""Picking layers on the picture: heatmap, pills, buttons, one subject's strip: all that redraws with a pick."""
+"""Picking layers: heatmap, pills, buttons and one subject's strip, which are redrawn with every pick."""
 
 import streamlit as st
 
@@ -19,20 +19,20 @@ HOW_TO = (
 
 
 def take_selection() -> None:
-    """Turn the chart's selection into picked layers."""
+    """Convert the chart's selection to picked layers."""
     event = st.session_state.get(f"heatmap-{st.session_state['picks']}")
     if (pick := picking.picked_after(event, st.session_state["layers"])) is not None:
         session.set_layers(pick.layers, anchor=pick.anchor)
 
 
 def take_reach(layer: int) -> None:
-    """Pick everything from the layer clicked last to the one that was shift-clicked."""
+    """Pick all layers from the one clicked last to the one that was shift-clicked."""
     pick = picking.picked_up_to(layer, st.session_state["layers"], st.session_state["anchor"])
     session.set_layers(pick.layers, anchor=pick.anchor)
 
 
 def pick_some(kind: str, order: tuple[int, ...], n_layers: int) -> None:
-    """Pick the top, the bottom or random layers, as many as the number beside the buttons says."""
+    """Pick top, bottom or random layers, as many as set next to the buttons."""
     n, seed = int(st.session_state["top_n"]), int(st.session_state["pick_seed"])
     if kind == "random":
         session.set_layers(predictions.random_pick(n_layers, n, seed), seed=seed)
@@ -41,7 +41,7 @@ def pick_some(kind: str, order: tuple[int, ...], n_layers: int) -> None:
 
 
 def row(result: DiagnosisResult, subject: str) -> None:
-    """Draw the buttons that pick several layers at once, undo and clear."""
+    """Draw the buttons for picking several layers, undo and clear."""
     order, n = result.order.get(subject, ()), int(st.session_state["top_n"])
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="pick-row"):
         st.number_input("n", 1, result.n_layers, step=1, width=100, **mirror.mirror("top_n", "top-n", "value"))
@@ -68,7 +68,7 @@ def row(result: DiagnosisResult, subject: str) -> None:
 
 
 def take_linked(n_layers: int) -> None:
-    """Pick the layers that the link named; a stored diagnosis is on show before its model is loaded."""
+    """Pick the layers of a link; a stored diagnosis can be shown before its model is loaded."""
     try:
         session.take_linked_layers(n_layers)
     except RecipeError as error:
@@ -77,14 +77,15 @@ def take_linked(n_layers: int) -> None:
 
 
 def _other(spec: DiagnoseSpec | None) -> list[DiagnosisResult]:
-    """The same diagnosis against the other control corpus, once it is there."""
+    """The same diagnosis against the other control corpus, if available."""
     view = jobs.View() if spec is None else stability.other_control(spec)
     return [view.result] if isinstance(view.result, DiagnosisResult) and not view.stale else []
 
 
 @fragment()
 def draw(result: DiagnosisResult, spec: DiagnoseSpec | None, address: dict[str, str | None]) -> None:
-    """Draw what changes with a pick; `spec` is that of `result` (None: out of date), `address` the page's link."""
+    """Draw everything that changes with a pick; `spec` is that of `result` (None: out of date), `address` the page's
+    link."""
     with ui.guarded():
         take_linked(result.n_layers)
         subject, layers = st.session_state["subject"], st.session_state["layers"]

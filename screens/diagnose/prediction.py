@@ -1,4 +1,4 @@
-"""Freeze a prediction: the pick and the score that made it, with a time, before any benchmark."""
+"""Freeze a prediction: the pick with its scores and the time, before any benchmark."""
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ HOW = {"top": "the top {n}", "bottom": "the bottom {n}", "random": "{n} drawn at
 
 
 def prediction_of(result: DiagnosisResult, spec: DiagnoseSpec) -> Prediction:
-    """Return the session's pick as a prediction on `result`, the diagnosis `spec`."""
+    """Return the session's pick as a prediction based on `result` of the diagnosis `spec`."""
     chosen = st.session_state
     subject, recipe = chosen["subject"], edit_recipe.from_session(session.profile())
     how = predictions.how_picked(
@@ -32,7 +32,7 @@ def prediction_of(result: DiagnosisResult, spec: DiagnoseSpec) -> Prediction:
 
 
 def in_words(prediction: Prediction) -> str:
-    """Return what is claimed, and how the layers were picked."""
+    """Return the claim, and how the layers were picked, as text."""
     spec, n = prediction.diagnosis, len(prediction.recipe.layers)
     how = HOW[prediction.picked].format(n=n) + (f" (seed {prediction.seed})" if prediction.seed is not None else "")
     return (
@@ -68,7 +68,7 @@ def _mean(prediction: Prediction) -> float | None:
 
 
 def draw(result: DiagnosisResult, spec: DiagnoseSpec | None) -> None:
-    """Draw the claim, the button that freezes it, and what was frozen; `spec` None: the diagnosis is out of date."""
+    """Draw the claim, the freeze button, and frozen predictions; `spec` None: the diagnosis is out of date."""
     store = jobs.front().store
     with ui.card("Preregister this pick", key="freeze"):
         if not st.session_state["layers"]:

@@ -1,7 +1,7 @@
-"""Shift-click on the heatmap: plotly's events do not tell Streamlit about the shift key, so this listens for it.
+"""Shift-click on the heatmap, which plotly's events in Streamlit do not report.
 
-A shift-click on the chart never reaches plotly; its layer is handed over as the trigger `reach`. While the box tool is
-on nothing is caught: there shift adds to the box.
+A shift-click on the chart is intercepted before plotly, and its layer is passed as the trigger `reach`. With the box
+tool, nothing is intercepted, because shift then adds to the box.
 """
 
 from collections.abc import Callable

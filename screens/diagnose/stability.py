@@ -1,4 +1,4 @@
-"""Does the order of the layers survive another score, another k, another control corpus?"""
+"""Stability of the layer order under other scores, other k and other control corpora."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from stethoscope.results import DiagnosisResult, StabilityResult
 
 
 def other_control(spec: DiagnoseSpec) -> jobs.View:
-    """Ask for the same diagnosis against the next control corpus; an empty view where there is only one."""
+    """Request the same diagnosis against the next control corpus; return an empty view if there is only one."""
     names = spec.problems.control_names
     if len(names) < 2:
         return jobs.View()
@@ -21,12 +21,12 @@ def other_control(spec: DiagnoseSpec) -> jobs.View:
 
 
 def spec_of(diagnosis: DiagnoseSpec) -> StabilitySpec:
-    """Return the stability of `diagnosis`."""
+    """Return the stability spec of `diagnosis`."""
     return StabilitySpec(diagnosis=diagnosis, **opened.settings("stability"))
 
 
 def draw(diagnosis: DiagnosisResult, spec: DiagnoseSpec) -> None:
-    """Ask for the stability of `spec` and draw the chosen subject's ranks under every variant."""
+    """Compute the stability of `spec` and draw the chosen subject's ranks under all variants."""
     subject = st.session_state["subject"]
     with ui.card(f"{pretty(subject).capitalize()}: is the layer order stable?", key="stability-card"):
         asked = spec_of(spec)

@@ -1,4 +1,4 @@
-"""The lower half of Edit: the same prompts, two or three models side by side, streaming; then tokens tinted by KL."""
+"""Text comparison on the Edit page: two or three models stream texts side by side, then tokens are tinted by KL."""
 
 import streamlit as st
 
@@ -12,7 +12,7 @@ NAMES = ("base", "edited", "third")
 
 
 def streaming(job: object) -> None:
-    """Draw the text that has come so far."""
+    """Draw the text generated so far."""
     written = getattr(job, "text", {})
     names = [name for name in NAMES if name != "third" or "third" in written]
     for column, name in zip(st.columns(len(names)), names, strict=True):
@@ -31,7 +31,7 @@ def one_pair(pair: TextPair, index: int, third: str) -> None:
 
 
 def finished(result: TextComparison, third: str) -> None:
-    """Draw every prompt's texts, those that differ first, and what the marks mean."""
+    """Draw the texts of all prompts, those that differ first, and the legend."""
     differing = [pair for pair in result.pairs if pair.edited.first_difference is not None]
     same = [pair for pair in result.pairs if pair.edited.first_difference is None]
     for index, pair in enumerate([*differing, *same]):
@@ -48,7 +48,7 @@ def finished(result: TextComparison, third: str) -> None:
 
 
 def draw(recipe: EditRecipe) -> jobs.View:
-    """Draw prompt, buttons and texts; return what is on show."""
+    """Draw prompt, buttons and texts; return the current view."""
     spec = prompt.spec_from_controls(recipe)
     view = jobs.look("compare")
     st.button(

@@ -1,4 +1,4 @@
-"""The controls of Edit that decide the recipe."""
+"""Controls of the recipe on the Edit page."""
 
 import streamlit as st
 
@@ -7,7 +7,7 @@ from stethoscope.figures.theme import pretty
 
 
 def controls(n_layers: int) -> None:
-    """Draw what decides the recipe: layers, master alpha, edit type, task vector, what else moves."""
+    """Draw the recipe's controls: layers, master alpha, edit type, task vector, norms and embeddings."""
     chosen, profile = st.session_state, session.profile()
     session.layer_pills("Layers", n_layers, "edit-layer-pills")
     left, right = st.columns([3, 1.2])

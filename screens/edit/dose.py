@@ -1,4 +1,4 @@
-"""Dose and response on the Edit page: the probe at every master alpha, filling in while nothing else is asked."""
+"""Dose-response curve on the Edit page: the likelihood check at every master alpha, computed in the background."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ def _curves(result: Any, recipe: EditRecipe) -> None:
 
 
 def spec_of(recipe: EditRecipe) -> DoseSpec:
-    """Return the curve of `recipe`."""
+    """Return the dose spec of `recipe`."""
     return DoseSpec(recipe=recipe, problems=session.profile().problems, **opened.settings("dose"))
 
 
 def draw(recipe: EditRecipe) -> None:
-    """Draw what is there of the curve of `recipe`; it is asked for in the background where it is cheap."""
+    """Draw the available part of the curve of `recipe`; it is computed in the background if it is fast."""
     profile = session.profile()
     spec = spec_of(recipe)
     ui.opened_settings("dose")

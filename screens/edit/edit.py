@@ -1,4 +1,4 @@
-"""Edit: what if I inject here? The recipe, the live probe, and base and edited text side by side."""
+"""Edit page: the recipe, the likelihood check, and base and edited text side by side."""
 
 import streamlit as st
 
@@ -13,13 +13,14 @@ from stethoscope.store.ids import content_id, short_id
 
 
 def formula(recipe: EditRecipe) -> None:
-    """Say the edit in words and symbols."""
+    """Draw the edit as text and formula."""
     st.latex(edit_recipe.symbols(recipe))
     st.caption(ui.escape(f"{edit_recipe.words(recipe)} {edit_recipe.line(recipe)}".strip()))
 
 
 def live_probe(recipe: EditRecipe) -> None:
-    """Ask for the probe of `recipe` by itself and draw the newest answer; the former one stays until then."""
+    """Run the likelihood check of `recipe` automatically and draw the newest result; the previous one is shown until
+    then."""
     spec = ProbeSpec(recipe=recipe, problems=session.profile().problems)
     view = jobs.ask("probe", spec, title="Probe")
 
@@ -46,7 +47,8 @@ def live_probe(recipe: EditRecipe) -> None:
 
 
 def offer_layers() -> None:
-    """Say that no layer is picked, and offer the best ones of the diagnosis on show, or Diagnose without one."""
+    """Draw a note that no layer is picked, with a button for the best layers of the current diagnosis, or for
+    Diagnose."""
     result = jobs.look("diagnosis").result
     said = "No layers picked, so the model answers like the base."
     if not isinstance(result, DiagnosisResult):

@@ -1,4 +1,4 @@
-"""Undo and redo of the recipe: every recipe that the controls described, in order, and where we stand in it."""
+"""Undo and redo of the recipe: the recipes of the controls in order, and the current position."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ DEPTH = 50
 
 
 def remember(recipe: EditRecipe) -> None:
-    """Note `recipe` behind the present one, unless it is the present one; what was undone is forgotten."""
+    """Add `recipe` after the current one unless it is the same; undone recipes are dropped."""
     past: list[str] = st.session_state.setdefault("edits", [])
     at = st.session_state.setdefault("edit_at", -1)
     body = recipe.model_dump_json()

@@ -1,4 +1,4 @@
-"""What base and edited model are asked on the Edit page: a problem, free text or a pasted list, and who writes."""
+"""Prompts of the text comparison: a problem, free text or a list, and the models."""
 
 import random
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_PROMPTS = 16
 
 @dataclass(frozen=True)
 class Question:
-    """The prompts as typed, and whether each is a problem put behind the shots."""
+    """The prompts as typed, and whether few-shot examples are prepended."""
 
     prompts: tuple[str, ...]
     framed: bool
@@ -95,7 +95,7 @@ def _third(recipe: EditRecipe, who: str) -> EditRecipe | None:
 
 
 def take(spec: CompareTextSpec) -> None:
-    """Set the controls to what `spec` asks, as far as they go: a list holds one line each, free text is one text."""
+    """Set the controls to `spec` as far as possible: a list has one prompt per line, free text is one prompt."""
     chosen = st.session_state
     lines = all(prompt == prompt.strip() and "\n" not in prompt for prompt in spec.prompts)
     if not spec.framed:
@@ -110,7 +110,7 @@ def take(spec: CompareTextSpec) -> None:
 
 
 def spec_from_controls(recipe: EditRecipe) -> CompareTextSpec | None:
-    """Draw the controls and return what they ask; None where there is nothing to ask."""
+    """Draw the controls and return their spec; None if there is no prompt."""
     chosen = st.session_state
     for name, start in (("prompt_kind", KINDS[0]), ("third", "nobody"), ("chat", False), ("text_tokens", 128)):
         chosen.setdefault(name, start)

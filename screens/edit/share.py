@@ -1,4 +1,4 @@
-"""A recipe leaves and comes back: saved, loaded, as a file, as a link, exported; and what differs from another."""
+"""Save, load, share and export recipes, and compare two."""
 
 from collections.abc import Callable, Sequence
 from urllib.parse import urlencode
@@ -28,7 +28,7 @@ def name_of(recipe: EditRecipe) -> str:
 
 
 def _load(read: Callable[[], EditRecipe]) -> None:
-    """Show the recipe that `read` returns, or keep its error for the popover; a success forgets the former error."""
+    """Show the recipe that `read` returns, or keep its error for the popover; success clears an earlier error."""
     try:
         take.take_recipe(read())
         st.session_state.pop("share-error", None)
@@ -99,7 +99,7 @@ def compare(recipe: EditRecipe, saved: Sequence[EditRecipe]) -> None:
 
 
 def export_spec(recipe: EditRecipe) -> ExportSpec:
-    """Return the export of `recipe` that the controls describe."""
+    """Return the export spec of `recipe` from the controls."""
     chosen = st.session_state
     chosen.setdefault("export_out", f"exports/{short_id(content_id(recipe))}")
     chosen.setdefault("export_kind", "all")
@@ -108,7 +108,7 @@ def export_spec(recipe: EditRecipe) -> ExportSpec:
 
 
 def export(recipe: EditRecipe) -> None:
-    """Draw where the edited model is written to, the button, progress and outcome."""
+    """Draw the output folder, the button, progress and outcome of the export."""
     spec = export_spec(recipe)
     st.text_input("Output folder (on the server)", **mirror.mirror("export_out", "export-out", "value"))
     st.selectbox(

@@ -1,4 +1,4 @@
-"""Each layer's own strength, for many layers at once: a table, presets, bulk changes, and a small picture."""
+"""Layer strengths: table, presets, bulk changes, and a small figure."""
 
 import pandas as pd
 import streamlit as st
@@ -13,7 +13,8 @@ COLUMNS = {"attention": "attention", "mlp": "MLP"}
 
 
 def keep(wanted: dict[int, LayerAlpha]) -> None:
-    """Pick the layers of `wanted` with their strengths; the table starts anew, for it applies its edits by position."""
+    """Pick the layers of `wanted` with their strengths; the table is recreated, because it applies edits by
+    position."""
     st.session_state["layer_alpha"] |= {str(layer): [alpha.attention, alpha.mlp] for layer, alpha in wanted.items()}
     st.session_state["strength_edits"] = st.session_state.get("strength_edits", 0) + 1
     if list(wanted) != list(st.session_state["layers"]):
@@ -21,13 +22,13 @@ def keep(wanted: dict[int, LayerAlpha]) -> None:
 
 
 def _best() -> tuple[int, ...] | None:
-    """Return the layers that have a score, best first; None before a diagnosis."""
+    """Return the layers with a score, best first; None before a diagnosis."""
     result = jobs.look("diagnosis").result
     return result.order.get(st.session_state["subject"]) if isinstance(result, DiagnosisResult) else None
 
 
 def presets(n_layers: int) -> None:
-    """Draw one button a preset; those that need an order of the layers wait for a diagnosis."""
+    """Draw one button per preset; presets that need a layer order require a diagnosis."""
     now, order, n = edit_recipe.picked(), _best(), int(st.session_state["top_n"])
     reason = session.too_few(order, n)
     unknown = {} if reason is None else {"disabled": True, "help": reason}
@@ -74,7 +75,7 @@ def bulk() -> None:
 
 
 def _fold(key: str, layers: list[int]) -> None:
-    """Take the table's edits into the session and give the table a new key."""
+    """Copy the table's edits to the session and give the table a new key."""
     wanted = {layer: alpha.model_dump() for layer, alpha in edit_recipe.picked().items()}
     for row, cells in st.session_state[key]["edited_rows"].items():
         wanted[layers[int(row)]] |= {part: float(cells[part]) for part in COLUMNS if cells.get(part) is not None}
@@ -82,7 +83,7 @@ def _fold(key: str, layers: list[int]) -> None:
 
 
 def table() -> None:
-    """Draw the strengths of the picked layers as a table to type in."""
+    """Draw the strengths of the picked layers as an editable table."""
     now = edit_recipe.picked()
     frame = pd.DataFrame([alpha.model_dump() for alpha in now.values()], index=pd.Index(list(now), name="layer"))
     key = f"strengths-{st.session_state.get('strength_edits', 0)}-{len(now)}"
@@ -103,7 +104,7 @@ def table() -> None:
 
 
 def draw(recipe: EditRecipe, n_layers: int) -> None:
-    """Draw presets, the picture of effective strengths, and the table behind an expander."""
+    """Draw presets, the figure of effective strengths, and the table in an expander."""
     presets(n_layers)
     if recipe.layers:
         rows = [

@@ -1,4 +1,4 @@
-"""Features: which latents of a layer are task-specific? Effect against density, q-values, and where each fires."""
+"""Features page: latents of a layer by effect and density, q values, and the tokens on which they fire."""
 
 import streamlit as st
 
@@ -14,14 +14,14 @@ LEVELS = (0.01, 0.05, 0.10, 0.20)
 
 
 def first_layer(layers: tuple[int, ...]) -> int:
-    """Return the one of `layers` to begin with: a picked one, the best of a diagnosis at hand, or the first."""
+    """Return the initial one of `layers`: a picked one, the best of an available diagnosis, or the first."""
     diagnosis = jobs.look("diagnosis").result
     order = diagnosis.order.get(st.session_state["subject"], ()) if isinstance(diagnosis, DiagnosisResult) else ()
     return next((layer for layer in (*st.session_state["layers"], *order) if layer in layers), layers[0])
 
 
 def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
-    """Draw the controls and return the table of latents that they describe; `layers` are those with an SAE."""
+    """Draw the controls and return the latents spec; `layers` are those with an SAE."""
     profile, chosen = session.profile(), st.session_state
     first, second, third, fourth = st.columns([2, 1.2, 2, 1.4])
     first.selectbox(
@@ -48,14 +48,14 @@ def spec_from_controls(layers: tuple[int, ...]) -> LatentsSpec:
 
 
 def take_click() -> None:
-    """Show the examples of the dot that was clicked."""
+    """Show the examples of the clicked dot."""
     event = st.session_state.get(f"latents-figure-{st.session_state['latent_picks']}")
     if (latent := latents.latent_from_selection(event)) is not None:
         latent_table.choose(latent)
 
 
 def keep_latent(result: LatentsResult) -> None:
-    """Begin with the first selected latent of the layer; another subject or control keeps the latent."""
+    """Start with the first selected latent of the layer; keep the latent if subject or control changes."""
     if st.session_state.get("latent_layer") != result.layer or not 0 <= st.session_state["latent"] < result.d_sae:
         first = next((row for row in result.rows if row.selected), result.rows[0])
         st.session_state.update(latent=first.latent, latent_layer=result.layer)
@@ -63,7 +63,7 @@ def keep_latent(result: LatentsResult) -> None:
 
 @fragment()
 def explorer(result: LatentsResult, spec: LatentsSpec | None) -> None:
-    """Draw picture, table and, where `result` is that of `spec`, examples."""
+    """Draw figure, table and, if `result` belongs to `spec`, examples."""
     with ui.guarded():
         if not result.rows:
             st.info(f"No latent of layer {result.layer} fires in enough documents to count as live.")

@@ -1,4 +1,4 @@
-"""The lower half of Features: the table of latents, and the documents on which the chosen one fires."""
+"""Table of latents on the Features page, and the documents on which the chosen one fires."""
 
 import pandas as pd
 import streamlit as st
@@ -35,7 +35,7 @@ def choose(latent: int) -> None:
 
 
 def matching(rows: tuple[LatentRow, ...], search: str, level: float) -> list[LatentRow]:
-    """Return the rows that `search` names: latents by number, or those with every flag in it (see FLAGS)."""
+    """Return the rows matching `search`: latents by number, or those with all given flags (see FLAGS)."""
     words = search.replace(",", " ").lower().split()
     numbers = {int(word) for word in words if word.isdecimal()}
     flags = [word for word in words if not word.isdecimal()]
@@ -81,7 +81,7 @@ def table(result: LatentsResult, level: float) -> None:
 
 
 def examples(result: LatentsResult, spec: LatentsSpec) -> None:
-    """Draw the strongest documents of the chosen latent, the subject's beside the control's."""
+    """Draw the strongest documents of the chosen latent, of subject and control corpus."""
     with ui.card("Where a latent fires", key="examples"):
         with st.container(horizontal=True, vertical_alignment="bottom"):
             st.number_input(

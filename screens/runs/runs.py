@@ -1,4 +1,4 @@
-"""Runs: what did we find? The history, open again, pin, and everything as a file."""
+"""Runs page: list of runs, reopen, pin, and downloads."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ TABLES = (*OF_LAYERS, "rows", "sets", "arms", "comparisons", "totals", "items")
 
 
 def open_again(run: Any) -> None:
-    """Show the run on its screen; where that cannot show it, the next drawing says why."""
+    """Show the run on its screen; if that is not possible, the next rerun shows why."""
     try:
         ui.open_screen(links.open_run(run))
     except StethoscopeError as error:
@@ -29,7 +29,7 @@ def open_again(run: Any) -> None:
 
 
 def _files(run: Any) -> None:
-    """Draw the buttons of a run's recipes, result and report; Resume where it stands unfinished."""
+    """Draw the buttons of a run's recipes, result and report, and Resume if it is unfinished."""
     newest = next(other for other in jobs.front().store.list_runs(run.kind) if other.spec_id == run.spec_id)
     if isinstance(run.spec, BenchSpec) and run.state in RESUMABLE and newest.run_id == run.run_id:
         said = "Generates only the missing answers and gives the same numbers as an uninterrupted run."
@@ -65,7 +65,7 @@ def _files(run: Any) -> None:
 
 
 def detail(run: Any) -> None:
-    """Draw one run: open again, pin, resume, downloads; one that cannot be read says so, and the page goes on."""
+    """Draw one run: open again, pin, resume and downloads, or an error if it cannot be read."""
     store = jobs.front().store
     st.caption(ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
     with ui.guarded():
@@ -82,7 +82,7 @@ def detail(run: Any) -> None:
 
 
 def compare(runs: list[Any]) -> None:
-    """Draw what changed between the recipes of two runs."""
+    """Draw the differences between the recipes of two runs."""
     recipes = recipes_by_run(runs)
     if len(recipes) < 2:
         st.caption("This needs two recipes. Generate texts or run benchmarks first.")
@@ -95,7 +95,8 @@ def compare(runs: list[Any]) -> None:
 
 
 def _by_default(run: Any, kind: str | None) -> bool:
-    """Whether a run is listed unasked: not when it was stopped or failed, or is a curve that Edit drew by itself."""
+    """Whether a run is listed by default: not if it was stopped or failed, or is an automatic curve of the Edit
+    page."""
     listed = run.result_id is not None or run.state in ("running", "damaged", *RESUMABLE)
     return listed and (run.kind != "dose" or kind == "dose")
 

@@ -1,4 +1,4 @@
-"""Two benchmarks side by side: what differs between them, both pictures, and the pairs of problems that they share."""
+"""Two benchmarks side by side: differences in settings, both figures, and the comparison on shared problems."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ FIRST, SECOND = "run A", "run B"
 
 
 def readable(runs: list[Any]) -> dict[str, Any]:
-    """Return the benchmarks among `runs` that have a result and a spec that can be read, by id."""
+    """Return the benchmarks among `runs` with a result and a readable spec, by id."""
     found: dict[str, Any] = {}
     for run in runs:
         if run.kind == "bench" and run.result_id is not None:
@@ -30,7 +30,7 @@ def readable(runs: list[Any]) -> dict[str, Any]:
 
 
 def draw(runs: list[Any]) -> None:
-    """Draw the choice of two benchmarks, and once it is made, both of them."""
+    """Draw the choice of two benchmarks, and then both benchmarks."""
     known = readable(runs)
     if len(known) < 2:
         st.caption("This needs two benchmarks with results; so far there " + ("is one." if known else "is none."))

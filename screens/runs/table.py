@@ -1,4 +1,4 @@
-"""The table of runs: what each was about, in a few words, and the recipes that it used."""
+"""Table of runs with short descriptions and recipes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from stethoscope.store.history import recipes_of
 
 
 def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
-    """Return every recipe of `runs` by run and arm; damaged rows, which the table names, have none to show."""
+    """Return every recipe of `runs` by run and arm; none for damaged rows, which the table marks."""
     found: dict[str, EditRecipe] = {}
     for run in runs:
         try:
@@ -24,12 +24,12 @@ def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
 
 
 def summary(run: Any) -> str:
-    """Return in a few words what the run was about; a damaged row says so."""
+    """Return a short description of the run; says so if the row is damaged."""
     return pretty(run.about)
 
 
 def table(runs: list[Any]) -> None:
-    """Draw the history, pinned runs first."""
+    """Draw the table of runs, pinned runs first."""
     rows = [
         {
             "pinned": run.pinned,

@@ -1,4 +1,4 @@
-"""Setup's change of the profile by name: another model, revision or dtype, and other SAEs."""
+"""Setup: change the profile's model, revision, dtype and SAEs."""
 
 from typing import get_args
 
@@ -13,7 +13,7 @@ FIELDS = ("model", "revision", "dtype", "location", "site", "width", "l0", "sae-
 
 
 def by_name(profile: Profile) -> None:
-    """Draw the fields of the model and its SAEs; nothing changes before the button, and nothing is loaded by it."""
+    """Draw the fields of the model and its SAEs; changes apply when the button is clicked, and nothing is loaded."""
     with st.expander("Use another model or other SAEs", key="change-form"):
         _fill(profile)
         known = profile.known_saes
@@ -50,13 +50,13 @@ def _use(profile: Profile, typed: dict[str, str | None]) -> None:
     fields = {name: typed[name] for name in ("location", "site", "width", "l0")}
     model = {"id": typed["model"], "revision": typed["revision"], "dtype": typed["dtype"]}
     if typed["model"] == profile.model.id:
-        model = profile.model.model_dump() | model  # with the roles that were declared for it
+        model = profile.model.model_dump() | model  # with its declared roles
     saes = SaeRef.model_validate(fields | {"revision": typed["sae-revision"]}) if typed["location"] else None
     session.change_profile(ModelRef.model_validate(model), saes)
 
 
 def _fill(profile: Profile) -> None:
-    """Write the profile's names into the fields where another profile's stand there, or none."""
+    """Fill the fields with the profile's names if they are empty or belong to another profile."""
     shown = profile.model_dump_json(include={"name", "model", "saes"})
     if st.session_state.get("change-of") == shown and "change-model" in st.session_state:
         return

@@ -1,4 +1,4 @@
-"""The download card of Setup: what would come from the hub, of what size, and what is here, before any of it comes."""
+"""Setup: download plan with sizes, and what is already here."""
 
 import pandas as pd
 import streamlit as st
@@ -13,9 +13,9 @@ from stethoscope.results import DownloadResult
 
 
 def card(profile: Profile) -> None:
-    """Offer the listing of a profile that lies on the hub, wholly or in part; one that is all here has no card.
+    """Offer the download plan of a profile with parts on the hub; no card if everything is local.
 
-    It is asked for by a button, and again after "Load the model": what was missing before may be here now.
+    The plan is requested with a button, and updated after "Load the model".
     """
     spec = DownloadSpec(
         model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors, problems=profile.problems
@@ -34,7 +34,7 @@ def card(profile: Profile) -> None:
 
 
 def draw(result: DownloadResult) -> None:
-    """Draw one banner for each reason to refuse, the sizes by part, and every file in a fold."""
+    """Draw one banner for each error, the sizes by part, and all files in an expander."""
     for refusal in result.refusals:
         ui.banner(refusal)
     files = [

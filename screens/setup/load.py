@@ -1,4 +1,4 @@
-"""Setup's load and unload: the device, and how loading stands. Nothing of the hub's is fetched before the button."""
+"""Setup: device, loading and unloading. Nothing is downloaded before the button is clicked."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:1", "spread", "offload", "offload-disk")
 
 
 def card(profile: Profile) -> jobs.View:
-    """Draw the device and how loading stands; return the view of what was loaded."""
+    """Draw the device and the loading state; return the view of the loaded model."""
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     with ui.card("Load", key="load-card"):
         front = jobs.front()

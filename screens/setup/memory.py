@@ -1,4 +1,4 @@
-"""The memory card of Setup: what each use case will hold, by formula, and what to reduce where it does not fit."""
+"""Setup: estimated memory of each use case, and advice if it does not fit."""
 
 import streamlit as st
 
@@ -12,9 +12,10 @@ from stethoscope.results.memory import cards_text
 
 
 def card(profile: Profile) -> None:
-    """Ask for the sizes of the profile's model and SAEs and draw the stacks; nothing is loaded.
+    """Compute the memory of the profile's model and SAEs and draw the bars; nothing is loaded.
 
-    A model that is neither shipped nor loaded is asked about by a button: its config.json may have to be fetched.
+    For a model that is neither included nor loaded, a button is needed, because its config.json may have to be
+    downloaded.
     """
     with ui.card("Memory", key="memory-card"):
         spec = MemorySpec(model=profile.model, saes=profile.saes, documents=profile.documents)
@@ -30,7 +31,7 @@ def card(profile: Profile) -> None:
 
 
 def draw(result: MemoryResult) -> None:
-    """Draw the picture, its numbers, and one line of advice for each use case that does not fit."""
+    """Draw the figure, its numbers, and advice for each use case that does not fit."""
     rows = [{"activity": stack.activity, **part.model_dump()} for stack in result.stacks for part in stack.parts]
     ui.chart(memory_stacks(result), key="memory-stacks", caption=memory_caption(result), rows=rows)
     st.caption(ui.escape(cards_text(result)))

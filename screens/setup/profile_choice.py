@@ -1,4 +1,4 @@
-"""Setup's choice of a profile (shipped, a TOML file, or an uploaded one) and of one of its task vectors."""
+"""Setup: choice of a profile (included, a TOML file, or uploaded) and of one of its task vectors."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ LONGEST_NAME = 60
 
 
 def choose() -> None:
-    """Draw the choice of a profile; a broken one shows its four parts and changes nothing."""
+    """Draw the choice of a profile; an invalid one shows an error and changes nothing."""
     current = st.session_state["profile"]
     if "profile-choice" not in st.session_state:
         st.session_state["profile-choice"] = current if current in PROFILES else OWN
@@ -56,7 +56,7 @@ def _take_upload() -> None:
 
 
 def take_file(name: str, content: bytes) -> None:
-    """Keep an uploaded profile beside the runs and choose it; a broken one leaves an error to show."""
+    """Save an uploaded profile next to the runs and choose it; an invalid one leaves an error to show."""
     st.session_state.pop("profile-error", None)
     try:
         load_profile(str(path := keep(jobs.front().store.root / "profiles", name, content)))
@@ -67,9 +67,9 @@ def take_file(name: str, content: bytes) -> None:
 
 
 def keep(folder: Path, name: str, content: bytes) -> Path:
-    """Write `content` below `folder` under its hash and the visitor's own `name` for it, and return the file.
+    """Write `content` to `folder` under its hash and the visitor's `name`, and return the file.
 
-    Nothing is ever replaced: another content of that name, somebody else's perhaps, lies elsewhere.
+    Files are never replaced: other content with the same name has another hash.
 
     Raises:
         ProfileError: it cannot be written.
@@ -93,7 +93,7 @@ def keep(folder: Path, name: str, content: bytes) -> Path:
 
 
 def task_vector(profile: Profile) -> None:
-    """Draw the choice of a task vector, and what is known of public ones; none is fetched before its button."""
+    """Draw the choice of a task vector, and public suggestions, which are downloaded only on request."""
     names = [ref.name for ref in profile.task_vectors]
     if names:
         st.selectbox("Task vector", names, **mirror.mirror("task_vector", "task-vector"))

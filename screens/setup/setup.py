@@ -1,4 +1,4 @@
-"""Setup: what am I listening to? Profile, task vector, SAEs, memory, and how far the task vector moves each layer."""
+"""Setup page: profile, task vector, SAEs, memory, and how much the task vector changes each layer."""
 
 import pandas as pd
 import streamlit as st

@@ -1,4 +1,4 @@
-"""Setup's task vectors: the preflight report of the chosen one, and the form that adds one of your own."""
+"""Setup: preflight report of the chosen task vector, and the form for adding your own."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from stethoscope.records import PreflightSpec, TaskVectorRef
 from stethoscope.results import PreflightResult
 
 COLOURS = {"pass": "green", "warn": "orange", "fail": "red"}
-EXACT = 0.9995  # above this cosine there is nothing to see in a chart
+EXACT = 0.9995  # above this cosine, a chart shows nothing useful
 
 
 def report(profile: Profile) -> None:
-    """Ask for the preflight of the chosen task vector and draw it."""
+    """Run the preflight of the chosen task vector and draw it."""
     ref = profile.task_vector(st.session_state["task_vector"])
     spec = PreflightSpec(model=profile.model, task_vector=ref, problems=profile.problems)
     with ui.card(f"Preflight of the task vector {ref.name}", key="preflight"):
@@ -27,7 +27,7 @@ def report(profile: Profile) -> None:
 
 
 def draw(result: PreflightResult) -> None:
-    """Draw the checks in words, the sizes by matrix, and what rounding keeps."""
+    """Draw the checks, the sizes by matrix, and the effect of rounding."""
     st.caption(ui.escape(result.source))
     counts = {outcome: sum(check.outcome == outcome for check in result.checks) for outcome in COLOURS}
     st.markdown(" · ".join(f"{n} {outcome}" for outcome, n in counts.items() if n))
@@ -59,7 +59,7 @@ def draw(result: PreflightResult) -> None:
 
 
 def add_own(profile: Profile) -> None:
-    """Draw the form for a task vector of your own; it is checked before any page can use it, and nothing is lost."""
+    """Draw the form for your own task vector; it is checked before pages can use it."""
     with st.expander("Use your own task vector", key="own-form"):
         st.caption(
             "A fine-tuned checkpoint, a LoRA adapter in peft's format or a safetensors delta: a path or a hub id."
@@ -91,7 +91,7 @@ def add_own(profile: Profile) -> None:
 
 
 def check(profile: Profile, ref: TaskVectorRef) -> None:
-    """Check `ref` against the base, fetching both where they are the hub's; it is added where it is usable."""
+    """Check `ref` against the base, downloading both if necessary, and add it if it is usable."""
     session.ask_to_load()
     spec = PreflightSpec(model=profile.model, task_vector=ref, problems=profile.problems)
     jobs.begin("own-preflight", spec, title=f"Preflight of {ref.name}", interactive=True)
@@ -99,7 +99,7 @@ def check(profile: Profile, ref: TaskVectorRef) -> None:
 
 
 def _follow(profile: Profile) -> None:
-    """Watch the check of the candidate; take it where it is usable, else say why not."""
+    """Watch the check of the candidate; add it if it is usable, otherwise show why not."""
     candidate: dict[str, Any] | None = st.session_state.get("own-candidate")
     if candidate is None:
         return

@@ -1,6 +1,6 @@
-"""The first-run tour on Setup: listen, inject, judge. Once dismissed it stays away, in later sessions, too.
+"""First-run tour on Setup: diagnose, edit, benchmark. Once dismissed, it stays hidden in later sessions.
 
-It can be had again. Whether it was dismissed is a file beside the runs: the store's tables are of runs and recipes.
+It can be shown again. A file next to the runs records the dismissal, because the store contains only runs and recipes.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def show() -> None:
 
 
 def bring_back() -> None:
-    """Draw the button that shows the steps again, where they were dismissed."""
+    """Draw the button that shows the steps again if they were dismissed."""
     if _dismissed():
         st.button("Show the three steps again", key="tour-back", type="tertiary", on_click=_restore)
 
@@ -50,7 +50,7 @@ def _dismissed() -> bool:
 
 def _dismiss() -> None:
     st.session_state["tour-done"] = True
-    with contextlib.suppress(OSError):  # a folder that cannot be written is told where runs are stored
+    with contextlib.suppress(OSError):  # a read-only folder is reported where runs are stored
         (jobs.front().store.root / MARK).touch()
 
 

@@ -1,4 +1,4 @@
-"""What several screens do with benchmarks: list the stored ones, start or resume one, offer its report."""
+"""Shared functions for benchmarks: list, start, resume, and offer reports."""
 
 import time
 from functools import lru_cache
@@ -19,7 +19,7 @@ def _parsed(spec_json: str) -> BenchSpec:
 
 
 def bench_runs() -> list[BenchRun]:
-    """Return every benchmark of the store, whatever became of it, deleted ones too; damaged rows are left out."""
+    """Return all benchmarks of the store in any state, including deleted ones, without damaged rows."""
     runs = []
     for run in jobs.front().store.list_runs("bench", -1, deleted=True):
         try:
@@ -30,21 +30,21 @@ def bench_runs() -> list[BenchRun]:
 
 
 def clock(seconds: float) -> str:
-    """Return a time (seconds since 1970) as people read it, in UTC."""
+    """Return a time (seconds since 1970) as text in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def start(spec: BenchSpec) -> None:
-    """Start `spec`, or go on with it: its finished blocks come from the store."""
+    """Start or continue `spec`; finished blocks come from the store."""
     st.session_state["bench_asked"] = spec.model_dump_json()
     jobs.begin("bench", spec, title="Benchmark")
 
 
 def report(run_id: str, key: str) -> None:
-    """Offer the report of the stored benchmark `run_id`; with plotly's bundle in it, written only when asked for."""
+    """Offer the report of the stored benchmark `run_id`; it contains plotly's bundle and is created on request."""
 
     def page() -> str:
-        from stethoscope.report import of_run  # reads plotly's bundle: no part of a rerun
+        from stethoscope.report import of_run  # reads plotly's bundle: not part of a rerun
 
         return of_run(jobs.front().store, run_id)
 

@@ -1,4 +1,4 @@
-"""The session's recipe: put together from the session's keys, in symbols and in words, and compared with another."""
+"""The session's recipe: from session keys, as formula and text, and compared with another recipe."""
 
 import streamlit as st
 
@@ -20,7 +20,7 @@ from stethoscope.records import (
 
 
 def from_session(profile: Profile) -> EditRecipe:
-    """Return the recipe that the session describes."""
+    """Return the recipe of the session."""
     chosen = st.session_state
     return EditRecipe(
         model=profile.model,
@@ -54,13 +54,14 @@ def _edit_type(profile: Profile) -> EditType:
 
 
 def line(recipe: EditRecipe) -> str:
-    """Return what `recipe` names without changing it, in words; "" where it changes all, or before that is known."""
+    """Return a text about weights that `recipe` selects but does not change; "" if there are none or this is
+    unknown."""
     found = loaded_model.ground(recipe.task_vector.name) if recipe.layers else None
     return "" if found is None else in_words(reach(recipe, found))
 
 
 def picked() -> dict[int, LayerAlpha]:
-    """Return the strengths of the picked layers; 1 where nothing else was said."""
+    """Return the strengths of the picked layers; 1 by default."""
     kept = st.session_state["layer_alpha"]
     pairs = {layer: kept.get(str(layer), (1.0, 1.0)) for layer in st.session_state["layers"]}
     return {layer: LayerAlpha(attention=float(pair[0]), mlp=float(pair[1])) for layer, pair in pairs.items()}
@@ -106,7 +107,7 @@ def words(recipe: EditRecipe) -> str:
 
 
 def changes(before: EditRecipe, after: EditRecipe, *, key: str = "recipe-diff") -> None:
-    """Draw what changed from one recipe to another as a table."""
+    """Draw the differences between two recipes as a table."""
     rows = differences(before, after)
     if not rows:
         st.caption("The two recipes are the same.")

@@ -1,4 +1,4 @@
-"""Fragments that may be redrawn beside others."""
+"""Fragments that can be redrawn independently."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -14,18 +14,18 @@ _inside: ContextVar[bool] = ContextVar("inside a fragment", default=False)
 
 
 def fragment(*, run_every: float | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Make a function a Streamlit fragment that stands in a container of its own each time it is drawn.
+    """Make a function a Streamlit fragment in its own container.
 
-    The browser may clear a fragment too much when two of them end at the same time. Alone in its container it comes
-    back in its place at its next turn; among others it would take the place of what stands behind it.
+    When two fragments end at the same time, the browser may clear too much of one. In its own container, it reappears
+    in its place at the next rerun; otherwise it would replace the following elements.
 
-    Inside another fragment it is drawn along with that one, and is none by itself: where the outer one is cut off, the
-    browser would get the inner one's parts without those before them, which stops the whole page.
+    Within another fragment it is drawn as part of that one: if the outer one were interrupted, the browser would
+    receive the inner elements without the preceding ones, which breaks the page.
 
-    A job that a fragment begins is watched by the page (`status.draw`), for which the page is drawn once more.
+    A job started by a fragment is watched by the page (`status.draw`), so the page is rerun once.
 
     Args:
-        run_every: seconds between redrawings; None redraws only on what a person does.
+        run_every: seconds between reruns; None reruns only on user actions.
     """
 
     def decorate(draw: Callable[P, None]) -> Callable[P, None]:

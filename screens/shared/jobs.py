@@ -1,8 +1,8 @@
-"""How a page asks the worker: one slot a question; submitted, watched, shown, and never waited for.
+"""Slots of a page for jobs of the worker: submit, watch and show, without blocking.
 
-A slot whose spec changes withdraws from its former job and keeps showing the former result (stale) until the new one
-is there. A slot can also hold a stored run (recorded). Only ids go into the session. Visitors who ask the same share a
-job: one who stops it only leaves it, unless nobody else is there.
+When the spec of a slot changes, it withdraws from its former job and shows the former result (stale) until the new one
+is available. A slot can also hold a stored run (recorded). The session stores only ids. Visitors with the same spec
+share a job: stopping it only withdraws, unless nobody else is using it.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ FINISHED = ("done", *STOPPED, "failed")
 
 @dataclass(frozen=True)
 class View:
-    """What a slot shows: a result (`stale`: of the former spec; `run_id` where it is stored), its job, an error.
+    """Content of a slot: a result (`stale`: of the former spec; `run_id` if it is stored), its job, and an error.
 
-    `unasked`: nothing was asked, for the model is not to be loaded before a button says so.
+    `unasked`: nothing was submitted, because the user has not yet agreed to load the model.
     """
 
     result: Any = None
@@ -43,40 +43,40 @@ class View:
 
     @property
     def active(self) -> bool:
-        """True while the slot's job is queued or running."""
+        """Whether the slot's job is queued or running."""
         return self.job is not None and self.job.state not in FINISHED
 
     @property
     def stopped(self) -> bool:
-        """True when the job was cancelled or paused before there was anything to show."""
+        """Whether the job was cancelled or paused before it had a result."""
         return self.job is not None and self.job.state in STOPPED and (self.result is None or self.stale)
 
 
 def front() -> Any:
-    """Return the one jobs front of this process."""
+    """Return the job front of this process."""
     return jobs.front()
 
 
 def loaded() -> Any:
-    """Return the row of the loaded model, None where that is not the profile's: visitors share one worker."""
+    """Return the row of the loaded model; None if it is not the profile's model, because visitors share one worker."""
     model, wanted = front().status().model, session.profile().model
     asked = None if model is None else (model.id, model.asked_revision, model.dtype)
     return model if asked == (wanted.id, wanted.revision, wanted.dtype) else None
 
 
 def visitor() -> str:
-    """Return the name under which this browser session asks for jobs."""
+    """Return the owner name of this browser session for jobs."""
     running = get_script_run_ctx(suppress_warning=True)
     return jobs.ANYBODY if running is None else running.session_id
 
 
 def _gone(owner: str) -> bool:
-    """Whether `owner` is nobody, or a browser session that has ended (a reload begins a new one)."""
+    """Whether `owner` is no visitor, or a browser session that has ended (a reload starts a new one)."""
     return owner == jobs.ANYBODY or (runtime.exists() and not runtime.get_instance().is_active_session(owner))
 
 
 def spec_key(spec: Any) -> str:
-    """Return the text that tells two specs apart."""
+    """Return a text that identifies a spec."""
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
 
 
@@ -88,10 +88,10 @@ def holds(slot: str, spec: Any) -> bool:
 def ask(
     slot: str, spec: Any, *, title: str, interactive: bool = True, background: bool = False, loads: bool = True
 ) -> View:
-    """Return the view of `spec` in `slot`, submitting it when the slot holds another one.
+    """Return the view of `spec` in `slot`; submit it if the slot holds another spec.
 
-    In the `background` is what no person asked for: see `watch.by_itself`.
-    A spec that `loads` a model waits for the button where the model is not shipped (see `session.may_load`).
+    `background` is for automatic jobs (see `watch.by_itself`). A spec that `loads` a model waits for the user's
+    agreement unless the model is included (see `session.may_load`).
     """
     held = st.session_state["slots"].get(slot, {})
     job = front().snapshot(held["job"]) if held.get("job") else None
@@ -108,16 +108,16 @@ def ask(
 
 
 def leave(slot: str) -> None:
-    """Withdraw from the job of `slot`, and empty it."""
+    """Withdraw from the job of `slot`, and clear the slot."""
     if job_id := st.session_state["slots"].get(slot, {}).get("job"):
         front().cancel(job_id, visitor())
     forget(slot)
 
 
 def expected_s(spec: Any) -> float | None:
-    """Return the seconds that the newest finished run of this kind took with the same models; None: not measured here.
+    """Return the seconds of the newest finished run of this kind with the same models; None if not measured.
 
-    The shipped models are known to be small: unmeasured, they are taken to cost nothing.
+    The included models are small: without measurements, they count as free.
     """
     models = [part for part in nested_records(spec) if isinstance(part, ModelRef)]
     for run in front().store.list_runs(use_case_of(spec).kind):
@@ -129,12 +129,12 @@ def expected_s(spec: Any) -> float | None:
 
 
 def begin(slot: str, spec: Any, *, title: str, interactive: bool = False) -> None:
-    """Start `spec` in `slot` because a button said so; a batch job waits behind interactive ones."""
+    """Start `spec` in `slot` after a click; batch jobs wait for interactive ones."""
     hold(slot, job=front().submit(spec, interactive=interactive, title=title, owner=visitor()))
 
 
 def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any = None) -> None:
-    """Show an existing job or stored run in `slot`; with `spec`, asking for that spec keeps it."""
+    """Show an existing job or stored run in `slot`; with `spec`, requesting that spec keeps it."""
     key = None if spec is None else spec_key(spec)
     if job is not None:
         front().follow(job, visitor())
@@ -142,38 +142,38 @@ def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any
 
 
 def awaited() -> set[str]:
-    """Return the ids of the jobs that were under way when the page, or a fragment of it since, drew them."""
+    """Return the ids of the active jobs that the page or a later fragment has drawn."""
     return set(st.session_state.get("awaited", []))
 
 
 def ended(job_id: str) -> bool:
-    """Whether the job is no longer under way."""
+    """Whether the job is no longer active."""
     job = front().snapshot(job_id)
     return job is None or not job.active
 
 
 def draw_again(reason: bool) -> None:
-    """Draw the page once more from a fragment by itself, for `reason`.
+    """Rerun the page from a fragment, for `reason`.
 
-    Never while the whole page is being drawn: it would be cut off, and what is written once more would undo what a
-    person does meanwhile. The fragment's next turn finds the reason again.
+    Not while the whole page is being drawn: it would be interrupted, and repeated writes could undo user input. The
+    fragment's next rerun finds the reason again.
     """
     if reason and not mirror.whole_page():
         st.rerun()
 
 
 def show_begun() -> None:
-    """Draw the page once more where a fragment by itself began a job, so that the page watches it."""
+    """Rerun the page if a fragment started a job, so that the page watches it."""
     draw_again(bool(awaited() - set(st.session_state.get("watched", []))))
 
 
 def forget(slot: str) -> None:
-    """Empty `slot`, so that the next `ask` starts again."""
+    """Clear `slot`, so that the next `ask` starts again."""
     st.session_state["slots"].pop(slot, None)
 
 
 def look(slot: str) -> View:
-    """Return the view of whatever `slot` holds, asking for nothing new."""
+    """Return the view of `slot` without submitting anything."""
     held = st.session_state["slots"].get(slot, {})
     if held.get("job") is None:
         run_id = held.get("run")
@@ -183,7 +183,7 @@ def look(slot: str) -> View:
     if job is None:
         forget(slot)
         return View(error="The server was restarted and no longer knows this job. Finished blocks are stored.")
-    if held.get("stopped") and job.active:  # it goes on for another visitor
+    if held.get("stopped") and job.active:  # it continues for another visitor
         job = replace(job, state="cancelled")
     if job.state in FINISHED and job.result is not None:
         held["shown"] = {"job": job.job_id}
@@ -195,7 +195,7 @@ def look(slot: str) -> View:
 
 
 def _former(held: dict[str, Any]) -> Any:
-    """Result that the slot showed before its present job, if it can still be had."""
+    """Result that the slot showed before its current job, if still available."""
     shown = held.get("shown") or {}
     if run_id := shown.get("run"):
         return load_result(front().store, run_id)
@@ -204,7 +204,7 @@ def _former(held: dict[str, Any]) -> Any:
 
 
 def load_result(store: Any, run_id: str) -> Any:
-    """Return the run's result; a benchmark that went on after a pause has another one than before."""
+    """Return the run's result; a benchmark resumed after a pause has a new result."""
     return _load_once(store, run_id, store.get_run(run_id).result_id)
 
 
@@ -214,20 +214,20 @@ def _load_once(store: Any, run_id: str, result_id: str | None) -> Any:
 
 
 def may_stop(job: Any) -> bool:
-    """Whether this visitor asked for `job`, or nobody who did is still there."""
+    """Whether this visitor requested `job`, or no visitor who did is still connected."""
     return visitor() in job.owners or all(_gone(owner) for owner in job.owners)
 
 
 def stop(job_id: str) -> None:
-    """Withdraw from the job because a person said so: no slot starts it again by itself.
+    """Withdraw from the job on user request; no slot restarts it automatically.
 
-    Those who have closed the page withdraw too; the job goes on only where another visitor still waits for it.
+    Visitors who have closed the page also withdraw; the job continues only if another visitor still needs it.
     """
     _withdraw(job_id, front().cancel)
 
 
 def pause(job_id: str) -> None:
-    """Withdraw from a benchmark for now, as `stop` does; the same question goes on where it stood."""
+    """Pause a benchmark, like `stop`; the same spec continues it later."""
     _withdraw(job_id, front().pause)
 
 

@@ -1,4 +1,4 @@
-"""The loaded model as a page sees it: what it holds, what is missing, and the way to load it."""
+"""The loaded model for pages: its contents, what is missing, and loading it."""
 
 from screens.shared import jobs, session, ui, watch
 from stethoscope.errors import CheckpointError
@@ -7,7 +7,7 @@ from stethoscope.results import Ground, InfoResult
 
 
 def known_layers() -> int | None:
-    """Return the number of layers of the model, once it is loaded (None before)."""
+    """Return the number of layers of the model; None before it is loaded."""
     model = jobs.loaded()
     return None if model is None else model.n_layers
 
@@ -19,18 +19,18 @@ def has_chat_template() -> bool:
 
 
 def wait_for_model() -> None:
-    """Show that the model is loading, or one button that loads it."""
+    """Draw the loading state, or a button that loads the model."""
     profile = session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     view = jobs.ask("info", spec, title=f"Loading {profile.title}")
-    if view.result is not None and not view.stale:  # loaded before, and another model since
+    if view.result is not None and not view.stale:  # another model has been loaded since
         ui.empty(f"{profile.title} is no longer loaded.", "Load the model", "load-model", lambda: jobs.forget("info"))
     else:
         watch.standing(view, "info", "Load the model")
 
 
 def info() -> InfoResult | None:
-    """Return what the profile holds; None until it was read once."""
+    """Return the contents of the profile; None before they are read."""
     profile = session.profile()
     spec = InfoSpec(model=profile.model, saes=profile.saes, task_vectors=profile.task_vectors)
     view = jobs.ask("info", spec, title=f"Loading {profile.title}")
@@ -38,22 +38,22 @@ def info() -> InfoResult | None:
 
 
 def ground(task_vector: str) -> Ground | None:
-    """Return what the task vector of that name moves and where there are SAEs; None until it was read once.
+    """Return the `Ground` of the task vector with this name; None before it is read.
 
-    None, too, where it cannot be used (see `refusal`).
+    Also None if it cannot be used (see `refusal`).
     """
     found = info()
     return None if found is None or found.refusal(task_vector) is not None else found.ground(task_vector)
 
 
 def refusal(task_vector: str) -> CheckpointError | None:
-    """Return why the task vector of that name cannot be used with the model; None where it can, or is not read yet."""
+    """Return why the task vector with this name cannot be used with the model; None if it can, or is not read yet."""
     found = info()
     return None if found is None else found.refusal(task_vector)
 
 
 def has_task_vector(purpose: str, key: str) -> bool:
-    """Tell whether the profile names a task vector; where it does not, draw what `purpose` waits for."""
+    """Return whether the profile has a task vector; if not, draw what `purpose` needs."""
     if session.profile().task_vectors:
         return True
     said = f"No task vector is set; {purpose} needs one."

@@ -1,4 +1,4 @@
-"""Widgets tied to plain session keys, so that nothing a person types is lost while a page is being drawn.
+"""Widgets linked to plain session keys, so that user input during a rerun is not lost.
 
 Streamlit drops a keyed widget's value when the page changes, and one key holds one widget. So each widget is a mirror:
 its value is copied into a plain session key (`alpha`, `layers`, ...) which every page reads, and which other widgets

@@ -1,4 +1,4 @@
-"""Settings of an opened run that the pages have no controls for: its seed, its number of documents, its split."""
+"""Settings of an opened run without controls on the pages: seed, number of documents, split."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from stethoscope.records import Record, Spec
 from stethoscope.use_cases import use_case_of
 
 KEY = "opened_settings"
-CONTROLS = {"control", "score", "top_k", "subject", "fold_gains", "out", "kind"}  # fields that the pages' controls set
+CONTROLS = {"control", "score", "top_k", "subject", "fold_gains", "out", "kind"}  # fields set by the pages' controls
 
 
 def settings(kind: str) -> dict[str, Any]:
@@ -18,9 +18,9 @@ def settings(kind: str) -> dict[str, Any]:
 
 
 def keep(spec: Spec, build: Callable[[], Spec]) -> None:
-    """Keep what of `spec` differs from what the page asks by itself, so that `build`, which reads it, returns `spec`.
+    """Store the differences between `spec` and the page's default, so that `build`, which reads them, returns `spec`.
 
-    Only plain values are kept: another model, other SAEs or problems are the profile's.
+    Only plain values are stored; model, SAEs and problems come from the profile.
     """
     drop(kind := use_case_of(spec).kind)
     asked = build()
@@ -31,6 +31,6 @@ def keep(spec: Spec, build: Callable[[], Spec]) -> None:
 
 
 def drop(kind: str) -> None:
-    """Go back to the profile's own settings."""
+    """Restore the profile's settings."""
     held = st.session_state.get(KEY, {})
     st.session_state[KEY] = {name: fields for name, fields in held.items() if name != kind}

@@ -1,6 +1,6 @@
-"""The session: the profile, plain keys with defaults, and the picked layers.
+"""Session state: profile, plain keys with defaults, and picked layers.
 
-Only strings, numbers and lists go into the session. Widgets are tied to its keys by `mirror`.
+The session contains only strings, numbers and lists. `mirror` links widgets to its keys.
 """
 
 from collections.abc import Collection, Generator, Iterable, Sequence
@@ -32,7 +32,7 @@ EDIT_TYPES = {
 def profile() -> Profile:
     """Return the session's profile with the task vectors added to it.
 
-    Of one that cannot be read any more (see `lost_profile`) it is what was read last, or the mini.
+    If it can no longer be read (see `lost_profile`), return its last version, or the mini.
     """
     chosen = _read_profile()
     if (change := st.session_state.get("changed", {}).get(chosen.name)) is not None:
@@ -57,7 +57,7 @@ def _read_profile() -> Profile:
 
 
 def lost_profile() -> ProfileError | None:
-    """Return what to say of the session's profile where it cannot be read any more; None where it can."""
+    """Return the error if the session's profile can no longer be read; None otherwise."""
     shown, error = profile(), st.session_state["profile_lost"]
     if error is None:
         return None
@@ -71,11 +71,11 @@ def lost_profile() -> ProfileError | None:
 
 
 def diagnosis(*, top_k: int | None = None, silent: bool = False) -> DiagnoseSpec:
-    """Return the diagnosis that the session describes: of the profile, the controls and an opened run's settings.
+    """Return the diagnosis spec of the session, from profile, controls and settings of an opened run.
 
     Args:
         top_k: another number of latents, for example an edit's.
-        silent: as in `Profile.diagnose_spec`.
+        silent: see `Profile.diagnose_spec`.
     """
     chosen = st.session_state
     fields = {"score": chosen["score"], "top_k": int(chosen["top_k"]) if top_k is None else top_k}
@@ -85,7 +85,7 @@ def diagnosis(*, top_k: int | None = None, silent: bool = False) -> DiagnoseSpec
 
 @contextmanager
 def all_or_nothing(names: Collection[str]) -> Generator[None]:
-    """Put the plain session keys `names` back to what they were where the body raises."""
+    """Restore the plain session keys `names` if the body raises."""
     before = {name: deepcopy(st.session_state[name]) for name in names if name in st.session_state}
     try:
         yield
@@ -97,7 +97,7 @@ def all_or_nothing(names: Collection[str]) -> Generator[None]:
 
 
 def choose_profile(name: str) -> None:
-    """Make `name` the session's profile, and forget what was picked in the former one's model."""
+    """Make `name` the session's profile, and clear picks for the former model."""
     for key in (
         "layers",
         "past_layers",
@@ -120,9 +120,9 @@ def choose_profile(name: str) -> None:
 
 
 def change_profile(model: ModelRef | None = None, saes: SaeRef | None = None) -> None:
-    """Change the session's profile by name, without SAEs where None; without a model, take every change back.
+    """Change model and SAEs of the session's profile (no SAEs if None); without a model, undo all changes.
 
-    Task vectors that were added for a model of another id go with it.
+    Task vectors that were added for a model with another id are removed.
     """
     former, changed = profile(), st.session_state.get("changed", {})
     kept = {name: change for name, change in changed.items() if name != former.name}
@@ -136,21 +136,21 @@ def change_profile(model: ModelRef | None = None, saes: SaeRef | None = None) ->
 
 
 def is_changed() -> bool:
-    """Tell whether the session's profile was changed by name."""
+    """Return whether the session's profile was changed."""
     return profile().name in st.session_state.get("changed", {})
 
 
 def setup_change() -> SetupChange:
-    """Return what this visitor changed in the session's profile and added to it."""
+    """Return this visitor's changes and additions to the session's profile."""
     change = st.session_state.get("changed", {}).get(profile().name, {})
     return SetupChange.model_validate({**change, "task_vectors": own_task_vectors()})
 
 
 def take_setup(change: SetupChange) -> None:
-    """Change the session's profile as `change` says, and choose the last of its task vectors; nothing is loaded.
+    """Apply `change` to the session's profile, and choose the last of its task vectors; nothing is loaded.
 
     Raises:
-        ProfileError: a task vector is called as another one is.
+        ProfileError: a task vector has the same name as another one.
     """
     own = () if change.model and change.model.id != profile().model.id else profile().task_vectors
     names = [ref.name for ref in (*own, *change.task_vectors)]
@@ -168,9 +168,9 @@ def take_setup(change: SetupChange) -> None:
 
 
 def may_load() -> bool:
-    """Tell whether the profile's model may be loaded, with its SAEs and task vectors.
+    """Return whether the profile's model, SAEs and task vectors may be loaded.
 
-    The model is shipped and nothing would be fetched, or this session asked for it by a button.
+    True if the model is included and nothing would be downloaded, or if the user has agreed to load it.
     """
     chosen = profile()
     named = [ref.tuned for ref in chosen.task_vectors] + ([chosen.saes.location] if chosen.saes else [])
@@ -179,7 +179,7 @@ def may_load() -> bool:
 
 
 def ask_to_load() -> None:
-    """Let the profile's model and SAEs be loaded, fetching them where they are the hub's."""
+    """Agree to load the profile's model and SAEs, including downloads."""
     st.session_state["load_asked"] = _parts(profile())
 
 
@@ -200,7 +200,7 @@ def add_task_vector(ref: TaskVectorRef) -> None:
 
 
 def remove_task_vector(name: str) -> None:
-    """Take the added task vector called `name` out of the session's profile."""
+    """Remove the added task vector `name` from the session's profile."""
     _keep_task_vectors([ref for ref in own_task_vectors() if ref.name != name])
 
 
@@ -211,12 +211,12 @@ def _keep_task_vectors(refs: list[TaskVectorRef]) -> None:
 
 
 def possible_edit_types(profile: Profile) -> list[str]:
-    """Return the edit types that are possible with what `profile` names: those with a projection need a diagnosis."""
+    """Return the edit types available with `profile`; projections need a diagnosis."""
     return [kind for kind in EDIT_TYPES if kind in ("raw", "random-subspace") or profile.cannot_listen() is None]
 
 
 def defaults() -> None:
-    """Give every plain session key a value that suits the profile."""
+    """Set defaults of the plain session keys for the profile."""
     chosen = profile()
     allowed: dict[str, Sequence[str]] = {
         "task_vector": [ref.name for ref in chosen.task_vectors],
@@ -243,11 +243,11 @@ def defaults() -> None:
 
 
 def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | None = None) -> None:
-    """Pick `layers`; chart and pills get new keys, for a refresh under way still carries the former pills.
+    """Pick `layers`; chart and pills get new keys, because a pending rerun still contains the former pills.
 
     Args:
-        seed: of a random pick; kept while the pick stands.
-        anchor: the layer clicked last, from which a shift-click reaches.
+        seed: seed of a random pick; kept as long as the pick.
+        anchor: the layer clicked last, where a shift-click range starts.
     """
     wanted = sorted(set(layers))
     if wanted != st.session_state["layers"]:
@@ -257,7 +257,7 @@ def set_layers(layers: Iterable[int], *, seed: int | None = None, anchor: int | 
 
 
 def take_linked_layers(n_layers: int) -> None:
-    """Pick the layers of a link that wait for the number of the model's layers, all or none.
+    """Pick the pending layers of a link once the number of layers is known, all or none.
 
     Raises:
         RecipeError: the model has fewer layers.
@@ -276,14 +276,14 @@ def take_linked_layers(n_layers: int) -> None:
 
 
 def undo_pick() -> None:
-    """Take the last pick back."""
+    """Undo the last pick."""
     *past, (layers, seed) = st.session_state["past_layers"]
     set_layers(layers, seed=seed)
     st.session_state["past_layers"] = past
 
 
 def layer_pills(label: str, n_layers: int, key: str) -> None:
-    """Draw the pills of the picked layers: the one source of truth, and the keyboard way."""
+    """Draw the pills of the picked layers, which hold the pick and work with the keyboard."""
     inner = f"{key}-{st.session_state['picks']}"
     st.session_state["layers"] = [layer for layer in st.session_state["layers"] if layer < n_layers]
     layers = list(st.session_state["layers"])
@@ -298,7 +298,7 @@ def _copy_layers(key: str) -> None:
 
 
 def address(**ids: str | None) -> dict[str, str]:
-    """Return what an address says: `ids`, the session's profile where that is not the mini, and changes of it."""
+    """Return the URL parameters: `ids`, the profile if it is not the mini, and its changes."""
     name, change = st.session_state["profile"], setup_change()
     setup = {} if name == MINI.name else {"profile": name}
     if change != SetupChange():
@@ -307,19 +307,19 @@ def address(**ids: str | None) -> dict[str, str]:
 
 
 def link(**ids: str | None) -> None:
-    """Put `ids` and the profile into the address, so that a reload or a shared link shows this view again."""
+    """Put `ids` and the profile into the URL, so that a reload or a shared link restores this view."""
     wanted = address(**ids)
     if dict(st.query_params.to_dict()) != wanted:
         st.query_params.from_dict(wanted)
 
 
 def keep_profile_in_address() -> None:
-    """Put the profile and its changes into the address, whatever else stands there: a page may wait with its own."""
+    """Put the profile and its changes into the URL, keeping other parameters."""
     link(**st.query_params.to_dict())
 
 
 def too_few(order: Sequence[int] | None, n: int) -> str | None:
-    """Return why `n` layers cannot be taken from those that have a score; None where they can."""
+    """Return why `n` layers cannot be picked from those with a score; None if they can."""
     if order is None:
         return "Needs a diagnosis: open the Diagnose page first."
     few = f"Only {len(order)} layer{'s have' if len(order) > 1 else ' has'}" if order else "No layer has"

@@ -1,4 +1,4 @@
-"""The status strip of every page: what is loaded, which weights made the result on show, what runs now."""
+"""Status strip of every page: the loaded model, the weights of the current result, and running jobs."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from stethoscope.results import Certificate
 
 
 def show_base() -> None:
-    """Say that the result on show is a reading of the base model."""
+    """Note that the current result belongs to the base model."""
     st.session_state.update(on_show=None, recorded=False)
 
 
 def show_certificate(certificate: Certificate, recipe: EditRecipe | None) -> None:
-    """Say which weights made the result on show: the base, or the edit of `recipe`."""
+    """Note the weights of the current result: the base, or the edit of `recipe`."""
     label = "BASE verified"
     if not certificate.is_base:
         layers = ",".join(map(str, certificate.layers_edited))
@@ -33,7 +33,7 @@ def show_certificate(certificate: Certificate, recipe: EditRecipe | None) -> Non
 
 
 def recorded(view: jobs.View) -> None:
-    """Say whether the result on show is live or a record."""
+    """Note whether the current result is live or stored."""
     st.session_state["recorded"] = view.recorded
 
 
@@ -49,9 +49,9 @@ def _badge(status: Any, model: Any) -> tuple[str, str]:
 
 
 def draw() -> None:
-    """Draw the strip; while something runs it refreshes itself, and Cancel stands outside the fragment.
+    """Draw the strip; it refreshes while a job runs, and Cancel is outside the fragment.
 
-    It watches the jobs that the page has drawn as under way: when one of them has ended, the page is drawn again.
+    It watches the active jobs that the page has drawn, and reruns the page when one of them ends.
     """
     active, watched = jobs.front().active(), sorted(jobs.awaited())
     st.session_state["watched"] = watched

@@ -1,4 +1,4 @@
-"""A recipe or a diagnosis becomes the session's, exactly, or is refused and nothing changes."""
+"""Set the session to a recipe or diagnosis exactly, or raise an error and change nothing."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from stethoscope.records import (
     RandomSubspaceEdit,
 )
 
-TAKEN = (  # what `take_recipe` and `links.show` write
+TAKEN = (  # written by `take_recipe` and `links.show`
     *("layers", "layer_alpha", "alpha", "task_vector", "edit_type", "norms", "embeddings", "edit_k", "subspace_seed"),
     *(
         "subspace_matched",
@@ -39,11 +39,11 @@ DIFFERENCES_SHOWN = 3
 def take_recipe(recipe: EditRecipe) -> None:
     """Set the session's layers, strengths, edit type and task vector to those of `recipe`, exactly, or change nothing.
 
-    Where the number of the model's layers is not known yet, the recipe waits for it (see `from_address`).
+    If the number of layers is not known yet, the recipe is applied later (see `from_address`).
 
     Raises:
-        RecipeError: a recipe for another model, with a task vector that the profile does not have, or with something
-            else that the page's controls cannot show.
+        RecipeError: a recipe for another model, with a task vector missing in the profile, or with settings that the
+            page's controls cannot represent.
     """
     profile = session.profile()
     check_model("recipe", recipe.model)
@@ -78,7 +78,7 @@ def take_recipe(recipe: EditRecipe) -> None:
 
 
 def _write(recipe: EditRecipe) -> None:
-    """Set the session to `recipe`, as far as its controls go."""
+    """Set the session to `recipe`, as far as the controls allow."""
     st.session_state.update(
         norms=recipe.norms,
         embeddings=recipe.embeddings,
@@ -115,12 +115,12 @@ def _check_within(name: str, value: int, bounds: tuple[int, int]) -> None:
 
 def take_diagnosis(spec: DiagnoseSpec) -> None:
     st.session_state.update(control=spec.control, score=spec.score, top_k=spec.top_k)
-    session.defaults()  # without a control corpus of that name the profile's first one stands there
+    session.defaults()  # if the control corpus does not exist, the profile's first one is used
     opened.keep(spec, lambda: session.diagnosis(silent=True))
 
 
 def must_be(what: str, wanted: Any, shown: Any) -> None:
-    """Raise `RecipeError` with the first differences where the page shows another record than `wanted`."""
+    """Raise `RecipeError` with the first differences if the page's record differs from `wanted`."""
     changes = differences(wanted, shown)
     if changes:
         said = [f"{change.field}: {change.before} (here {change.after})" for change in changes[:DIFFERENCES_SHOWN]]

@@ -1,4 +1,4 @@
-"""What pages draw alike: headings, cards, charts with captions, downloads, empty states and error banners."""
+"""Shared page elements: headings, cards, charts with captions, downloads, empty states and error banners."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def open_screen(screen: str) -> None:
 
 
 def heading(title: str, question: str) -> None:
-    """Draw the page's title and the question that it answers."""
+    """Draw the page's title and its purpose."""
     st.title(title, anchor=False)
     st.caption(question)
 
@@ -70,15 +70,15 @@ def chart(
     on_select: Callable[[], None] | Literal["ignore"] = "ignore",
     selection_mode: Sequence[Literal["points", "box"]] = ("points", "box"),
 ) -> None:
-    """Draw `figure` with its caption, which is its text alternative, too, and what saves it as PNG, SVG and CSV.
+    """Draw `figure` with its caption, which is also its text alternative, and a menu to save it as PNG, SVG or CSV.
 
     Args:
-        key: names the card's elements and the saved files.
-        rows: what the figure draws, for its CSV file.
-        more: further tables that belong to it, by the label of their button.
-        note: one more caption line.
-        figure_key: key of the plotly element, where it must change to clear a selection.
-        on_select: what to do with a selection (its event stands in the session under `figure_key`).
+        key: prefix of the elements' keys and the saved files.
+        rows: data of the figure for its CSV file.
+        more: additional tables by the label of their button.
+        note: additional caption line.
+        figure_key: key of the plotly element; change it to clear a selection.
+        on_select: callback for selections (the event is in the session under `figure_key`).
     """
     with st.container(key=key):
         st.plotly_chart(
@@ -95,13 +95,13 @@ def chart(
 
 
 def plot_config(name: str) -> dict[str, Any]:
-    """Return plotly's settings; the camera saves `name` at twice its size on a transparent paper."""
+    """Return plotly's settings; the camera saves `name` at double size with a transparent background."""
     picture = {"format": st.session_state["picture"].lower(), "filename": name, "scale": 2}
     return PLOT_CONFIG | {"toImageButtonOptions": picture}
 
 
 def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
-    """Draw the menu that saves a figure: the format of its picture, and its numbers as CSV."""
+    """Draw the menu for saving a figure: image format, and numbers as CSV."""
     with st.popover("Save", type="tertiary", key=f"{key}-save"):
         st.segmented_control(
             "Image format (saved by the camera icon above the chart)",
@@ -115,18 +115,17 @@ def save_menu(key: str, rows: Rows, more: Mapping[str, Rows]) -> None:
 
 
 def csv_button(label: str, rows: Rows, file_name: str, key: str) -> None:
-    """Offer `rows` as a CSV file, written only when it is asked for."""
+    """Offer `rows` as a CSV file, created on request."""
     st.download_button(label, lambda: to_csv(rows), file_name, "text/csv", key=key, on_click="ignore")
 
 
 def table(rows: pd.DataFrame | Sequence[Mapping[str, object]], *, key: str, alt: str, **options: Any) -> None:
-    """Draw `rows` as a table whose toolbar saves no formula.
+    """Draw `rows` as a table whose CSV export contains no spreadsheet formulas.
 
-    The toolbar's CSV holds the values, of which text is guarded as in every other CSV file; the screen shows the text
-    itself.
+    Text in the toolbar's CSV is escaped as in all other CSV files; the screen shows the original text.
 
     Args:
-        options: of `st.dataframe`.
+        options: options of `st.dataframe`.
     """
     frame = pd.DataFrame(rows)
     text = frame.select_dtypes(exclude=["number", "bool", "datetimetz"])  # a layer has up to 262,144 rows of numbers
@@ -143,14 +142,14 @@ def _toolbar_cell(value: object) -> object:
 
 
 def _shown(value: object) -> str:
-    """Return a cell as Streamlit draws it, without the apostrophe that guards it."""
+    """Return a cell as Streamlit draws it, without the escaping apostrophe."""
     if isinstance(value, str):
         return text_of_cell(value)
     return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def banner(error: object) -> None:
-    """Show what went wrong, what was got, what was expected, the next step, and copyable detail."""
+    """Draw what went wrong, what was found, what was expected, the next step, and details to copy."""
     what = str(getattr(error, "what", None) or error)
     named = (("Got", "got"), ("Expected", "expected"), ("Next step", "next_step"))
     lines = [f"{label}: {value}" for label, name in named if (value := getattr(error, name, None))]
@@ -161,15 +160,15 @@ def banner(error: object) -> None:
 
 
 def missing(error: UserError) -> None:
-    """Show what a profile has to name for this card or page, as information: nothing went wrong."""
+    """Draw, as information, what the profile must contain for this card or page."""
     st.info(escape(str(error)), icon=":material/info:")
 
 
 def store_button(label: str, *, key: str, write: Callable[..., object], args: Sequence[object], **options: Any) -> None:
-    """Draw a button that writes to the store by `write(*args)`; where that fails, a banner says why, and all goes on.
+    """Draw a button that writes to the store with `write(*args)`; if that fails, a banner shows why.
 
     Args:
-        options: of `st.button`.
+        options: options of `st.button`.
     """
     failed = f"{key}-failed"
 
@@ -186,7 +185,7 @@ def store_button(label: str, *, key: str, write: Callable[..., object], args: Se
 
 
 def empty(text: str, button: str, key: str, action: Callable[[], None] | None = None) -> bool:
-    """Draw an empty state: what is missing, and a button that mends it by `action`; return whether it was clicked."""
+    """Draw an empty state: what is missing, and a button with `action`; return whether it was clicked."""
     with st.container(border=True):
         st.caption(escape(text))
         return st.button(escape(button), key=key, type="primary", on_click=action)
@@ -194,17 +193,17 @@ def empty(text: str, button: str, key: str, action: Callable[[], None] | None = 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turn an exception of a page into a banner; the app goes on."""
+    """Show an exception of a page as a banner; the app continues."""
     try:
         yield
     except StethoscopeError as error:
         banner(error)
-    except Exception as error:  # noqa: BLE001 -- the page's last line of defence: a banner, never a traceback
+    except Exception as error:  # noqa: BLE001 -- last resort of a page: a banner instead of a traceback
         banner(describe_error(error))
 
 
 def opened_settings(kind: str) -> None:
-    """Say which settings of `kind` are an opened run's, with the button that goes back to the profile's."""
+    """Draw the settings of an opened run of `kind`, with a button that restores the profile's settings."""
     if not (own := opened.settings(kind)):
         return
     named = ", ".join(f"{pretty(name)} {_listed(value)}" for name, value in own.items())

@@ -1,4 +1,4 @@
-"""A running job on the page: stage, finished items, rate, time left, and Stop."""
+"""A running job on the page: stage, finished items, speed, time left, and Stop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from screens.shared import jobs, session, ui
 from screens.shared.fragment import fragment
 from stethoscope.progress import counted, duration_text, pace
 
-BY_ITSELF_S = 30  # the longest work that a page starts without being asked
+BY_ITSELF_S = 30  # maximum duration of automatic work
 
 
 def describe(job: Any) -> str:
@@ -24,7 +24,7 @@ def describe(job: Any) -> str:
 
 
 def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
-    """Draw the running job and what it told people to know until it ends, then rerun the page."""
+    """Draw the running job and its notes until it ends, then rerun the page."""
 
     @fragment(run_every=every)
     def progress() -> None:
@@ -43,13 +43,13 @@ def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float
 
 
 def watch(view: jobs.View, *, key: str, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
-    """Draw the running job of `view` until it ends; Stop stands outside the fragment."""
+    """Draw the running job of `view` until it ends; Stop is outside the fragment."""
     live(view.job.job_id, draw=draw, every=every)
     st.button("Stop", key=f"{key}-stop", on_click=jobs.stop, args=(view.job.job_id,))
 
 
 def unkept() -> None:
-    """Draw why the store could not keep results that the page shows, once for each reason."""
+    """Draw why results on the page could not be stored, once for each reason."""
     held_jobs = [jobs.front().snapshot(held["job"]) for held in st.session_state["slots"].values() if held.get("job")]
     for error in dict.fromkeys(job.error for job in held_jobs if job is not None and job.result is not None):
         if error is not None:
@@ -57,9 +57,9 @@ def unkept() -> None:
 
 
 def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
-    """Tell whether a person asked for `spec`; where not, draw what the asking does, and its button.
+    """Return whether the user requested `spec`; if not, draw an explanation and the button.
 
-    What was asked before "Load the model" is asked for again after it: what was missing may be here now.
+    A request made before "Load the model" is repeated afterwards, because missing files may now be available.
     """
     asked, kept = f"{jobs.spec_key(spec)} {session.may_load()}", f"{slot}-asked"
     if st.session_state.get(kept) == asked:
@@ -75,10 +75,11 @@ def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
 
 
 def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float | None = None) -> jobs.View:
-    """Return the view of `spec`, which no person asked for: it starts by itself in the background where it is cheap.
+    """Return the view of `spec`, which starts automatically in the background if it is fast.
 
-    Above `BY_ITSELF_S`, by the newest run of its kind with this model, or where nothing was measured, a button says
-    what it costs and asks for it. `guess_s` is what other measured work says where no run of its kind has finished.
+    If the newest run of its kind with this model took longer than `BY_ITSELF_S`, or nothing was measured, draw a button
+    with the estimated time instead. `guess_s` is an estimate from other measurements if no run of its kind has
+    finished.
     """
     if jobs.holds(slot, spec) or not session.may_load():
         return jobs.ask(slot, spec, title=title, interactive=False)
@@ -96,9 +97,10 @@ def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float |
 
 
 def standing(view: jobs.View, slot: str, again: str, *, stopped: str | None = None) -> None:
-    """Draw how the question of `slot` stands where it has no answer: error, progress, or that it was stopped.
+    """Draw the state of `slot` without a result: error, progress, or stopped.
 
-    `again` names the button that asks anew after a stop; with `stopped` that is an empty state of the whole page.
+    `again` is the label of the button that restarts it after a stop; with `stopped`, this is an empty state of the
+    whole page.
     """
     if view.unasked:
         title = session.profile().title

@@ -1,4 +1,4 @@
-"""Jobs: what one was asked (`job`), and the one worker thread of this process that owns the model (`worker`)."""
+"""Jobs (`job`), and the worker thread of this process, which owns the model (`worker`)."""
 
 from stethoscope.jobs.worker import ANYBODY, describe_error, front
 

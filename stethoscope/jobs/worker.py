@@ -1,10 +1,10 @@
-"""One worker thread owns the model; everybody else submits specs and reads snapshots.
+"""The worker thread, which owns the model; other threads submit specs and read snapshots.
 
-Pages never import torch: `front()` gives a `JobFront`, whose worker imports the pipeline in its own thread. Jobs wait
-in order, interactive ones ahead of batch jobs; and a batch job that runs gives way between its steps: the waiting
-interactive jobs of the same model run right there, in the same thread, with the batch job's edit taken off and restored
-by pointer. Work that a page starts by itself is behind all of these, and goes back into the queue as soon as anything
-that was asked for waits. A job carries its whole spec, so no edit outlives it and two visitors never see each other's.
+Pages never import torch: `front()` gives a `JobFront`, whose worker imports the pipeline in its own thread. Jobs are
+queued in order, interactive ones before batch jobs. A running batch job yields between its steps: waiting interactive
+jobs on the same model run at that point, in the same thread, while the batch job's edit is removed by swapping
+pointers. Background jobs, which a page starts automatically, come last, and return to the queue as soon as a requested
+job is waiting. A job contains its complete spec, so no edit outlives its job and visitors never see each other's edits.
 """
 
 import atexit
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 KEPT_JOBS = 256
 CLOSE_TIMEOUT_S = 20.0
-ANYBODY = ""  # the owner of jobs that no visitor asked for
+ANYBODY = ""  # owner of jobs that no visitor requested
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What the worker holds. `base_verified`: all weights hash to what was loaded (None before the first check)."""
+    """State of the worker. `base_verified`: whether all weights match the loaded ones (None before the first check)."""
 
     state: Literal["idle", "loading", "busy"]
     model: ModelRow | None
@@ -50,7 +50,7 @@ class WorkerStatus:
 
 
 def memory_bytes() -> int:
-    """Return the resident memory of this process in bytes (0 where the system does not tell)."""
+    """Return the resident memory of this process in bytes (0 if unknown)."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -59,7 +59,7 @@ def memory_bytes() -> int:
 
 
 class JobFront:
-    """Submits specs to the one worker and reads snapshots; safe to call from any thread."""
+    """Submits specs to the worker and reads snapshots; thread-safe."""
 
     def __init__(self, store: RunStore, *, device: str = "auto", cache: ArrayCache | None = None) -> None:
         self.store = store
@@ -88,9 +88,10 @@ class JobFront:
         title: str | None = None,
         owner: str = ANYBODY,
     ) -> str:
-        """Queue `spec` for `owner` and return its job id; the same spec that waits, runs or is done is not run twice.
+        """Queue `spec` for `owner` and return its job id; a spec that is already waiting, running or done is not run
+        again.
 
-        An interactive request moves a job that waits as a batch job ahead, and any request one in the `background`.
+        An interactive request promotes a waiting batch job, and any request promotes a `background` job.
         """
         content = content_id(spec)
         with self._changed:
@@ -110,20 +111,20 @@ class JobFront:
         return job_id
 
     def follow(self, job_id: str, owner: str) -> None:
-        """Count `owner` among those who asked for a waiting or running job."""
+        """Add `owner` to the owners of a waiting or running job."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is not None and job.active:
                 job.owners.add(owner)
 
     def snapshot(self, job_id: str) -> JobSnapshot | None:
-        """Return the job as it stands, or None for an id of another process or one long forgotten."""
+        """Return a snapshot of the job; None for an id of another process or a job that is no longer known."""
         with self._changed:
             job = self._jobs.get(job_id)
             return None if job is None else job.snapshot()
 
     def cancel(self, job_id: str, owner: str = ANYBODY) -> None:
-        """Withdraw `owner` from a waiting or running job; it stops when nobody is left who asked for it."""
+        """Withdraw `owner` from a waiting or running job; the job stops when it has no owners left."""
         with self._changed:
             job = self._jobs.get(job_id)
             if job is not None and job.active:
@@ -132,10 +133,10 @@ class JobFront:
                     self._stop(job)
 
     def pause(self, job_id: str, owner: str = ANYBODY) -> None:
-        """Withdraw `owner` from a benchmark as `cancel` does, but for now: its state and its run's become "paused".
+        """Withdraw `owner` from a benchmark like `cancel`, but set the state of job and run to "paused".
 
-        It leaves the worker to others, its finished blocks are stored, and submitting its spec again continues. Jobs of
-        other kinds (see `JobSnapshot.may_pause`) are left alone.
+        Its finished blocks are stored, and submitting its spec again continues. Jobs of other kinds are not affected
+        (see `JobSnapshot.may_pause`).
         """
         with self._changed:
             job = self._jobs.get(job_id)
@@ -151,7 +152,7 @@ class JobFront:
         return sorted(snapshots, key=lambda snapshot: snapshot.state != "running")
 
     def status(self) -> WorkerStatus:
-        """Return what the worker holds and the certificate of the last job that had one."""
+        """Return the state of the worker, and the certificate of the last job with one."""
         with self._changed:
             return WorkerStatus(
                 state=self._state,
@@ -169,19 +170,19 @@ class JobFront:
 
     @property
     def device(self) -> str:
-        """Name of the device that models are loaded to (see `model.devices.pick_device`)."""
+        """Name of the device for loading models (see `model.devices.pick_device`)."""
         with self._changed:
             return self._device
 
     def unload(self, *, device: str | None = None) -> None:
-        """Let go of the model once no job runs, and load to `device` from then on (None: the same as before)."""
+        """Unload the model when no job is running, and use `device` from then on (None: unchanged)."""
         with self._changed:
             self._device = device or self._device
             self._letting_go = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Cancel everything, stop the worker and its grader processes, and wait for it; stored items stay."""
+        """Cancel all jobs, stop the worker and its grader processes, and wait for it; stored answers are kept."""
         with self._changed:
             for job in self._jobs.values():
                 if job.active:
@@ -202,7 +203,7 @@ class JobFront:
             job.state = "paused" if for_now else "cancelled"
 
     def _is_of_the_past(self, job: Job) -> bool:
-        """Whether `job` loaded a model that is no longer the one at hand: its answer is done, its effect is gone."""
+        """Whether `job` loaded a model that has been replaced, so that its effect is gone."""
         return isinstance(job.result, InfoResult) and (self._letting_go or job.result.model != self._model)
 
     def _forget_old_jobs(self) -> None:
@@ -227,7 +228,7 @@ class JobFront:
                 self._state = "busy" if context is not None and context.loaded else "loading"
             try:
                 context = context or self._open_context()
-            except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
+            except Exception as error:  # noqa: BLE001 - the worker must survive all errors; the page shows them
                 self._finish(job, "failed", error=describe_error(error))
                 continue
             self._run(job, context)
@@ -236,7 +237,7 @@ class JobFront:
             context.close()
 
     def _next(self) -> Job | None:
-        """Wait for a job and return it as running; None when the front was closed, or lets go of its model."""
+        """Wait for a job and return it as running; None if the front was closed or unloads its model."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._letting_go or self._first_waiting(lambda _: True) is not None
@@ -263,19 +264,19 @@ class JobFront:
             return job
 
     def _open_context(self) -> "Context":
-        import torch  # with transformers behind it: they load in the worker, not in a page
+        import torch  # imports transformers, in the worker and not in a page
 
         from stethoscope.pipeline.context import Context
 
         cores = os.cpu_count() or 2
-        torch.set_num_threads(max(1, cores - 1))  # one core stays with the pages; sharing it stalls both
+        torch.set_num_threads(max(1, cores - 1))  # leave one core to the pages; sharing it slows down both
         context = Context(self.store, device=self._device, cache=self._cache)
         gc.collect()
         gc.freeze()
         return context
 
     def _run(self, job: Job, context: "Context") -> None:
-        """Run `job` to its end, whatever that is; no error of a job leaves this method."""
+        """Run `job` until it ends in any state; no error of a job leaves this method."""
         from stethoscope import pipeline
 
         if not job.interactive:
@@ -286,19 +287,19 @@ class JobFront:
         except Cancelled as stopped:
             if not self._put_back(job):
                 self._finish(job, "paused" if isinstance(stopped, Paused) else "cancelled")
-        except Exception as error:  # noqa: BLE001 - the worker outlives every job; the page shows the error
+        except Exception as error:  # noqa: BLE001 - the worker must survive all errors; the page shows them
             self._finish(job, "failed", error=describe_error(error))
         else:
             unkept = None if outcome.unkept is None else describe_error(outcome.unkept)
             self._finish(job, outcome.state, result=outcome.result, run_id=outcome.run_id, error=unkept)
 
     def _others_wait(self, job: Job) -> bool:
-        """Whether `job` is in the background and something that was asked for waits."""
+        """Whether `job` is in the background and a requested job is waiting."""
         with self._changed:
             return job.background and self._first_waiting(lambda other: not other.background) is not None
 
     def _put_back(self, job: Job) -> bool:
-        """Let a job of the background that stopped for others wait again; False for one that was to stop."""
+        """Return a background job that stopped for others to the queue; return False if it was cancelled."""
         with self._changed:
             if not job.background or job.progress.cancelled:
                 return False
@@ -307,7 +308,8 @@ class JobFront:
             return True
 
     def _let_pass(self, batch: Job, context: "Context") -> None:
-        """Run the waiting interactive jobs between two steps of `batch`, on the base; one of another model waits."""
+        """Run the waiting interactive jobs between two steps of `batch`, on the base; jobs on another model keep
+        waiting."""
         if context.loaded is None:
             return
 
@@ -344,7 +346,7 @@ class JobFront:
                 self._certificate = certificate
 
     def _rest(self, context: "Context") -> None:
-        """With nothing waiting, hash all weights again: after every job the model must be the base."""
+        """While idle, hash all weights again, because the model must be the base after every job."""
         from stethoscope.pipeline.info import model_row
 
         verified = context.base_verified(go_on=lambda: self._idle)
@@ -367,10 +369,11 @@ _front_lock = threading.Lock()
 
 
 def front() -> JobFront:
-    """Return the process's one job front, started on first use (module state, so that no cache clearing doubles it)."""
+    """Return the job front of this process, started on first use (module state, so that clearing caches cannot
+    duplicate it)."""
     global _front
     with _front_lock:
         if _front is None:
             _front = JobFront(RunStore(runs_dir()), cache=ArrayCache(cache_dir()))
-            atexit.register(_front.close)  # a thread that is inside torch when the interpreter ends aborts the process
+            atexit.register(_front.close)  # a thread inside torch would abort the process at interpreter exit
         return _front

@@ -83,7 +83,7 @@ def test_random_draws_never_repeat_a_named_control() -> None:
         drawn = {tuple(layers) for name, layers in layers_of(found).items() if name.startswith("random")}
         assert drawn == {(1,), (2,), (3,)}
     few = standard(recipe_on((0,)), n_layers=3, order=(0, 1, 2))
-    assert "1 random draws instead of 3: there are no more sets of 1 layers." in few.notes
+    assert "1 random draws instead of 3, because there are no more sets of 1 layers." in few.notes
 
 
 def test_other_layers_are_those_that_the_task_vector_moves_at_equal_count() -> None:
