@@ -32,7 +32,7 @@ from stethoscope.sae.documents import Document, tokenise
 from stethoscope.store.runs import RunStore
 
 LAYERS, D, D_SAE, VOCAB = 6, 512, 4096, 32768
-DOCUMENTS, TOKENS = 24, 128
+DOCUMENTS, TOKENS = 12, 128
 PROBES, PROMPT, SOLUTION = 8, 400, 150
 ROWS, OWN, NEW = 24, 120, 4
 

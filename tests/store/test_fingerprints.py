@@ -1,5 +1,6 @@
 """What a location holds, as one hash: of the files that its format names, counted, and stopped at once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,26 @@ def test_saes_are_found_in_their_folders(tmp_path: Path) -> None:
     before = fingerprint(str(tmp_path), form=SAES)
     (place / "params.npz").write_text("x")
     assert fingerprint(str(tmp_path), form=SAES) != before
+
+
+def test_a_file_that_changes_at_the_same_size_is_read_again(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "edited") / "model.safetensors"
+    before = fingerprint(str(tmp_path / "edited"))
+    stat = file.stat()
+    file.write_text(file.read_text().upper())
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert file.stat().st_size == stat.st_size
+    assert fingerprint(str(tmp_path / "edited")) != before
+
+
+def test_a_repository_is_known_by_the_commit_that_its_branch_points_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = {None: "a1", "dev": "b2", "gone": None}
+    monkeypatch.setattr("stethoscope.hub.known_commit", lambda _repo, revision, _kind: commits[revision])
+    assert [fingerprint("org/model", revision) for revision in commits] == [
+        "hub:org/model@a1",
+        "hub:org/model@b2",
+        "hub:org/model@gone",
+    ]
 
 
 class Stopped(Progress):

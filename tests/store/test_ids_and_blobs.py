@@ -50,6 +50,8 @@ def test_class_and_extras_are_in_the_id() -> None:
 
     assert content_id(OtherRef(id="a")) != content_id(ModelRef(id="a"))
     assert content_id(MODEL, "x") != content_id(MODEL)
+    variants = (MODEL, ModelRef(id=MODEL.id, revision="a1"), ModelRef(id=MODEL.id, dtype="bfloat16"))
+    assert len({content_id(variant) for variant in variants}) == 3
     assert content_id(MODEL, "a", "b") != content_id(MODEL, "ab")
     assert DiagnoseSpec.__name__  # every spec of records is hashed by the same function
 
