@@ -1,9 +1,9 @@
-"""Pico models shared by every test: a tiny random Gemma 3 in hub format, a fine-tune of it, and planted SAE banks.
+"""Pico models for all tests: a tiny random Gemma 3 in hub format, a fine-tune of it, and planted SAE banks.
 
-The pico Gemma 3 has everything that makes the real one hard: local and global attention mixed, a sliding window
-(8 tokens) shorter than most prompts, tied embeddings, RMSNorm gains away from 1, grouped key/value heads, and a
-byte-level tokenizer whose tokens may hold a part of a character. Factories are fixtures that return functions, so a
-test module needs no import from here.
+The pico Gemma 3 has all difficulties of the real one: local and global attention mixed, a sliding window
+(8 tokens) shorter than most prompts, tied embeddings, RMSNorm weights away from 1, grouped key/value heads, and a
+byte-level tokenizer whose tokens may be parts of a character. Factories are fixtures that return functions, so test
+modules import nothing from here.
 """
 
 import gc

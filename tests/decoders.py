@@ -1,4 +1,4 @@
-"""Small random decoders of other architectures, with gains, biases and norms away from their starting values."""
+"""Small random decoders of other architectures, with norm weights and biases away from their initial values."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """An import hook that checks each call of a function whose signature names a shape, as in ``Float[Tensor, "n d"]``.
 
-jaxtyping's own hook wraps every function of a package, whether or not there is a shape to check; on the whole test
-suite that is a third of the time. Here only functions and dataclasses that name a shape are wrapped.
+jaxtyping's own hook wraps every function of a package, even without shapes to check, which takes a third of the test
+suite's time. This hook wraps only functions and dataclasses that name a shape.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""The house: who may import whom, read from the imports themselves, lazy ones included."""
+"""The layers of the package: which modules may import which, read from all imports including lazy ones."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""The smallest p that a test says it can reach is reached, and no outcome of that size goes below it."""
+"""The smallest attainable p of each test is reached, and no outcome goes below it."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md do what it says."""
+"""The examples in CONTRIBUTING.md work as described."""
 
 import importlib
 import re

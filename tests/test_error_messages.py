@@ -1,4 +1,4 @@
-"""Every error of the user's says what to do now: read from the source, so that a new one without it is seen."""
+"""Every error for users says what to do next; checked in the source, so that new ones are covered."""
 
 import ast
 from collections.abc import Iterator

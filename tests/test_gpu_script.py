@@ -1,4 +1,4 @@
-"""The script for a session with a GPU: its steps fit the time, overruns are stopped and named, numbers compared."""
+"""The GPU script: its steps fit the time, overruns are stopped and named, numbers are compared."""
 
 import math
 import sys

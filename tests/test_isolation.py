@@ -1,8 +1,8 @@
-"""Eight sessions at once on one worker: every output is what its spec gives alone, and the base is untouched.
+"""Eight sessions at once on one worker: each output equals that of its spec alone, and the base is unchanged.
 
-Each session draws 100 seeded operations: probes and texts of ever other recipes, batch jobs that others pass ahead of,
-jobs that are cancelled in the middle, recipes that cannot be applied. Jobs are shared only while they are active, so
-that an operation does not just read what another one computed.
+Each session draws 100 seeded operations: likelihood checks and texts of different recipes, batch jobs that others
+overtake, cancelled jobs, and recipes that cannot be applied. Jobs are shared only while they are active, so an
+operation cannot just read another one's result.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What is shipped lies in the package; a name that leads out of it is no shipped one."""
+"""Included files are inside the package; a name that leads outside is refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`python -O` takes every assert out: none of them may do anything, or guard what data or a model can bring about."""
+"""`python -O` removes asserts: none has side effects or guards against data or models."""
 
 import ast
 import subprocess

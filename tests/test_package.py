@@ -1,4 +1,4 @@
-"""The package: what is imported is declared, what is tested is allowed, and a wheel holds all that it needs."""
+"""The package: imports are declared, tested versions are allowed, and a wheel is complete."""
 
 import ast
 import functools

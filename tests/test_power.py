@@ -1,4 +1,4 @@
-"""What a benchmark can see, against published and simulated values; and what an error rate is under peeking."""
+"""A benchmark's power, compared with published and simulated values; error rates under repeated looks."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""What a person reads of a job: how far, how fast, how long; bytes in units that fit."""
+"""Progress as shown to users: fraction, speed, remaining time; bytes in suitable units."""
 
 from types import SimpleNamespace
 

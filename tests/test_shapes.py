@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked with every call, and nothing else is wrapped."""
+"""Shapes in signatures are checked on every call, and only functions with shapes are wrapped."""
 
 import importlib
 import os

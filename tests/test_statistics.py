@@ -1,4 +1,4 @@
-"""Statistics against published reference values, statsmodels, scipy, and properties that hold for every table."""
+"""Statistics, compared with published values, statsmodels, scipy, and properties that hold for every table."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Every p agrees with its interval or its threshold, and both with a second computation in arbitrary precision.
+"""Every p agrees with its interval or threshold, and both with a second computation in arbitrary precision.
 
-p < .05 exactly where the 95% interval excludes zero, wherever the two come from one distribution.
+If p and the 95% interval come from one distribution, p < .05 exactly if the interval excludes zero.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The registry of use cases: what it says fits together, and every table that hangs on it is derived from it."""
+"""The registry of use cases is consistent, and every table that depends on it is derived from it."""
 
 import inspect
 from pathlib import Path

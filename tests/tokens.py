@@ -1,4 +1,4 @@
-"""The tokenizer of the small test models: whole words, else bytes."""
+"""The tokenizer of the small test models: whole words, otherwise bytes."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""A running dashboard on the mini with an empty home, and a page to look at it with."""
+"""Starts a dashboard on the mini with an empty home, and opens a page in it."""
 
 from collections.abc import Iterator
 from pathlib import Path

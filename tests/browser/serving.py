@@ -1,4 +1,4 @@
-"""A Streamlit script, served as a user serves it."""
+"""Serves a Streamlit script the way a user does."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""A benchmark in a real browser: planned, begun, looked at, paused, gone on with, its flips read, its numbers saved."""
+"""A benchmark in a real browser: plan, start, intermediate look, pause, resume, flips, saved numbers."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The CSV button in the toolbar of a table, pressed in a real browser."""
+"""The CSV button in a table's toolbar, clicked in a real browser."""
 
 import csv
 from pathlib import Path

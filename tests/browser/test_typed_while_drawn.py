@@ -1,4 +1,4 @@
-"""What a person types while the page is being drawn again is kept, and is what the page shows."""
+"""Input typed while the page reruns is kept and shown."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The main job in a real browser: listen, pick, inject, judge, find it again."""
+"""The main workflow in a real browser: diagnose, pick layers, edit, benchmark, reopen from Runs."""
 
 import re
 from pathlib import Path

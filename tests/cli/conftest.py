@@ -1,4 +1,4 @@
-"""The pico profile as a file, for the command line."""
+"""The pico profile as a file for the command line."""
 
 import json
 import tomllib

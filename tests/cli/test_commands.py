@@ -1,4 +1,4 @@
-"""The command line: fixed JSON, exit codes, one clear line for each mistake."""
+"""The command line: fixed JSON, exit codes, one clear line per mistake."""
 
 import html
 import json

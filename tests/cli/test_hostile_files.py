@@ -1,4 +1,4 @@
-"""Files that a command is given, whatever they are: read at once or refused in one line; nothing of ours is lost."""
+"""Any file given to a command is read promptly or refused in one line; stored data stays intact."""
 
 import json
 import os

@@ -1,6 +1,6 @@
-"""Every option of every command, given what no person means: one line and exit code 2, or done; nothing hangs.
+"""Every option of every command with absurd values: one line and exit code 2, or success; nothing hangs.
 
-The options are read from the parser itself, so that a new one is tried without a word here.
+The options are read from the parser, so new ones are included automatically.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A fine-tune that cannot be used is named with its reason in info, and the rest of the profile is shown."""
+"""`info` names an unusable fine-tune with the reason and still shows the rest of the profile."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Stored runs, shown and reported, of a model with SAEs on layers 2, 3, 6 and a task vector that moves 1, 3, 4, 6."""
+"""Stored runs of a model with SAEs on layers 2, 3, 6 and a task vector on 1, 3, 4, 6: tables and reports."""
 
 import html
 import json

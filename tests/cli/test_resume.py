@@ -1,4 +1,4 @@
-"""A benchmark that is killed or interrupted goes on from its finished blocks, and ends with the same numbers."""
+"""A killed or interrupted benchmark resumes from its finished blocks and ends with the same numbers."""
 
 import contextlib
 import io

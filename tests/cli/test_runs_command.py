@@ -1,4 +1,4 @@
-"""Stored runs on the command line: listed, shown, reported and deleted, and named by every command that keeps one."""
+"""Stored runs on the command line: list, show, report, delete; each command prints the id of the run it stores."""
 
 import json
 from collections.abc import Callable

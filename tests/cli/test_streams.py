@@ -1,4 +1,4 @@
-"""Where stdout and stderr lead: whatever they are, all work is done and stored, and how to see it is said."""
+"""Wherever stdout and stderr go, all work is done and stored, and the user is told how to see it."""
 
 import json
 import os

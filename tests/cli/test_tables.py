@@ -1,4 +1,4 @@
-"""The terminal's tables say what --json says, layer by layer, however many layers and however narrow the terminal."""
+"""Terminal tables show the values of --json for every layer, at any number of layers and any width."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A pico session with a fine-tune, recipes for it, and decoder rows for each layer."""
+"""A pico session with a fine-tune, recipes and decoder rows for each layer."""
 
 from collections.abc import Callable
 from pathlib import Path

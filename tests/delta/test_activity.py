@@ -1,4 +1,4 @@
-"""Functional energy and principal components against the second moments they stand for."""
+"""Functional energy and principal components, compared with the second moments that they are computed from."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A LoRA adapter's tau is what peft's own merge adds, read matrix by matrix; every other kind of adapter is refused."""
+"""A LoRA adapter's tau equals what peft's merge adds, matrix by matrix; other kinds of adapter are refused."""
 
 import json
 import math

@@ -1,7 +1,7 @@
-"""A base in another dtype than the model's: differences and merges are taken between the files' own numbers.
+"""A base whose dtype differs from the model's: differences and merges use the numbers in the files.
 
 theta(alpha) = round(base_file + alpha * (tuned_file - base_file)): rounding the base first would add an error of up to
-half a rounding step to every weight, also to those that the fine-tune left alone.
+half a rounding step to every weight, also to those that the fine-tune did not change.
 """
 
 import json

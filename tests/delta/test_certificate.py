@@ -1,4 +1,4 @@
-"""The certificate says which weights answered, and notices when they were not the recipe's."""
+"""A certificate states which weights were used, and detects weights that are not the recipe's."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""The null of a random subspace, its percentile, principal angles: against two thousand subspaces drawn at random."""
+"""The null of random subspaces, percentiles and principal angles, compared with two thousand random subspaces."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""An exported checkpoint is the live edited model, plain and whole; an interrupted one is nothing at all."""
+"""An exported checkpoint equals the edited model in memory; an interrupted export leaves nothing."""
 
 import json
 import os

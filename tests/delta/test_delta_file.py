@@ -1,4 +1,4 @@
-"""A bare delta is tau as it is, under the model's names; what is not in it does not move."""
+"""A bare delta is used as tau, under the model's tensor names; tensors that it lacks stay unchanged."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a recipe adds to each tensor: norms, embeddings and random subspaces; directions that are kept."""
+"""What a recipe adds to each tensor: norms, embeddings, random subspaces, and directions that are left alone."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Energy over a whole model: planted task vectors, the layer figure, chance and ceiling of what is projected."""
+"""Energy of a whole model: planted task vectors, the figure by layer, chance level and ceiling of projections."""
 
 from collections.abc import Callable
 from pathlib import Path

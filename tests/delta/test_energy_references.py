@@ -1,4 +1,4 @@
-"""What stands beside retention in the energy table: other spans, directions, what is felt; and what is undefined."""
+"""Reference values next to retention: other spans, directions, functional energy, and undefined cases."""
 
 from collections.abc import Callable
 from pathlib import Path

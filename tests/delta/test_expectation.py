@@ -1,4 +1,4 @@
-"""The second computation of edited weights agrees bit by bit with the patch, and a wrong patch is found by it."""
+"""The second computation of edited weights equals the patch bit by bit, and detects a wrong patch."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A fine-tune of the same shapes that computes otherwise, or reads text otherwise, is refused or named by the field."""
+"""A fine-tune with equal shapes but another computation or tokenizer is refused, or the field is named."""
 
 import json
 import shutil

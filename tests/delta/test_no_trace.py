@@ -1,4 +1,4 @@
-"""No recipe leaves a trace: logits, checksums and storage are the same bits afterwards, whatever happened inside."""
+"""Applying and removing any recipe leaves logits, checksums and storage bit-identical, also after errors."""
 
 import contextlib
 from collections.abc import Callable, Iterator

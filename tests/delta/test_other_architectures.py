@@ -1,4 +1,4 @@
-"""The same edits on other models: Gemma 3 with its vision tower (other names on disk), Llama (gain w, not 1 + w)."""
+"""The same edits on Gemma 3 with its vision tower (other names on disk) and Llama (norm weight w, not 1 + w)."""
 
 from collections.abc import Callable
 from pathlib import Path

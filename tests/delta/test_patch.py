@@ -1,4 +1,4 @@
-"""Edits go in exactly as the recipe says, and come out without a trace."""
+"""Patches apply exactly what the recipe says, and removing them restores the base bit by bit."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A patch that is taken off for a while: the base in between, the same edit afterwards, whatever happens inside."""
+"""A patch removed for a while: the base in between, the same edit afterwards, also after errors."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The maths of projection: nested bases, planted edits, gains, chance and ceiling, without a model."""
+"""The maths of projection without a model: nested bases, planted edits, norm weights, chance level, ceiling."""
 
 import math
 

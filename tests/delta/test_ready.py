@@ -1,4 +1,4 @@
-"""Patches stay ready within their bytes, and no buffer is written again while somebody holds its patch."""
+"""Cached patches stay within their memory limit, and a buffer in use is never overwritten."""
 
 import gc
 from collections.abc import Callable

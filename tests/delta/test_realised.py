@@ -1,4 +1,4 @@
-"""The part of a task vector that a norm cancels, and the part that rounding loses."""
+"""The part of a task vector that a norm cancels, and the part lost to rounding."""
 
 import pytest
 import torch

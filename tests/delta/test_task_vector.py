@@ -1,4 +1,4 @@
-"""Task vectors are read exactly and lazily; every way in which a checkpoint can be unusable has its own clear line."""
+"""Task vectors are read exactly and lazily; each kind of unusable checkpoint has its own error message."""
 
 import json
 import math

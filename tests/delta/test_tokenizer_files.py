@@ -1,4 +1,4 @@
-"""Tokenizers are compared whatever files they come in, and by what they make of the texts that are asked."""
+"""Tokenizers are compared in any file format, and by how they tokenize the problems."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Is the base with all of tau the fine-tuned model? Only where every weight that differs is one that a recipe edits."""
+"""The base plus all of tau equals the fine-tuned model only if a recipe edits every weight that differs."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The figure's numbers are the result's, and the caption says what they mean, whichever way they fall."""
+"""The figure shows the result's numbers, and the caption explains them for every outcome."""
 
 import sys
 from pathlib import Path

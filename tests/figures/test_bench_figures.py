@@ -1,4 +1,4 @@
-"""The pictures of a benchmark: forest, e-values, accuracy over alpha; flips and a problem's text."""
+"""Benchmark figures: forest plot, e-values, accuracy by alpha, flips, a problem's text."""
 
 import html
 import math

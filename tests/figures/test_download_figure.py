@@ -1,4 +1,4 @@
-"""What would be downloaded, drawn and in words."""
+"""The expected download, as a figure and in words."""
 
 from stethoscope.figures.downloads import download_bars, download_caption, download_rows
 from stethoscope.results import DownloadFile, DownloadPart, DownloadResult, Refusal

@@ -1,4 +1,4 @@
-"""Figures say what the results say: cells, nulls, outlines, intervals, n and definitions; both papers can be read."""
+"""Figures show the result's cells, nulls, outlines, intervals, n and definitions, readable on light and dark."""
 
 import csv
 import html

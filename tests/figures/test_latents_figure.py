@@ -1,4 +1,4 @@
-"""Effect against density shows every live latent once, passes by level, and tokens stay text."""
+"""Effect by density shows each live latent once, marks what passes at each level, and treats tokens as text."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""Every figure by layer, on a model with SAEs on layers 2, 3 and 6 and a task vector that moves 1, 3, 4 and 6.
+"""Every figure by layer, for a model with SAEs on layers 2, 3 and 6 and a task vector on 1, 3, 4 and 6.
 
-What is drawn stands at its own layer and has the value of the result; what has no value is not drawn, and says why.
+Every point is at its own layer and has the result's value. Missing values are not drawn, and the reason is given.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""A figure is drawn once for the same arguments, and anew for others."""
+"""A figure is built once for the same arguments, and again for different ones."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""What a click, a box and a shift-click on the heatmap pick, from events as Streamlit hands them over."""
+"""Layers picked on the heatmap by click, box and shift-click, from Streamlit's selection events."""
 
 import pytest
 

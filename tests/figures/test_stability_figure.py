@@ -1,4 +1,4 @@
-"""The stability picture: ranks as the orders say, tau beside each row; and the second control corpus."""
+"""The stability figure: ranks by variant with tau beside each row; the second control corpus."""
 
 import pytest
 

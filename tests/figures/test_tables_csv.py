@@ -1,4 +1,4 @@
-"""CSV: no cell of text is a formula to a spreadsheet, every text comes back, and numbers stay numbers."""
+"""CSV export: no text is read as a formula, every text round-trips, numbers stay numbers."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What the test hub holds: small random models, SAEs and problems under the names, layouts and keys of the real ones.
+"""Contents of the test hub: small random models, SAEs and problems under the names, layouts and keys of the real ones.
 
     google/gemma-3-4b-it         Gemma3ForConditionalGeneration with a vision tower, bfloat16, in shards; on disk
                                  `language_model.model.layers.N`, `vision_tower.vision_model...`, no lm_head (tied);
@@ -9,7 +9,7 @@
     google/gemma-scope-2-4b-it   `{resid_post,mlp_out,attn_out}_all/layer_N_width_16k_l0_small/`
     EleutherAI/hendrycks_math    seven subjects, train and test, as parquet (our own sentences)
 
-Everything is made by code and seeded, and kept for the session (`fill`).
+Everything is generated with a seed, and kept for the session (`fill`).
 """
 
 import functools

@@ -1,15 +1,15 @@
-"""A model hub on loopback: the routes that huggingface_hub 2.4 asks, the headers that it reads, and ways to go wrong.
+"""A model hub on loopback: huggingface_hub 2.4's routes and headers, and faults to inject.
 
-It answers what the library asks when it resolves, lists and downloads:
+It implements what the library uses to resolve, list and download:
 
     GET  /api/{models,datasets}/ID[/revision/REV]            the commit of a branch
     GET  /api/{models,datasets}/ID/tree/COMMIT?recursive=..  names, sizes, hashes
     HEAD /[datasets/]ID/resolve/REV/PATH                     ETag, size, X-Repo-Commit; large files redirect
     GET  the same                                            bytes, with ranges; large files from a second host
 
-Large files (`LARGE`) lie on a second server of another origin, as on the real hub: a token must not reach it.
-`point_at` is the one place that makes the library use it, in this process (it reads its constants at import) and, by
-the environment, in child processes.
+Large files (`LARGE`) are on a second server of another origin, as on the real hub; tokens must not reach it.
+`point_at` makes the library use this hub, in this process (its constants are read at import) and, through the
+environment, in child processes.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What would be downloaded, told beforehand: listed on a hub on loopback, without a byte of it being fetched."""
+"""The expected download is listed from a local hub without fetching any file."""
 
 import hashlib
 import json

@@ -1,8 +1,9 @@
-"""The whole path from hub ids alone: download (killed, resumed), diagnose, project, edit, bench, export; then offline.
+"""From hub ids alone: download (killed, resumed), diagnose, project, edit, benchmark, export; then offline.
 
-Model, SAEs, a fine-tune, a LoRA and the problems come from the hub, controls and shots as the shipped profile has them.
+Model, SAEs, a fine-tune, a LoRA and the problems come from the hub; control corpora and shots are the included
+profile's.
 
-The command line runs in child processes with nothing but the environment to point them at the hub; the model is gated.
+The command line runs in child processes, which find the hub through the environment only; the model is gated.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Fetching from a hub on loopback: what is fetched, what is not, resuming, checking, cancelling, and every refusal."""
+"""Fetching from a local hub: which files, resuming, verification, cancelling, and every refusal."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Gemma Scope 2 by its release's name, from the hub to a retention, at all three sites; then with the hub gone."""
+"""Gemma Scope 2 by release name, from download to retention at all three sites; then offline."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The worker: order, cancel, errors that leave it alive, and the base verified after every job."""
+"""The worker: order, cancelling, surviving errors, and a verified base after every job."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The standard set: every control once, three different random draws, nothing twice, and what is missing is said."""
+"""The standard set: each control once, three different random draws, no duplicates, missing arms explained."""
 
 import pytest
 import torch

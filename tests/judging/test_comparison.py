@@ -1,4 +1,4 @@
-"""Arms are paired by problem, families corrected apart, and a planted table comes out with its own numbers."""
+"""Arms are paired by problem, families are corrected separately, and a planted table gives its own numbers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A frozen prediction is judged by planted answers: what wins, what is missing, and what came too late."""
+"""A frozen prediction is tested on planted answers: win, missing data, and prediction made too late."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Two runs side by side: paired by problem, never by position, and refused where more than the recipe differs."""
+"""Two runs are paired by problem, not by position, and refused if more than the recipe differs."""
 
 from typing import Any
 

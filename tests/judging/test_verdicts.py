@@ -1,4 +1,4 @@
-"""Planted results of each kind say what they are and no more: never a word that the numbers do not carry."""
+"""Verdicts on planted results state what the numbers show, and nothing more."""
 
 import re
 

@@ -1,10 +1,10 @@
-"""Record how lm-evaluation-harness asks, and what it says of some 600 answers.
+"""Record lm-evaluation-harness' prompts, and its grades of about 600 answers.
 
 Run `python -m tests.minerva.record_lm_eval`.
 
-Calls `process_results` of the installed lm_eval's minerva_math task and nothing of ours, alone, on the main thread,
-where its signal timeouts work, and its task's `fewshot_context`; writes lm_eval_table.jsonl and lm_eval_prompts.jsonl
-beside this file. `test_lm_eval_table.py` and `test_prompts.py` hold ours against them, item by item.
+Calls `process_results` and `fewshot_context` of the installed lm_eval's minerva_math task and none of our code, on the
+main thread, where its signal timeouts work. Writes lm_eval_table.jsonl and lm_eval_prompts.jsonl to this folder, which
+`test_lm_eval_table.py` and `test_prompts.py` compare with ours, item by item.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Grades are lm-eval's, and no answer can hold up the rest: bombs, kills and crashes cost one answer at most."""
+"""Grades equal lm-eval's, and a hostile answer (bomb, kill, crash) costs at most its own grade."""
 
 import gc
 import json

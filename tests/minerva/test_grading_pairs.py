@@ -1,6 +1,6 @@
-"""All metrics against the truth: 55 pairs of a gold answer and an answer, judged by hand.
+"""All metrics on 55 pairs of a gold answer and an answer, graded by hand.
 
-The counts stand in docs/grading.md. The strict score accepts none of the wrong answers; that is what it is for.
+The counts are in docs/grading.md. The strict score must accept none of the wrong answers.
 """
 
 import json

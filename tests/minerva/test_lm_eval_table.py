@@ -1,4 +1,4 @@
-"""Our graders against a table of what lm-eval itself said (`record_lm_eval.py` wrote it): no item may differ."""
+"""Our graders agree with lm-eval on every item of a table that `record_lm_eval.py` wrote."""
 
 import collections
 import json

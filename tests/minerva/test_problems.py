@@ -1,4 +1,4 @@
-"""Problems are read whole or refused by line; samples nest, whatever the order of the file."""
+"""Problems are read completely or refused with the line; samples nest, regardless of the file's order."""
 
 import json
 import sys

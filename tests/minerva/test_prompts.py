@@ -1,4 +1,4 @@
-"""The prompt is lm-eval's, byte for byte (`record_lm_eval.py` wrote down the hashes), and so is what ends an answer."""
+"""The prompt equals lm-eval's byte for byte (`record_lm_eval.py` recorded the hashes), as do stop strings."""
 
 import json
 import subprocess

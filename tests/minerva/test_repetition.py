@@ -1,4 +1,4 @@
-"""An answer that ends in a loop is told from text that only repeats a little, at every length of the loop."""
+"""An answer that ends in a loop is distinguished from text with short repeats, at every loop length."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""A place of problems is read in every form that it may have, and its splits never share a problem."""
+"""Every form of a problem source can be read, and its splits share no problem."""
 
 import hashlib
 import json

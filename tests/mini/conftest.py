@@ -1,4 +1,4 @@
-"""The shipped artifacts, loaded once for all tests of the mini."""
+"""The included artifacts, loaded once for all tests of the mini."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The shipped files load with transformers and sae_lens, and are what the card says."""
+"""The included files load with transformers and sae_lens, and match the card."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Splits are disjoint, answers are what the text says, and no solver without mathematics gets far."""
+"""Splits are disjoint, answers follow from the text, and no solver without mathematics scores well."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""The study's choice is mechanical: dev decides, the frozen tables are what test is held against."""
+"""The study's choice is mechanical: it is made on dev and evaluated on the frozen tables of test."""
 
 from pathlib import Path
 

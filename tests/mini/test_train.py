@@ -1,4 +1,4 @@
-"""The whole chain runs from nothing, at a size of seconds; loss weights and schedules are what they say."""
+"""The whole training chain runs from scratch in seconds; loss weights and schedules are as specified."""
 
 import ast
 import itertools

@@ -1,4 +1,4 @@
-"""What a batch may hold is bounded in bytes, and the bound changes no number."""
+"""Batches are limited in bytes, and the limit changes no number."""
 
 import numpy as np
 import pytest

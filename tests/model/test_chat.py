@@ -1,4 +1,4 @@
-"""What a chat template renders asks the question as it is written, in a turn of the user's, and opens the answer's."""
+"""A chat template renders the question unchanged in a user turn and opens the model's turn."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The weight checksum is the hash that its docstring defines, for any dtype and stride, and no fault escapes it."""
+"""The weight checksum equals its docstring's definition for any dtype and stride, and detects every change."""
 
 import hashlib
 import json

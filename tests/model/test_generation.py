@@ -1,4 +1,4 @@
-"""Batched greedy text equals transformers' generate on each prompt alone, token for token, past the sliding window."""
+"""Batched greedy text equals transformers' generate on each prompt alone, token by token, past the window."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
-"""The engine on four architectures: token by token what transformers writes for each prompt alone, whatever is in work.
+"""The engine on four architectures writes what transformers writes for each prompt alone, in any batch.
 
-Every model is random and tiny; its sliding window (where it has one) is shorter than the shared prefix, or is passed by
-prefix and tail together only. Prompts, ends and limits are chosen so that rows come and go at different steps.
+Every model is random and tiny; its sliding window (where it has one) is shorter than the shared prefix, or only
+shorter than prefix and tail together. With these prompts, stops and limits, rows start and end at different steps.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""First-order effects equal autograd's <dNLL/dW, tau> text by text, and finite differences; nothing is left behind."""
+"""First-order effects equal autograd's <dNLL/dW, tau> per text and finite differences, without side effects."""
 
 from collections.abc import Callable
 from pathlib import Path

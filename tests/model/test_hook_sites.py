@@ -1,7 +1,7 @@
-"""What is captured at each site is what transformers, plain hooks and TransformerLens have there, for six decoders.
+"""Activations at each site equal those of transformers, plain hooks and TransformerLens, for six decoders.
 
-sae_lens states an SAE's place by TransformerLens' hook names, so that agreement with TransformerLens' implementation,
-which is not transformers', is agreement about what the SAE was trained on.
+sae_lens names an SAE's site by TransformerLens' hook names. TransformerLens is a separate implementation, so agreement
+with it shows that the activations are those that the SAE was trained on.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The 4B checkpoint as it lies on the hub: fetched at a commit, its language tower alone, every weight checked."""
+"""The 4B checkpoint in the hub's format: fetched at a commit, language tower only, every weight compared."""
 
 import json
 import shutil

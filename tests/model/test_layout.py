@@ -1,4 +1,4 @@
-"""Roles of the matrices, for Gemma 3 (post-norms, gain 1 + w) and Llama (no post-norm, gain w)."""
+"""Roles of the matrices for Gemma 3 (post-norms, norm weight 1 + w) and Llama (no post-norm, norm weight w)."""
 
 from collections.abc import Callable
 

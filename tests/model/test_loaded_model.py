@@ -1,4 +1,4 @@
-"""Loading refuses every broken checkpoint with one line; encoding puts BOS once; the checksum sees every byte."""
+"""Broken checkpoints are refused in one line; BOS is encoded once; the checksum covers every byte."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The class that AutoModelForCausalLM makes of the 4B checkpoint (a language model in a vision wrapper) works alike."""
+"""AutoModelForCausalLM's class for the 4B checkpoint (language model in a vision wrapper) gives equal results."""
 
 from collections.abc import Callable
 from pathlib import Path

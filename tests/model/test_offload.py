@@ -1,6 +1,6 @@
-"""Offloaded and spread models (accelerate): heard, scored, edited and verified as any other; what cannot be is refused.
+"""Offloaded and spread models (accelerate) are diagnosed, edited and verified like others, or refused.
 
-Waiting in memory needs a GPU to wait for: here accelerate's own offload makes the CPU both.
+Offloading to memory needs a GPU; here accelerate offloads from the CPU to the CPU.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the hooks hear equals transformers' own hidden states, and is what the layer adds to the stream."""
+"""Hooked activations equal transformers' hidden states, and the layer's contribution to the residual stream."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Base and fine-tune are read from the very files that transformers reads; a folder of two saves is named as such."""
+"""Weights are read from the files that transformers reads; a folder with two saved models is refused by name."""
 
 import json
 import shutil

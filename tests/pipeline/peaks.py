@@ -1,7 +1,7 @@
-"""Run alone: what this process really holds at the worst moment of each use case, beside the formula, as JSON.
+"""Measure the real peak memory of each use case in its own process, and print it with the formula as JSON.
 
-The resident set counts (weights and SAEs are mapped files); its high-water mark is set back before each use case. The
-environment sends every large allocation to the system, so that what was freed is gone and not kept by malloc.
+Measures the resident set (weights and SAEs are mapped files); its peak is reset before each use case. The environment
+makes malloc return every large allocation to the system when it is freed.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""Agreement of made-up predictors with made-up gains: known taus, intervals that know the noise, a uniform p."""
+"""Agreement of synthetic predictors and gains: known taus, intervals that include the noise, uniform p."""
 
 import numpy as np
 import pytest

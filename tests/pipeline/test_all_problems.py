@@ -1,4 +1,4 @@
-"""n = "all", and an n beyond a subject's count: each subject has its own n in plan, result, words and report."""
+"""n = "all", or above a subject's count: plan, result, text and report use each subject's own n."""
 
 from pathlib import Path
 

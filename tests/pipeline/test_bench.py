@@ -1,4 +1,4 @@
-"""The benchmark: blocks of fixed membership, looks at completed blocks only, stops that lose and mix nothing."""
+"""The benchmark: fixed blocks, looks only at completed blocks, and stops that lose and mix nothing."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A benchmark in trouble: models that say nothing, never stop or overflow; dying graders, a full disk, visitors."""
+"""A benchmark with silent, endless or overflowing models, dying graders, a full disk, and visitors."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

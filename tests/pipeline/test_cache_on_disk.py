@@ -1,4 +1,4 @@
-"""Firing rates and spectra outlast the process: the same numbers, without listening or factorising again."""
+"""Firing rates and spectra are reused in a new process: the same numbers without recomputation."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Base and edited text side by side: each what its model writes alone, compared at the same positions."""
+"""Base and edited text side by side: each model's own output, compared position by position."""
 
 import shutil
 from pathlib import Path

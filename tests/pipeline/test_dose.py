@@ -1,4 +1,4 @@
-"""Dose and response: the probe at every alpha, exactly 0 at 0, one curve for every slider, resumed and reused."""
+"""Dose curve: the likelihood check at every alpha, exactly 0 at 0; one curve per recipe, resumed and reused."""
 
 import numpy as np
 import pytest

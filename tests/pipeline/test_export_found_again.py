@@ -1,4 +1,4 @@
-"""An export whose process ended between the folder and its record in the store is found to be finished."""
+"""An export that was interrupted before it was recorded in the store is recognised as finished."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An export whose process is really killed, by SIGKILL, between the renamed folder and the store's record of it."""
+"""An export whose process is killed (SIGKILL) after the folder is renamed and before the store records it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""That no edit makes the base into a fine-tune is said in info, preflight, plan, result and report."""
+"""info, preflight, plan, result and report say when no edit turns the base into the fine-tune."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Planted task vectors on the pico model: gains, first-order effects and sets point where the vector lives."""
+"""Planted task vectors on the pico model: gains, first-order effects and sets find the planted layer."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

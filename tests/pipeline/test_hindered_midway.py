@@ -1,6 +1,6 @@
-"""A disk that fills up, or a home that is deleted, while something is computed: the work goes on to its end.
+"""The disk fills up or the home is deleted during a computation, which still runs to its end.
 
-The result is returned with the reason why it is not stored, and everything is stored as soon as that works again.
+The result is returned with the reason why it is not stored, and everything is stored as soon as that is possible again.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Latents and their examples against a naive reading of the same documents; what does not fit is a clear error."""
+"""Latents and examples equal a naive reading of the same documents; mismatches raise clear errors."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the formulas say of Gemma 3 4B, that a real process keeps to them, and what happens where memory is short."""
+"""Memory estimates for Gemma 3 4B, a real process that stays within them, and errors if memory is short."""
 
 import json
 import os

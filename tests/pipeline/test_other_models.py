@@ -1,8 +1,8 @@
-"""Other decoders from a profile of one's own to a benchmark, with planted answers at every site.
+"""Other decoders from a custom profile to a benchmark, with planted answers at every site.
 
-Planted are, in every layer, one latent that tells the subject from the control corpus, and a task vector that lies in
-this latent's direction at every matrix that the site's SAEs serve. So the latent is selected, the span keeps all of the
-task vector (retention 1, by chance 1/d), and the projected edit is the raw one.
+Every layer has one planted latent that separates the subject from the control corpus, and a task vector in this
+latent's direction at every matrix of the site. So the latent is selected, the span keeps the whole task vector
+(retention 1, by chance 1/d), and the projected edit equals the raw one.
 """
 
 from collections.abc import Callable

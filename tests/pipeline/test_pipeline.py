@@ -1,4 +1,4 @@
-"""Use cases end to end on the pico model: what is kept, what is reused, what a cancel leaves."""
+"""Use cases end to end on the pico model: what is stored, reused, and left after a cancel."""
 
 from collections.abc import Callable
 from pathlib import Path

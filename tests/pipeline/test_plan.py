@@ -1,4 +1,4 @@
-"""What a benchmark would ask: sizes of the subjects, answers that are stored, the rate of earlier runs."""
+"""A benchmark's plan: sizes of the subjects, stored answers, and the speed of earlier runs."""
 
 import itertools
 from types import SimpleNamespace

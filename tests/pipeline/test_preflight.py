@@ -1,4 +1,4 @@
-"""Preflight passes what is a fine-tune of the base, fails what cannot be, and warns of what looks wrong."""
+"""Preflight passes fine-tunes of the base, fails incompatible ones, and warns about suspicious ones."""
 
 import json
 import math

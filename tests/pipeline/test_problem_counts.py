@@ -1,4 +1,4 @@
-"""What a plan says of its problems before anything is asked; no model is loaded for it."""
+"""What a plan says about its problems before the run, without loading a model."""
 
 import json
 from pathlib import Path

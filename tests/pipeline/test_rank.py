@@ -1,4 +1,4 @@
-"""The rank among random sets: gains are the probe's, norms match, the own set never counts, a stop loses one pass."""
+"""Rank among random sets: gains of the likelihood check, matched norms, own set excluded, resumable."""
 
 import math
 from collections.abc import Callable

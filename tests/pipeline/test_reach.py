@@ -1,4 +1,4 @@
-"""What a recipe is said to change is what it changes, on a model with SAEs and a task vector in some layers only."""
+"""What a recipe is said to change is what it changes, if only some layers have SAEs and a task vector."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The formula for scoring covers what torch allocates, and is not far above it: on a CPU and with a GPU's blocks."""
+"""The formula for scoring covers torch's allocations and is close to them, on a CPU and with a GPU's blocks."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every stored run says under which settings it computed; float32 products stay float32; 16 bits are rounded once."""
+"""Every stored run has its settings; float32 products stay float32; 16-bit weights are rounded once."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stability: the reference agrees with itself, each variant is the diagnosis that it names, undefined is None."""
+"""Stability: the reference agrees with itself, each variant is the named diagnosis, undefined is None."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Nothing is judged on what it was chosen on: problems that were seen stay out, and what was tried is counted."""
+"""Edits are never evaluated on the problems that they were chosen on, and the number of attempts is counted."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A disk that fills up while work is done: the result is returned with the reason why it was not kept."""
+"""The disk fills up during work: the result is returned with the reason why it is not stored."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Profiles: what is shipped, what a TOML file may say, and what a profile says when something is missing."""
+"""Profiles: the included ones, the TOML schema, and messages for what is missing."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Links that carry a whole recipe, what differs between two, and strengths of many layers at once."""
+"""Links that hold a whole recipe, differences between recipes, and strengths of many layers at once."""
 
 import pytest
 from hypothesis import given

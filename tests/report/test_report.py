@@ -1,4 +1,4 @@
-"""The report is one file: nothing in it is fetched, nothing in an answer becomes markup, and the record comes back."""
+"""The report is one file: it fetches nothing, treats answers as text, and contains the whole record."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A hub that is a folder, and what sae_lens makes of the files in it."""
+"""A hub in a folder, and sae_lens' reading of its files."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writers of SAEs as they are published, and a hub that is a folder."""
+"""Write SAEs in their published formats, and a hub in a folder."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
-"""The scores of a layer as plain dense numpy: a second computation that the product's must agree with.
+"""The scores of a layer in plain dense numpy: a second, independent computation.
 
-No bound, no sparsity, no device: every latent of every draw. Draws, halves and ties are as in `stethoscope.sae`.
+Computes every latent of every draw, without bounds, sparsity or devices. Draws, halves and ties are as in
+`stethoscope.sae`.
 """
 
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""The bank reads sae_lens' format as sae_lens does, keeps little in memory, and refuses what does not fit."""
+"""The bank reads sae_lens' format like sae_lens, uses little memory, and refuses mismatches."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Random latents that match the selected ones on firing rate."""
+"""Random latents matched to the selected ones by firing rate."""
 
 import numpy as np
 

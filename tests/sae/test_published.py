@@ -1,4 +1,4 @@
-"""Published SAEs: every format gives what sae_lens gives, releases are found by name, what does not fit is refused."""
+"""Published SAEs: each format equals sae_lens' reading, releases are found by name, mismatches are refused."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Mann-Whitney of many latents against scipy and pair by pair; Benjamini-Hochberg from the smallest p-values."""
+"""Mann-Whitney of many latents, compared with scipy and pair by pair; Benjamini-Hochberg."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The compact table of what fired gives back every number of the dense one."""
+"""The compact table of firings returns every number of the dense one."""
 
 import numpy as np
 import pytest

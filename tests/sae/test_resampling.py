@@ -1,4 +1,4 @@
-"""Halves, bootstrap and permutation: what a draw weighs, and that copies stay in their half."""
+"""Halves, bootstrap and permutation: weights of a draw, and copies that stay in the same half."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Each score against its definition, written out slowly; ties, constants and too few latents; every draw alike."""
+"""Each score equals its definition, written out slowly: ties, constants, too few latents, every draw."""
 
 import re
 from dataclasses import replace

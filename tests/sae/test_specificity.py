@@ -1,4 +1,4 @@
-"""A planted domain latent puts its layer first; noise scores about 0 with uniform p; naive selection does not."""
+"""A planted latent ranks its layer first; noise scores about 0 with uniform p, naive selection does not."""
 
 from collections.abc import Callable
 from pathlib import Path

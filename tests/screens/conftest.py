@@ -1,4 +1,4 @@
-"""Every page on a fake front: `open_page` runs app.py by AppTest with synthetic results and a real, empty store."""
+"""Every page on a fake front: `open_page` runs app.py in AppTest with synthetic results and an empty store."""
 
 import sys
 from collections.abc import Callable, Mapping

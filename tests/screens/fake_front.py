@@ -1,7 +1,7 @@
-"""A jobs front without a worker: synthetic results by spec class, and states that a test can set.
+"""A jobs front without a worker: synthetic results by spec class, and states set by the test.
 
-`FakeFront(state="done")` answers every submitted spec at once; "running" leaves it at 3 of 7; "failed" gives a
-four-part error; "cancelled" stops it. The store is a real one in a temporary folder.
+`FakeFront(state="done")` completes every submitted spec immediately; "running" leaves it at 3 of 7; "failed" gives a
+four-part error; "cancelled" stops it. The store is real, in a temporary folder.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The Benchmark page: the plan before it runs, the run, what was found, and the flips."""
+"""The Benchmark page: plan, run, results and flips."""
 
 import html
 import json

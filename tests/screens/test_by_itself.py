@@ -1,4 +1,4 @@
-"""What a page starts by itself: in the background, only where it is cheap by what was measured; else by a button."""
+"""A page starts only cheap work by itself, in the background; everything else needs a button."""
 
 from collections.abc import Callable
 

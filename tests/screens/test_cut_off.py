@@ -1,4 +1,4 @@
-"""What a drawing has written to a widget: told again where it may be lost, and never where a person may type."""
+"""Values that the code sets on a widget are sent again if a rerun may lose them, never over the user's input."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A download that fails, on the real worker and a hub on loopback: one banner on Setup, and a retry that works."""
+"""A failing download on the real worker and a local hub: one banner on Setup, and a retry that works."""
 
 import time
 from collections.abc import Callable, Iterator

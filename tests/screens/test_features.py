@@ -1,4 +1,4 @@
-"""Features: what it asks the worker, which latent it opens, what a search leaves, and what stays text."""
+"""Features: the submitted specs, the opened latent, the effect of a search, and texts shown as text."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every fragment of the pages stands alone in its container."""
+"""Every fragment has a container of its own."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The card at the end of Diagnose: never by itself, by its button, with progress, stop, error, and from the store."""
+"""The layer gain card on Diagnose: started by its button only; progress, stop, error, stored results."""
 
 from collections.abc import Callable
 

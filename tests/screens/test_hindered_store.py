@@ -1,4 +1,4 @@
-"""A store that cannot be written to: the page says so in a banner and goes on, and what was computed is shown."""
+"""A store that cannot be written: a banner says so, and computed results are still shown."""
 
 from collections.abc import Callable
 from dataclasses import replace

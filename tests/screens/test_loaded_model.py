@@ -1,4 +1,4 @@
-"""The status strip and the cards speak of a loaded model only where it is the one that the profile names."""
+"""The status strip and cards report a loaded model only if it is the profile's."""
 
 import dataclasses
 from typing import Any

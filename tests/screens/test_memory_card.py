@@ -1,4 +1,4 @@
-"""Setup shows what each use case holds against what there is, and the tour until it is dismissed."""
+"""Setup compares each use case's memory with what is available, and shows the tour until it is dismissed."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every kept use case is opened again from the Runs page as it was asked: no field lost, nothing asked anew."""
+"""Every stored use case reopens from the Runs page with all its fields and without recomputation."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Problems of one's own on the Benchmark page: taken by upload or path, kept, found again; bad input is told."""
+"""Your own problems on the Benchmark page: uploaded or by path, stored and found again; bad input is explained."""
 
 import json
 from collections.abc import Callable

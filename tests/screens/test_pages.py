@@ -1,4 +1,4 @@
-"""Every page in every state: empty, running, done, failed; what is asked of the worker; what a link restores."""
+"""Every page in every state (empty, running, done, failed), its submitted specs, and restoring from a link."""
 
 import json
 import subprocess

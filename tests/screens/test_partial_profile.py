@@ -1,7 +1,7 @@
-"""Every page on a model with SAEs on layers 2, 3 and 6 and a task vector that moves 1, 3, 4 and 6.
+"""Every page on a model with SAEs on layers 2, 3 and 6 and a task vector on 1, 3, 4 and 6.
 
-The answers are those of the real pipeline, on fewer problems where a study would take long; what a page shows is
-compared with the records.
+The results come from the real pipeline, with fewer problems where a study would take long. Pages are compared with
+the records.
 """
 
 import csv

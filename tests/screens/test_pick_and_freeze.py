@@ -1,4 +1,4 @@
-"""Picking, the link that carries a pick, freezing it, and what a benchmark says about it."""
+"""Pick layers, share them by link, freeze them, and see the prediction in a benchmark."""
 
 import json
 from collections.abc import Callable

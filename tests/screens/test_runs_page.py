@@ -1,4 +1,4 @@
-"""The Runs page: what can be taken away from a run, going on with one, and runs that cannot be read any more."""
+"""The Runs page: report, resume, two benchmarks side by side, and runs that can no longer be read."""
 
 import sqlite3
 from collections.abc import Callable

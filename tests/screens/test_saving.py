@@ -1,4 +1,4 @@
-"""Every figure can be saved: a picture by the camera, in the chosen format, and its numbers as CSV."""
+"""Every figure can be saved: as an image by the camera button, and its numbers as CSV."""
 
 import csv
 import io

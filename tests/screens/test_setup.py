@@ -1,4 +1,4 @@
-"""Setup: a profile by choice, file or name, and nothing of the hub's loaded before the button."""
+"""Setup: choose a profile from the list, a file or a name; nothing is downloaded before the button."""
 
 from collections.abc import Callable
 from pathlib import Path

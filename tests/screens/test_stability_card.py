@@ -1,4 +1,4 @@
-"""The stability card in every state, and the second control corpus that is asked for beside the first."""
+"""The stability card in every state, and the optional second control corpus."""
 
 from collections.abc import Callable
 

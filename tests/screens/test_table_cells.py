@@ -1,4 +1,4 @@
-"""No table hands a formula to a spreadsheet through its toolbar; what the screen shows stays as it is."""
+"""A table's CSV export contains no formulas; the table on screen is unchanged."""
 
 import re
 from collections.abc import Callable

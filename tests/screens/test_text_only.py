@@ -1,4 +1,4 @@
-"""Every string from a file is text: no page draws an image, a link or markup that a name brought along."""
+"""Every string from a file is shown as text: no images, links or markup."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a visitor loads stays theirs: uploads by content, links whole or refused, a profile that survives a reload."""
+"""Visitors' data stays private: uploads by content, links accepted whole or refused, profile kept on reload."""
 
 from collections.abc import Callable
 from pathlib import Path

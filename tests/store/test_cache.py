@@ -1,4 +1,4 @@
-"""The cache on disk: what was put comes back bit for bit, or not at all."""
+"""The disk cache returns what was stored bit for bit, or nothing."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a location holds, as one hash: of the files that its format names, counted, and stopped at once."""
+"""One hash of a location's content: of the files of its format, with progress, and cancelled at once."""
 
 import os
 from pathlib import Path

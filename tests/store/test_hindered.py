@@ -1,6 +1,6 @@
-"""Locked, read-only, full or gone: what is wrong is said, nothing is damaged, and what can be read is shown.
+"""A locked, read-only, full or missing store: a clear error, no damage, and readable data is shown.
 
-And one damaged row costs that row: it is named, what depends on it is asked anew, and nothing else fails.
+A damaged row affects only itself: it is named, dependent results are computed again, and nothing else fails.
 """
 
 import os

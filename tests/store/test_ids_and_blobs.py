@@ -1,4 +1,4 @@
-"""Ids name the whole content; blobs are whole, verified, or an error."""
+"""Ids cover the whole content; blobs are complete and verified, or raise an error."""
 
 import errno
 import os

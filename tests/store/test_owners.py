@@ -1,4 +1,4 @@
-"""A run whose process ended is found out; one that somebody runs, in whatever process, is left alone."""
+"""A run whose process ended is detected; one that any live process runs is left alone."""
 
 import signal
 import sqlite3

@@ -1,4 +1,4 @@
-"""A frozen prediction keeps its first time, and nothing in the store can change or drop it unseen."""
+"""A frozen prediction keeps its first time, and cannot be changed or deleted unnoticed."""
 
 import sqlite3
 import time

@@ -1,4 +1,4 @@
-"""The run store keeps everything it is given, finds it again, and says so when a row was damaged."""
+"""The run store keeps and finds every run, and reports damaged rows."""
 
 import errno
 import os
