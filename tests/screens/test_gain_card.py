@@ -49,7 +49,7 @@ def test_what_it_costs_stands_before_the_button_as_the_worker_tells_it(front: Fa
     app = open_page("diagnose", layers=[3, 5])
     n_texts = SPEC.most_texts(10)
     assert f"{n_texts:,} texts" in said(app)
-    assert "has not been measured" in said(app)
+    assert "not yet measured" in said(app)
     put_measured(front.store.database, scored_key(MINI.model, "cpu"), [100.0, 50.0, 60.0])
     app.run()
     assert f"{n_texts:,} texts, about {duration_text(n_texts / 60)}" in said(app)

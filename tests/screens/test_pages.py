@@ -387,7 +387,7 @@ def test_every_page_of_a_profile_that_names_less(
     app = open_page(name, layers=[3, 5], edit_type="projected")
     assert not app.exception
     assert not [error.value for error in app.error]
-    said = [box.value.replace("\\", "") for box in app.info if "profile mini names no" in box.value]
+    said = [box.value.replace("\\", "") for box in app.info if "profile mini has no" in box.value]
     assert len(said) == (name in where)
     assert name not in where or where[name] in said[0]
     if name == "edit":
