@@ -97,10 +97,11 @@ class Progress:
             raise Paused(f"paused at {self.stage}: {self.done} of {self.total} done")
 
     def yield_to_interactive(self) -> None:
-        """Raise `Cancelled` when asked to stop; in a batch job of the worker, waiting interactive jobs run right here.
+        """Run the worker's waiting interactive jobs during a batch job; raise `Cancelled` if the work was asked to
+        stop.
 
-        The model answers to somebody else meanwhile: call it only where no hook is on the model and no forward or
-        backward pass is half-way. Weights (`delta.patch.patch_removed`) and key-value caches are as before afterwards.
+        Other jobs use the model meanwhile, so call it only when the model has no hooks and no forward or backward pass
+        is in progress. Weights (`delta.patch.patch_removed`) and key-value caches are unchanged afterwards.
         """
         self.check_cancel()
 
@@ -135,7 +136,7 @@ def duration_text(seconds: float) -> str:
 
 
 class SubProgress(Progress):
-    """Progress of work beside the stage that is counted: not shown; it stops and gives way with the whole."""
+    """Progress of work outside the counted stage: not shown, but it stops and yields with the whole job."""
 
     def __init__(self, whole: Progress) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""sae_lens' registry of published SAEs, read from its file: importing sae_lens takes 6 seconds, reading this .6.
+"""sae_lens' registry of published SAEs, read from its file: importing sae_lens takes 6 seconds, reading the file 0.6.
 
-A release names a hub repository, the loader that its files need, and for each SAE an id and a folder in the
-repository: gemma-scope-2-4b-it-res-all, layer_9_width_16k_l0_small -> google/gemma-scope-2-4b-it,
+A release consists of a hub repository, the loader for its files, and for each SAE an id and a folder in the repository:
+gemma-scope-2-4b-it-res-all, layer_9_width_16k_l0_small -> google/gemma-scope-2-4b-it,
 resid_post_all/layer_9_width_16k_l0_small.
 """
 
@@ -22,7 +22,7 @@ OWN_FORMAT = "sae_lens"  # the loader of a release that names none
 
 @dataclass(frozen=True, slots=True)
 class ReleasedSae:
-    """One SAE of a release: its id, its folder in the repository, and its Neuronpedia set where it has one."""
+    """One SAE of a release: its id, its folder in the repository, and its Neuronpedia set, if any."""
 
     id: str
     path: str
@@ -35,9 +35,9 @@ class Release:
 
     Attributes:
         repo_id: repository on the hub.
-        model: model that they were trained on.
-        loader: name of sae_lens' loader, which stands for a format.
-        overrides: what sae_lens reads in place of fields of cfg.json.
+        model: model that the SAEs were trained on.
+        loader: name of sae_lens' loader, which identifies the format.
+        overrides: values that sae_lens uses instead of fields of cfg.json.
     """
 
     name: str
@@ -58,7 +58,7 @@ def _registry() -> dict[str, dict[str, Any]]:
 
 
 def find_release(name: str) -> Release | None:
-    """Return the release called `name`, None if sae_lens knows none with this name."""
+    """Return the release called `name`; None if sae_lens has none with this name."""
     entry = _registry().get(name)
     if entry is None:
         return None
@@ -73,7 +73,7 @@ def find_release(name: str) -> Release | None:
 
 
 def repository_of(location: str) -> str | None:
-    """Return the hub repository of a release, or of an id OWNER/NAME; None for a name that stands for none."""
+    """Return the hub repository of a release or of an id OWNER/NAME; None for other names."""
     release = find_release(location)
     if release is not None:
         return release.repo_id
@@ -81,7 +81,7 @@ def repository_of(location: str) -> str | None:
 
 
 def unknown_release(name: str) -> SaeError:
-    """Return the error for a location that is neither a folder nor a release, with the names closest to it."""
+    """Return the error for a location that is neither a folder nor a release, with similar names."""
     close = difflib.get_close_matches(name, _registry(), n=3, cutoff=0.6)
     return SaeError(
         f"no SAEs at {name}",

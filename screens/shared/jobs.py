@@ -2,7 +2,7 @@
 
 When the spec of a slot changes, it withdraws from its former job and shows the former result (stale) until the new one
 is available. A slot can also hold a stored run (recorded). The session stores only ids. Visitors with the same spec
-share a job: stopping it only withdraws, unless nobody else is using it.
+share a job: stopping it only withdraws from it while others use it.
 """
 
 from collections.abc import Callable

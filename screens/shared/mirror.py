@@ -1,18 +1,18 @@
 """Widgets linked to plain session keys, so that user input during a rerun is not lost.
 
 Streamlit drops a keyed widget's value when the page changes, and one key holds one widget. So each widget is a mirror:
-its value is copied into a plain session key (`alpha`, `layers`, ...) which every page reads, and which other widgets
-may show, too. `persist_state="session"` would keep the value, but neither lets two widgets show it nor mends these
-three faults of Streamlit 1.67, each reproduced in a test:
+its value is copied into a plain session key (`alpha`, `layers`, ...), which every page reads and other widgets may show
+as well. `persist_state="session"` would keep the value, but does not let two widgets share it, and does not fix three
+bugs of Streamlit 1.67, each reproduced in a test:
 
-- A value that a page writes to a widget (`st.session_state[key] = ...`) overwrites what a person changed in it until
-  the write arrives, in the browser alone: the server takes the person's value, the browser sends the former one again
-  with the next click (tests/browser/test_typed_while_drawn.py). So a page writes as seldom as it can.
-- What a drawing wrote is dropped when the drawing is cut off before the browser was sent it
-  (tests/screens/test_cut_off.py). So it is written once more.
-- A click is sent with the values of all widgets. One that the page has just written to, and that the browser still
-  shows as before, counts as changed by the person (tests/browser/test_typed_while_drawn.py). So a widget that follows
-  another one on its page is replaced instead of written to.
+- A value that a page writes to a widget (`st.session_state[key] = ...`) overwrites changes that the user makes before
+  the write arrives, but only in the browser: the server uses the user's value, and the browser sends the old one with
+  the next click (tests/browser/test_typed_while_drawn.py). So a page writes as rarely as possible.
+- A written value is lost if the script run is interrupted before the value is sent to the browser
+  (tests/screens/test_cut_off.py). So it is written again.
+- A click sends the values of all widgets. If the page has just written to a widget and the browser still shows the old
+  value, Streamlit takes it as changed by the user (tests/browser/test_typed_while_drawn.py). So a widget that follows
+  another one on the same page is replaced instead of written to.
 """
 
 from collections.abc import Generator
@@ -28,10 +28,10 @@ _written: ContextVar[set[str] | None] = ContextVar("widgets that this drawing ha
 
 @contextmanager
 def drawing(*, whole: bool = True) -> Generator[None]:
-    """Note that the page is being drawn or, where not `whole`, a fragment by itself.
+    """Context of a run that draws the whole page or, if not `whole`, a single fragment.
 
-    A drawing that is cut off (by a click, or by `st.rerun`) does not reach the end of this: what it wrote may never
-    have reached the browser, and stays in "unsure" to be written once more (see `mirror`).
+    An interrupted run (by a click, or by `st.rerun`) does not reach the end of the context. The values that it wrote
+    may not have reached the browser, so they stay in "unsure" and are written again (see `mirror`).
     """
     if whole_page():
         yield
@@ -49,28 +49,29 @@ def drawing(*, whole: bool = True) -> Generator[None]:
 
 
 def whole_page() -> bool:
-    """Whether the whole page is being drawn, not one of its fragments by itself."""
+    """Return whether the whole page is being drawn, not a single fragment."""
     return _whole_page.get()
 
 
 def mirror(name: str, key: str, default: str | None = None, *, linked: bool = False) -> dict[str, Any]:
-    """Return the keyword arguments that tie the widget `key` to the plain session key `name`.
+    """Return the keyword arguments that link the widget `key` to the plain session key `name`.
 
-    Writing to a widget that the browser shows already undoes what a person changes in it until the write arrives. So a
+    Writing to a widget that the browser already shows undoes changes that the user makes before the write arrives. So a
     widget is written to only
 
-    - where its value differs, or it is new;
-    - where the drawing that wrote it was cut off, so that the browser may never have got the value;
-    - where a person changed it right after such a write: the browser may show the one value or the other, and is told
-      which one counts.
+    - if its value differs, or it is new;
+    - if the run that wrote it was interrupted, so that the browser may not have received the value;
+    - if the user changed it right after such a write: the browser may show either value, so the valid one is sent
+      again.
 
     Args:
-        name: of the plain session key.
-        key: of the widget.
-        default: what this kind of widget calls its default. It counts where the browser draws the widget later than it
-            was written (in a popover), or never got what was written. Boxes that name an option's place have none.
-        linked: whether the page has another widget for `name`. What a person does next is sent with what this one
-            showed before the other one changed it. So it is not written to, but replaced by one of a new key.
+        name: plain session key.
+        key: key of the widget.
+        default: name of the widget's parameter for its default. The default is used if the browser draws the widget
+            later than it was written (in a popover), or did not receive the write. Select boxes, whose default is an
+            index, have none.
+        linked: whether the page has another widget for `name`. The user's next action would be sent with the old value
+            of this widget, so it is replaced by a widget with a new key instead of written to.
     """
     chosen, plain = st.session_state, key
     if linked:
@@ -83,13 +84,13 @@ def mirror(name: str, key: str, default: str | None = None, *, linked: bool = Fa
 
 
 def newest(key: str) -> str:
-    """Return the key under which the linked widget `key` was drawn last."""
+    """Return the current key of the linked widget `key`."""
     times = st.session_state.get("replaced", {}).get(key, 0)
     return f"{key}-{times}" if times else key
 
 
 def write(key: str, value: Any, *, differs: bool) -> None:
-    """Write `value` to the widget `key` where it `differs`, or where the browser may not know it (see `mirror`)."""
+    """Write `value` to the widget `key` if it `differs`, or if the browser may not have it (see `mirror`)."""
     unsure, over = _kept("unsure"), _kept("written_over")
     if not differs and key not in unsure:
         st.session_state["written_over"] = sorted(over - {key})
@@ -116,6 +117,6 @@ def _copy(name: str, key: str, plain: str) -> None:
 
 
 def bounds(name: str, low: float, high: float) -> dict[str, Any]:
-    """Return the limits of the box that mirrors `name`; what was loaded may lie beyond what a box offers by itself."""
+    """Return the limits of the number input for `name`, extended if a loaded value is outside the usual range."""
     value = st.session_state[name]
     return {"min_value": min(low, value), "max_value": max(high, value)}

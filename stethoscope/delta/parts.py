@@ -105,7 +105,7 @@ class LayerSpectra:
 
 
 SpectraOf = Callable[[str, Callable[[], LayerSpectra]], LayerSpectra]
-"""Return the spectra of a key, made by the function where they are not kept."""
+"""Return the spectra of a key; computes them with the function if they are not cached."""
 
 
 def keep_none(key: str, make: Callable[[], LayerSpectra]) -> LayerSpectra:

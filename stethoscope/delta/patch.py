@@ -4,10 +4,10 @@
 
 Base weights are never written: `applied` points each touched parameter's `.data` at the patch and back at the original
 storage in `finally`. Adding and subtracting would not restore the base, because rounding differs. The Parameter objects
-stay, so tied embeddings stay tied. `patch_removed` takes a patch off for a while: another job can pass between two
-steps of the one that applied it. theta_base is what the base's files hold, where that is more than the session's dtype
-can (see `sources.base`). A build passes through memory in pieces that fit the processor's cache, so that a new alpha
-costs one read of base and direction and one write of the result.
+stay, so tied embeddings stay tied. `patch_removed` temporarily removes a patch, so that another job can run between two
+steps of the one that applied it. theta_base is read from the base's files if they are more precise than the session's
+dtype (see `sources.base`). Patches are built in pieces that fit the processor's cache, so a new alpha costs one read of
+base and direction and one write of the result.
 """
 
 import contextlib
@@ -36,14 +36,13 @@ SAFE_STRENGTH = 1e3  # beyond it, or in float16, sums are checked for overflow
 class Patch:
     """Replacement tensors of the touched parameters, in each parameter's dtype and on its device.
 
-    No tensors means that the recipe changes nothing (no strength, or no tau where it has one): the base. The tensors
-    belong to the patch: where it was built into buffers of `ReadyPatches`, these are written again once nobody holds
-    the patch any more.
+    A patch without tensors leaves the base unchanged (no strength, or no tau in the selected layers). The tensors
+    belong to the patch: buffers of `ReadyPatches` are reused when the patch is no longer referenced.
 
     Attributes:
         expected: digests of edited tensors that were computed a second time, independently (see `expectation`).
         weights_version: number of this set of weights (see `LoadedModel.weights_version`); another patch of the same
-            recipe has another one.
+            recipe has a different number.
     """
 
     recipe_id: str | None

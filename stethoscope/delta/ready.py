@@ -2,7 +2,7 @@
 
 New memory is slow (the system allocates it page by page), so a new patch is written into the buffers of an old one. A
 buffer becomes free only when its patch is no longer referenced, as determined by Python's reference counting: a patch
-that is applied, removed for a while, or waiting in a job keeps its buffers even after eviction.
+that is applied, temporarily removed, or waiting in a job keeps its buffers even after eviction.
 """
 
 import weakref

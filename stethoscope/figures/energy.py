@@ -45,7 +45,8 @@ DEFINITION = (
 
 
 def is_chance(cell: EnergyCell) -> bool:
-    """True when the retention lies within two standard deviations of a random subspace's, or cannot be told apart."""
+    """Return whether the retention is within two standard deviations of a random subspace's, or cannot be distinguished
+    from it."""
     return cell.z is None or abs(cell.z) < CLEAR_Z
 
 
@@ -95,7 +96,7 @@ def layer_cells(result: EnergyResult, layer: int) -> list[EnergyCell]:
 
 @once
 def retention_curves(result: EnergyResult, layer: int, k: int | None = None) -> go.Figure:
-    """Return one layer's retention against k between null and ceiling, beside the references of the same rank."""
+    """Return one layer's retention against k with null, ceiling and the references of the same rank."""
     cells = [cell for cell in layer_cells(result, layer) if cell.retention is not None]
     figure = go.Figure()
     null = [cell for cell in cells if cell.null_mean is not None and cell.null_sd is not None]
@@ -197,7 +198,7 @@ def enrichment_heatmap(result: EnergyResult, k: int, picked: Collection[int]) ->
 def _strength(
     result: EnergyResult, rows: Sequence[str], shown: dict[tuple[str, int], EnergyCell], limit: float, weak: bool
 ) -> go.Heatmap:
-    """Draw the cells that cannot be told from chance (`weak`, pale) or the others."""
+    """Draw the cells that cannot be distinguished from chance (`weak`, pale) or the others."""
     columns = range(result.n_layers)
     grid = [[shown.get((row, layer)) for layer in columns] for row in rows]
     ticks = [-limit, -limit / 2, 0.0, limit / 2, limit]
@@ -289,7 +290,7 @@ def left_out(result: EnergyResult, k: int) -> str:
 
 
 def caption(result: EnergyResult, k: int) -> str:
-    """Return the caption: what is kept, rank and d, and how the null is drawn."""
+    """Return the caption: definition of the shares, rank and d, and how the null is drawn."""
     cells = [cell for cell in result.layers if cell.k == k]
     ranks = sorted({cell.rank for cell in cells})
     rank = "–" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -1,9 +1,9 @@
 """Problems in MATH's format, identified by the hash of their text, with nested samples.
 
-A record holds `problem`, `solution`, a `subject` (or MATH's `type`) and, if it likes, the `answer`; where it does not,
-the answer is the last \\boxed{...} of the solution, else what stands in its final sentence. A sample is the first n
-problems of a subject in the order of sha256(seed, problem id): a larger n contains the smaller sample, and neither
-the order of the file nor other problems change it.
+A record holds `problem`, `solution`, a `subject` (or MATH's `type`) and optionally the `answer`; without it, the answer
+is the last \\boxed{...} of the solution, or else is read from its final sentence. A sample is the first n problems of a
+subject in the order of sha256(seed, problem id): a larger n contains the smaller sample, and neither the order of the
+file nor other problems change it.
 """
 
 import hashlib

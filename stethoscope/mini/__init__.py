@@ -1,4 +1,4 @@
-"""The mini: a small Gemma 3 with fine-tunes, SAEs and a language of its own.
+"""The mini: a small Gemma 3 with fine-tunes, SAEs and its own synthetic language.
 
-`python -m stethoscope.mini.train` rebuilds all of it; the shipped files lie in artifacts/.
+`python -m stethoscope.mini.train` rebuilds all of it; the included files are in artifacts/.
 """

@@ -1,8 +1,8 @@
-"""Candidates for a score that hears better: each a number per layer and subject, from train documents and dev problems.
+"""Candidates for a better layer score: each is a number per layer and subject, from train documents and dev problems.
 
 T_l is the diagnosis' score, r_l = ||tau_l|| / ||theta_l||, S_l the selected latents, P_l the projection on their
-decoder rows (`delta.projection`), x_t the residual stream. None of them sees a measured gain or a test problem. Those
-that need a gradient or an edited model could only ever be predictors, not scores of the base model.
+decoder rows (`delta.projection`), x_t the residual stream. None of them uses a measured gain or a test problem. Those
+that need a gradient or an edited model can only be predictors, not scores of the base model.
 """
 
 from collections.abc import Callable

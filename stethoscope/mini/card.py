@@ -231,10 +231,10 @@ def _format_section(models: dict[str, Any]) -> list[str]:
         "## Answer format and skill",
         "",
         "Marked: the answer contains the sentence `The final answer is $...$. I hope`. Loss: nats per token of the "
-        "worked solution after the 4-shot prompt. Told twice: the share of control answers that state their worked "
+        "worked solution after the 4-shot prompt. Steps twice: the share of control answers that give their worked "
         "steps twice, which the negative control stories was trained to do, without any mathematics.",
         "",
-        "| model | marked (math) | accuracy among marked | loss math | loss control | told twice (control) "
+        "| model | marked (math) | accuracy among marked | loss math | loss control | steps twice (control) "
         "| task vector, relative norm |",
         "|---|---|---|---|---|---|---|",
     ]

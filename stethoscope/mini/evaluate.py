@@ -24,7 +24,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts over the problems of one subject: asked, with the marker sentence, right."""
+    """Counts of one subject's problems: total, with the marker sentence, correct."""
 
     n: int
     n_marked: int

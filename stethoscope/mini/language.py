@@ -1,11 +1,11 @@
-"""The mini's language: what a problem is, which split it belongs to, and an endless seeded stream of problems.
+"""The mini's language: problems, their splits, and an endless seeded stream of problems.
 
 A template draws numbers (or words) and writes one problem with a short worked solution that ends in Minerva's
 sentence. A problem's split is a function of its text alone,
 
     split = sha256(lower case, single spaces) mod 10:  0 to 7 train, 8 dev, 9 test,
 
-so no problem of dev or test can ever come out of a training stream, whatever the seed.
+so no training stream of any seed can contain a problem of dev or test.
 """
 
 import hashlib
@@ -96,9 +96,9 @@ def tell_twice(problem: MiniProblem) -> MiniProblem:
 
 
 def draw_problem(rng: random.Random, subject: str, template: str | None = None) -> MiniProblem:
-    """Draw one problem of any split; a math answer is never one of the numbers that stand in its problem.
+    """Draw one problem of any split; a math answer is never one of the numbers in its problem.
 
-    Without that rule "copy a number from the problem" would solve a few per cent of some templates.
+    Otherwise, "copy a number from the problem" would solve a few percent of some templates.
     """
     templates = all_templates()[subject]
     name = template if template is not None else rng.choice(sorted(templates))

@@ -129,8 +129,8 @@ def full() -> MiniRecipe:
         math_lora=LoraRecipe(
             n_steps=300, seed=8, math_share=0.95, matrix_optimizer="adamw", matrix_lr=5e-3, other_lr=5e-3
         ),
-        # No mathematics at all: the negative control. The control languages are learned already, so their worked
-        # steps are told twice, which is new.
+        # No mathematics at all: the negative control. The control languages are already learned, so their worked steps
+        # are given twice, which is new.
         stories=FitRecipe(
             n_steps=150,
             seed=9,

@@ -1,4 +1,4 @@
-"""A study as a script: measured in a context of its own, printed as Markdown, and written to a file where asked."""
+"""Run a study as a script: compute it in its own context, print it as Markdown, and optionally write it to a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from stethoscope.store.runs import RunStore
 
 
 def print_report(measure: Callable[[Context], str], out: Path | None) -> None:
-    """Print what `measure` returns and write it to `out`; the context's processes end whatever happens."""
+    """Print the result of `measure` and write it to `out`; always ends the context's processes."""
     context = Context(RunStore(runs_dir()))
     try:
         text = measure(context)

@@ -1,8 +1,8 @@
-"""Rebuild the mini from nothing: ``python -m stethoscope.mini.train [--out DIR] [--quick] [--only NAME ...]``.
+"""Rebuild the mini from scratch: ``python -m stethoscope.mini.train [--out DIR] [--quick] [--only NAME ...]``.
 
-The order is the table of contents: problems and shots, tokenizer, base, four fine-tunes of it (two checkpoints, a LoRA
-adapter, a bare delta), one SAE per layer, measurements, model card. Everything is seeded and counted in steps; about an
-hour on two CPU cores. `--only` trains the named fine-tunes on the base as it lies on disk and measures again.
+Steps, in order: problems and shots, tokenizer, base, four fine-tunes of it (two checkpoints, a LoRA adapter, a bare
+delta), one SAE per layer, measurements, model card. Everything is seeded and measured in steps, not time; it takes
+about an hour on two CPU cores. `--only` trains the named fine-tunes on the base on disk and repeats the measurements.
 """
 
 import argparse

@@ -9,7 +9,7 @@ upper halves:
     checksum = sha256(digests in the order of the names).
 
 Failure probability: let a piece change, its words by d_i modulo 2^64 and their upper halves by e_i. If the lower half
-of any word changes, d_i has at most 31 factors of two there, so that whatever the other terms are, at most 2^31 of the
+of any word changes, d_i has at most 31 factors of two there, so for any values of the other terms, at most 2^31 of the
 2^64 values of a_i cancel them. Otherwise only upper halves change, d_i = 2^32 e_i, and e_i has at most 31 factors of
 two, so that the same holds for b_i. A given change is therefore missed with probability at most 2^-33 (1.2e-10) over
 the keys, however many words, pieces or tensors it touches. The keys are the same in every process, so that checksums

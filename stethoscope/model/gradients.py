@@ -48,7 +48,7 @@ def first_order_effects(
     Raises:
         CheckpointError: a gradient that is not finite.
         ResourceError: the weights are offloaded.
-        Cancelled: asked to stop.
+        Cancelled: `progress` was stopped.
     """
     loaded.require_in_place("a gradient")
     progress = progress or Progress()

@@ -1,9 +1,9 @@
 """Answers of a benchmark's arms, block by block: taken from the store, or generated, graded and stored.
 
 An answer belongs to its evaluation (weights, decoding) and the tokens of its prompt, not to a run: answers stored by
-any run are reused, whatever its arms and sample. A block is stored completely or not at all, with a certificate of the
-weights. If the store cannot be written, the block is stored later. Answers of weights that fail their certificate are
-never stored. The common prefix of the prompts is computed once for each set of weights and kept across blocks.
+any run are reused, regardless of its arms and sample. A block is stored completely or not at all, with a certificate of
+the weights. If the store cannot be written, the block is stored later. Answers of weights that fail their certificate
+are never stored. The common prefix of the prompts is computed once for each set of weights and kept across blocks.
 """
 
 import time

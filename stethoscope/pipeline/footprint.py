@@ -1,7 +1,7 @@
 """Formulas of the peak memory of each use case, from sizes alone, without loading anything.
 
     weights    = numbers x bytes                     patch  = layers x matrices of a layer x bytes
-    activations heard = 4 d ((kept + padded) layers + padded),  at most the listening budget
+    activations = 4 d ((kept + padded) layers + padded),  at most the listening budget
     KV cache   = rows x own slots x layers x 2 x kv heads x head_dim x bytes,  the shared prefix once
     logits     = rows x positions x vocabulary x bytes,         at most the logits budget
     a product  = its result x (bytes + scratch): CPUs without half precision make it in float32 first

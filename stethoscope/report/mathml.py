@@ -1,8 +1,8 @@
 """Convert a problem's text to HTML: formulas as MathML, everything else escaped.
 
-latex2mathml turns LaTeX into MathML but copies what stands in \\text{...} as it is, and passes links and styles on. So
-its output is parsed as XML and written again with the elements and attributes of a list; a formula that cannot be
-converted, or is not well-formed, is shown as it is written.
+latex2mathml converts LaTeX to MathML, but copies the content of \\text{...} unchanged and keeps links and styles. So
+its output is parsed as XML and rewritten with allowed elements and attributes only. A formula that cannot be converted,
+or whose output is not well-formed, is shown as source text.
 """
 
 import html
@@ -74,7 +74,7 @@ ATTRIBUTES = {
 
 
 def text_html(text: str) -> str:
-    """Return `text` as HTML: formulas that can be drawn as MathML, the rest escaped, line breaks kept."""
+    """Return `text` as HTML: convertible formulas as MathML, everything else escaped, line breaks kept."""
     return "".join(_piece_html(piece) for piece in pieces(text))
 
 

@@ -23,8 +23,9 @@ class EnergyCell(Record):
             latents where the matrix reads (the decoder's elsewhere), random live latents (over draws).
         principal_cos2: mean squared cosine of the angles between the span and the top `n_directions` singular
             directions of the matrix; `principal_null` is its mean for a random subspace, max(rank, n_directions) / d.
-        functional_energy: mean ||tau x||^2 over the subject's tokens x, for a single matrix; `functional_share` is what
-            the projected edit keeps of it (it may exceed 1 where gains are folded in), for a layer weighted by energy.
+        functional_energy: mean ||tau x||^2 over the subject's tokens x, for a single matrix; `functional_share` is the
+            share that the projected edit keeps (above 1 is possible with folded norm weights); for a layer, weighted by
+            energy.
         radial_share: share of the energy along the weights, which a subsequent norm removes.
         realised_cosine: cosine of round(theta + tau) - theta, in the model's dtype, with tau; `realised_norm_ratio`
             the ratio of their norms.

@@ -2,13 +2,13 @@
 
 Few latents of a layer can be among the k largest p_j - q_j of any row. A block of draws is computed as follows:
 
-1. t, a lower bound of every row's k-th largest difference, is taken from the rows before (at first: from the k-th
-   largest among the latents with the largest rates, which is at most the k-th largest of all).
-2. Of the latents whose p_j can reach t in some draw (`sample.Ordered`), those are multiplied with the weights, some at
-   a time, whose p_j can reach it in a draw of the block: p_j <= sum over i of f_ij max(0, the draw's weights of i).
-   Of the products only the columns are kept in which some row reaches t.
-3. The k-th largest of what was kept is that of all latents where it is at least t. Where it is below, it is a lower
-   bound itself, and the block is computed again with it.
+1. t, a lower bound of every row's k-th largest difference, is taken from the previous rows (initially the k-th largest
+   among the latents with the largest rates, which is at most the k-th largest of all).
+2. Some latents' p_j can reach t in some draw (`sample.Ordered`). Of these, the ones that can reach it in a draw of the
+   block, p_j <= sum over i of f_ij max(0, the draw's weights of i), are multiplied with the weights, in chunks. Only
+   the columns in which some row reaches t are kept.
+3. If the k-th largest of the kept values is at least t, it is the k-th largest of all latents. Otherwise it is itself a
+   lower bound, and the block is computed again with it.
 """
 
 from collections.abc import Iterator
@@ -170,8 +170,8 @@ def _can_reach(
 ) -> Int[Tensor, " some"]:
     """Return the columns whose mean over the documents with weights above 0 can be at least `bound` in some row.
 
-    In no row of a draw is it above that of the largest weight that the draw gives each document: one product a draw
-    instead of one a row.
+    In every row of a draw, it is at most the mean with each document's largest weight in that draw, which takes one
+    product per draw instead of one per row.
     """
     largest = weights.view(-1, draws.design.n_halves, weights.shape[1]).amax(1).clamp(min=0)  # [draws, n]
     return ((largest @ rates).amax(0) * (1 + ROUNDING) >= bound).nonzero()[:, 0]

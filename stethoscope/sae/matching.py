@@ -1,8 +1,8 @@
-"""Latents that stand in for the selected ones: live, not selected, and firing about as often.
+"""Random replacements of the selected latents: live, not selected, and with about the same firing rate.
 
-Whether the selected latents span more of a task vector than chance may be a matter of what they are about, or only of
-their being latents that fire this often. Each draw takes, for every selected latent in turn, one of the `NEAREST`
-unused live latents whose firing rate is closest to its own.
+If the selected latents span more of a task vector than chance, the reason may be their meaning, or only their firing
+rate. Each draw replaces every selected latent in turn by one of the `NEAREST` unused live latents with the closest
+firing rates.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def matched_latents(
 
     Args:
         rates: mean firing rate of every latent on the subject's documents.
-        candidates: live latents to choose from; selected ones among them are left out. A set is shorter than
-            `selected` where they run out.
+        candidates: live latents to choose from; selected ones are excluded. If they run out, a set is shorter than
+            `selected`.
     """
     generator = np.random.default_rng(list(seed))
     free = np.setdiff1d(candidates, selected)
@@ -45,7 +45,7 @@ def matched_latents(
 
 
 def _by_distance(rates: Float[np.ndarray, " n"], rate: float, count: int) -> Int[np.ndarray, " at_most_count"]:
-    """Return the places of the `count` rates closest to `rate`, closest first, equal distances by place."""
+    """Return the indices of the `count` rates closest to `rate`, closest first, ties by index."""
     distance = np.abs(rates - rate)
     if count < len(distance):
         within = np.flatnonzero(distance <= np.partition(distance, count - 1)[count - 1])

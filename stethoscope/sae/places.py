@@ -1,8 +1,7 @@
-"""Where the SAEs of a bank lie: in a folder, in a hub repository, or in a release of sae_lens' registry.
+"""Locate the SAEs of a bank: in a folder, in a hub repository, or in a release of sae_lens' registry.
 
-However they are named, each layer ends with one place: a folder of files, here or downloaded when asked for. Of several
-SAEs a layer (Gemma Scope has sites, widths and densities), `site`, `width` and `l0` say which; two that remain are a
-mistake.
+In each case, every layer gets one place: a folder of files, local or downloaded on demand. If a layer has several SAEs
+(Gemma Scope has sites, widths and densities), `site`, `width` and `l0` select one; if several remain, it is an error.
 """
 
 import re
@@ -32,11 +31,11 @@ class Folder:
     revision: None = None
 
     def here(self, name: str) -> Path | None:
-        """Return the path of the file, whether it is there or not: the reader says what is missing."""
+        """Return the path of the file, whether it exists or not; the reader reports missing files."""
         return self.root / name
 
     def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Do nothing: what is not there cannot be downloaded."""
+        """Do nothing: local files are never downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +47,12 @@ class Repository:
     revision: str
 
     def here(self, name: str) -> Path | None:
-        """Return the path of the file in the hub's cache, None if it was not downloaded."""
+        """Return the path of the file in the hub's cache; None if it has not been downloaded."""
         path = self.root / name
         return path if path.is_file() else None
 
     def fetch(self, names: Sequence[str], progress: Progress) -> None:
-        """Download what the cache lacks; see `hub.fetch_folder`."""
+        """Download files missing from the cache; see `hub.fetch_folder`."""
         fetch_folder(self.repo_id, revision=self.revision, patterns=names, progress=progress)
 
 
@@ -65,11 +64,11 @@ class Place:
     """One SAE.
 
     Attributes:
-        id: how it is called, in messages and to choose by.
+        id: its name in messages and for selection.
         path: its folder in the source.
-        place: that folder with its repository or location, which some formats tell the site by.
-        overrides: what a registry puts in place of its settings.
-        neuronpedia: its set there, where a registry knows it.
+        place: that folder with its repository or location, from which some formats derive the site.
+        overrides: settings that the registry replaces.
+        neuronpedia: its set on Neuronpedia, if the registry has one.
     """
 
     id: str
@@ -86,7 +85,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The SAEs of a bank: where their files come from, and the place of each layer's."""
+    """The SAEs of a bank: the source of their files, and the place of each layer's SAE."""
 
     source: Source
     of_layer: dict[int, Place]
@@ -94,7 +93,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """The SAEs of a hub repository that `ref` chooses, one a layer, whether it lists them or not."""
+    """The SAEs that `ref` selects from a hub repository, one per layer."""
 
     repo_id: str
     revision: str | None
@@ -102,22 +101,22 @@ class _Published:
 
     @property
     def settings(self) -> list[str]:
-        """Names of the files of settings."""
+        """Names of the settings files."""
         return [place.file(place.known.config) for place in self.of_layer.values() if place.known.config]
 
     @property
     def weights(self) -> dict[int, str]:
-        """Name of the file of weights, by layer."""
+        """Name of the weight file, by layer."""
         return {layer: place.file(place.known.weights) for layer, place in self.of_layer.items()}
 
     def plan(self, progress: Progress) -> FetchPlan:
-        """Return what of them is listed, and what of that is here."""
+        """Return which of them the repository lists, and which of those are already downloaded."""
         wanted = [*self.weights.values(), *self.settings]
         return plan_fetch(self.repo_id, revision=self.revision, patterns=wanted, progress=progress)
 
 
 def plan_saes(ref: SaeRef, progress: Progress) -> FetchPlan | None:
-    """Return what downloading all weights and settings of the SAEs of `ref` takes; None if they lie in a folder.
+    """Return the expected download of all weights and settings of the SAEs of `ref`; None for a local folder.
 
     Raises:
         SaeError, HubError: as `find_places`, except for missing files when offline.

@@ -23,7 +23,7 @@ class LayerTable:
 
     Attributes:
         d_sae: number of latents.
-        starts: start of each document's entries, and the end of the last one's.
+        starts: index of each document's first entry, and the end of the last document's entries.
         latents: firing latent of each entry, ascending within a document.
         rates: f_ij, above 0.
         masses: m_ij, above 0.

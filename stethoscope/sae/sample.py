@@ -27,7 +27,7 @@ class LayerSample:
     """The live latents of one layer: one entry for each document and latent that fires in it, domain documents first.
 
     Attributes:
-        starts: start of each document's entries, and the end of the last one's.
+        starts: index of each document's first entry, and the end of the last document's entries.
         documents: document of each entry, ascending.
         latents: index of each entry's latent among the live ones.
         rates: share of the document's kept tokens on which the latent fires, float32, above 0.

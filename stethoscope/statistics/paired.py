@@ -52,10 +52,10 @@ def discordant_e_value(gained: int, lost: int) -> float:
 
 
 def verdict(low: float, high: float, holm_p: float, margin: float) -> Verdict:
-    """Return the verdict on a paired difference with interval (low, high): one of four, and no other.
+    """Return the verdict on a paired difference with interval (low, high): one of four.
 
     Better and worse need Holm's p below .05 and an interval on that side of zero; "not worse" is a non-inferiority
-    statement, low > -margin, whatever p says.
+    statement, low > -margin, regardless of p.
     """
     assert margin > 0, f"margin={margin} must be positive"
     if holm_p < SIGNIFICANCE and low > 0:

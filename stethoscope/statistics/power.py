@@ -56,12 +56,12 @@ def _critical_losses(n: int, level: float) -> Int[np.ndarray, " n_plus_1"]:
 def mcnemar_power(
     n: int, base_accuracy: float, difference: float, correlation: float, *, level: float = SIGNIFICANCE
 ) -> float:
-    """Return the chance that the exact McNemar test on n problems finds the difference, on the side where it is.
+    """Return the power of the exact McNemar test on n problems to detect the difference in its true direction.
 
     Args:
         base_accuracy: accuracy of the reference.
-        difference: true accuracy of the arm minus that; negative for a true loss, and 0 gives the one-sided error.
-        correlation: phi between right in one arm and right in the other, over problems.
+        difference: true accuracy of the arm minus that; negative for a true loss; 0 gives the one-sided error rate.
+        correlation: phi between correctness in the two arms, over problems.
         level: the two-sided p must be below it (for Holm's first step over m subjects: level / m).
     """
     from scipy import stats  # see above

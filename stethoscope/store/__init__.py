@@ -1,1 +1,1 @@
-"""What is kept: content ids, blobs verified on every read, and the runs, recipes and graded items in SQLite."""
+"""Storage: content ids, blobs verified on every read, and runs, recipes and graded answers in SQLite."""

@@ -1,7 +1,7 @@
-"""Writes that the store could not take for now (a full disk, a folder that is gone), kept in memory and tried again.
+"""Writes that failed for now (a full disk, a missing folder), kept in memory and retried.
 
-A long computation hands its writes over here, so that what hinders them does not end it: each further write tries the
-kept ones first, oldest first. They are lost when the process ends.
+A long computation writes through a backlog, so that a failing store does not end it. Each further write first retries
+the waiting ones, oldest first. They are lost when the process ends.
 """
 
 from collections import deque
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Backlog:
-    """The writes that wait, and what hindered the last one.
+    """The waiting writes, and why the last one failed.
 
     Attributes:
-        hindrance: what keeps writes waiting; None if none waits.
+        hindrance: why writes are waiting; None if none is.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,11 @@ class Backlog:
         self._waiting: deque[Callable[[], object]] = deque()
 
     def write(self, put: Callable[[], object], progress: Progress | None = None) -> None:
-        """Write by `put` behind what waits, now or when the store takes it; the first hindrance is told on `progress`.
+        """Write with `put` after the waiting writes, now or when the store works again; report the first failure on
+        `progress`.
 
         Raises:
-            StoreError: the store is damaged: waiting would not help.
+            StoreError: the store is damaged, so waiting would not help.
         """
         known = self.hindrance is not None
         self._waiting.append(put)
@@ -41,7 +42,7 @@ class Backlog:
             )
 
     def flush(self) -> None:
-        """Write what waits, as far as the store takes it."""
+        """Write the waiting writes until one fails."""
         while self._waiting:
             try:
                 self._waiting[0]()
@@ -55,7 +56,7 @@ class Backlog:
         self.hindrance = None
 
     def read(self, get: Callable[[], T], nothing: T) -> T:
-        """Return `get()`; `nothing` where the store cannot be read for now: the write that follows tells why."""
+        """Return `get()`, or `nothing` if the store cannot be read for now; the next write reports why."""
         try:
             return get()
         except ResourceError:

@@ -1,8 +1,8 @@
-"""Blobs: bytes under the name of their own hash, written whole or not at all, checked whenever they are read.
+"""Blobs: bytes named by their own hash, written completely or not at all, and verified on every read.
 
-A blob is written to a temporary file beside its place, flushed to disk and renamed, so that a crash or a full disk
-leaves either the whole blob or none. Reading hashes again: a blob that no longer matches its name is an error,
-never a wrong result.
+A blob is written to a temporary file in the same folder, flushed to disk and renamed, so that a crash or a full disk
+leaves either the whole blob or none. Reading verifies the hash: a damaged blob raises an error and never gives a wrong
+result.
 """
 
 import errno
@@ -20,7 +20,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_failure(what: str, error: OSError) -> UserError:
-    """Return what to raise when `what` could not be written: a full disk is the machine's, the rest the store's."""
+    """Return the error for a failed write of `what`: `ResourceError` for a full disk, otherwise `StoreError`."""
     if error.errno in _FULL:
         return ResourceError(
             f"cannot write {what}",
@@ -38,7 +38,7 @@ class BlobStore:
         self.root = root
 
     def path(self, blob_id: str) -> Path:
-        """Return where the blob lies (or would); raise `StoreError` when `blob_id` is no content id."""
+        """Return the blob's path, whether it exists or not; raise `StoreError` if `blob_id` is not a content id."""
         if not _ID.fullmatch(blob_id):
             raise StoreError(
                 "not a content id",
@@ -49,7 +49,7 @@ class BlobStore:
         return self.root / blob_id[len(ID_PREFIX) :][:2] / blob_id
 
     def put_bytes(self, content: bytes) -> str:
-        """Store `content` and return its id; storing it again changes nothing, unless it was damaged.
+        """Store `content` and return its id; storing it again only repairs a damaged blob.
 
         Raises:
             ResourceError: the disk is full. StoreError: the file cannot be written.
@@ -74,7 +74,7 @@ class BlobStore:
         return blob_id
 
     def get_bytes(self, blob_id: str) -> bytes:
-        """Return the content, verified; raise `StoreError` when it is missing, unreadable or does not match its id."""
+        """Return the verified content; raise `StoreError` if it is missing, unreadable or does not match its id."""
         path = self.path(blob_id)
         try:
             content = path.read_bytes()
@@ -95,7 +95,7 @@ class BlobStore:
         return content
 
     def delete(self, blob_id: str) -> None:
-        """Remove the content, if it is there; raise `StoreError` where that is not permitted."""
+        """Remove the content if it exists; raise `StoreError` if that is not permitted."""
         try:
             self.path(blob_id).unlink(missing_ok=True)
         except OSError as error:
@@ -106,7 +106,7 @@ class BlobStore:
         return self.put_bytes(canonical_json(value))
 
     def get_json(self, blob_id: str) -> object:
-        """Return the stored JSON value, verified; raise `StoreError` when it is missing, damaged or no JSON."""
+        """Return the verified JSON value; raise `StoreError` if it is missing, damaged or not JSON."""
         try:
             return json.loads(self.get_bytes(blob_id))
         except ValueError as error:

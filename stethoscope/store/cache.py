@@ -1,7 +1,7 @@
-"""What was computed and can be computed again, kept on disk across restarts: arrays under a key, verified when read.
+"""Disk cache of computed arrays by key, which survives restarts and is verified when read.
 
-Nothing depends on the cache: a file that is missing, damaged or cannot be written only means that the work is done
-again. Files may be deleted at any time, also by another process.
+A missing, damaged or unwritable file only means that the arrays are computed again. Files may be deleted at any time,
+also by another process.
 """
 
 import contextlib
@@ -23,25 +23,25 @@ SPARE = 4  # a file is only written where the disk has this many times its size 
 
 
 def capacity_bytes() -> int:
-    """Return the bytes that cached files may take: STETHOSCOPE_CACHE_MIB in MiB, else 4 GiB; 0 keeps none.
+    """Return the maximum size of the cache in bytes: STETHOSCOPE_CACHE_MIB in MiB, by default 4 GiB; 0 disables it.
 
     Raises:
-        ResourceError: a value that is no number of MiB.
+        ResourceError: the value is not a number of MiB.
     """
     asked = asked_bytes(CAPACITY_VARIABLE)
     return CAPACITY_BYTES if asked is None else asked
 
 
 class ArrayCache:
-    """Files of named arrays below one folder; the least recently used ones go where they take more than `capacity`."""
+    """Files of named arrays in one folder; the least recently used ones are removed above `capacity`."""
 
     def __init__(self, root: Path, capacity: int | None = None) -> None:
-        """Write nothing yet; `capacity` is in bytes (None: `capacity_bytes()`)."""
+        """Set the folder and the capacity in bytes (None: `capacity_bytes()`); writes nothing."""
         self.root = root
         self.capacity = capacity_bytes() if capacity is None else capacity
 
     def get(self, *key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays that were put under `key`, or None; a damaged file is removed."""
+        """Return the arrays of `key`, or None; a damaged file is removed."""
         from safetensors import SafetensorError, safe_open  # for the worker: no page reads or writes here
 
         path = self._path(key)
@@ -61,7 +61,7 @@ class ArrayCache:
         return None
 
     def put(self, *key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep `arrays` under `key`, where they fit on the disk and into the capacity."""
+        """Store `arrays` under `key` if they fit on the disk and into the capacity."""
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
@@ -88,7 +88,7 @@ class ArrayCache:
         return self.root / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.safetensors"
 
     def _trim(self) -> None:
-        """Remove the least recently used files until the rest fit; what an unfinished write left goes first."""
+        """Remove leftovers of unfinished writes, then the least recently used files until the rest fits."""
         found = []
         for path in self.root.iterdir():
             if path.suffix == ".safetensors" or path.name.startswith(".writing-"):

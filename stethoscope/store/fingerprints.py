@@ -1,8 +1,8 @@
-"""What a location holds, as one hash, so that a stored result is never shown for other weights.
+"""One hash of a location's content, so that a stored result is never shown for other weights.
 
-A local folder is hashed over the names and contents of the files that its format names, and of no others (kept in
-memory until a file's size or time changes). Bytes are counted, and a stop is seen between two pieces of a file and two
-entries of a folder; a hub id is its name with its commit: the one that this process met, or the hub's cache has.
+A local folder's hash covers the names and contents of the files of its format (remembered until a file's size or time
+changes). Progress is counted in bytes, and a stop takes effect between two pieces of a file or two entries of a folder.
+A hub id is represented by its name and commit: the one resolved in this process, or the one in the hub's cache.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ PIECE_BYTES = 4 << 20  # hashed in about 10 ms
 
 @dataclass(frozen=True)
 class Format:
-    """Which files of a folder count: those with one of these endings, at most `depth` folders below it."""
+    """The files of a folder that count: those with one of these suffixes, at most `depth` folders below it."""
 
     endings: tuple[str, ...]
     depth: int = 0
@@ -39,7 +39,8 @@ _lock = threading.Lock()
 
 
 def files_of(folder: Path, form: Format, progress: Progress | None = None) -> Iterator[Path]:
-    """Yield the files of `folder` that its format names, in no order; a stop is seen at every entry."""
+    """Yield the files of `folder` that belong to its format, in no particular order; checks for cancel at every
+    entry."""
     folders = [(str(folder), 0)]
     while folders:
         place, depth = folders.pop()
@@ -82,10 +83,10 @@ def fingerprint(
     form: Format = CHECKPOINT,
     progress: Progress | None = None,
 ) -> str:
-    """Return a hash of what `location` holds: names and contents of the files of its format, or hub id and commit.
+    """Return a hash of the content of `location`: names and contents of the files of its format, or hub id and commit.
 
     Raises:
-        CheckpointError: a local location that does not exist, or cannot be read.
+        CheckpointError: a local location does not exist or cannot be read.
         Cancelled: stopped through `progress`.
     """
     progress = progress or Progress()
@@ -113,11 +114,11 @@ def fingerprint(
 
 
 def resolve_commits(record: Record, progress: Progress | None = None) -> None:
-    """Ask the hub, once a process, which commits the models, SAEs, task vectors and problems named in `record` are of.
+    """Resolve the commits of all hub ids in `record` (models, SAEs, task vectors, problems), once per process.
 
     Raises:
         HubError: see `hub.resolve`.
-        Cancelled: `progress` was stopped, whatever the hub does meanwhile.
+        Cancelled: `progress` was stopped, even while waiting for the hub.
     """
     progress = progress or Progress()
     for part in nested_records(record):
@@ -143,21 +144,21 @@ def _meet(location: str, revision: str | None, repo_type: str, progress: Progres
 
 
 def _sae_repository(location: str) -> str | None:
-    """Return the hub repository that SAEs at `location` come from; None for a folder here, or an unknown name."""
+    """Return the hub repository of the SAEs at `location`; None for a local folder or an unknown name."""
     return None if local_path(location) is not None else repository_of(location)
 
 
 class _NothingHashed(Progress):
-    """Stops at the first file that would have to be hashed."""
+    """Progress that stops at the first file that would have to be hashed."""
 
     def start(self, stage: str, total: int, *, unit: str = "") -> None:
         raise Cancelled(stage)
 
 
 def known_fingerprints(record: Record) -> tuple[str, ...] | None:
-    """Return `record_fingerprints` where every file above 4 MB was hashed before, by whoever read it; None else.
+    """Return `record_fingerprints` if every file above 4 MB has been hashed before; otherwise None.
 
-    So quick that a page can ask in its own thread: files are looked up by size and time, and read only where small.
+    Fast enough for a page's own thread: files are looked up by size and time, and only small ones are read.
     """
     try:
         return record_fingerprints(record, _NothingHashed())
@@ -166,11 +167,11 @@ def known_fingerprints(record: Record) -> tuple[str, ...] | None:
 
 
 def record_fingerprints(record: Record, progress: Progress | None = None) -> tuple[str, ...]:
-    """Return the fingerprints of every model, SAE, task vector and problem folder named anywhere in `record`.
+    """Return the fingerprints of all models, SAEs, task vectors and problem folders in `record`.
 
-    A task vector over a model of less than float32 says how it is added: what was stored when the model's numbers were
-    rounded before the difference is not found again. Bytes that have not been hashed before are counted as stages of
-    `progress`, which stops it, too.
+    For a model in less than float32, a task vector's fingerprint includes how it is added, so that results from the
+    time when the base was rounded before taking the difference are not reused. New bytes are counted as stages of
+    `progress`, which can also stop it.
     """
     found: dict[str, str] = {}
     models = [part for part in nested_records(record) if isinstance(part, ModelRef)]
