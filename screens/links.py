@@ -5,7 +5,6 @@ rejected: if the page's controls cannot represent it, the session does not chang
 """
 
 import re
-from typing import Any
 
 import streamlit as st
 
@@ -31,6 +30,7 @@ from stethoscope.records import (
     nested_records,
 )
 from stethoscope.results import BenchResult
+from stethoscope.store.history import RunRecord
 from stethoscope.use_cases import use_case_of
 
 
@@ -120,7 +120,7 @@ def linked_seed(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def open_run(run: Any) -> str:
+def open_run(run: RunRecord) -> str:
     """Show a stored run and return the name of its page; raise `StoreError` if it has no result."""
     if run.result_id is None:
         raise StoreError(f"run {run.run_id} has no result", got=run.state, next_step="Open a finished run.")

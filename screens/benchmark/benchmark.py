@@ -32,8 +32,8 @@ def draw_plan(recipe: EditRecipe, ground: Ground, *, chat_template: bool, busy: 
     spec = plan.spec_of(arm_choice.choose(recipe, ground))
     view = power.plan_of(spec)
     with detectable:
-        known = isinstance(view.result, BenchPlanResult) and not view.stale
-        power.draw(spec, view.result.available if known else {})
+        found = view.result if isinstance(view.result, BenchPlanResult) and not view.stale else None
+        power.draw(spec, {} if found is None else found.available)
     possible = power.size(spec, view)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -52,8 +52,8 @@ def outcome(view: jobs.View, recipe: EditRecipe | None) -> None:
     """Draw progress, error or result of the current benchmark; without one, the rank of `recipe`."""
     if view.error:
         ui.banner(view.error)
-    if view.active:
-        running.draw(view)
+    if view.under_way is not None:
+        running.draw(view.under_way)
         return
     running.unfinished(jobs.front().store.list_runs("bench"), view.run_id)
     shown = view.result if isinstance(view.result, BenchResult) and not view.stale else None
@@ -115,7 +115,7 @@ def main() -> None:
     session.link(
         recipe=to_link(recipe) if recipe is not None and recipe.layers else None,
         run=view.run_id,
-        job=view.job.job_id if view.active else None,
+        job=view.active_id,
         flip=st.session_state.get("flip_at") if shown and view.run_id else None,
         arm=st.session_state.get("flip_arm") if shown and view.run_id else None,
     )

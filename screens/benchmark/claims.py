@@ -1,5 +1,7 @@
 """Claims about the choice of layers: comparison with random draws of the same size, and rank among random sets."""
 
+from typing import Any
+
 import streamlit as st
 
 from screens.shared import jobs, opened, ui, watch
@@ -41,7 +43,8 @@ def draw_rank(spec: RankSpec) -> None:
 
 def rank_spec(recipe: EditRecipe, problems: ProblemsRef) -> RankSpec:
     """Return the spec of the rank of `recipe`."""
-    return RankSpec(recipe=recipe, problems=problems, **({"n_sets": RANDOM_SETS} | opened.settings("rank")))
+    named: dict[str, Any] = {"n_sets": RANDOM_SETS} | opened.settings("rank")
+    return RankSpec(recipe=recipe, problems=problems, **named)
 
 
 def ranked(bench: BenchSpec) -> RankResult | None:
@@ -52,8 +55,8 @@ def ranked(bench: BenchSpec) -> RankResult | None:
 
 def _on_show(spec: RankSpec) -> RankResult | None:
     view = jobs.look("rank")
-    fits = isinstance(view.result, RankResult) and not view.stale and view.result.spec == spec
-    return view.result if fits else None
+    found = view.result if isinstance(view.result, RankResult) and not view.stale else None
+    return found if found is not None and found.spec == spec else None
 
 
 def _picture(result: object, key: str) -> None:

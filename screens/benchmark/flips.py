@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import streamlit as st
 
@@ -19,7 +20,10 @@ AT_RISK = {
     GoldReading.DOUBTFUL: "lm-eval reads it in part or as another number: exact_match can accept a wrong answer.",
     GoldReading.UNREAD: "lm-eval cannot read it: only the same text is an exact match.",
 }
-TONES = {GradeStatus.CORRECT: "green", GradeStatus.INCORRECT: "red"}  # unscored answers are gray
+TONES: dict[GradeStatus, Literal["green", "red"]] = {
+    GradeStatus.CORRECT: "green",
+    GradeStatus.INCORRECT: "red",
+}  # unscored answers are gray
 
 
 def _filters(result: BenchResult, arms: Sequence[str]) -> list[Flip]:
@@ -162,9 +166,9 @@ def _detail(flip: Flip) -> None:
     with st.container(key="flip-problem"):
         st.markdown(maths.markdown(flip.base.problem))
         st.markdown(f"**Gold:** {maths.markdown(flip.base.gold)}")
-        if flip.golds == "at risk":
+        if flip.golds == "at risk" and (gold := flip.base.grade.gold) is not None:
             st.badge("gold answer at risk", color="orange")
-            st.caption(f"{AT_RISK[flip.base.grade.gold]} As written: {ui.escape(flip.base.gold)}")
+            st.caption(f"{AT_RISK[gold]} As written: {ui.escape(flip.base.gold)}")
     left, right = st.columns(2)
     with left:
         _answer(flip.base, flip.arm.diverges_at, "flip-base")

@@ -1,7 +1,5 @@
 """Outcome of frozen predictions, shown with the benchmark that tests them."""
 
-from typing import Any
-
 import streamlit as st
 
 from screens.shared import benchmarks, jobs, ui
@@ -11,6 +9,7 @@ from stethoscope.judging import predictions
 from stethoscope.recipes.files import shown_layers
 from stethoscope.results import BenchResult
 from stethoscope.store.ids import short_id
+from stethoscope.store.predictions import StoredPrediction
 
 SHOWN = 3
 TO_ADD = {
@@ -35,7 +34,7 @@ def draw(run_id: str, result: BenchResult) -> None:
             shown += 1
 
 
-def _card(stored: Any, found: predictions.Outcome, margin: float) -> None:
+def _card(stored: StoredPrediction, found: predictions.Outcome, margin: float) -> None:
     prediction = stored.prediction
     layers, key = shown_layers(prediction.recipe.layers), f"outcome-{short_id(stored.prediction_id)}"
     title = f"Frozen prediction: layers {layers} ({prediction.picked}, {pretty(prediction.subject)})"

@@ -1,6 +1,6 @@
 """Running benchmark: progress, Pause, Cancel, and interim results."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -8,20 +8,22 @@ from screens.benchmark import scores
 from screens.shared import benchmarks, jobs, ui, watch
 from screens.shared.fragment import fragment
 from stethoscope.figures import evidence, forest
+from stethoscope.jobs.job import JobSnapshot
 from stethoscope.records import BenchSpec
 from stethoscope.results import BenchResult
+from stethoscope.store.history import RunRecord
 
 LOOK_EVERY_S = 3.0
 UNFINISHED_SHOWN = 3
 
 
-def draw(view: jobs.View) -> None:
+def draw(job: JobSnapshot) -> None:
     """Draw the running benchmark; the buttons are outside the fragments, so that they respond immediately."""
-    job_id = view.job.job_id
+    job_id = job.job_id
     with ui.card("Running", key="bench-running"):
         watch.live(job_id)
         with st.container(horizontal=True, gap="small"):
-            if view.job.may_pause:
+            if job.may_pause:
                 st.button(
                     "Pause",
                     key="bench-pause",
@@ -83,19 +85,20 @@ def stopped(view: jobs.View) -> None:
             st.button("Resume", key="bench-resume", type="primary", on_click=benchmarks.start, args=(spec,))
 
 
-def unfinished(runs: list[Any], on_show: str | None) -> None:
+def unfinished(runs: Sequence[RunRecord], on_show: str | None) -> None:
     """Draw the newest unfinished benchmarks, each with a Resume button, except `on_show`."""
     over: set[str] = set()
-    shown = []
+    shown: list[tuple[RunRecord, BenchSpec]] = []
     for run in runs:  # newest first: a later run of the same spec supersedes earlier ones
         if run.spec_id not in over and run.state in ("paused", "interrupted") and run.run_id != on_show:
-            shown.append(run)
+            spec = run.spec
+            assert isinstance(spec, BenchSpec), "only benchmarks are listed"
+            shown.append((run, spec))
         over.add(run.spec_id)
     if not shown:
         return
     with st.expander(f"Unfinished benchmarks ({len(shown)})", key="bench-unfinished"):
-        for run in shown[:UNFINISHED_SHOWN]:
-            spec = run.spec
+        for run, spec in shown[:UNFINISHED_SHOWN]:
             left, right = st.columns([4, 1], vertical_alignment="center")
             left.caption(
                 ui.escape(

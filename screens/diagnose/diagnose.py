@@ -50,7 +50,7 @@ def main() -> None:
     status.show_base()
     status.recorded(view)
     watch.standing(view, "diagnosis", "Measure again", stopped="The diagnosis was stopped.")
-    address = {"run": view.run_id, "job": view.job.job_id if view.active else None}
+    address = {"run": view.run_id, "job": view.active_id}
     if isinstance(view.result, DiagnosisResult):
         pick_layers.draw(view.result, None if view.stale else spec, address)
         if not view.stale:

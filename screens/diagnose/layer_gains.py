@@ -11,6 +11,7 @@ from stethoscope.records import GainSpec
 from stethoscope.results import GainResult
 from stethoscope.results.gain import POOLED
 from stethoscope.store.fingerprints import known_fingerprints
+from stethoscope.store.history import RunRecord
 from stethoscope.store.measured import cost_text, measured_rate, scored_key
 
 SLOT = "gain"
@@ -19,10 +20,11 @@ SLOT = "gain"
 def spec_from_session() -> GainSpec:
     """Return the gain spec of the current diagnosis and task vector."""
     profile = session.profile()
+    named: dict[str, Any] = {"top_n": profile.top_n} | opened.settings("gain")
     return GainSpec(
         diagnosis=session.diagnosis(silent=True),
         task_vector=profile.task_vector(st.session_state["task_vector"]),
-        **({"top_n": profile.top_n} | opened.settings("gain")),
+        **named,
     )
 
 
@@ -36,7 +38,7 @@ def _view(spec: GainSpec) -> jobs.View:
         view = jobs.look(SLOT)
         if view.result is not None or view.job is not None or view.error:
             return view
-    store: Any = jobs.front().store
+    store = jobs.front().store
     if any(_is_of(run, spec) for run in store.list_runs("gain")):
         known = known_fingerprints(spec)
         if known is not None and (found := store.find_result(spec, extra=known)) is not None:
@@ -45,7 +47,7 @@ def _view(spec: GainSpec) -> jobs.View:
     return jobs.View()
 
 
-def _is_of(run: Any, spec: GainSpec) -> bool:
+def _is_of(run: RunRecord, spec: GainSpec) -> bool:
     try:
         return run.state == "done" and run.spec == spec
     except StethoscopeError:

@@ -7,6 +7,7 @@ tool, nothing is intercepted, because shift then adds to the box.
 from collections.abc import Callable
 
 import streamlit as st
+from streamlit.components.v2 import component
 
 SCRIPT = """
 export default function ({ setTriggerValue }) {
@@ -26,7 +27,7 @@ export default function ({ setTriggerValue }) {
   return () => document.removeEventListener("mousedown", reach, true);
 }
 """
-_mount = st.components.v2.component("stethoscope_shift", js=SCRIPT)
+_mount = component("stethoscope_shift", js=SCRIPT)
 
 
 def listen(take: Callable[[int], None]) -> None:

@@ -1,7 +1,5 @@
 """Dose-response curve on the Edit page: the likelihood check at every master alpha, computed in the background."""
 
-from typing import Any
-
 import streamlit as st
 
 from screens.shared import jobs, mirror, opened, session, ui, watch
@@ -11,7 +9,7 @@ from stethoscope.records import DoseSpec, EditRecipe
 from stethoscope.results import ALL_SUBJECTS, DoseResult, ProbeResult
 
 
-def _curves(result: Any, recipe: EditRecipe) -> None:
+def _curves(result: object, recipe: EditRecipe) -> None:
     subject = st.session_state["dose_subject"]
     if isinstance(result, DoseResult) and any(row.subject == subject for row in result.rows):
         figure = dose.curves(result, alpha=recipe.master_alpha, subject=subject)
@@ -52,6 +50,6 @@ def draw(recipe: EditRecipe) -> None:
     elif view.stopped:
         st.caption("Stopped.")
         st.button("Resume", key="dose-again", on_click=jobs.forget, args=("dose",))
-        _curves(view.job.partial, recipe)
+        _curves(view.job and view.job.partial, recipe)
     else:
         _curves(view.result, recipe)

@@ -24,12 +24,13 @@ def live_probe(recipe: EditRecipe) -> None:
     spec = ProbeSpec(recipe=recipe, problems=session.profile().problems)
     view = jobs.ask("probe", spec, title="Probe")
 
-    @fragment(run_every=0.15 if view.active else None)
+    under_way = view.active_id
+
+    @fragment(run_every=0.15 if under_way else None)
     def line() -> None:
-        job = jobs.front().snapshot(view.job.job_id) if view.active else view.job
-        jobs.draw_again(view.active and jobs.ended(view.job.job_id))
-        updating = view.active and job is not None
-        st.caption(ui.escape(f"Updating: {watch.describe(job)}") if updating else "Up to date")
+        job = jobs.front().snapshot(under_way) if under_way else None
+        jobs.draw_again(under_way is not None and jobs.ended(under_way))
+        st.caption("Up to date" if job is None else ui.escape(f"Updating: {watch.describe(job)}"))
 
     if view.error:
         ui.banner(view.error)
@@ -94,7 +95,7 @@ def main() -> None:
             dose.draw(recipe)
     with ui.card("Base and edited text, side by side"):
         held = compare.draw(recipe)
-    session.link(recipe=to_link(recipe), run=held.run_id, job=held.job.job_id if held.active else None)
+    session.link(recipe=to_link(recipe), run=held.run_id, job=held.active_id)
 
 
 main()

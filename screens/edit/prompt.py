@@ -43,6 +43,7 @@ def _one_problem() -> Question:
         "Subject", [*profile.problems.subjects], format_func=pretty, **mirror.mirror("prompt_subject", "prompt-subject")
     )
     place = profile.problems
+    assert place.problems is not None, "a problem is offered where the profile names some"
     if local_path(place.problems) is None and place.problems != st.session_state.get("fetched_problems"):
         right.caption("The problems are a data set on the hub and have not been downloaded yet.")
         right.button(

@@ -31,30 +31,25 @@ def presets(n_layers: int) -> None:
     """Draw one button per preset; presets that need a layer order require a diagnosis."""
     now, order, n = edit_recipe.picked(), _best(), int(st.session_state["top_n"])
     reason = session.too_few(order, n)
-    unknown = {} if reason is None else {"disabled": True, "help": reason}
     best = order or ()
     everything = strengths.uniform(range(n_layers))
     with st.container(horizontal=True, key="presets", gap="small"):
-        for label, key, wanted, more in (
-            ("All layers", "all", everything, {}),
-            (f"Top {n}", "top", strengths.uniform(best[:n]), unknown),
-            (f"Bottom {n}", "bottom", strengths.uniform(best[-n:]), unknown),
-            ("Attention only", "attention", strengths.only(now, "attention"), {"disabled": not now}),
-            ("MLP only", "mlp", strengths.only(now, "mlp"), {"disabled": not now}),
+        for label, key, wanted, why, off in (
+            ("All layers", "all", everything, None, False),
+            (f"Top {n}", "top", strengths.uniform(best[:n]), reason, reason is not None),
+            (f"Bottom {n}", "bottom", strengths.uniform(best[-n:]), reason, reason is not None),
+            ("Attention only", "attention", strengths.only(now, "attention"), None, not now),
+            ("MLP only", "mlp", strengths.only(now, "mlp"), None, not now),
             (
                 "LiNeS ramp",
                 "ramp",
                 strengths.ramp(now or everything, n_layers),
-                {
-                    "help": (
-                        "Strength increases with depth from 0 to 1, so that shallow layers change less (LiNeS, "
-                        "arXiv 2410.17146)."
-                    )
-                },
+                "Strength increases with depth from 0 to 1: shallow layers change less (LiNeS, arXiv 2410.17146).",
+                False,
             ),
-            ("Reset strengths", "reset", strengths.uniform(now), {"disabled": not now}),
+            ("Reset strengths", "reset", strengths.uniform(now), None, not now),
         ):
-            st.button(label, key=f"preset-{key}", on_click=keep, args=(wanted,), **more)
+            st.button(label, key=f"preset-{key}", on_click=keep, args=(wanted,), help=why, disabled=off)
 
 
 def _bulk(action: str) -> None:
@@ -68,7 +63,11 @@ def bulk() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", key="bulk", gap="small"):
         st.number_input("Value", -2.0, 2.0, 0.5, step=0.1, key="bulk-value", width=120)
         st.selectbox(
-            "Part", ["both", *COLUMNS], format_func=lambda part: COLUMNS.get(part, part), key="bulk-part", width=140
+            "Part",
+            ["both", *COLUMNS],
+            format_func=lambda part: str(COLUMNS.get(part, part)),
+            key="bulk-part",
+            width=140,
         )
         st.button("Set all picked", key="bulk-set", on_click=_bulk, args=("set",))
         st.button("Multiply all picked", key="bulk-multiply", on_click=_bulk, args=("multiply",))

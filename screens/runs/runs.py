@@ -1,6 +1,6 @@
 """Runs page: list of runs, reopen, pin, and downloads."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -11,7 +11,7 @@ from screens.shared import benchmarks, edit_recipe, jobs, session, status, ui
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.records import BenchSpec, Record
-from stethoscope.store.history import RESUMABLE, recipes_of
+from stethoscope.store.history import RESUMABLE, RunRecord, recipes_of
 from stethoscope.store.settings import get_settings
 from stethoscope.use_cases import KEPT_KINDS
 
@@ -19,7 +19,7 @@ OF_LAYERS = ("cells", "latents", "layers", "predictors", "agreement")
 TABLES = (*OF_LAYERS, "rows", "sets", "arms", "comparisons", "totals", "items")
 
 
-def open_again(run: Any) -> None:
+def open_again(run: RunRecord) -> None:
     """Show the run on its screen; if that is not possible, the next rerun shows why."""
     try:
         ui.open_screen(links.open_run(run))
@@ -28,7 +28,7 @@ def open_again(run: Any) -> None:
         st.rerun()
 
 
-def _files(run: Any) -> None:
+def _files(run: RunRecord) -> None:
     """Draw the buttons of a run's recipes, result and report, and Resume if it is unfinished."""
     newest = next(other for other in jobs.front().store.list_runs(run.kind) if other.spec_id == run.spec_id)
     if isinstance(run.spec, BenchSpec) and run.state in RESUMABLE and newest.run_id == run.run_id:
@@ -64,7 +64,7 @@ def _files(run: Any) -> None:
             ui.csv_button(f"{name.capitalize()} CSV", rows, f"{run.run_id}_{name}.csv", f"{name}-csv")
 
 
-def detail(run: Any) -> None:
+def detail(run: RunRecord) -> None:
     """Draw one run: open again, pin, resume and downloads, or an error if it cannot be read."""
     store = jobs.front().store
     st.caption(ui.escape(f"{run.run_id} · {summary(run)} · {run.state}" + (f" · {run.error}" if run.error else "")))
@@ -81,7 +81,7 @@ def detail(run: Any) -> None:
             _files(run)
 
 
-def compare(runs: list[Any]) -> None:
+def compare(runs: Sequence[RunRecord]) -> None:
     """Draw the differences between the recipes of two runs."""
     recipes = recipes_by_run(runs)
     if len(recipes) < 2:
@@ -94,7 +94,7 @@ def compare(runs: list[Any]) -> None:
     edit_recipe.changes(recipes[before], recipes[after])
 
 
-def _by_default(run: Any, kind: str | None) -> bool:
+def _by_default(run: RunRecord, kind: str | None) -> bool:
     """Whether a run is listed by default: not if it was stopped or failed, or is an automatic curve of the Edit
     page."""
     listed = run.result_id is not None or run.state in ("running", "damaged", *RESUMABLE)

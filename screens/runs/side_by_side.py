@@ -1,6 +1,6 @@
 """Two benchmarks side by side: differences in settings, both figures, and the comparison on shared problems."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -12,13 +12,14 @@ from stethoscope.figures.bench_tables import differences as difference_rows
 from stethoscope.judging.two_runs import TwoRuns, pair_runs
 from stethoscope.recipes.files import differences
 from stethoscope.results import BenchResult
+from stethoscope.store.history import RunRecord
 
 FIRST, SECOND = "run A", "run B"
 
 
-def readable(runs: list[Any]) -> dict[str, Any]:
+def readable(runs: Sequence[RunRecord]) -> dict[str, RunRecord]:
     """Return the benchmarks among `runs` with a result and a readable spec, by id."""
-    found: dict[str, Any] = {}
+    found: dict[str, RunRecord] = {}
     for run in runs:
         if run.kind == "bench" and run.result_id is not None:
             try:
@@ -29,7 +30,7 @@ def readable(runs: list[Any]) -> dict[str, Any]:
     return found
 
 
-def draw(runs: list[Any]) -> None:
+def draw(runs: Sequence[RunRecord]) -> None:
     """Draw the choice of two benchmarks, and then both benchmarks."""
     known = readable(runs)
     if len(known) < 2:
@@ -51,7 +52,7 @@ def draw(runs: list[Any]) -> None:
             _picture(run, result, name)
 
 
-def _choice(known: dict[str, Any], name: str, *, index: int) -> tuple[Any, BenchResult, str]:
+def _choice(known: dict[str, RunRecord], name: str, *, index: int) -> tuple[RunRecord, BenchResult, str]:
     """Draw the choice of a run and of one of its arms; return the run, its result and the arm's name."""
     run = known[
         st.selectbox(
@@ -69,7 +70,7 @@ def _choice(known: dict[str, Any], name: str, *, index: int) -> tuple[Any, Bench
     return run, result, st.selectbox(f"Arm of run {name}", arms, index=first_edit, key=f"side-arm-{name}-{run.run_id}")
 
 
-def _settings(first: Any, second: Any) -> None:
+def _settings(first: RunRecord, second: RunRecord) -> None:
     bare = [run.spec.model_copy(update={"arms": ()}) for run in (first, second)]
     rows = [{"setting": row.field, FIRST: row.before, SECOND: row.after} for row in differences(*bare)]
     if rows:
@@ -78,7 +79,7 @@ def _settings(first: Any, second: Any) -> None:
         st.caption("Both runs used the same problems and settings.")
 
 
-def _recipes(first: tuple[Any, BenchResult, str], second: tuple[Any, BenchResult, str]) -> None:
+def _recipes(first: tuple[RunRecord, BenchResult, str], second: tuple[RunRecord, BenchResult, str]) -> None:
     recipes = [next(arm.recipe for arm in result.spec.arms if arm.name == name) for _, result, name in (first, second)]
     if recipes[0] is None or recipes[1] is None:
         st.caption("One of the two arms is the base, which has no recipe to compare.")
@@ -109,7 +110,7 @@ def _pairs(found: TwoRuns) -> None:
     )
 
 
-def _picture(run: Any, result: BenchResult, name: str) -> None:
+def _picture(run: RunRecord, result: BenchResult, name: str) -> None:
     if not result.comparisons:
         st.caption(f"Run {name} has no comparisons.")
         return

@@ -1,6 +1,6 @@
 """Table of runs with short descriptions and recipes."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
@@ -9,10 +9,10 @@ from screens.shared import ui
 from stethoscope.errors import StethoscopeError
 from stethoscope.figures.theme import pretty
 from stethoscope.records import EditRecipe
-from stethoscope.store.history import recipes_of
+from stethoscope.store.history import RunRecord, recipes_of
 
 
-def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
+def recipes_by_run(runs: Sequence[RunRecord]) -> dict[str, EditRecipe]:
     """Return every recipe of `runs` by run and arm; none for damaged rows, which the table marks."""
     found: dict[str, EditRecipe] = {}
     for run in runs:
@@ -23,12 +23,12 @@ def recipes_by_run(runs: list[Any]) -> dict[str, EditRecipe]:
     return found
 
 
-def summary(run: Any) -> str:
+def summary(run: RunRecord) -> str:
     """Return a short description of the run; says so if the row is damaged."""
     return pretty(run.about)
 
 
-def table(runs: list[Any]) -> None:
+def table(runs: Sequence[RunRecord]) -> None:
     """Draw the table of runs, pinned runs first."""
     rows = [
         {

@@ -18,8 +18,12 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from screens.shared import mirror, session
 from stethoscope import jobs
 from stethoscope.errors import StethoscopeError
+from stethoscope.jobs.job import ErrorInfo, JobSnapshot
+from stethoscope.jobs.worker import JobFront
 from stethoscope.locations import EMBEDDED_PREFIX
-from stethoscope.records import ModelRef, nested_records
+from stethoscope.records import ModelRef, Spec, nested_records
+from stethoscope.results import ModelRow, Result
+from stethoscope.store.runs import RunStore
 from stethoscope.use_cases import use_case_of
 
 STOPPED = ("paused", "cancelled")
@@ -33,10 +37,10 @@ class View:
     `unasked`: nothing was submitted, because the user has not yet agreed to load the model.
     """
 
-    result: Any = None
+    result: Result | None = None
     run_id: str | None = None
-    job: Any = None
-    error: Any = None
+    job: JobSnapshot | None = None
+    error: ErrorInfo | str | None = None
     stale: bool = False
     recorded: bool = False
     unasked: bool = False
@@ -44,7 +48,17 @@ class View:
     @property
     def active(self) -> bool:
         """Whether the slot's job is queued or running."""
-        return self.job is not None and self.job.state not in FINISHED
+        return self.under_way is not None
+
+    @property
+    def under_way(self) -> JobSnapshot | None:
+        """The slot's job while it is queued or running."""
+        return None if self.job is None or self.job.state in FINISHED else self.job
+
+    @property
+    def active_id(self) -> str | None:
+        """The id of the slot's job while it is queued or running."""
+        return None if self.under_way is None else self.under_way.job_id
 
     @property
     def stopped(self) -> bool:
@@ -52,12 +66,12 @@ class View:
         return self.job is not None and self.job.state in STOPPED and (self.result is None or self.stale)
 
 
-def front() -> Any:
+def front() -> JobFront:
     """Return the job front of this process."""
     return jobs.front()
 
 
-def loaded() -> Any:
+def loaded() -> ModelRow | None:
     """Return the row of the loaded model; None if it is not the profile's model, because visitors share one worker."""
     model, wanted = front().status().model, session.profile().model
     asked = None if model is None else (model.id, model.asked_revision, model.dtype)
@@ -75,18 +89,18 @@ def _gone(owner: str) -> bool:
     return owner == jobs.ANYBODY or (runtime.exists() and not runtime.get_instance().is_active_session(owner))
 
 
-def spec_key(spec: Any) -> str:
+def spec_key(spec: Spec) -> str:
     """Return a text that identifies a spec."""
     return f"{type(spec).__name__}:{spec.model_dump_json()}"
 
 
-def holds(slot: str, spec: Any) -> bool:
+def holds(slot: str, spec: Spec) -> bool:
     """Whether `slot` holds `spec`: its job, or a stored run of it."""
     return st.session_state["slots"].get(slot, {}).get("spec") == spec_key(spec)
 
 
 def ask(
-    slot: str, spec: Any, *, title: str, interactive: bool = True, background: bool = False, loads: bool = True
+    slot: str, spec: Spec, *, title: str, interactive: bool = True, background: bool = False, loads: bool = True
 ) -> View:
     """Return the view of `spec` in `slot`; submit it if the slot holds another spec.
 
@@ -114,7 +128,7 @@ def leave(slot: str) -> None:
     forget(slot)
 
 
-def expected_s(spec: Any) -> float | None:
+def expected_s(spec: Spec) -> float | None:
     """Return the seconds of the newest finished run of this kind with the same models; None if not measured.
 
     The included models are small: without measurements, they count as free.
@@ -128,12 +142,12 @@ def expected_s(spec: Any) -> float | None:
     return 0.0 if all(model.id.startswith(EMBEDDED_PREFIX) for model in models) else None
 
 
-def begin(slot: str, spec: Any, *, title: str, interactive: bool = False) -> None:
+def begin(slot: str, spec: Spec, *, title: str, interactive: bool = False) -> None:
     """Start `spec` in `slot` after a click; batch jobs wait for interactive ones."""
     hold(slot, job=front().submit(spec, interactive=interactive, title=title, owner=visitor()))
 
 
-def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Any = None) -> None:
+def hold(slot: str, *, job: str | None = None, run: str | None = None, spec: Spec | None = None) -> None:
     """Show an existing job or stored run in `slot`; with `spec`, requesting that spec keeps it."""
     key = None if spec is None else spec_key(spec)
     if job is not None:
@@ -194,7 +208,7 @@ def look(slot: str) -> View:
     return view
 
 
-def _former(held: dict[str, Any]) -> Any:
+def _former(held: dict[str, Any]) -> Result | None:
     """Result that the slot showed before its current job, if still available."""
     shown = held.get("shown") or {}
     if run_id := shown.get("run"):
@@ -203,17 +217,17 @@ def _former(held: dict[str, Any]) -> Any:
     return None if job is None else job.result
 
 
-def load_result(store: Any, run_id: str) -> Any:
+def load_result(store: RunStore, run_id: str) -> Result:
     """Return the run's result; a benchmark resumed after a pause has a new result."""
     return _load_once(store, run_id, store.get_run(run_id).result_id)
 
 
 @lru_cache(maxsize=32)
-def _load_once(store: Any, run_id: str, result_id: str | None) -> Any:
+def _load_once(store: RunStore, run_id: str, result_id: str | None) -> Result:
     return store.load_result(run_id)
 
 
-def may_stop(job: Any) -> bool:
+def may_stop(job: JobSnapshot) -> bool:
     """Whether this visitor requested `job`, or no visitor who did is still connected."""
     return visitor() in job.owners or all(_gone(owner) for owner in job.owners)
 

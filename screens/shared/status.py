@@ -1,13 +1,12 @@
 """Status strip of every page: the loaded model, the weights of the current result, and running jobs."""
 
-from typing import Any
-
 import streamlit as st
 
 from screens.shared import jobs, session, ui, watch
 from screens.shared.fragment import fragment
+from stethoscope.jobs.worker import WorkerStatus
 from stethoscope.records import EditRecipe
-from stethoscope.results import Certificate
+from stethoscope.results import Certificate, ModelRow
 
 
 def show_base() -> None:
@@ -37,7 +36,7 @@ def recorded(view: jobs.View) -> None:
     st.session_state["recorded"] = view.recorded
 
 
-def _badge(status: Any, model: Any) -> tuple[str, str]:
+def _badge(status: WorkerStatus, model: ModelRow | None) -> tuple[str, str]:
     """Label and colour of the certificate badge; `model` is the profile's, None before it is loaded."""
     shown = st.session_state.get("on_show")
     if isinstance(shown, dict):

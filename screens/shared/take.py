@@ -1,7 +1,5 @@
 """Set the session to a recipe or diagnosis exactly, or raise an error and change nothing."""
 
-from typing import Any
-
 import streamlit as st
 
 from screens.shared import edit_recipe, loaded_model, opened, session
@@ -15,6 +13,7 @@ from stethoscope.records import (
     NormMatchedEdit,
     ProjectedEdit,
     RandomSubspaceEdit,
+    Record,
 )
 
 TAKEN = (  # written by `take_recipe` and `links.show`
@@ -119,7 +118,7 @@ def take_diagnosis(spec: DiagnoseSpec) -> None:
     opened.keep(spec, lambda: session.diagnosis(silent=True))
 
 
-def must_be(what: str, wanted: Any, shown: Any) -> None:
+def must_be(what: str, wanted: Record, shown: Record) -> None:
     """Raise `RecipeError` with the first differences if the page's record differs from `wanted`."""
     changes = differences(wanted, shown)
     if changes:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from screens.shared import mirror, opened
 from stethoscope.errors import StethoscopeError, UserError
@@ -51,7 +52,7 @@ def heading(title: str, question: str) -> None:
     st.caption(question)
 
 
-def card(title: str, key: str | None = None) -> Any:
+def card(title: str, key: str | None = None) -> DeltaGenerator:
     """Return a thin-bordered container with a heading."""
     box = st.container(border=True, key=key)
     box.markdown(f"##### {escape(title)}")

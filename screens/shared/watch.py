@@ -1,18 +1,19 @@
 """A running job on the page: stage, finished items, speed, time left, and Stop."""
 
 from collections.abc import Callable
-from typing import Any
 
 import streamlit as st
 
 from screens.shared import jobs, session, ui
 from screens.shared.fragment import fragment
+from stethoscope.jobs.job import JobSnapshot
 from stethoscope.progress import counted, duration_text, pace
+from stethoscope.records import Spec
 
 BY_ITSELF_S = 30  # maximum duration of automatic work
 
 
-def describe(job: Any) -> str:
+def describe(job: JobSnapshot) -> str:
     """Return title, stage, finished items, rate and ETA of `job` in one line."""
     if job.state == "queued":
         return f"{job.title} · queued"
@@ -23,7 +24,7 @@ def describe(job: Any) -> str:
     return " · ".join(parts)
 
 
-def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
+def live(job_id: str, *, draw: Callable[[JobSnapshot], None] | None = None, every: float = 0.5) -> None:
     """Draw the running job and its notes until it ends, then rerun the page."""
 
     @fragment(run_every=every)
@@ -42,10 +43,11 @@ def live(job_id: str, *, draw: Callable[[Any], None] | None = None, every: float
     progress()
 
 
-def watch(view: jobs.View, *, key: str, draw: Callable[[Any], None] | None = None, every: float = 0.5) -> None:
+def watch(view: jobs.View, *, key: str, draw: Callable[[JobSnapshot], None] | None = None, every: float = 0.5) -> None:
     """Draw the running job of `view` until it ends; Stop is outside the fragment."""
-    live(view.job.job_id, draw=draw, every=every)
-    st.button("Stop", key=f"{key}-stop", on_click=jobs.stop, args=(view.job.job_id,))
+    if (job_id := view.active_id) is not None:
+        live(job_id, draw=draw, every=every)
+        st.button("Stop", key=f"{key}-stop", on_click=jobs.stop, args=(job_id,))
 
 
 def unkept() -> None:
@@ -56,7 +58,7 @@ def unkept() -> None:
             ui.banner(error)
 
 
-def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
+def asked_for(slot: str, spec: Spec, said: str, button: str) -> bool:
     """Return whether the user requested `spec`; if not, draw an explanation and the button.
 
     A request made before "Load the model" is repeated afterwards, because missing files may now be available.
@@ -74,7 +76,7 @@ def asked_for(slot: str, spec: Any, said: str, button: str) -> bool:
     return False
 
 
-def by_itself(slot: str, spec: Any, *, title: str, button: str, guess_s: float | None = None) -> jobs.View:
+def by_itself(slot: str, spec: Spec, *, title: str, button: str, guess_s: float | None = None) -> jobs.View:
     """Return the view of `spec`, which starts automatically in the background if it is fast.
 
     If the newest run of its kind with this model took longer than `BY_ITSELF_S`, or nothing was measured, draw a button
