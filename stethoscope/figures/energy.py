@@ -78,7 +78,7 @@ def shown_percentile(cell: EnergyCell) -> str:
 
 
 def headline(cell: EnergyCell) -> str:
-    """Return what the retention of `cell` amounts to, against a random subspace of the same rank."""
+    """Return a sentence comparing the retention of `cell` with a random subspace of the same rank."""
     if cell.retention is None:
         return f"Layer {cell.layer}: undefined ({_undefined(cell)})."
     verdict = "no different from chance" if is_chance(cell) else "above chance" if (cell.z or 0) > 0 else "below chance"
@@ -254,7 +254,7 @@ def _undefined(cell: EnergyCell) -> str:
 
 
 def geometry_rows(result: EnergyResult, k: int) -> list[dict[str, float | int | str | None]]:
-    """Return, by layer that has any, how the span lies to the task vector and what the model feels of it (in %)."""
+    """Return a table row for each layer with values: shares (in %), angles and functional energy of the span."""
 
     def share(value: float | None) -> float | None:
         return None if value is None else 100 * value

@@ -88,7 +88,7 @@ def _recipe(subject: Subject, edit_type: RawEdit | ProjectedEdit, n_layers: int)
 def _projected_edit(
     subject: Subject, loaded: LoadedModel, context: Context, progress: Progress
 ) -> Callable[[str], Float[Tensor, "out in"]]:
-    """Return P tau of a parameter, by name: zero where no SAE serves the matrix."""
+    """Return a function that gives P tau of a parameter by name; zero if no SAE matches the matrix."""
     diagnosis = subject.spec.diagnosis
     edit_type = ProjectedEdit(diagnosis=diagnosis, subject=subject.name, top_k=diagnosis.top_k)
     tensors = patch_of(_recipe(subject, edit_type, loaded.layout.n_layers), context, progress).tensors

@@ -140,7 +140,8 @@ MONTHS = (
 ORDINALS = ("first", "second", "third", "fourth")
 
 # Looking up one of two people or things: a model of this size guesses between the two, so these problems stay in
-# the training text, where they do no harm, and out of the problem files, where they would blur "control is intact".
+# the training text, where they do no harm, and are left out of the problem files, where they would add noise to the
+# control accuracy.
 TRAINING_ONLY = frozenset({"where_is_it", "who_lives_where", "room_of"})
 
 

@@ -1,4 +1,4 @@
-"""Solvers that know no mathematics: what the mini's problems must not yield to.
+"""Solvers without mathematics, which must not solve the mini's problems.
 
 majority: the most frequent answer of the subject's training problems. copied: the best fixed rule that copies a
 number of the problem (first, second, ..., last, largest, smallest). nearest: the answer of the training problem
@@ -58,5 +58,5 @@ def _nearest(train: Sequence[dict[str, str]], test: Sequence[dict[str, str]]) ->
 
 
 def trivial_accuracies(train: Sequence[dict[str, str]], test: Sequence[dict[str, str]]) -> TrivialAccuracies:
-    """Return what the trivial solvers reach on `test`, knowing `train` (one subject each)."""
+    """Return the trivial solvers' accuracy on `test`, given `train` (one subject each)."""
     return TrivialAccuracies(majority=_majority(train, test), copied=_copied(test), nearest=_nearest(train, test))

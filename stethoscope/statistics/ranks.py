@@ -14,7 +14,7 @@ ROUNDING = 1e-9  # two values of tau this close are equal
 def kendall_tau(
     a: Sequence[float] | Real[np.ndarray, "*a n"], b: Sequence[float] | Real[np.ndarray, "*b n"]
 ) -> Float[np.ndarray, "..."]:
-    """Return Kendall's tau-b along the last axis, for many draws at once; NaN where one side is constant.
+    """Return Kendall's tau-b along the last axis, for many draws at once; NaN if one side is constant.
 
     tau_b = (concordant - discordant) / sqrt(pairs untied in a * pairs untied in b)  (Kendall 1945). Leading axes
     broadcast: draws of a score [draws, n] against one measured gain [n], or against draws of it. Two plain sequences
@@ -40,7 +40,7 @@ class TauTest:
     """Kendall's tau-b with its two-sided permutation p.
 
     Attributes:
-        tau, p: NaN where one side is constant.
+        tau, p: NaN if one side is constant.
         smallest_p: the smallest p that any order of these values could have had: 2 / n! without ties.
         null: tau of permuted orders [draws].
     """
@@ -56,7 +56,7 @@ def kendall_test(
 ) -> TauTest:
     """Return tau-b and the share of orders of `a` whose |tau-b| with `b` is at least as large.
 
-    All n! orders are counted where that is at most `permutations`. Otherwise as many are drawn at random, and the
+    All n! orders are counted if there are at most `permutations`. Otherwise that many are drawn at random, and the
     observed order is counted among them, so that p is never 0 (Phipson & Smyth 2010).
     """
     n, tau = len(a), float(kendall_tau(a, b))

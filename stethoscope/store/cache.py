@@ -19,7 +19,7 @@ from stethoscope.store.home import asked_bytes
 CAPACITY_VARIABLE = "STETHOSCOPE_CACHE_MIB"
 # Firing rates of Gemma 3 4B, 34 layers of 16k latents, take 100 MB for each corpus of 128 documents.
 CAPACITY_BYTES = 4 << 30
-SPARE = 4  # a file is only written where the disk has this many times its size free
+SPARE = 4  # a file is written only if the disk has this many times its size free
 
 
 def capacity_bytes() -> int:

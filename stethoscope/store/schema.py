@@ -121,7 +121,7 @@ def as_user_error(path: Path, error: sqlite3.Error) -> UserError:
 
 
 def _full(path: Path) -> str | None:
-    """Return what the disk of `path` has run out of; None if it has space."""
+    """Return how the disk of `path` is full; None if it has space."""
     try:
         disk = os.statvfs(path.parent)
     except OSError:

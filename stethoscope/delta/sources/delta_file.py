@@ -89,5 +89,5 @@ class DeltaFileSource:
         return next(self._tensors.rows([self._stored[name]]))
 
     def besides(self, progress: Progress | None = None) -> str | None:
-        """Return nothing: what is added to the base is all there is; see `DeltaSource`."""
+        """Return None, because a delta file contains nothing else; see `DeltaSource`."""
         return None
