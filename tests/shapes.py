@@ -54,7 +54,7 @@ class _Finder(MetaPathFinder):
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
-        """Compile a module that names shapes anew, so that no wrapped code is left in its cache."""
+        """Compile a module with shapes again, so that no wrapped code remains in its cache."""
         source = self.get_data(self.path)
         return self.source_to_code(source, self.path) if b"jaxtyping" in source else super().get_code(fullname)
 

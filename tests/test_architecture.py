@@ -120,7 +120,7 @@ def test_screens_import_only_light_parts(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SCREEN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_screen_imports_its_own_cards_and_what_is_shared(path: Path) -> None:
-    """`links` stands above the screens; a card never reads a page (the file named like its folder), which draws."""
+    """`links` is above the screens; a card never imports a page (the file named like its folder), which draws."""
     (_, *folder, _) = path.relative_to(ROOT).parts
     foreign = {part for part in imported_parts(path, "screens") if part not in ("shared", *folder)}
     if path.name == "links.py":

@@ -90,7 +90,7 @@ def test_start_look_pause_resume_flip_and_save(page: Any, app_url: str) -> None:
 
 @pytest.fixture
 def nasty_url(tmp_path: Path, chromium: str) -> Iterator[str]:
-    """A page that shows a problem and an answer which try everything."""
+    """A page with a problem and an answer full of markup."""
     script = tmp_path / "nasty.py"
     script.write_text(NASTY)
     with served(script, {"PYTHONPATH": str(ROOT)}, tmp_path / "server.txt") as url:

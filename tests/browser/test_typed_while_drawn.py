@@ -85,7 +85,7 @@ def test_what_is_typed_while_a_job_s_end_draws_the_page_again_is_kept(page: Any,
 
 
 def test_two_values_typed_one_after_the_other_are_both_kept(page: Any, script: tuple[Path, str]) -> None:
-    """The second one is sent with what the slider showed before the first one moved it."""
+    """The second value is sent together with the slider's old value."""
     path, url = script
     for name in ("typed", "shown"):
         path.with_name(name).touch()

@@ -23,7 +23,8 @@ SLOW_MS = 600_000
 
 
 def at_rest(page: Any) -> None:
-    """Wait until no job runs: one that ends draws the page again (typing meanwhile: test_typed_while_drawn.py)."""
+    """Wait until no job runs, because the page reruns when a job ends (see test_typed_while_drawn.py for typing
+    meanwhile)."""
     for _ in range(2):
         expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0, timeout=SLOW_MS)
         page.wait_for_timeout(1000)
@@ -47,7 +48,7 @@ def click_cell(page: Any, layer: int, row: int = 2, *, shift: bool = False) -> N
 
 
 def drag_box(page: Any, first: int, last: int) -> None:
-    """With the box tool, drag over the columns `first` to `last` of the second row."""
+    """Drag with the box tool over columns `first` to `last` of the second row."""
     page.wait_for_function(DRAWN)
     page.locator(".st-key-heatmap .js-plotly-plot").first.hover()
     page.locator(".st-key-heatmap .modebar-btn[data-val='select']").first.click(force=True)
@@ -60,7 +61,7 @@ def drag_box(page: Any, first: int, last: int) -> None:
 
 
 def expect_picked(page: Any, *layers: int) -> None:
-    """Wait until the pills and the outlines on the heatmap show `layers`, in the chart that stays."""
+    """Wait until the pills and the outlines on the heatmap show `layers`, without a new chart."""
     pressed = page.locator(".st-key-layer-pills button[aria-pressed='true']")
     expect(pressed).to_have_text([str(layer) for layer in layers], timeout=SLOW_MS)
     page.wait_for_function(OUTLINED, arg=list(layers), timeout=SLOW_MS)

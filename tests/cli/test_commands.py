@@ -49,7 +49,7 @@ def printed(result: tuple[int, str, str]) -> dict[str, object]:
 
 
 def without_run_ids(out: str) -> str:
-    """What a command printed, but for the names of its runs, which tell the time."""
+    """Return a command's output without the ids of its runs, which depend on the time."""
     return re.sub(r"r\d{8}-\d{6}-[0-9a-f]{4}", "RUN", out)
 
 
@@ -99,7 +99,7 @@ for argv in json.loads(sys.argv[1]):
 
 
 def test_two_processes_print_the_same_bytes(profile_file: Path, tmp_path: Path) -> None:
-    """Other homes, other hash seeds, other numbers of threads."""
+    """With different homes, hash seeds and numbers of threads."""
     common = ("--json", "--profile", str(profile_file), "--device", "cpu", "--seed", "3")
     diagnose = ("diagnose", "--score", "activation_mass", *common)
     energy = ("energy", "--subject", "geometry", "--k", "2,4", *common)
@@ -489,7 +489,7 @@ def test_mistakes_of_gain_are_one_line_each(run: Run) -> None:
 
 
 def test_progress_in_a_file_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # noqa: ANN001
-    """No terminal: one whole line every ten seconds of work, without control characters; quick work says nothing."""
+    """Without a terminal: one complete line every ten seconds, no control characters, and nothing for quick work."""
     now = [0.0]
     monkeypatch.setattr(on_stderr.time, "perf_counter", lambda: now[0])
     progress = on_stderr.StderrProgress()

@@ -50,7 +50,7 @@ def one_line(result: tuple[int, str, str]) -> str:
 
 
 def made(kind: str, path: Path) -> Path:
-    """Put what is no file at `path`, or leads to it."""
+    """Create something other than a regular file at `path`."""
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":

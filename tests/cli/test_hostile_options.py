@@ -77,7 +77,7 @@ def invoke(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Invoke:
-    """Function `invoke(command, option, value)` that gives the rest of the command what it needs."""
+    """Function `invoke(command, option, value)` that fills in the command's other arguments."""
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("stethoscope.cli.serve", lambda port: 0)  # it would take the place of this process
     monkeypatch.chdir(tmp_path)
@@ -151,7 +151,7 @@ def test_no_value_of_an_option_ends_in_a_traceback(
 
 
 def numbers() -> list[tuple[tuple[str, ...], argparse.Action]]:
-    """The options of commands with a model that take a number; a benchmark may be asked to take long."""
+    """Numeric options of commands with a model; a benchmark may legitimately take long."""
     commands = ("diagnose", "energy", "gain", "recipe", "rank")
     return [
         (command, action)

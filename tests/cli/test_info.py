@@ -19,7 +19,7 @@ from stethoscope.results import InfoResult
 
 @pytest.fixture
 def profile(pico_profile: Profile, pico_tuned_folder: Path, tmp_path: Path) -> Profile:
-    """The pico profile with the same fine-tune once more, which says that its RoPE has another base."""
+    """The pico profile with a copy of the fine-tune whose config has another RoPE base."""
     folder = shutil.copytree(pico_tuned_folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     config["rope_parameters"]["full_attention"]["rope_theta"] *= 2

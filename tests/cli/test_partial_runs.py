@@ -37,9 +37,8 @@ def show(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Show:
-    """Function that stores the run of a spec and returns its id, what `runs show` prints and the result.
-
-    What `--json` prints is checked to be the result.
+    """Function that stores the run of a spec and returns its id, the output of `runs show` and the result; it also
+    checks that `--json` prints the result.
     """
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "160")

@@ -44,7 +44,7 @@ sys.exit(main(arguments))
 
 
 class Bench:
-    """`python -m stethoscope bench` on one home: in a process of its own where it is stopped, else in this one."""
+    """`python -m stethoscope bench` on one home: in a new process if it will be stopped, otherwise in this one."""
 
     def __init__(self, home: Path, profile: Path, *recipes: Path) -> None:
         self.home = home
@@ -61,8 +61,8 @@ class Bench:
         return json.loads(out.getvalue())
 
     def stopped_after(self, blocks: int, how: signal.Signals) -> tuple[int, str, str]:
-        """Let a process send itself a signal at the first answer behind the `blocks`-th block of an arm, and return its
-        exit code and output."""
+        """Run a process that sends itself a signal at the first answer after the `blocks`-th block of an arm; return
+        its exit code and output."""
         ended = subprocess.run(
             [sys.executable, "-c", STOPPED_AT, str(blocks * BLOCK + 1), str(int(how)), *self.arguments],
             cwd=ROOT,
@@ -97,7 +97,7 @@ def recipes(pico_profile: Profile, tmp_path: Path) -> list[Path]:
 
 
 def answered_again(home: Path, spec: BenchSpec, copy: Path) -> int:
-    """How many answers a resume generates, counted on a copy of the home."""
+    """Number of answers that a resume generates, counted on a copy of the home."""
     shutil.copytree(home, copy)
     context, progress = Context(RunStore(copy / "runs"), device="cpu"), Progress()
     pipeline.run(spec, context, progress)

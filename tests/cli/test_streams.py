@@ -40,14 +40,14 @@ def full() -> TextIO:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], RunStore]:
-    """Function that opens the store of the commands."""
+    """Function that opens the commands' store."""
     monkeypatch.setenv("STETHOSCOPE_HOME", str(tmp_path / "home"))
     return lambda: RunStore(tmp_path / "home" / "runs")
 
 
 @pytest.fixture
 def diagnose(profile_file: Path) -> tuple[str, ...]:
-    """A command that keeps two runs."""
+    """A command that stores two runs."""
     return ("diagnose", "--documents", "20", "--top-k", "3", "--profile", str(profile_file), "--device", "cpu")
 
 

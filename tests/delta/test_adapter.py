@@ -50,7 +50,7 @@ def train(pico_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 @pytest.fixture
 def plain(train: Callable[..., Path]) -> Path:
-    """An adapter of all seven matrices that a test may damage."""
+    """An adapter of all seven matrices, for a test to damage."""
     return train()
 
 
@@ -136,7 +136,7 @@ def test_a_base_of_another_name_is_remarked(loaded: LoadedModel, plain: Path) ->
 
 @pytest.mark.parametrize("apart", [0.0, 0.25])
 def test_a_head_that_peft_saves_with_its_base_layer(pico_folder: Path, tmp_path: Path, apart: float) -> None:
-    """peft saves the base weights of an adapted head and, when it loads the adapter, puts them in place first."""
+    """peft saves the base weights of an adapted head, and restores them first when it loads the adapter."""
     config = LlamaConfig(**(SIZES | {"tie_word_embeddings": False}))
     base = save_decoder(randomised(LlamaForCausalLM(config)), pico_folder, tmp_path / "base")
     adapted = get_peft_model(

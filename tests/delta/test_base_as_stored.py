@@ -170,7 +170,7 @@ def test_a_new_alpha_reads_no_file_and_the_kept_numbers_count(
 
 
 def test_what_is_kept_outlives_the_files(pair_in: Callable[[torch.dtype], Pair]) -> None:
-    """A file that is cut in place ends a process that still reads its pages."""
+    """Truncating a file in place kills a process that still reads its pages."""
     pair = pair_in(torch.float32)
     loaded, task_vector, recipe = opened(pair)
     directions = Directions(2**30)
@@ -241,7 +241,7 @@ def test_a_base_that_was_written_again_since_it_was_loaded_is_named(
 
 
 def test_answers_of_another_sum_are_not_taken_for_these() -> None:
-    """What was stored when the base was rounded first has another id; a float32 session's results keep theirs."""
+    """Results from the time when the base was rounded first have another id; those of a float32 session keep theirs."""
     from stethoscope.profiles import MINI
     from stethoscope.store.fingerprints import record_fingerprints
 

@@ -56,7 +56,7 @@ def test_a_swap_that_did_nothing_is_not_verified(loaded: LoadedModel) -> None:
 
 
 def test_weights_written_behind_the_edit_are_noticed(loaded: LoadedModel, patch: Patch) -> None:
-    """Where base weights are written (which nothing here does), the restored checksum differs."""
+    """If base weights were written (which our code never does), the restored checksum would differ."""
     name = sorted(patch.tensors)[0]
     base = loaded.parameter(name).data
     untouched = base.clone()
@@ -74,7 +74,7 @@ def test_the_base_is_back_when_the_body_raises(loaded: LoadedModel, patch: Patch
 
 
 def test_a_base_that_was_changed_before_the_edit_is_noticed(loaded: LoadedModel, patch: Patch) -> None:
-    """Before, during and after agree with each other then; only the digests of the load tell."""
+    """The readings before, during and after agree; only the digests from loading reveal the change."""
     base = loaded.parameter(sorted(patch.tensors)[0]).data
     untouched = base.clone()
     base.view(-1)[0] += 1
@@ -187,7 +187,7 @@ def _flip(tensor: torch.Tensor, draw: random.Random) -> None:
 
 
 def test_checksums_of_two_algorithms_are_not_compared(loaded: LoadedModel, patch: Patch) -> None:
-    """A pass that was certified by an earlier version, in SHA-256, stays readable and does not contradict this one."""
+    """A pass certified by an earlier version with SHA-256 stays readable and does not contradict this one."""
     with certified(loaded, patch) as certifying:
         pass
     ours = certifying.certificate

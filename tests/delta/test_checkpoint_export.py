@@ -281,7 +281,7 @@ def test_what_a_killed_export_left_is_cleaned_and_a_running_one_is_left_alone(
 def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
     loaded: LoadedModel, task_vector: TaskVector, patch: Patch, recipe: EditRecipe, tmp_path: Path
 ) -> None:
-    """A real refusal of the system: no file of this process may grow beyond 60 kB."""
+    """A real system limit: no file of this process may exceed 60 kB."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for parts in (Parts(), Parts(checkpoint=False, delta=EditSource(loaded, task_vector, recipe))):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -296,7 +296,7 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
 def test_the_mergekit_configuration_gives_every_tensor_the_recipes_strength(
     loaded: LoadedModel, make_recipe: MakeRecipe, make_arm: Callable[..., EditType]
 ) -> None:
-    """Read as mergekit documents it: the first filter found in the name decides, lists are spread over the layers."""
+    """As documented by mergekit: the first filter found in the name decides, lists are spread over the layers."""
     layers = {1: {"attention": 0.5, "mlp": 0.25}, 3: {"attention": 0.0, "mlp": 1.0}}
     for fields in ({}, {"norms": True}, {"norms": True, "embeddings": True}):
         recipe = make_recipe(layers, master_alpha=0.8, **fields)

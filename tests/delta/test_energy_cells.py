@@ -26,7 +26,7 @@ KS = (1, 2, 3, 6)
 
 
 def planted(loaded: LoadedModel, make_pico: Callable[..., Path], rows: Rows, *, inside: bool) -> EnergyTable:
-    """Measure a fine-tune whose every matrix was moved inside the span of its SAE's rows (or orthogonally to it)."""
+    """Measure a fine-tune in which every matrix changes inside the span of its SAE's rows (or orthogonally to it)."""
 
     def move(model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(9)

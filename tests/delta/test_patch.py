@@ -152,7 +152,7 @@ def test_norm_matched_edit_has_the_raw_norm_in_the_metric_of_the_retention(
 def test_projected_writes_stay_in_the_span_behind_the_models_own_post_norm_gain(
     loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
-    """Intervene: what down_proj writes more than before, times the post-norm's gain, is a sum of decoder rows."""
+    """The change of down_proj's output, times the post-norm weight, is a sum of decoder rows."""
     patch = build_patch(loaded, task_vector, make_recipe({1: 1.0}, edit_type=make_arm()), rows_of_layer)
     layer = loaded.model.get_submodule(f"{loaded.layout.layers}.1")
     x = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
@@ -169,7 +169,7 @@ def test_projected_writes_stay_in_the_span_behind_the_models_own_post_norm_gain(
 def test_projected_readers_only_hear_the_span_through_the_models_own_pre_norm(
     loaded: LoadedModel, task_vector: TaskVector, make_recipe: MakeRecipe, make_arm: MakeArm, rows_of_layer: Rows
 ) -> None:
-    """Intervene: a residual orthogonal to the decoder rows of the layer before makes the edit silent, others do not."""
+    """A residual orthogonal to the previous layer's decoder rows makes the edit have no effect; others do not."""
     patch = build_patch(loaded, task_vector, make_recipe({2: 1.0}, edit_type=make_arm()), rows_of_layer)
     layer = loaded.model.get_submodule(f"{loaded.layout.layers}.2")
     Q = span_basis(rows_of_layer(1)).Q.float()

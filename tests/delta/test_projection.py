@@ -41,7 +41,7 @@ def oblique_rows(k: int, seed: int = 0) -> Tensor:
 
 
 def plain_projector(rows: Tensor) -> Tensor:
-    """The projector on the span of `rows`, by pseudo-inverse: another road than QR."""
+    """The projector on the span of `rows`, by pseudo-inverse instead of QR."""
     return torch.linalg.pinv(rows) @ rows
 
 

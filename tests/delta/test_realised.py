@@ -14,7 +14,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("sd", "cosine"), [(1e-4, 0.95), (3e-5, 0.74), (1e-5, 0.46)])
 def test_bfloat16_realises_small_steps_as_published(sd: float, cosine: float) -> None:
-    """Weights of sd .02: the numbers of the method's section on task vectors."""
+    """Weights of sd .02: the published numbers."""
     weight = (0.02 * normal(400, 500)).bfloat16()
     realised = realised_step(weight, sd * normal(400, 500, seed=1), None)
     assert realised.cosine == pytest.approx(cosine, abs=0.006)
@@ -62,7 +62,7 @@ def test_which_matrices_have_a_scale_that_a_norm_cancels(loaded: LoadedModel) ->
 
 @pytest.mark.parametrize("matrix", ["q_proj", "k_proj", "o_proj", "down_proj"])
 def test_the_radial_part_does_nothing_to_the_model(loaded: LoadedModel, matrix: str) -> None:
-    """The claim itself: scaling a block leaves the logits alone (up to the norm's epsilon), another step does not."""
+    """Scaling a block leaves the logits unchanged (up to the norm's epsilon); another step does not."""
     site = next(site for site in loaded.layout.of_layer(1) if site.matrix == matrix)
     rows = scale_free_rows(loaded, site)
     assert rows is not None

@@ -18,7 +18,7 @@ from stethoscope.records import ModelRef, TaskVectorRef
 
 @pytest.fixture
 def copy(pico_tuned_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the fine-tune that a test may damage."""
+    """A copy of the fine-tune, for a test to damage."""
     return Path(shutil.copytree(pico_tuned_folder, tmp_path / "tuned"))
 
 

@@ -418,7 +418,7 @@ def test_only_formulas_are_markup(text: str, markdown: str) -> None:
 
 @given(some.text(some.sampled_from("$\\ab[]()!<>`{}\n %"), max_size=40))
 def test_no_text_leaves_its_formula_or_becomes_markup(text: str) -> None:
-    """Reads the markdown as its parser would: escapes outside, everything up to the closing dollars inside."""
+    """Reads the markdown like its parser: escapes outside formulas, everything up to the closing dollars inside."""
     shown, at = maths.markdown(text), 0
     while at < len(shown):
         if shown[at] == "\\":

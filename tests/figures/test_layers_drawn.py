@@ -32,7 +32,7 @@ Run = Callable[..., Any]
 
 
 def columns(figure: go.Figure, kind: str) -> dict[tuple[int, int], float]:
-    """Return the values of the heatmaps (or bars) of `figure` by x and row; what is not drawn is left out."""
+    """Return the values of the heatmaps (or bars) of `figure` by x and row, without missing ones."""
     found: dict[tuple[int, int], float] = {}
     for trace in figure.to_dict()["data"]:
         if trace["type"] == kind:
@@ -43,7 +43,7 @@ def columns(figure: go.Figure, kind: str) -> dict[tuple[int, int], float]:
 
 
 def notes(figure: go.Figure, text: str) -> set[int]:
-    """Return where along x `text` is written into `figure`."""
+    """Return the x positions of the annotation `text` in `figure`."""
     return {note["x"] for note in figure.to_dict()["layout"].get("annotations", ()) if note["text"] == text}
 
 
@@ -77,7 +77,7 @@ def diagnosis(partial_profile: Profile, partial_run: Run) -> DiagnosisResult:
 
 @pytest.fixture(scope="module")
 def without_a_score(diagnosis: DiagnosisResult) -> DiagnosisResult:
-    """The diagnosis, had no latent of layer 3 been live for the subject."""
+    """The diagnosis if no latent of layer 3 were live for the subject."""
     gone = {"score": None, "ci_low": None, "ci_high": None, "p": None, "p_adjusted": None, "specific": None}
     cells = tuple(
         cell.model_copy(update={**gone, "n_live": 0, "p_top": None})

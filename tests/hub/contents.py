@@ -58,7 +58,7 @@ def fill(hub: LoopbackHub, *, gated: bool = False) -> dict[str, str]:
 
 @functools.cache
 def made_once() -> Path:
-    """Make all repositories as folders below one that lives as long as the process."""
+    """Create all repositories as folders in a temporary one that exists until the process ends."""
     keeper = tempfile.TemporaryDirectory(prefix="hub-contents-")
     _keepers.append(keeper)
     root = Path(keeper.name)
@@ -135,7 +135,8 @@ def fine_tuned(base: Gemma3ForConditionalGeneration) -> Gemma3ForConditionalGene
 
 
 def write_gemma(model: Gemma3ForConditionalGeneration, folder: Path, *, shard: str = "40KB") -> Path:
-    """Write `model` as the hub's checkpoint lies: in shards, the vision tower under `vision_tower.vision_model`."""
+    """Write `model` in the layout of the hub's checkpoint: in shards, the vision tower under
+    `vision_tower.vision_model`."""
     model.save_pretrained(folder, max_shard_size=shard)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     for file in sorted(set(index["weight_map"].values())):
@@ -148,7 +149,7 @@ def write_gemma(model: Gemma3ForConditionalGeneration, folder: Path, *, shard: s
 
 
 def on_hub(name: str) -> str:
-    """Return the name that a stored weight has on the hub."""
+    """Return a stored weight's name on the hub."""
     return name.replace("vision_tower.", "vision_tower.vision_model.", 1) if "vision_model" not in name else name
 
 

@@ -55,7 +55,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """One received request."""
 
     method: str
     path: str
@@ -66,7 +66,7 @@ class Asked:
 
 @dataclass
 class Repo:
-    """Commits (path -> content), the branches that name them, and who may read it."""
+    """Commits (path -> content), branches, and access rights."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -78,8 +78,7 @@ class Repo:
 
 
 class LoopbackHub:
-    """Repositories behind two servers; `asked` is every request, `troubles` is what goes wrong, by file name.
-
+    """Repositories behind two servers; `asked` records every request, `troubles` the injected faults by file name.
     Requests with `mute` in their path are not answered before `stalled` is set.
     """
 
@@ -134,7 +133,7 @@ class LoopbackHub:
         return [ask for ask in self.asked if ask.method == "GET" and ask.host == host and f"/{name}" in ask.path]
 
     def stop(self) -> None:
-        """Close both servers and every connection that is open: whoever asks now finds nobody."""
+        """Close both servers and all open connections; later requests fail to connect."""
         self.stalled.set()
         while self._hosts:
             server = self._hosts.pop()
@@ -170,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -195,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_resolve(parts)
 
     def _repo(self, repo_type: str, repo_id: str, revision: str) -> tuple[Repo, str] | None:
-        """Return the repository and commit, or answer with what keeps this caller from it."""
+        """Return the repository and commit, or send the error response for this caller."""
         if self.token not in (None, READER, STRANGER):
             self._refuse(401, message="Invalid credentials in Authorization header")
         elif self.hub.api_status is not None:
@@ -306,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _etag(name: str, content: bytes) -> str:
-    """Return what the hub calls this content: SHA-256 for large files, git's object id for others."""
+    """Return the hub's ETag of this content: SHA-256 for large files, git's object id for others."""
     if name.endswith(LARGE):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

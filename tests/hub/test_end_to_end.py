@@ -107,7 +107,7 @@ def a_shard() -> str:
 
 
 def kill_mid_download(hub: LoopbackHub, argv: list[str], environment: Mapping[str, str], home: Path) -> int:
-    """Start a command, kill its process while a shard is on its way, and return how many bytes of it were kept."""
+    """Start a command, kill its process while a shard is downloading, and return the number of bytes on disk."""
     hub.troubles[a_shard()] = Trouble(pause_s=0.5)  # 2 s for the shard
     child = subprocess.Popen(
         [sys.executable, "-m", "stethoscope", *argv],
@@ -165,7 +165,7 @@ def test_from_the_hub_to_an_export_and_again_without_it(hub: LoopbackHub, tmp_pa
 
 
 def _without_run_ids(printed: Any) -> Any:
-    """Drop what may differ offline: ids of runs, and "saes" (an SAE not yet fetched has the width in its name)."""
+    """Remove what may differ offline: ids of runs, and "saes" (an SAE not yet fetched has the width in its name)."""
     if isinstance(printed, dict):
         return {key: _without_run_ids(value) for key, value in printed.items() if key not in ("run_id", "saes")}
     return [_without_run_ids(value) for value in printed] if isinstance(printed, list) else printed
@@ -186,7 +186,7 @@ def check(info: Any, diagnosis: Any, energy: Any, bench: Any, commits: Mapping[s
 
 
 def check_export(folder: Path) -> None:
-    """The export is the whole multimodal checkpoint, and transformers loads it without a complaint."""
+    """The export is the whole multimodal checkpoint, and transformers loads it without warnings."""
     assert (folder / "README.md").is_file()
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert isinstance(model, Gemma3ForConditionalGeneration)

@@ -55,7 +55,7 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counting(Progress):
-    """Keeps every stage with its unit, total and the counts that it went through; may cancel at a count."""
+    """Records every stage with its unit, total and counts; can cancel at a count."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def test_cancel_stops_between_two_lots_of_bytes_and_keeps_them(hub: LoopbackHub)
 
 
 class StopAfter(Progress):
-    """Is cancelled from another thread once `enough` bytes have come and no more does."""
+    """Cancelled from another thread when `enough` bytes have arrived and the transfer stalls."""
 
     def __init__(self, enough: int) -> None:
         super().__init__()
@@ -433,7 +433,7 @@ def downloads_of(model: ModelRef, progress: Progress) -> object:
 
 
 def blob_of(hub: LoopbackHub, folder: Path) -> transfer.Blob:
-    """What `fetch_folder` would fetch of `REPO`'s weights, kept in `folder`."""
+    """The weight file of `REPO` that `fetch_folder` would store in `folder`."""
     commit = hub.add(REPO, FILES)
     url = f"{hub.endpoint}/{REPO}/resolve/{commit}/model.safetensors"
     return transfer.Blob("weights", url, folder / hashlib.sha256(WEIGHTS).hexdigest(), folder / "lock", len(WEIGHTS))

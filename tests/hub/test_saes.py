@@ -35,7 +35,7 @@ from tests.hub.server import LoopbackHub, point_at
 
 
 class Stages(Progress):
-    """Keeps every stage with its unit and total."""
+    """Records every stage with its unit and total."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Stages(Progress):
 
 
 def profile_at(site: Site, pico_profile: Profile) -> Profile:
-    """The shipped 4B profile at a site, with the hub's fine-tune and the pico's problems."""
+    """The included 4B profile at a site, with the hub's fine-tune and the pico's problems."""
     shipped = PROFILES["gemma-3-4b-it"]
     fields = {
         "saes": shipped.saes_at(site),
@@ -110,7 +110,7 @@ def test_other_decoders_with_saes_in_a_repository_of_ones_own(
     monkeypatch: pytest.MonkeyPatch,
     write_sae_bank: Callable[..., Path],
 ) -> None:
-    """A Llama and a Qwen, their fine-tunes and SAEs in sae_lens' format, by ids that no registry knows."""
+    """A Llama and a Qwen with fine-tunes and SAEs in sae_lens' format, by ids that are in no registry."""
     model = tiny_decoder(architecture)
     hub.add_folder("house/base", save_decoder(model, pico_folder, tmp_path / "base"))
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_saes_of_another_model_are_refused(hub: LoopbackHub) -> None:
 
 
 def test_what_sae_lens_reads_over_the_same_wire(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sae_lens' own code, asked for the release and id, downloads the same files and comes to the same numbers."""
+    """sae_lens' own code downloads the same files for the release and id, and gives the same numbers."""
     from sae_lens import SAE
 
     contents.fill(hub)

@@ -74,7 +74,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Held:
 
 @pytest.fixture
 def until_all_wait(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A worker that loads no model, and so does nothing, until this is called."""
+    """Function that lets the worker load its model; until it is called, all jobs wait."""
     called, load = threading.Event(), info.run
 
     def wait(*arguments: object) -> object:
@@ -87,7 +87,7 @@ def until_all_wait(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 @pytest.fixture
 def endings(front: JobFront, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the jobs that have ended, in that order."""
+    """Ids of ended jobs, in order."""
     ended, finish = list[str](), front._finish
 
     def noting(job: Job, *arguments: object, **fields: object) -> None:
@@ -186,7 +186,7 @@ def long_bench(profile: Profile, layers: tuple[int, ...] = (1,)) -> BenchSpec:
 
 
 def running_with(front: JobFront, held: Held, spec: BenchSpec, items: int) -> str:
-    """Start `spec` as a batch job and wait until `items` are answered; it is held there."""
+    """Start `spec` as a batch job, and hold it when `items` are answered."""
     held.at = items
     job_id = front.submit(spec, interactive=False)
     deadline = time.monotonic() + 600

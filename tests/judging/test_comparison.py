@@ -32,7 +32,7 @@ def item(arm: str, subject: str, number: int, status: GradeStatus | bool, **fiel
 
 
 def planted(table: tuple[int, int, int, int], subject: str = "algebra") -> tuple[list[BenchItem], list[BenchItem]]:
-    """Items of an arm and of the reference whose 2x2 table is (n11, n10, n01, n00)."""
+    """Items of an arm and of the reference with the 2x2 table (n11, n10, n01, n00)."""
     cells = [pair for pair, n in zip([(1, 1), (1, 0), (0, 1), (0, 0)], table, strict=True) for _ in range(n)]
     ours = [item("edited", subject, number, bool(right)) for number, (right, _) in enumerate(cells)]
     theirs = [item("base", subject, number, bool(right)) for number, (_, right) in enumerate(cells)]

@@ -11,7 +11,7 @@ from stethoscope.results import BenchItem, BenchResult
 
 
 def a_run(right: dict[int, bool], *, base: str = "b", **more: Any) -> BenchResult:
-    """A run whose recipe is right on the problems marked so, in this order; the base is always wrong."""
+    """A run whose recipe is correct on the marked problems, in this order; the base is always wrong."""
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0})  # type: ignore[dict-item]
     arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=recipe))
     spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=("algebra",), n=4, **more)

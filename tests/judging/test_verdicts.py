@@ -249,7 +249,7 @@ def test_a_comparison_that_could_not_be_significant_says_so(gained: int, lost: i
 
 
 def test_the_family_counts_for_what_could_have_been_significant() -> None:
-    """Seven pairs are enough alone; among seven subjects without another difference nine are needed."""
+    """Seven pairs suffice for one subject; among seven subjects without other differences, nine are needed."""
     few = {f"s{i}": (40, 7, 0, 53) for i in range(7)}
     assert all(row.cannot_be_significant for row in planted(few).comparisons)
     assert not any(row.cannot_be_significant for row in planted(dict(list(few.items())[:2])).comparisons)

@@ -124,7 +124,7 @@ MARKED = " Final Answer: The final answer is $@$. I hope it is correct."
 
 
 def marked(answer: str) -> str:
-    """Return `answer` in the sentence that the few-shot examples end with."""
+    """Return `answer` in the few-shot examples' final sentence."""
     return MARKED.replace("@", answer)
 
 
@@ -270,7 +270,7 @@ def prompts() -> Iterator[dict[str, object]]:
 
 
 def sha256(text: str) -> str:
-    """Return the hash that stands for a prompt (its four examples are lm-eval's to ship)."""
+    """Return the hash of a prompt (its four examples belong to lm-eval and are not included here)."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

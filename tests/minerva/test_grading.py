@@ -162,7 +162,7 @@ class Impatient(GraderPool):
 
 
 def test_bombs_cost_their_own_deadline_and_nobody_else_s_grade() -> None:
-    """From another thread, as the job worker calls it: signal timeouts would not work there."""
+    """Called from another thread, like the job worker does; signal timeouts would not work there."""
     fine = (final("7"), GOLD_7)
     answers = [answer for bomb in BOMBS.values() for answer in ((bomb, GOLD_7), fine)]
     grades: list[Grade] = []
@@ -181,7 +181,7 @@ def test_bombs_cost_their_own_deadline_and_nobody_else_s_grade() -> None:
 
 
 def test_the_deadline_is_one_for_all_lines_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that sends each of its three lines late gets what is left of the deadline, not the deadline again."""
+    """A child that sends each of its three lines late gets only the rest of the deadline, not a new one."""
     given: list[float] = []
     now = [100.0]
     monkeypatch.setattr(grading, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -233,7 +233,7 @@ def test_running_out_of_memory_is_not_called_different(monkeypatch: pytest.Monke
 
 
 def test_the_memory_of_a_child_is_limited() -> None:
-    """2^(2^36) has 8 GB; the child may have less, and the one after it is not its business."""
+    """2^(2^36) has 8 GB; the child's limit is lower, and its successor is unaffected."""
     with Impatient({0: "marked"}, memory_bytes=600 << 20) as pool:
         grades = pool.grade([(final("2^{68719476736}"), GOLD_7), (final("7"), GOLD_7)])
         limits = open(f"/proc/{next(iter(pool._children)).process.pid}/limits").read()  # noqa: SIM115
@@ -250,7 +250,7 @@ def test_what_was_known_before_the_deadline_is_kept() -> None:
 
 
 def test_what_the_libraries_time_out_by_themselves_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both swallow their own timeouts and say False; here the algebra is made to sleep past a second."""
+    """Both catch their own timeouts and return False; here the algebra sleeps for more than a second."""
     grader = Grader(patience_s=1)
     reference = grader._lm_eval
     patient = reference.timeout
@@ -280,7 +280,7 @@ def test_many_threads_share_the_pool(n_workers: int) -> None:
 
 
 def test_a_killed_child_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed from outside: idle, and in the middle of an answer, which is asked again."""
+    """Killed from outside while idle, and during an answer, which is graded again."""
     with GraderPool(deadline_s=30.0) as pool:
         assert pool.grade([(final("7"), GOLD_7)])[0].exact_match is CORRECT
         (child,) = pool._children

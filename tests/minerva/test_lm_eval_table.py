@@ -25,7 +25,7 @@ def pool() -> Iterator[GraderPool]:
 
 @pytest.fixture(scope="module")
 def graded(pool: GraderPool) -> list[tuple[Row, Grade]]:
-    """Every row and its grade, asked from a thread that is not the main one, as the job worker does."""
+    """Every row and its grade, computed outside the main thread, like in the job worker."""
     with ThreadPoolExecutor(1) as thread:
         grades = thread.submit(pool.grade, [Answer(row["completion"], row["solution"]) for row in ROWS]).result()
     return list(zip(ROWS, grades, strict=True))
@@ -51,7 +51,7 @@ def test_the_table_is_diverse() -> None:
 
 
 def test_what_was_meant_to_be_equal_or_not_mostly_is() -> None:
-    """lm-eval is no oracle: a few equal answers fail both of its metrics, a few near misses pass one."""
+    """lm-eval is not perfect: a few equal answers fail both of its metrics, a few near misses pass one."""
     found = {
         kind: [row["exact_match"] or row["math_verify"] for row in ROWS if row["kind"] == kind]
         for kind in ("equal", "near miss")
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_has_a_status_of_its_own(status: GradeStatus, graded
 
 
 def test_incorrect_was_compared(pool: GraderPool, graded: list[tuple[Row, Grade]]) -> None:
-    """Where the gold answer cannot be read, another text is not called incorrect; where both can, it is."""
+    """If the gold answer cannot be read, another text is not called incorrect; if both can, it is."""
     near = [(row, grade) for row, grade in graded if row["kind"] == "near miss"]
     golds = [answer_of(row["solution"]) or "" for row, _ in near]
     read = [reading is not GoldReading.UNREAD for reading in pool.read_golds(golds)]

@@ -36,7 +36,7 @@ def jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
 
 @pytest.fixture
 def math_folder(tmp_path: Path) -> Path:
-    """A folder laid out like EleutherAI/hendrycks_math, with own sentences."""
+    """A folder laid out like EleutherAI/hendrycks_math, with our own sentences."""
     for configuration, subject in SUBJECTS.items():
         folder = tmp_path / "math" / configuration
         folder.mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_one_file_is_cut_80_10_10(tmp_path: Path) -> None:
 
 
 def test_a_problem_keeps_its_split_in_every_process(tmp_path: Path) -> None:
-    """By the sha256 of its id, whose first digits are written out here; Python's own hash differs from run to run."""
+    """By the sha256 of its id, whose first digits are listed here; Python's own hash differs between runs."""
 
     def tenth(purpose: str, problem: Problem) -> int:
         return int(hashlib.sha256(f"{purpose}/{problem.problem_id}".encode()).hexdigest()[:12], 16) % 10

@@ -131,7 +131,7 @@ def test_peft_loads_the_shipped_adapter_and_merges_to_the_same(artifacts) -> Non
 
 
 def generate_plainly(model, tokenizer, problems: list[str], shots: list[tuple[str, str]]) -> list[str]:
-    """Return completions by transformers' generate on whole prompts, padded on the left: another way than ours."""
+    """Return completions by transformers' generate on whole prompts with left padding, independent of our code."""
     prompts = [few_shot_prompt(problem, shots) for problem in problems]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_accuracy_agrees_with_the_card(name: str, artifacts, tokenizer, shots, r
 
 
 def test_shared_prefix_gives_what_generate_gives(base, tokenizer, shots, records) -> None:
-    """The copied prefix cache, with windows shorter than the prefix, changes nothing against plain generate."""
+    """The copied prefix cache gives the same result as plain generate, with windows shorter than the prefix."""
     problems = [record["problem"] for record in records["test"][::300]]
     fast = greedy_completions(base, tokenizer, problems, shots)
     assert generate_plainly(base, tokenizer, problems, shots) == fast

@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int
 
 
 def by_definition(name: str, tensor: Tensor) -> bytes:
-    """The digest in Python's own integers, word by word."""
+    """The digest in Python integers, word by word."""
     raw = bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
     raw += bytes(-len(raw) % 8)
     words = struct.unpack(f"<{len(raw) // 8}q", raw)
@@ -56,7 +56,7 @@ def test_digest_is_the_same_whatever_the_step_the_stride_and_the_place(monkeypat
 
 
 def test_the_products_of_gpus_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on other devices than the CPU gives the same sums modulo 2^64."""
+    """The code for devices other than the CPU gives the same sums modulo 2^64."""
     tensor = random_tensor(torch.float32, 6 * PIECE_WORDS + 10)
     on_cpu = piece_hashes(tensor)
     monkeypatch.setattr(checksums, "_inner", lambda rows, keys: (rows * keys).sum(1))

@@ -23,7 +23,7 @@ N = 12  # tokens: beyond the sliding window, with the prompts
 
 
 def alone(loaded: LoadedModel, ids: Sequence[int], n: int) -> list[int]:
-    """transformers' own greedy tokens for one unpadded prompt."""
+    """transformers' greedy tokens for one unpadded prompt."""
     prompt = torch.tensor([list(ids)])
     with torch.no_grad():
         out = loaded.model.generate(

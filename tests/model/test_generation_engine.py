@@ -115,7 +115,7 @@ def loaded(request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: 
 
 @pytest.fixture(scope="module")
 def alone(loaded: LoadedModel) -> list[list[int]]:
-    """transformers' own greedy tokens for each prompt by itself, the last tokens' ends included."""
+    """transformers' greedy tokens for each prompt alone, including end tokens."""
     found = []
     for row in loaded.encode(PROMPTS):
         ids = torch.tensor([row])
@@ -154,7 +154,7 @@ def test_every_batch_size_writes_the_same_tokens(batch_size: int, loaded: Loaded
 
 
 def test_every_window_is_passed(loaded: LoadedModel, alone: list[list[int]]) -> None:
-    """What this file shows of windows needs rows that grow beyond them."""
+    """The tests of windows in this file need rows that are longer than the windows."""
     longest = max(len(row) + len(tokens) for row, tokens in zip(loaded.encode(PROMPTS), alone, strict=True))
     assert all(window is None or window < longest for window in windows_of(loaded))
 

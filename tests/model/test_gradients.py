@@ -37,7 +37,7 @@ def hooks_of(loaded: LoadedModel) -> int:
 
 
 def autograd_effects(loaded: LoadedModel, tau: dict[str, torch.Tensor]) -> np.ndarray:
-    """One plain backward pass a text, with gradients of the weights themselves."""
+    """One plain backward pass per text, with gradients of the weights."""
     effects = np.zeros((len(PAIRS), loaded.layout.n_layers))
     weights = {name: loaded.parameter(name) for name in tau}
     for weight in weights.values():
@@ -112,7 +112,7 @@ def test_nothing_is_left_behind_by_a_failure_or_a_cancel(pico_loaded: LoadedMode
 
 
 def test_no_weight_gets_a_gradient_even_in_between(pico_loaded: LoadedModel) -> None:
-    """Memory stays at one tau matrix: tau is read once a matrix and batch, and weights never hold a gradient."""
+    """Memory is limited to one tau matrix: tau is read once per matrix and batch, and weights never have a gradient."""
     tau, read = random_tau(pico_loaded), []
 
     def reading(name: str) -> torch.Tensor:

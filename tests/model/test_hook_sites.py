@@ -29,7 +29,7 @@ def loaded(request: pytest.FixtureRequest, pico_folder: Path, tmp_path_factory: 
 
 
 def captured(loaded: LoadedModel) -> dict[Site, dict[int, Tensor]]:
-    """What we capture at all three sites in one forward pass."""
+    """Our activations at all three sites in one forward pass."""
     with (
         torch.no_grad(),
         capture_residual(loaded, LAYERS, "resid_post") as post,
@@ -66,7 +66,7 @@ def test_captured_equals_hidden_states_and_plain_hooks(loaded: LoadedModel) -> N
 
 
 def test_the_sites_add_up(loaded: LoadedModel) -> None:
-    """resid_post[l] = resid_post[l - 1] + post_norm(o_proj(attn_out)) + mlp_out, whatever the modules are called."""
+    """resid_post[l] = resid_post[l - 1] + post_norm(o_proj(attn_out)) + mlp_out, regardless of module names."""
     ours = captured(loaded)
     for layer in LAYERS[1:]:
         writer = loaded.layout.writer(layer, "attention")

@@ -203,7 +203,7 @@ def test_offline_it_loads_from_the_cache(hub: LoopbackHub, monkeypatch: pytest.M
 
 
 class Stages(Progress):
-    """Keeps every stage; may cancel at a count of weights."""
+    """Records every stage; can cancel at a number of weights."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         super().__init__()

@@ -169,7 +169,7 @@ def test_bos_comes_exactly_once(pico_loaded: LoadedModel) -> None:
 
 
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that treats BOS as a family of models does."""
+    """A tokenizer that treats BOS like a family of models does."""
     core = pico_tokenizer().backend_tokenizer
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "padding_side": "left"}
     ids = [(name, core.token_to_id(name)) for name in ("<bos>", "<eos>")]

@@ -40,7 +40,7 @@ WAYS = ("memory", "disk", "spread")
 
 
 def waiting_in_memory(folder: Path) -> LoadedModel:
-    """As a GPU's session with the device "offload": every weight waits in memory."""
+    """Like a GPU session with the device "offload": every weight is in host memory."""
     loaded = load_checkpoint(ModelRef(id=str(folder)), device="cpu")
     loaded.model = cpu_offload(loaded.model, execution_device=loaded.device)
     map_of_gpu = {"model.embed_tokens": "cuda:0", "model.layers": "cpu"}
@@ -50,7 +50,7 @@ def waiting_in_memory(folder: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module", params=WAYS)
 def offloaded(request: pytest.FixtureRequest, pico_folder: Path) -> LoadedModel:
-    """The pico model whose weights wait. Shared: leave its weights as they are."""
+    """The pico model with offloaded weights. Shared by tests, so do not change its weights."""
     if request.param == "memory":
         return waiting_in_memory(pico_folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +165,7 @@ def test_gradients_exports_and_tied_embeddings_are_refused(
 
 
 def test_reading_from_the_disk_copies_nothing(pico_folder: Path) -> None:
-    """The checkpoint's own files serve, whatever the dtype; nothing is written anywhere."""
+    """The checkpoint's own files are used for any dtype, and nothing is written."""
     loaded = load_checkpoint(ModelRef(id=str(pico_folder), dtype="bfloat16"), device="offload-disk")
     weight = loaded.layout.matrices[0].name
     path, _, key = weight.rpartition(".")
@@ -177,7 +177,7 @@ def test_reading_from_the_disk_copies_nothing(pico_folder: Path) -> None:
 
 
 def test_a_use_case_runs_on_an_offloaded_model(pico_profile: Profile, tmp_path: Path) -> None:
-    """Diagnosis and a benchmark of an edit: the results of a model in place, and settings that say where it lay."""
+    """Diagnosis and a benchmark of an edit: the same results as without offloading, and settings with the locations."""
     spec = pico_profile.diagnose_spec(n_bootstrap=20, n_permutations=20)
     recipe = EditRecipe.model_validate(
         {"model": pico_profile.model, "task_vector": pico_profile.task_vector(), "layers": {1: 1.0, 2: 1.0}}
@@ -212,7 +212,7 @@ def test_a_use_case_runs_on_an_offloaded_model(pico_profile: Profile, tmp_path: 
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, *free: int, memory: int) -> None:
-    """Let torch report GPUs with so many free bytes each."""
+    """Make torch report GPUs with these free bytes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(free))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(devices, "free_bytes", lambda device: free[device.index] if device.type == "cuda" else memory)

@@ -26,7 +26,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def write_shards(folder: Path, tensors: dict[str, Tensor], prefix: str = "") -> dict[str, str]:
-    """Write two shards with their index, whose entries begin with `prefix`; return where each tensor lies."""
+    """Write two shards with their index, whose entries begin with `prefix`; return each tensor's file."""
     names = sorted(tensors)
     file_of = {name: SHARDS[i % 2] for i, name in enumerate(names)}
     for file in SHARDS:
@@ -46,7 +46,7 @@ def copy(pico_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_saves(copy: Path) -> Path:
-    """The pico base, with an older sharded save of other numbers beside it."""
+    """The pico base, and an older sharded save with other numbers in the same folder."""
     write_shards(copy, {name: 1.25 * tensor for name, tensor in load_file(copy / SINGLE_FILE).items()})
     return copy
 
@@ -56,7 +56,7 @@ def of_transformers(folder: Path) -> Tensor:
 
 
 def read_by_us(folder: Path, pico_loaded: LoadedModel) -> tuple[Tensor, Tensor]:
-    """Return the matrix as the base and as the fine-tune of the pico model."""
+    """Return the matrix read as the pico model's base and as its fine-tune."""
     task_vector = open_task_vector(TaskVectorRef(name="t", tuned=str(folder)), pico_loaded)
     base = load_checkpoint(ModelRef(id=str(folder)), device="cpu")
     return base.parameter(Q).detach(), pico_loaded.parameter(Q).detach() + task_vector.delta(Q)

@@ -82,7 +82,7 @@ def status(field: str) -> int:
 
 
 def code_bytes() -> int:
-    """Return how much of the resident set are pages of shared libraries, which a kernel brings in when first used."""
+    """Return the part of the resident set that consists of shared libraries' pages, which load on first use."""
     size, is_code = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if line.startswith("Rss:"):
@@ -93,7 +93,7 @@ def code_bytes() -> int:
 
 
 class Peak:
-    """Measures how far the resident set rises above where it was, code that a library brings in aside."""
+    """Measures the increase of the resident set, without code pages of libraries."""
 
     def __enter__(self) -> "Peak":
         gc.collect()

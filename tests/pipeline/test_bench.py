@@ -49,7 +49,7 @@ def bench_of(profile: Profile, *chosen: BenchArm, **fields: object) -> BenchSpec
 
 
 class Watched(Progress):
-    """Keeps what is published; stops (for now, or for good) once `items` are answered."""
+    """Records published results; pauses or cancels when `items` are answered."""
 
     def __init__(self, items: int | None = None, *, for_now: bool = False) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Watched(Progress):
 
     @property
     def worked(self) -> int:
-        """Answers that were generated."""
+        """Number of generated answers."""
         return self.done - self._skipped
 
 
@@ -82,7 +82,7 @@ def run(spec: BenchSpec, context: Context, progress: Progress | None = None) -> 
 
 
 def alone(spec: BenchSpec, folder: Path) -> BenchResult:
-    """Run `spec` from nothing to its end."""
+    """Run `spec` on an empty store."""
     context = Context(RunStore(folder), device="cpu")
     try:
         return run(spec, context)
@@ -355,7 +355,7 @@ def test_the_record_of_several_passes_is_verified_only_where_all_agree() -> None
 def test_the_certificate_covers_every_block(
     pico_profile: Profile, context: Context, monkeypatch: pytest.MonkeyPatch, odd: int
 ) -> None:
-    """One block is answered with other edited weights than the rest, as a slip in a rebuilt patch would do."""
+    """One block is answered with different edited weights, as a bug in rebuilding a patch would cause."""
     recipes = [recipe_of(pico_profile, {1: alpha}) for alpha in (1.0, 0.5)]
     spec = bench_of(pico_profile, BenchArm(name="recipe", recipe=recipes[0]))
     real, calls = answering.patch_of, []

@@ -18,7 +18,7 @@ from stethoscope.store.runs import RunStore
 
 
 class Calls:
-    """Counts how often the work is done."""
+    """Counts computations."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counted = self.factorised = 0
@@ -58,7 +58,7 @@ def energy_of(profile: Profile) -> EnergySpec:
 
 
 def run_anew(folder: Path, cache: Path, *specs: Spec) -> tuple[list[Result], list[Progress]]:
-    """Run `specs` as a new process does: nothing in memory, no stored run."""
+    """Run `specs` like a new process: nothing in memory, no stored runs."""
     context = Context(RunStore(folder), device="cpu", cache=ArrayCache(cache))
     progresses = [Progress() for _ in specs]
     results = [pipeline.run(spec, context, each).result for spec, each in zip(specs, progresses, strict=True)]

@@ -25,7 +25,7 @@ EVERYWHERE = dict.fromkeys(range(4), 1.0)
 
 @pytest.fixture(scope="module")
 def tuned(pico_tuned_folder: Path) -> LoadedModel:
-    """The fine-tune itself, loaded by transformers: no patch has touched it."""
+    """The fine-tune, loaded by transformers and never patched."""
     return load_checkpoint(ModelRef(id=str(pico_tuned_folder)), device="cpu")
 
 
@@ -101,7 +101,7 @@ def test_kl_and_likeliest_tokens_are_the_two_models_own_at_every_position(
 
 
 class Listening(Progress):
-    """Keeps what is streamed."""
+    """Records streamed text."""
 
     def __init__(self) -> None:
         super().__init__()

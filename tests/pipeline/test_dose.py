@@ -29,7 +29,7 @@ def spec_of(profile: Profile, *, master_alpha: float = 1.0) -> DoseSpec:
 
 
 class Publishing(Progress):
-    """Keeps what is published, and asks to stop after `limit` of them."""
+    """Records published results, and requests a stop after `limit`."""
 
     def __init__(self, limit: int = 100) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from stethoscope.results import ExportResult
 
 
 class Killed(BaseException):
-    """What no `except Exception` sees."""
+    """An exception that `except Exception` does not catch."""
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_task_vector_of_one_layer_gains_there_and_first_order_points_there(
 
 
 def test_a_small_injection_gains_what_first_order_predicts(pico_profile: Profile, context: Context) -> None:
-    """Sign, scale and unit: at alpha .02 the curvature is small, and the two must agree layer by layer and subject."""
+    """Sign, scale and unit: at alpha .02 the curvature is small, so both must agree for every layer and subject."""
     result = measured(spec_of(pico_profile, alpha=0.02), context)
     for subject in (*result.subjects, "all"):
         gains = gains_of(result, subject)
@@ -195,7 +195,7 @@ def test_nothing_stays_on_the_model_and_the_same_spec_is_found_again(pico_profil
 
 
 class Watching(Progress):
-    """Keeps what each stage counted, and asks to stop at `items` of `stage`."""
+    """Records each stage's counts, and requests a stop at `items` of `stage`."""
 
     def __init__(self, stage: str = "", items: int = 0) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ def test_a_cancel_leaves_the_base(pico_profile: Profile, context: Context, stage
 def test_a_stopped_gain_goes_on_in_another_process_where_it_was(
     pico_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The base's pass, gradients, each layer's pass and each set's are in the store: none is made a second time."""
+    """The base's pass, gradients, each layer's pass and each set's are in the store, and none is repeated."""
     spec, passes, gradients = spec_of(pico_profile, seed=11), [], []
     score, effects = probe.rows_nll, gain.first_order_effects
     monkeypatch.setattr(probe, "rows_nll", lambda *args, **fields: (passes.append(1), score(*args, **fields))[1])
@@ -292,7 +292,7 @@ def test_random_sets_are_different_and_seeded() -> None:
 def test_layers_that_the_task_vector_does_not_move_are_in_no_tau_and_no_set(
     partial_profile: Profile, context: Context
 ) -> None:
-    """Layers 1, 3, 4 and 6 of eight are moved, 2, 3 and 6 have an SAE: a tau is over those that have both."""
+    """Layers 1, 3, 4 and 6 of eight change, and 2, 3 and 6 have an SAE; a tau uses the layers with both."""
     result = measured(spec_of(partial_profile, partial_profile.task_vector("some"), top_n=2), context)
     moved = (1, 3, 4, 6)
     assert result.idle == (0, 2, 5, 7)

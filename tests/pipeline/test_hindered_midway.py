@@ -26,7 +26,7 @@ Hinder = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class OnFullDisk(sqlite3.Connection):
-    """A connection to a file that may not grow, and in which every write wants another page."""
+    """A connection to a database file that cannot grow, although every write needs a new page."""
 
     def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
         if sql.split()[0] in ("INSERT", "UPDATE", "DELETE"):
@@ -37,7 +37,7 @@ class OnFullDisk(sqlite3.Connection):
 
 
 class Hindered(Progress):
-    """Enters `hinder` when the first pass of the model has been counted, and keeps what is told."""
+    """Enters `hinder` after the model's first pass, and records messages."""
 
     def __init__(self, hinder: Hinder, stack: contextlib.ExitStack, after: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Hindered(Progress):
 
 @pytest.fixture(params=["full", "gone"])
 def hinder(request: pytest.FixtureRequest, context: Context, tmp_path: Path) -> Hinder:
-    """Function that fills the disk, or takes the store's folder away, for as long as it is entered."""
+    """Context manager that fills the disk, or removes the store's folder, while it is active."""
 
     @contextlib.contextmanager
     def full() -> Iterator[None]:

@@ -98,7 +98,7 @@ def test_examples_are_the_strongest_documents_token_by_token(n: int, diagnosis: 
 
 
 def test_no_strong_document_is_left_out() -> None:
-    """Few strong firings against many weak ones: the peak is bounded by mean and sum, never guessed from either."""
+    """Few strong firings against many weak ones: the peak is bounded by mean and sum, not estimated from them."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         documents = [rng.gamma(0.3, size=30) * (rng.random(30) < rng.random()) for _ in range(40)]
@@ -171,7 +171,7 @@ def test_the_link_is_that_of_cfg_json(
 def test_one_layer_is_listened_to_alone_until_all_have_been_heard(
     diagnosis: DiagnoseSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows are those of all layers; no later layer runs, and nothing is heard again after a whole diagnosis."""
+    """The rows equal those of all layers; later layers do not run, and nothing is recomputed after a full diagnosis."""
     context = Context(RunStore(tmp_path), device="cpu")
     loaded = context.load(diagnosis.model, Progress())
     ran: list[int] = []

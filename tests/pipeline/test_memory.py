@@ -171,7 +171,8 @@ def test_weights_that_fit_to_the_byte_in_their_dtype_may_be_loaded(
 
 
 def test_the_machines_memory_counts_beside_a_gpu(gemma: ModelShape) -> None:
-    """Half of the layers wait in memory: their weights and patches are there, with SAEs and one weight on its way."""
+    """Half of the layers are offloaded: host memory holds their weights and patches, SAEs, and one weight in
+    transfer."""
     waiting = 17 * 94_371_840 * 2
     setting = Setting(gemma, "bfloat16", 2, "cuda", waiting_bytes=waiting)
     spec = MemorySpec(model=GEMMA, saes=SaeRef(location="-"), edited_layers=8)
@@ -229,7 +230,7 @@ def test_a_process_holds_what_the_formulas_predict(dtype: str, tmp_path: Path) -
 
 
 def test_products_through_a_float32_buffer_count_it(gemma: ModelShape) -> None:
-    """Where the processor has no bfloat16 products, the logits are made in float32 beside the bfloat16 ones."""
+    """If the processor has no bfloat16 products, float32 logits exist in addition to the bfloat16 ones."""
     plain, buffered = (Setting(gemma, "bfloat16", 2, "cpu", product_scratch=scratch) for scratch in (0, 4))
     sizes = {"prompt_tokens": 200, "solution_tokens": 200}
     abreast = footprint.batches_abreast("cpu")
@@ -244,7 +245,7 @@ def test_products_through_a_float32_buffer_count_it(gemma: ModelShape) -> None:
 
 
 def test_what_is_counted_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's half-precision products take a float32 buffer, torch's own kernels on x86 and float32 take none."""
+    """oneDNN's half-precision products need a float32 buffer; torch's own x86 kernels and float32 do not."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     found = {}
     for machine, one_dnn in (("x86_64", True), ("x86_64", False), ("aarch64", False)):

@@ -104,7 +104,7 @@ def heard(loaded: LoadedModel, spec: DiagnoseSpec, corpus: str) -> dict[int, Ten
 
 
 def planted_sae(domain: Tensor, control: Tensor, random: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Random latents that rarely fire, but for the planted one: a ridge regression of domain against control tokens."""
+    """Random latents that rarely fire, except the planted one: a ridge regression of domain against control tokens."""
     both = torch.cat([domain, control]).double()
     target = torch.cat([torch.ones(len(domain)), -torch.ones(len(control))]).double()
     ridge = both.T @ both + 1e-3 * len(both) * torch.eye(both.shape[1], dtype=torch.float64)
@@ -142,7 +142,7 @@ def planted(
     write_sae_bank: Callable[..., Path],
     random_sae_tensors: Callable[..., dict[str, Tensor]],
 ) -> Profile:
-    """A profile in a TOML file beside its model, SAEs in sae_lens' format and fine-tune, all planted."""
+    """A profile in a TOML file next to its model, SAEs in sae_lens' format and fine-tune, all planted."""
     architecture, site = request.param
     path = tmp_path / "mine.toml"
     tokenizer = Path(pico_profile.model.id)

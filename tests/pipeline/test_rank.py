@@ -82,7 +82,7 @@ def test_every_gain_is_the_probes_and_every_match_has_the_recipes_norm(pico_prof
 def test_a_planted_layer_ranks_first_where_it_helps_and_last_where_it_harms(
     pico_profile: Profile, context: Context, make_pico: Callable[..., Path]
 ) -> None:
-    """Layer 2 of this fine-tune moves 10,000 times as far as the others, so that these do next to nothing."""
+    """In this fine-tune, layer 2 changes 10,000 times as much as the others, which have almost no effect."""
 
     def move(model: Gemma3ForCausalLM) -> None:
         for name, parameter in model.named_parameters():
@@ -103,7 +103,7 @@ def test_a_planted_layer_ranks_first_where_it_helps_and_last_where_it_harms(
 
 
 def test_a_set_that_does_as_well_counts_and_each_rank_has_its_own_gains() -> None:
-    """Drawn, one set reaches the recipe's gain of .5 exactly; matched, two do better; one could not be measured."""
+    """Unscaled, one set reaches the recipe's gain of .5 exactly; norm-matched, two are better; one has no value."""
     gains = [(0.5, 0.7), (0.4, 0.6), (0.1, 0.2), (None, 0.3)]
     sets = [
         RankedSet(layers=(n,), norm=1.0, scale=1.0, gains={"geometry": drawn}, matched={"geometry": matched})
@@ -144,7 +144,7 @@ def test_sets_are_seeded_different_and_never_the_own() -> None:
 
 
 class StopAt(Progress):
-    """Asks to stop when `limit` results were published."""
+    """Requests a stop after `limit` published results."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

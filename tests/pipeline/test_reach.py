@@ -44,7 +44,7 @@ RAW = RawEdit()
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
-    """One context for the file: the model is loaded and its corpora are heard once."""
+    """One context for the file, so that the model is loaded and its corpora are read once."""
     context = Context(RunStore(tmp_path_factory.mktemp("runs")), device="cpu")
     yield context
     context.close()
@@ -188,7 +188,7 @@ def rank(profile: Profile, context: Context, layers: tuple[int, ...], vector: st
 
 
 def test_the_same_edit_has_the_same_rank(partial_profile: Profile, context: Context) -> None:
-    """By names (a bare delta), by values (a checkpoint), and with layers that are in the recipe in name only."""
+    """By names (a bare delta), by values (a checkpoint), and with layers in the recipe that change nothing."""
     found = [
         rank(partial_profile, context, layers, vector)
         for layers, vector in (((3, 4), "four"), ((3, 4), "some"), ((0, 3, 4, 7), "some"))

@@ -19,7 +19,7 @@ DOCUMENTS = 32  # in each corpus
 
 
 def allocated(score: str, latents: int, folder: Path, *, draws: int) -> int:
-    """Return the most bytes of tensors that are held at once while one layer is scored."""
+    """Return the peak bytes of tensors while one layer is scored."""
     rng = np.random.default_rng(0)
     rate = np.minimum(np.exp(rng.normal(-4.5, 2, latents)), 0.6)
     rates = (rng.binomial(90, rate, (2 * DOCUMENTS, latents)) / 90).astype(np.float32)
@@ -46,7 +46,7 @@ def allocated(score: str, latents: int, folder: Path, *, draws: int) -> int:
 def test_scoring_stays_within_its_formula(
     blocks: str, latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The formula holds for whichever score is asked for: no score takes more, and one takes a third of it or more."""
+    """The formula covers every score: none takes more, and at least one takes a third of it or more."""
     monkeypatch.setattr(judged, "BLOCKS", {"cpu": judged.BLOCKS[blocks]})
     monkeypatch.setattr(scores, "BLOCK_ELEMENTS", {"cpu": scores.BLOCK_ELEMENTS[blocks]})
     held = {}
@@ -58,7 +58,7 @@ def test_scoring_stays_within_its_formula(
 
 
 def test_a_card_scores_in_a_few_hundred_megabytes() -> None:
-    """Also where an SAE has 262,144 latents: what grows with them are tables of documents, not blocks of draws."""
+    """Also for an SAE with 262,144 latents, because only tables of documents grow with them, not blocks of draws."""
     usual, wide = (scoring("cuda", d_sae, documents=128) for d_sae in (16384, 262144))
     assert usual < 400 << 20
     assert wide < 2 << 30

@@ -78,7 +78,7 @@ def test_dev_and_the_live_probe_leave_the_test_split_whole(pico_profile: Profile
 def test_a_problem_of_dev_or_of_a_users_file_is_not_judged_on(
     pico_profile: Profile, context: Context, tmp_path: Path
 ) -> None:
-    """A user's folder whose test split repeats problems of dev, of train, and of what was tuned on elsewhere."""
+    """A user's folder whose test split repeats problems of dev, of train, and ones used for tuning elsewhere."""
     source = Path(pico_profile.problems.problems)
     folder = Path(shutil.copytree(source, tmp_path / "mine"))
     lines = {split: (source / f"{split}.jsonl").read_text().splitlines() for split in ("train", "dev", "test")}
@@ -115,7 +115,8 @@ def test_a_dev_benchmark_of_another_file_counts_by_the_problems_text(
 def test_one_file_of_ones_own_leaves_out_what_was_looked_at_in_another(
     pico_profile: Profile, context: Context, tmp_path: Path
 ) -> None:
-    """The file is kept under a bare hash, and its test tenth holds problems that the profile's dev split has, too."""
+    """The file is stored under a plain hash, and its test tenth contains problems that are also in the profile's dev
+    split."""
     source = Path(pico_profile.problems.problems)
     lines = [line for split in ("dev", "test") for line in (source / f"{split}.jsonl").read_text().splitlines()]
     kept = tmp_path / "sha256-00"
@@ -132,7 +133,7 @@ def test_one_file_of_ones_own_leaves_out_what_was_looked_at_in_another(
 
 
 class StopAtOnce(Progress):
-    """Asks to stop at the first result."""
+    """Requests a stop at the first result."""
 
     def publish(self, result: object) -> None:
         self.cancel()

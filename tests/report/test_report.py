@@ -56,7 +56,7 @@ def item(arm: str, number: int, right: bool, completion: str, **more: object) ->
 
 @pytest.fixture(scope="module")
 def result() -> BenchResult:
-    """A benchmark whose every text wants to break out."""
+    """A benchmark in which every text contains hostile markup."""
     recipe = EditRecipe(model=MINI.model, task_vector=MINI.task_vectors[0], layers={3: 1.0}, master_alpha=0.5)  # type: ignore[dict-item]
     double = recipe.model_copy(update={"master_alpha": 1.0})
     arms = (BenchArm(name="base"), BenchArm(name=EVIL, recipe=recipe), BenchArm(name="double", recipe=double))
@@ -259,7 +259,7 @@ def test_it_says_what_a_referee_asks_for(page: Elements) -> None:
 
 
 def alarms_of(page: str) -> str:
-    """What stands in the report's section of alarms; nothing where it has none."""
+    """Content of the report's alarm section; empty if there is none."""
     _, found, rest = page.partition("<h2>Alarms</h2>")
     return "".join(Elements(rest.split("</section>")[0]).texts) if found else ""
 
@@ -355,7 +355,7 @@ def test_only_benchmarks_have_one(result: BenchResult, tmp_path: Path) -> None:
 
 
 def verdict_of(page: str) -> str:
-    """What stands in the report's first section."""
+    """Content of the report's first section."""
     return page.split("<h2>Summary</h2>")[1].split("</section>")[0]
 
 
@@ -452,7 +452,7 @@ def test_it_says_under_which_settings_it_was_computed(result: BenchResult, tmp_p
 
 @pytest.fixture
 def opened(html: str, tmp_path: Path, browser: Any) -> Iterator[Any]:
-    """The report in a Chromium without a network; `problems` collects what its console and its requests say."""
+    """The report in a Chromium without a network; `problems` collects console messages and requests."""
     file = tmp_path / "report.html"
     file.write_text(html, encoding="utf-8")
     context = browser.new_context(offline=True)

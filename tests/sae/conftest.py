@@ -12,7 +12,7 @@ from tests.sae.published import D_MODEL, D_SAE, FolderHub
 
 @pytest.fixture
 def folder_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
-    """A hub that is a folder, in place of the one that SAEs are fetched from."""
+    """A folder that replaces the hub from which SAEs are downloaded."""
     hub = FolderHub(tmp_path / "hub", tmp_path / "cache")
     monkeypatch.setattr(places, "plan_fetch", hub.plan_fetch)
     monkeypatch.setattr(places, "fetch_folder", hub.fetch_folder)
@@ -21,7 +21,7 @@ def folder_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
 
 @pytest.fixture
 def their_sae(folder_hub: FolderHub, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Factory `their_sae(release, sae_id)`: what sae_lens' own loader makes of the files in the folder hub."""
+    """Factory `their_sae(release, sae_id)`: the result of sae_lens' own loader on the folder hub's files."""
     from huggingface_hub.utils import EntryNotFoundError
     from sae_lens import SAE
     from sae_lens.loading import pretrained_sae_loaders as loaders

@@ -19,7 +19,7 @@ D_MODEL, D_SAE = 6, 10
 
 
 def published_tensors(seed: int) -> dict[str, torch.Tensor]:
-    """Arrays of a JumpReLU SAE, thresholds above 0, every value of its own."""
+    """Arrays of a JumpReLU SAE with thresholds above 0 and distinct values."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {"W_enc": (D_MODEL, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_MODEL), "b_dec": (D_MODEL,)}
     arrays = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -61,7 +61,7 @@ def write_llama_scope(folder: Path, tensors: Tensors, *, hook: str, norm: float,
 
 @dataclass
 class FolderHub:
-    """Repositories as folders below `root`; what was fetched lies below `cache`, and is counted."""
+    """Repositories as folders below `root`; downloads are stored below `cache` and counted."""
 
     root: Path
     cache: Path

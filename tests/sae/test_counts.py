@@ -181,7 +181,7 @@ MANY = [Document(" the prime divisor of" * (1 + i % 5), None, "algebra") for i i
 
 
 class Born(TorchDispatchMode):
-    """Keeps an eye on every tensor that this thread makes while it is entered."""
+    """Tracks every tensor that this thread creates while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Born(TorchDispatchMode):
         return made
 
     def bytes_of_vectors(self, d_model: int) -> int:
-        """Bytes of the storages of those alive that may hold a vector for each token."""
+        """Bytes of the live storages that are large enough for a vector per token."""
         gc.collect()
         alive = [tensor for one in self.tensors if (tensor := one()) is not None]
         return sum(

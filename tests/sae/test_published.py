@@ -42,7 +42,7 @@ def put_gemma_scope_2(
 
 
 def put(kind: str, hub: FolderHub, write_sae_bank: Callable[..., Path]) -> tuple[SaeRef, str, int]:
-    """Publish one SAE; return how we name it, its id, and its layer."""
+    """Publish one SAE; return our name for it, its id, and its layer."""
     tensors = published_tensors(9)
     match kind:
         case "gemma scope 2":
@@ -236,7 +236,7 @@ def test_releases_that_cannot_be_used(ref: SaeRef, message: str) -> None:
 def test_what_the_registry_says_of_the_settings_counts(
     folder_hub: FolderHub, write_sae_bank: Callable[..., Path]
 ) -> None:
-    """Their files say that nothing is normalised; the registry says otherwise, and sae_lens believes it."""
+    """Their files state no normalisation; the registry differs, and sae_lens uses the registry."""
     folder = folder_hub.repository("JoshEngels/Mistral-7B-Residual-Stream-SAEs")
     for layer in (8, 16, 24):
         hook = f"blocks.{layer}.hook_resid_pre"
@@ -336,7 +336,7 @@ def test_neuronpedia_page_from_the_registry(folder_hub: FolderHub) -> None:
 
 
 def test_sae_lens_old_settings(tmp_path: Path, write_sae_bank: Callable[..., Path]) -> None:
-    """Before version 6 names differed and everything stood on one level."""
+    """Before version 6, names differed and all settings were on one level."""
     from sae_lens import SAE
 
     tensors = {name: value for name, value in published_tensors(4).items() if name != "threshold"}

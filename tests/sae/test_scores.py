@@ -46,7 +46,7 @@ def a_sample(seed: int = 0, *, latents: int = 40, top_k: int = 4, dense_rate: fl
 
 
 def sparse(sample: DenseSample) -> LayerSample:
-    """The same latents as the product holds them."""
+    """The same latents in the package's format."""
     assert sample.mass is not None
     assert sample.total_mass is not None
     documents, latents = np.nonzero(sample.rates)
@@ -102,7 +102,7 @@ def test_cross_fitted_scores_are_their_definition(score: str) -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_draw_is_the_score_of_the_documents_that_it_stands_for(score: str) -> None:
-    """Permuting documents and scoring them anew gives the permuted draw: labels move for domain and control alike."""
+    """Permuting documents and scoring them again gives the permuted draw, for both domain and control labels."""
     sample = a_sample()
     permuted = Permuted(DESIGN, 3)
     drawn = SCORES[score].permuted(sparse(sample), permuted, Progress())
@@ -115,7 +115,7 @@ def test_a_draw_is_the_score_of_the_documents_that_it_stands_for(score: str) -> 
 
 
 def test_a_bootstrap_draw_is_the_score_of_copied_documents() -> None:
-    """Copying the documents of a draw, each into its own half, and selecting and judging by plain means."""
+    """Compare with copying a draw's documents, each into its own half, and using plain means."""
     sample, bootstrap = a_sample(), Bootstrap(DESIGN, 4)
     for score in ("mean_rate_difference", "log_ratio", "activation_mass"):
         drawn = SCORES[score].bootstrap(sparse(sample), bootstrap, Progress())
@@ -291,7 +291,7 @@ def test_a_bound_that_was_too_high_or_low_changes_no_draw(margin: float, monkeyp
 def test_a_block_of_draws_keeps_its_table_in_bounds(
     n_kept: int, most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is kept of a block has at most so many numbers, or is that of one draw."""
+    """A block's table has at most this many numbers, or consists of a single draw."""
     sample, shapes, select = sparse(a_wide_sample(2, latents=3000, top_k=8)), [], judged._select
     monkeypatch.setattr(judged, "_select", lambda kept, *rest: shapes.append(kept.delta.shape) or select(kept, *rest))
     monkeypatch.setattr(judged, "BLOCKS", {"cpu": judged.Block(10**3, 64, n_kept)})
@@ -302,7 +302,7 @@ def test_a_block_of_draws_keeps_its_table_in_bounds(
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_order_statistics_are_torchs(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's way (numpy) and that of other devices (torch, taken here by hiding where the values are)."""
+    """The CPU's code (numpy) and that of other devices (torch, forced here by hiding the device)."""
     values = torch.from_numpy(np.random.default_rng(0).integers(0, 50, (7, 203)) / 50)
     expected = values.sort(dim=1, descending=True).values
     lowest, rows, columns = expected[:, 12:13], *(values >= expected[:, 12:13]).nonzero(as_tuple=True)

@@ -37,7 +37,7 @@ def specificity(domain: Rates, control: Rates, **fields: object) -> list[LayerSp
 def noise(
     seed: int, n: int = 60, *, layers: int = 4, latents: int = 80, tokens: int = TOKENS, rate: float = 0.05
 ) -> Rates:
-    """Firing shares of `tokens` tokens per document, alike for every label."""
+    """Firing rates over `tokens` tokens per document, equally distributed for all labels."""
     rng = np.random.default_rng(seed)
     return {
         layer: (rng.binomial(tokens, rate, size=(n, latents)) / tokens).astype(np.float32) for layer in range(layers)
@@ -224,7 +224,7 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
     write_sae_bank: Callable[..., Path],
     random_sae_tensors: Callable[..., dict[str, torch.Tensor]],
 ) -> None:
-    """Latent 5 of layer 2 reads " prime", which the domain alone says; that of the other layers reads " river"."""
+    """Latent 5 of layer 2 reads " prime", which occurs only in the domain; that of the other layers reads " river"."""
     words = [" the", " river", " story", " and", " circle", "a", "b", "7", "x", "y"]
     rng = np.random.default_rng(0)
 

@@ -69,7 +69,7 @@ def info(spec: r.InfoSpec) -> R.InfoResult:
 
 
 def preflight(spec: r.PreflightSpec) -> R.PreflightResult:
-    """A task vector that fits with one warning; one whose path says "broken" cannot be opened."""
+    """A task vector that passes with one warning; one with "broken" in its path cannot be opened."""
     name, tuned = spec.task_vector.name, spec.task_vector.tuned
     if "broken" in tuned:
         error = R.PreflightCheck(
@@ -123,7 +123,7 @@ def preflight(spec: r.PreflightSpec) -> R.PreflightResult:
 
 
 def diagnosis(spec: r.DiagnoseSpec) -> R.DiagnosisResult:
-    """A specificity bump whose peak moves with the subject; layers 0 and 1 are noise around the null."""
+    """A specificity bump whose peak depends on the subject; layers 0 and 1 are noise around the null."""
     generator = random.Random(spec.seed)
     cells, order, latents = [], {}, []
     for row, subject in enumerate(spec.problems.subjects):
@@ -860,7 +860,7 @@ class FakeFront:
             self.jobs[job_id] = (snapshot if snapshot.owners else replace(snapshot, state="cancelled"), spec, started)
 
     def pause(self, job_id: str, owner: str = "") -> None:
-        """As the worker does it: the finished blocks are the result, the run is stored as paused."""
+        """Like the worker: the finished blocks are the result, and the run is stored as paused."""
         snapshot, spec, started = self.jobs[job_id]
         assert isinstance(spec, r.BenchSpec)
         result, run_id = first_block(spec), self.store.start_run(spec)

@@ -534,7 +534,8 @@ def test_numbers_of_an_earlier_benchmark_do_not_stand_under_one_that_failed(fron
 
 
 def planted_flips(store: RunStore, golds: Sequence[GoldReading | None] = (None, None, None)) -> str:
-    """Store a benchmark of two arms and two subjects in which every answer says whose it is; return its run."""
+    """Store a benchmark of two arms and two subjects in which every answer names its arm and problem; return its
+    run."""
     edited = recipe({3: 1.0})
     arms = (BenchArm(name="base"), BenchArm(name="recipe", recipe=edited), BenchArm(name=ODD_ARM, recipe=edited))
     spec = BenchSpec(model=MINI.model, problems=MINI.problems, arms=arms, subjects=MINI.problems.subjects[:2], n=2)

@@ -19,7 +19,7 @@ def of_kind(front: FakeFront, *kinds: type) -> list[object]:
 
 
 def took(front: FakeFront, elapsed_s: float) -> None:
-    """From now on every stored run is told to have taken so long."""
+    """Make every stored run report this duration from now on."""
     listed = front.store.list_runs
     front.store.list_runs = lambda *args, **more: [  # type: ignore[method-assign]
         type(run)(**{name: getattr(run, name) for name in run.__slots__} | {"elapsed_s": elapsed_s})

@@ -25,7 +25,7 @@ def _page() -> None:
 
 
 def _written(app: AppTest) -> list[bool]:
-    """Whether the last drawing told the browser of each widget's value."""
+    """Return whether the last run sent each widget's value to the browser."""
     widgets: list[Any] = [app.number_input[0], app.multiselect[0], app.button_group[0]]
     return [widget.proto.set_value for widget in widgets]
 
@@ -66,7 +66,7 @@ def test_what_a_person_chose_stays_where_the_drawing_is_cut_off() -> None:
 
 
 def test_a_change_right_after_a_write_is_told_to_the_browser() -> None:
-    """The write may have reached the browser after the change, which it then shows no more."""
+    """The write may reach the browser after the change and hide it."""
     app = AppTest.from_function(_page, default_timeout=600).run()
     app.multiselect[0].select("geometry").run()
     assert _written(app)[1] is False, "nothing was written over what the browser showed"

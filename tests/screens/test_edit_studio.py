@@ -33,7 +33,7 @@ def recipe(**fields: object) -> EditRecipe:
 
 
 def current(app: AppTest) -> EditRecipe:
-    """The recipe that the page's address carries."""
+    """Return the recipe in the page's address."""
     return from_link(
         app.query_params["recipe"][0] if isinstance(app.query_params["recipe"], list) else app.query_params["recipe"]
     )

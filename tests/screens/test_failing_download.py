@@ -30,7 +30,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFront
 
 
 def settle(app: AppTest, worker: JobFront) -> AppTest:
-    """Wait until the worker rests, then draw the page."""
+    """Wait until the worker is idle, then rerun the page."""
     while worker.active():
         time.sleep(0.05)
     return app.run()

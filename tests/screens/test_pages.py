@@ -29,7 +29,7 @@ Open = Callable[..., AppTest]
 
 
 def texts(app: AppTest) -> str:
-    """Everything that the page says."""
+    """Return all text on the page."""
     kinds = (app.title, app.markdown, app.caption, app.error, app.warning, app.badge if hasattr(app, "badge") else [])
     return "\n".join(str(element.value) for kind in kinds for element in kind).replace("\\", "")
 

@@ -57,7 +57,7 @@ FEWER: dict[type[Spec], dict[str, object]] = {
 
 
 class PipelineFront(FakeFront):
-    """A front whose answers are computed at once."""
+    """A front that computes results immediately."""
 
     def __init__(self, store: RunStore, run: Run) -> None:
         super().__init__(store)
@@ -80,7 +80,7 @@ def front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partial_profile: Prof
 
 @pytest.fixture
 def walk(open_page: Walk, partial_profile: Profile) -> Walk:
-    """Factory of a page of the partial profile, whose model this visitor has asked to load."""
+    """Factory of a page with the partial profile and a loaded model."""
 
     def open_(name: str, query: dict[str, str] | None = None, **state: object) -> AppTest:
         wanted = {"subject": SUBJECT, "load_asked": session._parts(partial_profile)}
@@ -94,7 +94,7 @@ def walk(open_page: Walk, partial_profile: Profile) -> Walk:
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], str]]:
-    """What the download buttons that were drawn so far would write, by file name."""
+    """Content of all download buttons drawn so far, by file name."""
     import streamlit as st
 
     offered: dict[str, Callable[[], str]] = {}

@@ -24,12 +24,12 @@ SCREENS = Path(__file__).parent.parent.parent / "screens"
 
 
 def values(proto: Any) -> pd.DataFrame:
-    """Return what the toolbar writes: the values that the browser was sent."""
+    """Return the toolbar's CSV values: the values sent to the browser."""
     return pa.ipc.open_stream(proto.arrow_data.data).read_pandas()
 
 
 def shown(proto: Any) -> pd.DataFrame:
-    """Return what the browser draws: the display values where they were sent, else the values."""
+    """Return the displayed values: the display values if they were sent, otherwise the values."""
     return pa.ipc.open_stream(proto.arrow_data.styler.display_values or proto.arrow_data.data).read_pandas()
 
 

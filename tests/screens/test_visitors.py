@@ -51,7 +51,7 @@ def upload(app: AppTest, name: str, title: str) -> str:
 
 
 def address(app: AppTest, name: str) -> str:
-    """What the page's address says under `name`."""
+    """Return the page's query parameter `name`."""
     value = app.query_params[name]
     return value[0] if isinstance(value, list) else value
 
@@ -123,7 +123,7 @@ CHANGES = {
 
 
 def shown(app: AppTest) -> tuple[object, ...]:
-    """What the visitor changed and added, and the task vector that is chosen."""
+    """Return the visitor's changes and additions, and the chosen task vector."""
     state = app.session_state
     changed, added = (state[name] if name in state else {} for name in ("changed", "own_task_vectors"))  # noqa: SIM401
     return changed.get("mini"), added.get("mini"), state["task_vector"]

@@ -63,7 +63,7 @@ def test_a_repository_is_known_by_the_commit_that_its_branch_points_to(monkeypat
 
 
 class Stopped(Progress):
-    """Is asked to stop once `after` bytes are counted."""
+    """Requests a stop when `after` bytes are counted."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ sys.stdin.read()
 
 
 class Elsewhere:
-    """Another process that has started a run of `spec` and goes on until it is told to end."""
+    """Another process that runs `spec` until it is stopped."""
 
     def __init__(self, root: Path, spec: BenchSpec = SPEC) -> None:
         self.process = subprocess.Popen(

@@ -193,7 +193,7 @@ def test_a_damaged_result_is_never_returned(store: RunStore) -> None:
 
 
 def unnamed(problem_ids: Iterable[str]) -> dict[str, str]:
-    """The prompts of items that name none."""
+    """Prompts for items without one."""
     return dict.fromkeys(problem_ids, "")
 
 
