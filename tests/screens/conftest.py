@@ -1,10 +1,12 @@
 """Every page on a fake front: `open_page` runs app.py in AppTest with synthetic results and an empty store."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,6 +22,14 @@ from stethoscope.records import SCORE_NAMES
 from stethoscope.store.runs import RunStore
 
 APP = str(Path(__file__).parent.parent.parent / "app.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_scan_of_the_packages() -> Iterator[None]:
+    """Search the installed packages for components once, not again for every `AppTest`: that takes most of its time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
 
 
 @pytest.fixture
