@@ -24,7 +24,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from benchmarks.startup import ROOT, start_server
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.profiles import MINI
 from stethoscope.recipes.files import to_link
 from stethoscope.records import EditRecipe, LayerAlpha

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 
 from stethoscope.errors import Cancelled, Paused
 
-BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "bytes"))
-
 
 class Progress:
     """Silent progress that is never stopped unless `cancel` or `pause` is called."""
@@ -104,35 +102,6 @@ class Progress:
         is in progress. Weights (`delta.patch.patch_removed`) and key-value caches are unchanged afterwards.
         """
         self.check_cancel()
-
-
-def counted(done: int, total: int, unit: str = "") -> str:
-    """Return the progress of a stage as text: "3 of 64", or bytes as "1.20 of 8.60 GB"."""
-    if unit != "B":
-        return f"{done} of {total}"
-    scale, name = next((scale, name) for scale, name in BYTE_UNITS if total >= scale or scale == 1)
-    return f"{done / scale:.{2 if scale > 1 else 0}f} of {total / scale:.{2 if scale > 1 else 0}f} {name}"
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size as text in decimal units: "7.8 GB", "335 MB", "50 kB"."""
-    if size_bytes >= 10**9:
-        return f"{size_bytes / 1e9:.1f} GB"
-    if size_bytes >= 10**6:
-        return f"{size_bytes / 1e6:.0f} MB"
-    return f"{size_bytes / 1000:.0f} kB"
-
-
-def pace(rate: float, unit: str = "") -> str:
-    """Return a speed as text: "3.1 per s", or bytes as "12.4 MB per s"."""
-    return f"{rate / 1e6:.1f} MB per s" if unit == "B" else f"{rate:.1f} per s"
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration as text: "40 s", "12 min", "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class SubProgress(Progress):

@@ -10,10 +10,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "stethoscope"
 
-GROUND = {"errors", "files", "records", "results", "statistics", "locations", "progress", "releases", "use_cases"}
+GROUND = {
+    "errors",
+    "files",
+    "formatting",
+    "records",
+    "results",
+    "statistics",
+    "locations",
+    "progress",
+    "releases",
+    "use_cases",
+}
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
+    "formatting": set(),
     "locations": {"errors"},
     "files": {"errors"},
     "releases": {"errors"},
@@ -25,14 +37,14 @@ MAY_IMPORT = {
     "use_cases": {"records", "results"},
     "profiles": {"errors", "files", "records", "locations"},
     "recipes": {"errors", "files", "locations", "records", "results"},
-    "judging": {"errors", "recipes", "records", "results", "statistics"},
+    "judging": {"errors", "formatting", "recipes", "records", "results", "statistics"},
     "store": GROUND | {"hub", "recipes"},
     "model": GROUND | {"store", "hub"},
     "sae": GROUND | {"store", "hub", "model"},
     "delta": GROUND | {"recipes", "store", "hub", "model", "sae"},
     "minerva": GROUND | {"store", "hub", "model"},
-    "figures": {"progress", "judging", "recipes", "records", "results", "statistics"},
-    "report": {"errors", "judging", "figures", "recipes", "results", "store"},
+    "figures": {"formatting", "progress", "judging", "recipes", "records", "results", "statistics"},
+    "report": {"errors", "formatting", "judging", "figures", "recipes", "results", "store"},
     "pipeline": GROUND | {"judging", "recipes", "store", "hub", "model", "sae", "delta", "minerva"},
     "jobs": GROUND | {"profiles", "store", "pipeline"},
     "cli": GROUND | {"judging", "report", "profiles", "recipes", "store", "minerva", "pipeline"},
@@ -42,6 +54,7 @@ MAY_IMPORT = {
 SCREENS_MAY_IMPORT = {
     "report",
     "errors",
+    "formatting",
     "locations",
     "progress",
     "records",

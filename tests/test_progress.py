@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from screens.shared.watch import describe
+from stethoscope.formatting import counted, pace
 from stethoscope.jobs.job import JobProgress
-from stethoscope.progress import counted, pace
 
 
 @pytest.mark.parametrize(

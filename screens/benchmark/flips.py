@@ -10,7 +10,7 @@ from screens.shared import mirror, session, ui
 from screens.shared.fragment import fragment
 from stethoscope.figures import flips, maths
 from stethoscope.figures.flips import GOLDS, KINDS, METRICS, Flip
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import GoldReading, GradeStatus
 from stethoscope.results import BenchItem, BenchResult
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.shared import benchmarks, jobs, ui
 from stethoscope.figures import layer_claims as figures
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging import predictions
 from stethoscope.recipes.files import shown_layers
 from stethoscope.results import BenchResult

@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.benchmark import problem_set
 from screens.shared import mirror, session
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import BenchArm, BenchSpec
 
 MOST = 500  # maximum of the slider; the box next to it allows more

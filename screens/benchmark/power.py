@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from screens.shared import jobs, ui
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, sizes_text
 from stethoscope.recipes.reach import in_words
 from stethoscope.records import BenchPlanSpec, BenchSpec, sample_size

@@ -8,7 +8,7 @@ import streamlit as st
 
 from screens.shared import jobs, session, ui
 from stethoscope.errors import CorpusError, ProfileError, UserError
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import with_problems
 from stethoscope.records import ProblemsRef, ProblemsSpec

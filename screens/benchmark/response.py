@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.shared import mirror, ui
 from stethoscope.figures import accuracy_dose
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging import arms
 from stethoscope.results import ALL_SUBJECTS, BenchResult
 

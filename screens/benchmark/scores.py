@@ -5,9 +5,8 @@ import streamlit as st
 from screens.benchmark import score_tables
 from screens.shared import mirror, status, ui
 from stethoscope.figures import forest
-from stethoscope.figures.bench_tables import interval
 from stethoscope.figures.forest import Order
-from stethoscope.figures.theme import percent, pretty, signed
+from stethoscope.formatting import interval, percent, pretty, signed
 from stethoscope.judging.arms import judged
 from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW
 from stethoscope.recipes.reach import in_words

@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.diagnose import layer_gains, pick_layers, stability
 from screens.shared import jobs, mirror, session, status, ui, watch
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import SCORE_NAMES, DiagnoseSpec
 from stethoscope.results import DiagnosisResult
 

@@ -5,7 +5,7 @@ import streamlit as st
 
 from screens.shared import loaded_model, mirror, opened, session, ui, watch
 from stethoscope.figures import energy
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import EnergySpec
 from stethoscope.results import DiagnosisResult, EnergyResult
 

@@ -7,7 +7,7 @@ from screens.shared import jobs, mirror, session, ui
 from screens.shared.fragment import fragment
 from stethoscope.errors import RecipeError
 from stethoscope.figures import picking, specificity
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging import predictions
 from stethoscope.records import DiagnoseSpec
 from stethoscope.results import DiagnosisResult

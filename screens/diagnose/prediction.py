@@ -3,7 +3,7 @@
 import streamlit as st
 
 from screens.shared import benchmarks, edit_recipe, jobs, session, ui
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging import predictions
 from stethoscope.recipes.files import shown_layers
 from stethoscope.records import DiagnoseSpec, Prediction

@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.shared import jobs, opened, ui, watch
 from stethoscope.figures import stability
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import DiagnoseSpec, StabilitySpec
 from stethoscope.results import DiagnosisResult, StabilityResult
 

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from screens.shared import mirror, session
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 
 
 def controls(n_layers: int) -> None:

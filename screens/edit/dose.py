@@ -4,7 +4,7 @@ import streamlit as st
 
 from screens.shared import jobs, mirror, opened, session, ui, watch
 from stethoscope.figures import dose
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import DoseSpec, EditRecipe
 from stethoscope.results import ALL_SUBJECTS, DoseResult, ProbeResult
 

@@ -7,7 +7,7 @@ import streamlit as st
 
 from screens.shared import loaded_model, mirror, session, ui
 from stethoscope.errors import UserError
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.judging import arms
 from stethoscope.locations import local_path
 from stethoscope.minerva.sources import load_problems

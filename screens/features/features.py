@@ -6,7 +6,7 @@ from screens.features import latent_table
 from screens.shared import jobs, loaded_model, mirror, session, status, ui, watch
 from screens.shared.fragment import fragment
 from stethoscope.figures import latents
-from stethoscope.figures.theme import percent, pretty
+from stethoscope.formatting import percent, pretty
 from stethoscope.records import LatentsSpec
 from stethoscope.results import DiagnosisResult, LatentsResult
 

@@ -5,7 +5,7 @@ import streamlit as st
 
 from screens.shared import jobs, mirror, ui, watch
 from stethoscope.figures.latents import strip_html
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import LatentExamplesSpec, LatentsSpec
 from stethoscope.results import LatentExample, LatentExamplesResult, LatentRow, LatentsResult
 

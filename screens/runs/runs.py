@@ -9,7 +9,7 @@ from screens.runs import side_by_side
 from screens.runs.table import recipes_by_run, summary, table
 from screens.shared import benchmarks, edit_recipe, jobs, session, status, ui
 from stethoscope.errors import StethoscopeError
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import BenchSpec, Record
 from stethoscope.store.history import RESUMABLE, RunRecord, recipes_of
 from stethoscope.store.settings import get_settings

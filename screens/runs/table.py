@@ -7,7 +7,7 @@ import streamlit as st
 
 from screens.shared import ui
 from stethoscope.errors import StethoscopeError
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.records import EditRecipe
 from stethoscope.store.history import RunRecord, recipes_of
 

@@ -5,9 +5,9 @@ import streamlit as st
 
 from screens.shared import jobs, ui, watch
 from stethoscope.figures.downloads import download_bars, download_caption, download_rows
+from stethoscope.formatting import size_text
 from stethoscope.locations import local_path
 from stethoscope.profiles import Profile
-from stethoscope.progress import size_text
 from stethoscope.records import DownloadSpec
 from stethoscope.results import DownloadResult
 

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from screens.shared import loaded_model, session, ui
-from stethoscope.figures.theme import pretty
+from stethoscope.formatting import pretty
 from stethoscope.profiles import Profile
 from stethoscope.recipes.files import differences, shown_layers
 from stethoscope.recipes.reach import in_words, reach

@@ -13,7 +13,8 @@ from screens.shared import mirror, opened
 from stethoscope.errors import StethoscopeError, UserError
 from stethoscope.figures.maths import escape as escape
 from stethoscope.figures.tables import cell_of, text_of_cell, to_csv
-from stethoscope.figures.theme import pretty, text_only
+from stethoscope.figures.theme import text_only
+from stethoscope.formatting import pretty
 from stethoscope.jobs.worker import describe_error
 from stethoscope.records import Record
 

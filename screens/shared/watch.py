@@ -6,8 +6,8 @@ import streamlit as st
 
 from screens.shared import jobs, session, ui
 from screens.shared.fragment import fragment
+from stethoscope.formatting import counted, duration_text, pace
 from stethoscope.jobs.job import JobSnapshot
-from stethoscope.progress import counted, duration_text, pace
 from stethoscope.records import Spec
 
 BY_ITSELF_S = 30  # maximum duration of automatic work

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
-from stethoscope.progress import Progress, counted, duration_text, pace
+from stethoscope.formatting import counted, duration_text, pace
+from stethoscope.progress import Progress
 
 FILE_S = 10.0  # interval between progress lines if stderr is not a terminal
 

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from stethoscope.cli.tables import Cell, print_table
 from stethoscope.errors import UserError
+from stethoscope.formatting import counted, number, signed, size_text
 from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, gain_limits
-from stethoscope.progress import counted, size_text
 from stethoscope.recipes.files import layers_text
 from stethoscope.recipes.reach import in_words
 from stethoscope.records import BenchSpec, sample_size
@@ -122,7 +122,7 @@ def print_preflight(console: Console, result: PreflightResult) -> None:
         (
             str(row.layer),
             f"{row.relative_norm:.4f}" if row.relative_norm else "unchanged",
-            *(_number(size, ".4f") for size in (row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)),
+            *(number(size, 4) for size in (row.cosine_to_base, row.realised_cosine, row.realised_norm_ratio)),
         )
         for row in result.layers
     ]
@@ -164,7 +164,7 @@ def print_stability(console: Console, result: StabilityResult) -> None:
         console,
         ["variant", *subjects],
         [
-            [f"{kind} {variant}", *(_number(taus[kind, variant, subject], "+.2f") for subject in subjects)]
+            [f"{kind} {variant}", *(signed(taus[kind, variant, subject], 2) for subject in subjects)]
             for kind, variant in dict.fromkeys((row.kind, row.variant) for row in result.rows)
         ],
         title=f"Kendall's tau with the layer order of {result.score}, k = {result.top_k}, {result.control}",
@@ -180,15 +180,15 @@ def print_energy(console: Console, result: EnergyResult) -> None:
             str(cell.k),
             str(cell.rank),
             f"{cell.rank / cell.d:.3f}",
-            _number(cell.retention) if cell.retention is not None else "no latents" if cell.rank == 0 else "unchanged",
-            f"{_number(cell.null_mean)} ± {_number(cell.null_sd)}",
-            _number(cell.enrichment, ".2f"),
-            _number(cell.z, "+.1f"),
-            _number(cell.percentile),
-            _number(cell.ceiling),
-            _number(cell.components),
-            _number(cell.random_mean),
-            _number(cell.control),
+            number(cell.retention) if cell.retention is not None else "no latents" if cell.rank == 0 else "unchanged",
+            f"{number(cell.null_mean)} ± {number(cell.null_sd)}",
+            number(cell.enrichment, 2),
+            signed(cell.z, 1),
+            number(cell.percentile),
+            number(cell.ceiling),
+            number(cell.components),
+            number(cell.random_mean),
+            number(cell.control),
         ]
         for cell in result.layers
     ]
@@ -200,10 +200,6 @@ def print_energy(console: Console, result: EnergyResult) -> None:
         title="Energy kept" + ("" if result.fold_gains else " (plain weights)"),
     )
     console.print(_without_sae(result.n_layers, (cell.layer for cell in result.layers)))
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
 
 
 def print_gain(console: Console, result: GainResult, subject: str) -> None:
@@ -353,5 +349,5 @@ def print_run_ids(console: Console, run_ids: Mapping[str, str]) -> None:
 
 
 def _score(cell: SpecificityCell) -> Cell:
-    text = _number(cell.score, ".2f")
+    text = number(cell.score, 2)
     return Text(text, style="bold") if cell.specific else text

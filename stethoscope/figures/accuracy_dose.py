@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, percent, pretty, signed
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout
+from stethoscope.formatting import percent, pretty, signed
 from stethoscope.results import ALL_SUBJECTS, BenchResult
 
 FADED = 0.45

@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, empty_note, pretty, shown_p, signed
+from stethoscope.figures.theme import BAND, BLUE, GRAY, ORANGE, apply_layout, empty_note
+from stethoscope.formatting import pretty, shown_p, signed
 from stethoscope.judging.verdicts import gain_limits
 from stethoscope.recipes.files import layers_text
 from stethoscope.results import AgreementRow, GainCell, GainResult, PredictorCell

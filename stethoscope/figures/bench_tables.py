@@ -3,16 +3,11 @@
 Cells are text, except for counts and differences, which are numbers so that tables can be sorted and exported.
 """
 
-from stethoscope.figures.theme import percent, pretty, shown_p, signed
+from stethoscope.formatting import interval, percent, pretty, shown_p
 from stethoscope.judging.verdicts import shown_verdict
 from stethoscope.results import BenchResult, ComparisonRow
 
 DIFFERENCE = "difference, points"
-
-
-def interval(low: float, high: float) -> str:
-    """Return an interval of fractions in percentage points."""
-    return f"[{signed(100 * low, 1)}, {signed(100 * high, 1)}]"
 
 
 def differences(result: BenchResult) -> list[dict[str, object]]:

@@ -6,7 +6,8 @@ below zero is better. Control corpora are gray; for these, above zero means harm
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, signed
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout
+from stethoscope.formatting import pretty, signed
 from stethoscope.results import ALL_SUBJECTS, DoseResult, DoseRow
 
 RIBBON = {ORANGE: "rgba(224, 117, 26, 0.18)", GRAY: "rgba(125, 136, 148, 0.16)"}

@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout
-from stethoscope.progress import counted, size_text
+from stethoscope.formatting import counted, size_text
 from stethoscope.results import DownloadPart, DownloadResult
 
 

@@ -13,20 +13,8 @@ import plotly.graph_objects as go
 
 from stethoscope.figures.once import once
 from stethoscope.figures.specificity import diverging_scale
-from stethoscope.figures.theme import (
-    BAND,
-    BLUE,
-    COLORBAR,
-    GRAY,
-    ORANGE,
-    SERIES,
-    apply_layout,
-    empty_note,
-    percent,
-    pretty,
-    row_axis,
-    signed,
-)
+from stethoscope.figures.theme import BAND, BLUE, COLORBAR, GRAY, ORANGE, SERIES, apply_layout, empty_note, row_axis
+from stethoscope.formatting import number, percent, pretty, signed
 from stethoscope.recipes.files import layers_text
 from stethoscope.results import EnergyCell, EnergyResult
 
@@ -57,13 +45,13 @@ def describe_energy(cell: EnergyCell) -> str:
         f"<b>layer {cell.layer} · {name}</b>" + (" (approximate: attention writes in between)" * cell.approximate),
         f"retention {percent(cell.retention)} · null {percent(cell.null_mean)} ± {percent(cell.null_sd)} (sd)",
         f"rank {cell.rank} of d = {cell.d} (r/d = {percent(cell.rank / cell.d)}), {_latents(cell)}",
-        f"enrichment {_number(cell.enrichment)} · z {signed(cell.z, 1)} · percentile {shown_percentile(cell)}",
+        f"enrichment {number(cell.enrichment, 2)} · z {signed(cell.z, 1)} · percentile {shown_percentile(cell)}",
         f"ceiling {percent(cell.ceiling)} · principal components {percent(cell.components)}",
         f"random latents {percent(cell.random_mean)} ({percent(cell.random_low)} to {percent(cell.random_high)})",
         f"control latents {percent(cell.control)} · encoder {percent(cell.encoder)}",
-        f"angles: mean cos² {_number(cell.principal_cos2, 3)}, null {_number(cell.principal_null, 3)}",
+        f"angles: mean cos² {number(cell.principal_cos2, 3)}, null {number(cell.principal_null, 3)}",
         f"functional energy kept {percent(cell.functional_share)} · radial {percent(cell.radial_share, 2)}",
-        f"realised: cosine {_number(cell.realised_cosine, 3)}, norm ratio {_number(cell.realised_norm_ratio, 3)}",
+        f"realised: cosine {number(cell.realised_cosine, 3)}, norm ratio {number(cell.realised_norm_ratio, 3)}",
         *(f"<i>{line}</i>" for line in DEFINITION),
     ]
     return "<br>".join(lines)
@@ -85,7 +73,7 @@ def headline(cell: EnergyCell) -> str:
     return (
         f"Layer {cell.layer}: {cell.rank} of {cell.d} dimensions keep {percent(cell.retention)}; a random subspace "
         f"of the same rank keeps {percent(cell.null_mean)} ± {percent(cell.null_sd)} (sd). Enrichment "
-        f"{_number(cell.enrichment)}, z {signed(cell.z, 1)}, percentile {shown_percentile(cell)}: {verdict}."
+        f"{number(cell.enrichment, 2)}, z {signed(cell.z, 1)}, percentile {shown_percentile(cell)}: {verdict}."
     )
 
 
@@ -318,7 +306,7 @@ def heatmap_caption(result: EnergyResult, k: int) -> str:
     low, high = min(cell.enrichment or 0 for cell in cells), max(cell.enrichment or 0 for cell in cells)
     return (
         f"Enrichment = retention / (r/d) at k = {k}, 1 is chance (log scale; blue above, orange below); "
-        f"{_number(low)} to {_number(high)} over {len(cells)} matrices. Pale with a dot ({weak} of "
+        f"{number(low, 2)} to {number(high, 2)} over {len(cells)} matrices. Pale with a dot ({weak} of "
         f"{len(cells)}): within 2 sd of a random subspace. Matrices that read the residual stream use the SAE of the "
         "previous layer. This is exact for q, k and v, and approximate for gate and up, because attention writes in "
         "between."
@@ -332,7 +320,3 @@ def _latents(cell: EnergyCell) -> str:
 
 def _log2(value: float | None) -> float:
     return math.log2(value) if value else -math.inf
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

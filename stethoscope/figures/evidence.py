@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, row_axis
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, row_axis
+from stethoscope.formatting import pretty
 from stethoscope.judging.verdicts import sizes_text
 from stethoscope.results import BenchResult, ComparisonRow
 

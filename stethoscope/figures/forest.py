@@ -12,19 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from stethoscope.figures.once import once
-from stethoscope.figures.theme import (
-    BAND,
-    BLUE,
-    FAINT,
-    GRAY,
-    ORANGE,
-    SERIES,
-    apply_layout,
-    pretty,
-    row_axis,
-    shown_p,
-    signed,
-)
+from stethoscope.figures.theme import BAND, BLUE, FAINT, GRAY, ORANGE, SERIES, apply_layout, row_axis
+from stethoscope.formatting import pretty, shown_p, signed
 from stethoscope.judging.arms import Group, group_of, swept_alphas
 from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, pairs_text, shown_verdict, sizes_text
 from stethoscope.records import BenchArm

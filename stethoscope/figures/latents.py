@@ -19,7 +19,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from stethoscope.figures.text import STYLE
-from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, percent, pretty, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout
+from stethoscope.formatting import percent, pretty, shown_p, signed
 from stethoscope.results import LatentExample, LatentRow, LatentsResult
 
 MOST_DOTS = 1500  # about 0.6 MB with their texts

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from stethoscope.figures.once import once
-from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, apply_layout, row_axis
+from stethoscope.formatting import shown_p, signed
 from stethoscope.judging.verdicts import shown_verdict
 from stethoscope.results import LayerClaim
 

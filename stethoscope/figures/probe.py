@@ -6,7 +6,8 @@ left of zero is better. Control corpora are hollow and gray; for these, right of
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, pretty, signed, two_lines
+from stethoscope.figures.theme import FAINT, GRAY, ORANGE, apply_layout, two_lines
+from stethoscope.formatting import pretty, signed
 from stethoscope.results import ProbeResult, ProbeRow
 
 

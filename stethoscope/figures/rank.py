@@ -6,7 +6,8 @@ including the recipe, that do at least as well.
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, pretty, row_axis, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, ORANGE, apply_layout, row_axis
+from stethoscope.formatting import pretty, shown_p, signed
 from stethoscope.recipes.files import layers_text
 from stethoscope.results import RankedSet, RankResult
 from stethoscope.results.gain import POOLED

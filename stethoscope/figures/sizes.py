@@ -7,7 +7,8 @@ from collections.abc import Collection
 
 import plotly.graph_objects as go
 
-from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, layer_axis, percent, row_axis
+from stethoscope.figures.theme import BLUE, FAINT, GRAY, ORANGE, apply_layout, layer_axis, row_axis
+from stethoscope.formatting import percent
 from stethoscope.recipes.files import shown_layers
 from stethoscope.results import PreflightResult, TaskVectorRow
 

@@ -20,13 +20,10 @@ from stethoscope.figures.theme import (
     apply_layout,
     layer_axis,
     name_columns,
-    percent,
-    pretty,
     row_axis,
-    shown_p,
-    signed,
     two_lines,
 )
+from stethoscope.formatting import percent, pretty, shown_p, signed
 from stethoscope.results import DiagnosisResult, SpecificityCell
 
 SHOWN, NOT_SHOWN = "specific (corrected p < .05)", "not shown to be specific"

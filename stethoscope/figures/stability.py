@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import plotly.graph_objects as go
 
 from stethoscope.figures.once import once
-from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, name_columns, pretty, row_axis, signed
+from stethoscope.figures.theme import GRAY, apply_layout, layer_axis, name_columns, row_axis
+from stethoscope.formatting import pretty, signed
 from stethoscope.results import StabilityResult, StabilityRow
 
 KINDS = {"score": "scores", "k": "k", "control": "control corpora"}

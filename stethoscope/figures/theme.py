@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from stethoscope.formatting import pretty
+
 BLUE = "#1f83c4"  # base (Okabe-Ito blue, one step lighter)
 ORANGE = "#e0751a"  # edited, picked (Okabe-Ito vermilion, one step lighter)
 GRAY = "#7d8894"
@@ -61,11 +63,6 @@ def series_colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def pretty(name: str) -> str:
-    """Return the display name of a subject or corpus: `number_theory` -> `number theory`."""
-    return name.replace("_", " ")
-
-
 def two_lines(name: str) -> str:
     """Return a subject's name for an axis: long names are broken near the middle, so that the plot fits on narrow
     screens."""
@@ -74,31 +71,6 @@ def two_lines(name: str) -> str:
         return " ".join(words)
     cut = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(" ".join(words[i:]))))
     return " ".join(words[:cut]) + "<br>" + " ".join(words[cut:])
-
-
-def signed(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """Return `value` with its sign and a true minus, or a dash if it is undefined.
-
-    A value that `digits` would round to a signed zero is printed to one significant digit instead.
-    """
-    if value is None:
-        return "–"
-    if abs(value) < 1e-9:  # rounding errors of a sum that cancels
-        return f"0{unit}"
-    style = f"+.{digits}f" if round(value, digits) else "+.0e" if abs(value) < 1e-4 else "+.1g"
-    return f"{value:{style}}{unit}".replace("-", "\N{MINUS SIGN}")
-
-
-def shown_p(p: float | None) -> str:
-    """Return a p-value as text: "p < .001", "p = .032", or a dash."""
-    if p is None:
-        return "–"
-    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".", 1)
-
-
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """Return a fraction in [0, 1] as percent, or a dash."""
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f}%"
 
 
 def apply_layout(figure: go.Figure, *, height: int, x_title: str = "", y_title: str = "") -> go.Figure:

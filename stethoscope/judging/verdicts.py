@@ -6,6 +6,7 @@ paired difference from random draws of the same size and the rank in likelihood 
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from stethoscope.formatting import interval, points, shown_p
 from stethoscope.recipes.files import layers_text
 from stethoscope.recipes.reach import in_words
 from stethoscope.results import ArmRow, BenchResult, ComparisonRow, GainResult, LayerClaim, RankResult
@@ -39,11 +40,6 @@ def referee_text(result: BenchResult, rank: RankResult | None) -> tuple[str, ...
     return tuple(paragraphs)
 
 
-def points(fraction: float) -> str:
-    """Return a difference of fractions in percentage points with one decimal and a sign (none for zero)."""
-    return f"{100 * fraction:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0").replace("-", "\N{MINUS SIGN}")
-
-
 def sizes_text(sizes: Iterable[int]) -> str:
     """Return the range of problem counts as text: "no", one number, or "40 to 900"."""
     known = sorted(set(sizes))
@@ -53,14 +49,6 @@ def sizes_text(sizes: Iterable[int]) -> str:
 def _sentences(said: Sequence[str]) -> str:
     """Return sentences to follow a colon: all but the first start with a capital letter."""
     return " ".join([*said[:1], *(part[:1].upper() + part[1:] for part in said[1:])])
-
-
-def _interval(low: float, high: float) -> str:
-    return f"[{points(low)}, {points(high)}]"
-
-
-def _p(p: float) -> str:
-    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
 
 
 def _names(subjects: Sequence[str]) -> str:
@@ -110,9 +98,9 @@ def _arm(result: BenchResult, arm: str) -> str:
         said.append(f"Control corpora: {_verdicts(others, result)}")
     totals = {total.kind: total for total in result.totals if total.arm == arm}
     if macro := totals.get("macro"):
-        said.append(f"Macro over subjects {points(macro.difference)} points {_interval(macro.ci_low, macro.ci_high)}.")
+        said.append(f"Macro over subjects {points(macro.difference)} points {interval(macro.ci_low, macro.ci_high)}.")
     if (micro := totals.get("micro")) and len({row.n for row in result.arms if row.arm == arm}) > 1:
-        said.append(f"Micro over problems {points(micro.difference)} points {_interval(micro.ci_low, micro.ci_high)}.")
+        said.append(f"Micro over problems {points(micro.difference)} points {interval(micro.ci_low, micro.ci_high)}.")
     said += [_format(result, arm, {row.subject for row in math})] if math else []
     alarms = [row for row in result.arms if row.arm == arm and row.collapsed]
     said += [f"Alarm in {_names([row.subject])}: {row.collapsed}" for row in alarms]
@@ -135,9 +123,9 @@ def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
 
 
 def _difference(row: ComparisonRow) -> str:
-    interval = _interval(row.ci_low, row.ci_high)
+    found = f"{points(row.difference)} points {interval(row.ci_low, row.ci_high)}"
     few = f"; {pairs_text(row)}: {CANNOT_BE_SIGNIFICANT}" if row.cannot_be_significant else ""
-    return f"{_names([row.subject])} ({points(row.difference)} points {interval}, Holm {_p(row.holm_p)}{few})"
+    return f"{_names([row.subject])} ({found}, Holm p {shown_p(row.holm_p)}{few})"
 
 
 def pairs_text(row: ComparisonRow) -> str:
@@ -255,7 +243,7 @@ def _layers(result: BenchResult, rank: RankResult | None) -> str:
 def _claim(claim: LayerClaim) -> str:
     return (
         f"the difference between {claim.arm} and the mean of {claim.draws} random draws of the same size is "
-        f"{points(claim.difference)} points {_interval(claim.ci_low, claim.ci_high)} ({_p(claim.p_holm)}, "
+        f"{points(claim.difference)} points {interval(claim.ci_low, claim.ci_high)} (p {shown_p(claim.p_holm)}, "
         f"Holm-corrected over the controls; n = {claim.n}; the interval covers the sampling of draws): "
         f"{shown_verdict(claim)}."
     )
@@ -271,6 +259,6 @@ def _rank(rank: RankResult) -> str:
     partial = "" if rank.complete else " (stopped early)"
     return (
         f"In likelihood checks on {row.n} {rank.spec.split} problems, {row.as_good} of {which} of the same size "
-        f"do as well or better unscaled ({_p(row.p)}), and {row.as_good_matched} at equal edit norm "
-        f"({_p(row.p_matched)}){partial}: {found}."
+        f"do as well or better unscaled (p {shown_p(row.p)}), and {row.as_good_matched} at equal edit norm "
+        f"(p {shown_p(row.p_matched)}){partial}: {found}."
     )

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 
 from stethoscope.errors import ResourceError
+from stethoscope.formatting import size_text
 from stethoscope.hub import fetch_file
 from stethoscope.locations import local_path
 from stethoscope.model.checkpoint import check_folder, read_config
 from stethoscope.model.devices import Placement, Plan, plan_placement
 from stethoscope.model.free_memory import free_bytes
 from stethoscope.model.shape import ModelShape, meta_model, shape_of
-from stethoscope.progress import Progress, size_text
+from stethoscope.progress import Progress
 from stethoscope.records import ModelRef
 
 

@@ -1,7 +1,6 @@
 """Use case: diagnosis. Scores how specific each layer is to each subject."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 
 import torch
 
@@ -26,21 +25,18 @@ def _cells(
     device: torch.device,
     progress: Progress,
 ) -> list[SpecificityCell]:
-    rows = specificity(
+    return specificity(
         domain,
         control,
+        subject=subject,
         score=spec.score,
         top_k=spec.top_k,
-        live_share=spec.live_share,
-        dense_rate=spec.dense_rate,
-        n_splits=spec.n_splits,
+        cuts=spec.cuts,
         n_bootstrap=spec.n_bootstrap,
         n_permutations=spec.n_permutations,
-        seed=spec.seed,
         device=device,
         progress=progress,
     )
-    return [SpecificityCell(subject=subject, **asdict(row)) for row in rows]
 
 
 def order_layers(layers: tuple[int, ...], scores: tuple[float | None, ...]) -> tuple[int, ...]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from stethoscope.errors import ResourceError
+from stethoscope.formatting import size_text
 from stethoscope.model.free_memory import free_bytes
 from stethoscope.model.shape import shape_of
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
-from stethoscope.progress import Progress, size_text
+from stethoscope.progress import Progress
 from stethoscope.records import DiagnoseSpec, EditRecipe, MemorySpec, ModelRef, SaeRef, Spec, nested_records
 from stethoscope.results import MemoryPart
 

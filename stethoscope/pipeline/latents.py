@@ -51,9 +51,8 @@ def run(spec: LatentsSpec, context: Context, progress: Progress) -> LatentsResul
 
 def _rows(spec: LatentsSpec, domain: FiringRates, control: FiringRates) -> tuple[LatentRow, ...]:
     diagnosis, layer = spec.diagnosis, spec.layer
-    cuts = {"live_share": diagnosis.live_share, "dense_rate": diagnosis.dense_rate}
-    table = latent_statistics(domain, control, layer, **cuts)
-    selected = set(select_latents(domain, control, layer, diagnosis.top_k, **cuts).tolist())
+    table = latent_statistics(domain, control, layer, cuts=diagnosis.cuts)
+    selected = set(select_latents(domain, control, layer, diagnosis.top_k, cuts=diagnosis.cuts).tolist())
     mass = domain.mean_mass(layer)
     rows = [
         LatentRow(

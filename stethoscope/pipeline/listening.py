@@ -100,10 +100,7 @@ def scoring_device(loaded: LoadedModel) -> torch.device:
 
 def top_latents(spec: DiagnoseSpec, top_k: int, domain: FiringRates, control: FiringRates) -> dict[int, np.ndarray]:
     """Return for each layer the indices of the top latents, largest effect first (all documents used)."""
-    return {
-        layer: select_latents(domain, control, layer, top_k, live_share=spec.live_share, dense_rate=spec.dense_rate)
-        for layer in domain.layers
-    }
+    return {layer: select_latents(domain, control, layer, top_k, cuts=spec.cuts) for layer in domain.layers}
 
 
 def selected_latents(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from stethoscope.delta.ready import default_budget
+from stethoscope.formatting import size_text
 from stethoscope.model.devices import pick_device
 from stethoscope.model.free_memory import capacity_bytes, device_name, free_bytes
 from stethoscope.model.shape import ModelShape
@@ -15,7 +16,7 @@ from stethoscope.model.weights_fit import read_sizes
 from stethoscope.pipeline import footprint
 from stethoscope.pipeline.context import Context
 from stethoscope.pipeline.footprint import Dictionaries, Setting
-from stethoscope.progress import Progress, size_text
+from stethoscope.progress import Progress
 from stethoscope.records import GainSpec, MemorySpec, Site
 from stethoscope.results import MemoryPart, MemoryResult, MemoryStack
 from stethoscope.sae.bank import open_bank

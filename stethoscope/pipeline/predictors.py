@@ -60,17 +60,10 @@ def _specificity_predictor(
     layers = sorted(control.layers)
     for row, domain in enumerate(domains):
         progress.check_cancel()
-        cuts = {
-            "live_share": spec.live_share,
-            "dense_rate": spec.dense_rate,
-            "n_splits": spec.n_splits,
-            "seed": spec.seed,
-            "device": device,
-            "progress": progress,
-        }
-        values[row, layers] = observed_scores(domain, control, [Variant(score, spec.top_k)], **cuts)[0]
+        how = {"cuts": spec.cuts, "device": device, "progress": progress}
+        values[row, layers] = observed_scores(domain, control, [Variant(score, spec.top_k)], **how)[0]
         draws[:, row, layers] = score_draws(
-            domain, control, score=score, top_k=spec.top_k, n_bootstrap=spec.n_bootstrap, **cuts
+            domain, control, score=score, top_k=spec.top_k, n_bootstrap=spec.n_bootstrap, **how
         )
     return Predictor.of_subjects(score, values, draws)
 

@@ -46,10 +46,7 @@ def _rows(
             domain,
             controls[control],
             variants,
-            live_share=diagnosis.live_share,
-            dense_rate=diagnosis.dense_rate,
-            n_splits=diagnosis.n_splits,
-            seed=diagnosis.seed,
+            cuts=diagnosis.cuts,
             device=device,
             progress=progress,
         )

@@ -20,7 +20,9 @@ from stethoscope.records.base import (
 )
 from stethoscope.records.diagnosis import (
     ADD_SAES,
+    DEFAULT_CUTS,
     SCORE_NAMES,
+    Cuts,
     DiagnoseSpec,
     EnergySpec,
     LatentExamplesSpec,
@@ -70,6 +72,8 @@ from stethoscope.records.specs import (
 )
 
 __all__ = [
+    "DEFAULT_CUTS",
+    "Cuts",
     "MOST",
     "EditType",
     "BenchArm",

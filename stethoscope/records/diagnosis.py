@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from stethoscope.errors import SaeError
-from stethoscope.records.base import MOST, Seed, Spec, Split
+from stethoscope.records.base import MOST, Record, Seed, Spec, Split
 from stethoscope.records.references import ModelRef, ProblemsRef, SaeRef, TaskVectorRef
 
 ADD_SAES = (
@@ -14,6 +14,18 @@ ADD_SAES = (
 )
 ScoreName = Literal["mean_rate_difference", "specific_share", "activation_mass", "log_ratio"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)  # in the order in which they are offered
+
+
+class Cuts(Record):
+    """Which latents count, and how the documents are split for cross-fitting; see `DiagnoseSpec` for each field."""
+
+    live_share: float = Field(default=0.01, ge=0, le=1)
+    dense_rate: float = Field(default=0.10, ge=0, le=1)
+    n_splits: int = Field(default=8, ge=1, le=MOST)
+    seed: Seed = 0
+
+
+DEFAULT_CUTS = Cuts()
 
 
 class DiagnoseSpec(Spec):
@@ -49,6 +61,11 @@ class DiagnoseSpec(Spec):
     n_bootstrap: int = Field(default=200, ge=20, le=MOST)
     n_permutations: int = Field(default=299, ge=20, le=MOST)
     seed: Seed = 0
+
+    @property
+    def cuts(self) -> Cuts:
+        """The thresholds and splits of this diagnosis."""
+        return Cuts(live_share=self.live_share, dense_rate=self.dense_rate, n_splits=self.n_splits, seed=self.seed)
 
     @property
     def listens_with(self) -> SaeRef:

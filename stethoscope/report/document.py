@@ -20,7 +20,8 @@ from stethoscope import __version__
 from stethoscope.errors import StoreError
 from stethoscope.figures import accuracy_dose, forest, layer_claims
 from stethoscope.figures.bench_tables import DIFFERENCE, accuracies, differences, means
-from stethoscope.figures.theme import pretty, signed, text_only
+from stethoscope.figures.theme import text_only
+from stethoscope.formatting import pretty, signed
 from stethoscope.judging import arms
 from stethoscope.judging.verdicts import SMOKE_TEST, SMOKE_TEST_BELOW, referee_text
 from stethoscope.recipes.files import shown_layers

@@ -7,12 +7,19 @@ from stethoscope.results.base import Result
 
 
 class SpecificityCell(Record):
-    """Score of one layer for one subject, with bootstrap interval, permutation p and p corrected over the layers.
+    """Score of one layer for one subject; its numbers are None if no latent of the layer can be selected.
 
-    `n_live` is the number of candidate latents, `n_documents` the number of documents of the subject and of the control
-    corpus. `p_adjusted` is corrected over the subject's layers (step-down max-T with shared permutations). `specific`
-    is true if it is below .05 and the interval is above the null. `p_top` is the share of bootstrap draws in which this
-    layer ranks first for its subject.
+    Attributes:
+        score: the layer score, in the units of its formula.
+        ci_low: lower end of the document bootstrap's 95% percentile interval.
+        ci_high: upper end of the same interval.
+        p: one-sided label-permutation p value; at least 1 / (1 + permutations).
+        p_adjusted: p value corrected over the subject's layers (step-down max-T with shared permutations); at least
+            1 / (1 + permutations).
+        specific: whether the layer is shown to be specific: p_adjusted is below .05 and the interval is above the null.
+        n_live: number of live latents of the layer.
+        n_documents: number of the subject's documents.
+        p_top: share of bootstrap draws in which this layer ranks first (tied layers share the draw).
     """
 
     layer: int

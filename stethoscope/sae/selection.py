@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from stethoscope.records import DEFAULT_CUTS, Cuts
 from stethoscope.sae.rates import FiringRates, stack_tables
 from stethoscope.sae.sample import LayerSample
 from stethoscope.statistics import benjamini_hochberg
@@ -56,13 +57,12 @@ def select_latents(
     layer: int,
     k: int,
     *,
-    live_share: float = 0.01,
-    dense_rate: float = 0.10,
+    cuts: Cuts = DEFAULT_CUTS,
 ) -> Int[np.ndarray, " k"]:
     """Return the (at most) k live, non-dense latents with the largest p_j - q_j, largest first, on all documents."""
     q = control.mean_rate(layer)
     effect = domain.mean_rate(layer) - q
-    candidates = np.flatnonzero(live_latents(domain, control, layer, live_share) & (q <= dense_rate))
+    candidates = np.flatnonzero(live_latents(domain, control, layer, cuts.live_share) & (q <= cuts.dense_rate))
     return candidates[np.argsort(-effect[candidates], kind="stable")[:k]]
 
 
@@ -71,12 +71,11 @@ def latent_statistics(
     control: FiringRates,
     layer: int,
     *,
-    live_share: float = 0.01,
-    dense_rate: float = 0.10,
+    cuts: Cuts = DEFAULT_CUTS,
 ) -> LatentStatistics:
     """Return rates, effect, AUROC, p and q value of every latent of `layer`, and whether it is live or dense."""
     p_j, q_j = domain.mean_rate(layer), control.mean_rate(layer)
-    live = live_latents(domain, control, layer, live_share)
+    live = live_latents(domain, control, layer, cuts.live_share)
     auroc, p, q_value = (np.full(len(live), np.nan) for _ in range(3))
     pooled = stack_tables([rates.tables[layer] for rates in (domain, control)])
     test = LayerSample.of_table(pooled, np.flatnonzero(live)).ranked.test(domain.n_documents)
@@ -90,5 +89,5 @@ def latent_statistics(
         p=p,
         q_value=q_value,
         live=live,
-        dense=q_j > dense_rate,
+        dense=q_j > cuts.dense_rate,
     )

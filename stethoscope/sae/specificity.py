@@ -20,6 +20,8 @@ from jaxtyping import Float
 
 from stethoscope.errors import CorpusError
 from stethoscope.progress import Progress
+from stethoscope.records import DEFAULT_CUTS, Cuts
+from stethoscope.results import SpecificityCell
 from stethoscope.sae.rates import FiringRates, stack_tables
 from stethoscope.sae.resampling import Bootstrap, Design, Permuted
 from stethoscope.sae.sample import LayerSample
@@ -30,34 +32,6 @@ from stethoscope.statistics import SIGNIFICANCE, percentile_interval, step_down_
 MIN_DOCUMENTS = 20
 Found = TypeVar("Found")
 SAME_SCORE = 1e-6  # relative tolerance within which a permuted score equals the observed one (float32 sums)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSpecificity:
-    """Score of one layer for one subject; None if no latent of the layer can be selected.
-
-    Attributes:
-        score: the layer score, in the units of its formula.
-        ci_low: lower end of the document bootstrap's 95% percentile interval.
-        ci_high: upper end of the same interval.
-        p: one-sided label-permutation p value; at least 1 / (1 + permutations).
-        p_adjusted: p value corrected over the layers of the subject (family-wise); at least 1 / (1 + permutations).
-        specific: whether the layer is shown to be specific: p_adjusted is below .05 and the interval is above the null.
-        n_live: number of live latents of the layer.
-        n_documents: number of domain documents.
-        p_top: share of bootstrap draws in which this layer ranks first (tied layers share the draw).
-    """
-
-    layer: int
-    score: float | None
-    ci_low: float | None
-    ci_high: float | None
-    p: float | None
-    p_adjusted: float | None
-    specific: bool | None
-    n_live: int
-    n_documents: int
-    p_top: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +46,17 @@ def specificity(
     domain: FiringRates,
     control: FiringRates,
     *,
+    subject: str = "",
     score: str = "mean_rate_difference",
     top_k: int = 16,
-    live_share: float = 0.01,
-    dense_rate: float = 0.10,
-    n_splits: int = 8,
+    cuts: Cuts = DEFAULT_CUTS,
     n_bootstrap: int = 200,
     n_permutations: int = 299,
-    seed: int = 0,
     cross_fit: bool = True,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
-) -> list[LayerSpecificity]:
-    """Score every layer for one subject, in layer order; count each on `progress`, which the caller has started.
+) -> list[SpecificityCell]:
+    """Score every layer for `subject`, in layer order; count each on `progress`, which the caller has started.
 
     `cross_fit=False` selects and scores on the same documents (biased; for comparison only). The draws are the same on
     every `device`, and their scores agree within 1e-6.
@@ -94,7 +66,7 @@ def specificity(
         Cancelled: the job was stopped.
     """
     progress = progress or Progress()
-    design = _design(domain, control, n_splits if cross_fit else 0, seed)
+    design = _design(domain, control, cuts.n_splits if cross_fit else 0, cuts.seed)
     method = SCORES[score]
     bootstrap, permuted = Bootstrap(design, n_bootstrap, device), Permuted(design, n_permutations, device)
     layers = sorted(domain.layers)
@@ -104,8 +76,7 @@ def specificity(
             domain,
             control,
             layer,
-            live_share=live_share,
-            dense_rate=dense_rate,
+            cuts=cuts,
             top_k=top_k,
             with_mass=method.needs_mass,
             device=device,
@@ -122,7 +93,7 @@ def specificity(
     draws, null = (np.stack(columns, axis=1) for columns in zip(*((row.draws, row.null) for row in found), strict=True))
     n_live = [row.n_live for row in found]
     draws, null = _or_null(draws, method.null), _or_null(null, method.null)
-    return _rows(layers, n_live, design.n_domain, observed, draws, null, method.null)
+    return _rows(subject, layers, n_live, design.n_domain, observed, draws, null, method.null)
 
 
 def score_draws(
@@ -131,11 +102,8 @@ def score_draws(
     *,
     score: str = "mean_rate_difference",
     top_k: int = 16,
-    live_share: float = 0.01,
-    dense_rate: float = 0.10,
-    n_splits: int = 8,
+    cuts: Cuts = DEFAULT_CUTS,
     n_bootstrap: int = 200,
-    seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "draws n_layers"]:
@@ -149,7 +117,7 @@ def score_draws(
         CorpusError: fewer than 20 documents on either side.
         Cancelled: the job was stopped.
     """
-    design = _design(domain, control, n_splits, seed)
+    design = _design(domain, control, cuts.n_splits, cuts.seed)
     method, bootstrap = SCORES[score], Bootstrap(design, n_bootstrap, device)
     progress = progress or Progress()
 
@@ -158,8 +126,7 @@ def score_draws(
             domain,
             control,
             layer,
-            live_share=live_share,
-            dense_rate=dense_rate,
+            cuts=cuts,
             top_k=top_k,
             with_mass=method.needs_mass,
             device=device,
@@ -176,10 +143,7 @@ def observed_scores(
     control: FiringRates,
     variants: Sequence[Variant],
     *,
-    live_share: float = 0.01,
-    dense_rate: float = 0.10,
-    n_splits: int = 8,
-    seed: int = 0,
+    cuts: Cuts = DEFAULT_CUTS,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "n_variants n_layers"]:
@@ -190,7 +154,7 @@ def observed_scores(
     Raises:
         CorpusError: fewer than 20 documents on either side.
     """
-    design = _design(domain, control, n_splits, seed)
+    design = _design(domain, control, cuts.n_splits, cuts.seed)
     progress = progress or Progress()
     with_mass = any(SCORES[variant.score].needs_mass for variant in variants)
 
@@ -199,8 +163,7 @@ def observed_scores(
             domain,
             control,
             layer,
-            live_share=live_share,
-            dense_rate=dense_rate,
+            cuts=cuts,
             top_k=1,
             with_mass=with_mass,
             device=device,
@@ -257,8 +220,7 @@ def _sample(
     control: FiringRates,
     layer: int,
     *,
-    live_share: float,
-    dense_rate: float,
+    cuts: Cuts,
     top_k: int,
     with_mass: bool,
     device: torch.device | str,
@@ -266,10 +228,10 @@ def _sample(
     """Return the live latents of one layer, domain documents first."""
     return LayerSample.of_table(
         stack_tables([rates.tables[layer] for rates in (domain, control)]),
-        np.flatnonzero(live_latents(domain, control, layer, live_share)),
+        np.flatnonzero(live_latents(domain, control, layer, cuts.live_share)),
         with_mass=with_mass,
         top_k=top_k,
-        dense_rate=dense_rate,
+        dense_rate=cuts.dense_rate,
         floor=1 / (2 * float(control.n_tokens.sum())),
         device=device,
     )
@@ -281,6 +243,7 @@ def _or_null(draws: Float[np.ndarray, "*shape"], null: float) -> Float[np.ndarra
 
 
 def _rows(
+    subject: str,
     layers: list[int],
     n_live: list[int],
     n_documents: int,
@@ -288,7 +251,7 @@ def _rows(
     draws: Float[np.ndarray, "draws n_layers"],
     null: Float[np.ndarray, "permutations n_layers"],
     at_null: float,
-) -> list[LayerSpecificity]:
+) -> list[SpecificityCell]:
     alive = ~np.isnan(observed)
     intervals = [percentile_interval(column) for column in draws.T]
     slack = SAME_SCORE * np.maximum(np.abs(observed), 1e-3)
@@ -301,7 +264,8 @@ def _rows(
         return float(value) if alive[i] else None
 
     return [
-        LayerSpecificity(
+        SpecificityCell(
+            subject=subject,
             layer=layer,
             score=known(observed[i], i),
             ci_low=known(intervals[i].low, i),

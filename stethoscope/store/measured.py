@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from stethoscope.progress import duration_text
+from stethoscope.formatting import duration_text
 from stethoscope.records import ModelRef
 from stethoscope.store.ids import canonical_json, content_id
 from stethoscope.store.schema import connection, insert, intact

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from stethoscope.figures import energy, probe, sizes, specificity, tables, text
-from stethoscope.figures.theme import BLUE, GRAY, ORANGE, SERIES, shown_p, signed
+from stethoscope.figures.theme import BLUE, GRAY, ORANGE, SERIES
+from stethoscope.formatting import shown_p, signed
 from stethoscope.records import BenchArm, BenchSpec, ModelRef, ProblemsRef
 from stethoscope.results import (
     Certificate,

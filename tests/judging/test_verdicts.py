@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from stethoscope.formatting import points
 from stethoscope.judging import arms
 from stethoscope.judging.comparison import judge
-from stethoscope.judging.verdicts import points, referee_text, shown_verdict
+from stethoscope.judging.verdicts import referee_text, shown_verdict
 from stethoscope.records import (
     BenchArm,
     BenchSpec,

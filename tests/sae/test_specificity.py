@@ -11,14 +11,15 @@ from scipy import stats
 from stethoscope.errors import Cancelled, CorpusError
 from stethoscope.model.loaded_model import LoadedModel
 from stethoscope.progress import Progress
-from stethoscope.records import SaeRef
+from stethoscope.records import Cuts, SaeRef
+from stethoscope.results import SpecificityCell
 from stethoscope.sae.bank import open_bank
 from stethoscope.sae.counts import count_firing
 from stethoscope.sae.documents import Document
 from stethoscope.sae.rates import FiringRates
 from stethoscope.sae.scores import SCORES
 from stethoscope.sae.selection import latent_statistics, select_latents
-from stethoscope.sae.specificity import LayerSpecificity, Variant, observed_scores, rank_first, score_draws
+from stethoscope.sae.specificity import Variant, observed_scores, rank_first, score_draws
 from stethoscope.sae.specificity import specificity as specificity_of_rates
 
 Rates = dict[int, np.ndarray]
@@ -30,8 +31,9 @@ def firing(rates: Rates) -> FiringRates:
     return FiringRates.from_dense(rates, np.full(len(rates[min(rates)]), TOKENS))
 
 
-def specificity(domain: Rates, control: Rates, **fields: object) -> list[LayerSpecificity]:
-    return specificity_of_rates(firing(domain), firing(control), **fields)
+def specificity(domain: Rates, control: Rates, **fields: object) -> list[SpecificityCell]:
+    cuts = Cuts(**{name: fields.pop(name) for name in Cuts.model_fields if name in fields})
+    return specificity_of_rates(firing(domain), firing(control), cuts=cuts, **fields)
 
 
 def noise(
@@ -51,7 +53,7 @@ def plant(rates: Rates, layer: int, latents: list[int], rate: float, seed: int =
     return rates | {layer: table}
 
 
-def scores_of(rows: list[LayerSpecificity]) -> np.ndarray:
+def scores_of(rows: list[SpecificityCell]) -> np.ndarray:
     return np.array([row.score for row in rows], dtype=float)
 
 
@@ -158,18 +160,18 @@ def test_dense_and_dead_latents_are_not_selected() -> None:
     rows = specificity(domain, control, **(FEW | {"top_k": 1}))
     assert rows[0].score < 0.1
     assert rows[0].n_live == 79
-    assert 5 not in select_latents(firing(domain), firing(control), 0, 80, dense_rate=0.5)
-    assert 6 not in select_latents(firing(domain), firing(control), 0, 80, dense_rate=0.5)
+    assert 5 not in select_latents(firing(domain), firing(control), 0, 80, cuts=Cuts(dense_rate=0.5))
+    assert 6 not in select_latents(firing(domain), firing(control), 0, 80, cuts=Cuts(dense_rate=0.5))
     assert specificity(domain, control, **(FEW | {"top_k": 1, "dense_rate": 1.0}))[0].score > 0.3
 
 
 def test_selected_latents_come_largest_difference_first() -> None:
     domain, control = plant(plant(noise(1), 0, [9], 0.4), 0, [3], 0.6), noise(2)
-    chosen = select_latents(firing(domain), firing(control), 0, 5, dense_rate=0.5)
+    chosen = select_latents(firing(domain), firing(control), 0, 5, cuts=Cuts(dense_rate=0.5))
     delta = domain[0].mean(0) - control[0].mean(0)
     assert chosen[:2].tolist() == [3, 9]
     assert np.all(np.diff(delta[chosen]) <= 0)
-    assert len(select_latents(firing(domain), firing(control), 0, 500, dense_rate=1.0)) == 80
+    assert len(select_latents(firing(domain), firing(control), 0, 500, cuts=Cuts(dense_rate=1.0))) == 80
     nothing = {0: np.zeros((20, 3), dtype=np.float32)}
     assert len(select_latents(firing(nothing), firing(nothing), 0, 2)) == 0
 
@@ -245,7 +247,7 @@ def test_a_latent_planted_in_the_model_is_heard_at_its_layer(
     assert p.dense(2, [5]).mean() > 0.02  # one token in about 20 is " prime"
     assert q.dense(2, [5]).max() == 0
     assert q.dense(0, [5]).mean() > 0
-    assert select_latents(p, q, 2, 1, dense_rate=0.5).tolist() == [5]
+    assert select_latents(p, q, 2, 1, cuts=Cuts(dense_rate=0.5)).tolist() == [5]
     for score in SCORES:
         rows = specificity_of_rates(p, q, score=score, **(FEW | {"top_k": 1}))
         best = max(rows, key=lambda row: row.score or 0)
@@ -262,7 +264,7 @@ def test_latent_statistics_are_scipys_over_the_live_latents() -> None:
     domain[2][:, 21], control[2][:, 21] = 0.6, 0.6  # dense, and the same in every document
     domain[2][:, 22], control[2][:, 22] = 0, 0
     domain[2][5, 22] = 0.05  # fires in one document of 120
-    table = latent_statistics(firing(domain), firing(control), 2, live_share=0.01)
+    table = latent_statistics(firing(domain), firing(control), 2, cuts=Cuts(live_share=0.01))
     assert np.flatnonzero(~table.live).tolist() == [20, 22]
     assert np.flatnonzero(table.dense).tolist() == [21]
     live = table.live
@@ -297,10 +299,10 @@ def test_a_label_permutation_agrees_with_the_mann_whitney_p() -> None:
 def test_score_draws_are_the_draws_behind_the_interval_and_the_rank() -> None:
     domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), plant(noise(2), 2, [3, 7, 11, 40], 0.05)
     domain[1][:], control[1][:] = 0, 0
-    options = {"top_k": 4, "dense_rate": 0.5, "n_bootstrap": 60}
+    options = {"top_k": 4, "n_bootstrap": 60}
     for score in SCORES:
-        draws = score_draws(firing(domain), firing(control), score=score, **options)
-        rows = specificity(domain, control, score=score, n_permutations=19, **options)
+        draws = score_draws(firing(domain), firing(control), score=score, cuts=Cuts(dense_rate=0.5), **options)
+        rows = specificity(domain, control, score=score, n_permutations=19, dense_rate=0.5, **options)
         assert draws.shape == (60, 4)
         assert np.isnan(draws[:, 1]).all()
         for row, column in zip(rows, draws.T, strict=True):
@@ -319,7 +321,7 @@ def test_observed_scores_are_the_scores_without_their_uncertainty() -> None:
     domain, control = plant(noise(1), 2, [3, 7, 11, 40], 0.12), noise(2)
     domain[0][:], control[0][:] = 0, 0
     variants = [Variant(score, k) for score in SCORES for k in (2, 500)]
-    table = observed_scores(firing(domain), firing(control), variants, dense_rate=0.5)
+    table = observed_scores(firing(domain), firing(control), variants, cuts=Cuts(dense_rate=0.5))
     assert table.shape == (8, 4)
     for row, variant in zip(table, variants, strict=True):
         few = {"n_bootstrap": 20, "n_permutations": 19, "dense_rate": 0.5}

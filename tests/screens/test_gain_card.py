@@ -6,8 +6,8 @@ import pytest
 from fake_front import FakeFront, gain
 from streamlit.testing.v1 import AppTest
 
+from stethoscope.formatting import duration_text
 from stethoscope.profiles import MINI
-from stethoscope.progress import duration_text
 from stethoscope.records import GainSpec
 from stethoscope.store import fingerprints
 from stethoscope.store.fingerprints import record_fingerprints
