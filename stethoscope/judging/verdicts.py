@@ -124,8 +124,12 @@ def _verdicts(rows: Sequence[ComparisonRow], result: BenchResult) -> str:
 
 def _difference(row: ComparisonRow) -> str:
     found = f"{points(row.difference)} points {interval(row.ci_low, row.ci_high)}"
-    few = f"; {pairs_text(row)}: {CANNOT_BE_SIGNIFICANT}" if row.cannot_be_significant else ""
-    return f"{_names([row.subject])} ({found}, Holm p {shown_p(row.holm_p)}{few})"
+    note = ""
+    if row.cannot_be_significant:
+        note = f"; {pairs_text(row)}: {CANNOT_BE_SIGNIFICANT}"
+    elif row.verdict == NOT_WORSE and row.holm_p >= SIGNIFICANCE:
+        note = "; not significant after correction"
+    return f"{_names([row.subject])} ({found}, Holm p {shown_p(row.holm_p)}{note})"
 
 
 def pairs_text(row: ComparisonRow) -> str:
