@@ -65,6 +65,7 @@ def row(result: DiagnosisResult, subject: str) -> None:
             disabled=not st.session_state["past_layers"],
         )
         st.button("Clear", key="pick-none", type="tertiary", on_click=session.set_layers, args=((),))
+        ui.link_to("edit", "Edit these layers", disabled=not st.session_state["layers"])
 
 
 def take_linked(n_layers: int) -> None:

@@ -83,6 +83,7 @@ def main() -> None:
             history.buttons()
             share.draw(recipe)
             st.caption(f"recipe {short_id(content_id(recipe))}", width="content")
+            ui.link_to("benchmark", "Benchmark this recipe", disabled=not recipe.layers)
     if not recipe.layers:
         status.show_base()
         offer_layers()

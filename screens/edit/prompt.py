@@ -38,7 +38,8 @@ def dev_problems(location: str, revision: str | None, subject: str) -> list[str]
 def _one_problem() -> Question:
     profile = session.profile()
     left, right = st.columns([1, 3])
-    st.session_state.setdefault("prompt_subject", profile.problems.subjects[0])
+    if (subject := st.session_state["subject"]) != st.session_state.get("prompt_subject_from"):
+        st.session_state.update(prompt_subject=subject, prompt_subject_from=subject)  # chosen on another screen since
     left.selectbox(
         "Subject", [*profile.problems.subjects], format_func=pretty, **mirror.mirror("prompt_subject", "prompt-subject")
     )

@@ -115,7 +115,7 @@ def main() -> None:
             ui.open_screen("diagnose")
         return
     with ui.card("History"):
-        table(runs)
+        table(runs, select=lambda run_id: st.session_state.update({"run-select": run_id}))
     with ui.card("One run", key="run-detail"):
         by_id = {run.run_id: run for run in runs}
         chosen = st.selectbox(

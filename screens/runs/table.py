@@ -1,6 +1,6 @@
 """Table of runs with short descriptions and recipes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -28,8 +28,18 @@ def summary(run: RunRecord) -> str:
     return pretty(run.about)
 
 
-def table(runs: Sequence[RunRecord]) -> None:
-    """Draw the table of runs, pinned runs first."""
+def picked(rows: Sequence[int], runs: Sequence[RunRecord]) -> str | None:
+    """Return the id of the run whose row was selected; None if the selection was cleared."""
+    return runs[rows[0]].run_id if rows and rows[0] < len(runs) else None
+
+
+def table(runs: Sequence[RunRecord], select: Callable[[str], None]) -> None:
+    """Draw the table of runs, pinned runs first; `select` is called with the id of the run whose row is clicked."""
+
+    def take_row() -> None:
+        if (run_id := picked(st.session_state["runs-table"].selection.rows, runs)) is not None:
+            select(run_id)
+
     rows = [
         {
             "pinned": run.pinned,
@@ -48,4 +58,11 @@ def table(runs: Sequence[RunRecord]) -> None:
         "about": st.column_config.TextColumn("about", width="large"),
         "seconds": st.column_config.NumberColumn("seconds", format="%.1f"),
     }
-    ui.table(rows, column_config=columns, key="runs-table", alt="Stored runs")
+    ui.table(
+        rows,
+        column_config=columns,
+        key="runs-table",
+        alt="Stored runs",
+        on_select=take_row,
+        selection_mode="single-row",
+    )

@@ -47,6 +47,11 @@ def open_screen(screen: str) -> None:
     st.switch_page(path_of(screen))
 
 
+def link_to(screen: str, label: str, *, disabled: bool = False) -> None:
+    """Draw a link to the next step, on another screen."""
+    st.page_link(path_of(screen), label=f"{label} →", disabled=disabled, width="content")
+
+
 def heading(title: str, question: str) -> None:
     """Draw the page's title and its purpose."""
     st.title(title, anchor=False)

@@ -206,3 +206,20 @@ def test_what_changed_names_the_recipe_that_the_table_compares_with(open_page: O
     named, before = shown()
     assert "alpha 1 " in named  # a choice stays while one goes on editing
     assert before == {"master_alpha": "1.0"}
+
+
+def test_the_prompt_s_subject_is_that_of_diagnose_until_another_is_chosen(open_page: Open) -> None:
+    app = open_page("edit", subject="geometry", layers=[3, 5])
+    assert app.selectbox(key="prompt-subject").value == "geometry"
+    app.selectbox(key="prompt-subject").set_value("algebra").run()
+    assert app.session_state["prompt_subject"] == "algebra"
+    app.session_state["subject"] = "precalculus"
+    app.run()
+    assert app.selectbox(key="prompt-subject").value == "precalculus"
+
+
+@pytest.mark.parametrize("layers", [[], [3, 5]])
+def test_an_edit_leads_to_its_benchmark(layers: list[int], open_page: Open) -> None:
+    app = open_page("edit", layers=layers)
+    (link,) = [link for link in app.get("page_link") if "Benchmark" in link.proto.label]
+    assert link.proto.disabled == (not layers)

@@ -173,3 +173,10 @@ def test_totals_are_in_points_and_n_is_said_once(front: FakeFront, open_page: Op
     assert row["difference, points"] == pytest.approx(7.0)
     assert row["95% CI, points"] == "[+2.0, +12.0]"
     assert (row["exact match"], row["its exact match"]) == ("44.0%", "37.0%")
+
+
+def test_picked_layers_lead_to_their_edit(open_page: Open) -> None:
+    for layers in ([], [3, 5]):
+        app = open_page("diagnose", layers=layers)
+        (link,) = [link for link in app.get("page_link") if "Edit" in link.proto.label]
+        assert link.proto.disabled == (not layers)

@@ -8,6 +8,7 @@ import pytest
 from fake_front import FakeFront, bench, first_block
 from streamlit.testing.v1 import AppTest
 
+from screens.runs.table import picked
 from stethoscope.profiles import MINI
 from stethoscope.records import BenchArm, BenchSpec, EditRecipe
 from stethoscope.store.schema import connection, insert
@@ -129,3 +130,12 @@ def test_a_benchmark_opens_though_no_slider_can_show_its_alpha(front: FakeFront,
     assert not app.error
     assert app.get("plotly_chart")
     assert app.session_state["layers"] == []
+
+
+def test_a_click_on_a_row_selects_its_run(front: FakeFront, open_page: Open) -> None:
+    for seed in range(3):
+        stored(front, a_spec(seed=seed))
+    runs = front.store.list_runs()
+    assert [picked(rows, runs) for rows in ([0], [2], [], [7])] == [runs[0].run_id, runs[2].run_id, None, None]
+    app = open_page("runs")
+    assert app.dataframe(key="runs-table").proto.selection_mode, "rows can be clicked"
