@@ -91,15 +91,18 @@ SLOW = (  # what `make check` leaves out: processes, browsers, pages, whole runs
 )
 
 
-LONGEST = (  # half a minute to minutes each: they begin first, so that none is left when other workers are done
+LONGEST = (  # half a minute to minutes each, the longest first: see `_longest_first`
+    "browser/test_walk.py",
+    "browser/test_bench_walk.py",
     "pipeline/test_memory.py",
     "hub/test_end_to_end.py",
+    "cli/test_resume.py",
     "test_isolation.py",
     "minerva/test_grading.py",
     "mini/test_artifacts.py",
+    "cli/test_commands.py",
     "mini/test_train.py",
     "pipeline/test_scoring_memory.py",
-    "cli/test_resume.py",
     "test_gpu_script.py",
 )
 
@@ -126,11 +129,29 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `SLOW` (folders end in a slash), and begin with those of `LONGEST`."""
+    """Mark the tests of `SLOW` (folders end in a slash), and let every worker begin with some of `LONGEST`."""
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: _path_in_tests(item.path) not in LONGEST)
+    items[:] = _longest_first(items, n_workers=int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _longest_first(items: list[pytest.Item], *, n_workers: int) -> list[pytest.Item]:
+    """Return `items` so that no long test is left for the end.
+
+    xdist's worksteal gives each worker an equal run of the list, and moves tests only when a worker has none left. So
+    each run begins with its share of the long files.
+    """
+    runs: list[list[pytest.Item]] = [[] for _ in range(n_workers)]
+    for place, name in enumerate(LONGEST):
+        runs[place % n_workers] += [item for item in items if _path_in_tests(item.path) == name]
+    others = [item for item in items if _path_in_tests(item.path) not in LONGEST]
+    for number, run in enumerate(runs):
+        size = len(items) * (number + 1) // n_workers - len(items) * number // n_workers
+        taken = max(0, size - len(run))
+        run += others[:taken]
+        del others[:taken]
+    return [item for run in (*runs, others) for item in run]
 
 
 @pytest.fixture(autouse=True)

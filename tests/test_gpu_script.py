@@ -23,7 +23,7 @@ def test_a_step_is_stopped_after_its_share_and_told_from_one_that_fails(
     (tmp_path / "fails.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
     (tmp_path / "prints.py").write_text("import sys\nprint(sys.argv[1:])\n", encoding="utf-8")
     monkeypatch.setattr(gpu, "STACKS_BEFORE_S", 1)
-    assert run_step(Step("sleeps", ("sleeps",), 3)) == "stopped after its share of 3 s"
+    assert run_step(Step("sleeps", ("sleeps",), 3)) == "stopped after its limit of 3 s"
     assert "sleeps.py" in capfd.readouterr().err, "the stacks say where it was"
     assert run_step(Step("fails", ("fails",), 60)) == "failed (status 3)"
     assert run_step(Step("prints", ("prints", "--a", "b"), 60)) == "done"

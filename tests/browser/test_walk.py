@@ -65,6 +65,7 @@ def expect_picked(page: Any, *layers: int) -> None:
     pressed = page.locator(".st-key-layer-pills button[aria-pressed='true']")
     expect(pressed).to_have_text([str(layer) for layer in layers], timeout=SLOW_MS)
     page.wait_for_function(OUTLINED, arg=list(layers), timeout=SLOW_MS)
+    page.wait_for_timeout(500)  # a chart is drawn a moment before Streamlit listens to it
 
 
 def test_listen_pick_inject_judge_and_find_again(page: Any, app_url: str) -> None:

@@ -90,7 +90,7 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
 }
 
 
-ONE_OF_EACH = pytest.mark.parametrize("session", ["gemma3, window 8", "llama"], indirect=True, scope="module")
+ONE_OF_EACH = pytest.mark.parametrize("loaded", ["gemma3, window 8", "llama"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
