@@ -6,7 +6,7 @@ from screens.shared import mirror, session
 from stethoscope.formatting import pretty
 
 
-def controls(n_layers: int) -> None:
+def draw(n_layers: int) -> None:
     """Draw the recipe's controls: layers, master alpha, edit type, task vector, norms and embeddings."""
     chosen, profile = st.session_state, session.profile()
     session.layer_pills("Layers", n_layers, "edit-layer-pills")

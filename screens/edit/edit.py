@@ -52,11 +52,11 @@ def offer_layers() -> None:
     Diagnose."""
     result = jobs.look("diagnosis").result
     said = "No layers picked, so the model answers like the base."
-    if not isinstance(result, DiagnosisResult):
+    order = result.order.get(st.session_state["subject"], ()) if isinstance(result, DiagnosisResult) else ()
+    if not (best := order[: int(st.session_state["top_n"])]):
         if ui.empty(said, "Diagnose first", "edit-pick"):
             ui.open_screen("diagnose")
         return
-    best = result.order.get(st.session_state["subject"], ())[: int(st.session_state["top_n"])]
     ui.empty(said, f"Pick the best {len(best)} layers", "edit-pick", lambda: session.set_layers(best))
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     if not loaded_model.has_task_vector("an edit", "edit"):
         return
     with ui.card("Recipe"):
-        controls.controls(n_layers)
+        controls.draw(n_layers)
         recipe = edit_recipe.from_session(profile)
         strengths.draw(recipe, n_layers)
         formula(recipe)

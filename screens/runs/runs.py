@@ -47,12 +47,12 @@ def _files(run: RunRecord) -> None:
         )
     if run.result_id is None:
         return
-    result = jobs.front().store.load_result(run.run_id)
+    result = jobs.load_result(jobs.front().store, run.run_id)
     if run.kind == "bench":
         benchmarks.report(run.run_id, "run-report")
     st.download_button(
         "Result JSON",
-        result.model_dump_json(indent=2),
+        lambda: result.model_dump_json(indent=2),
         f"{run.run_id}.json",
         "application/json",
         key="result-json",
